@@ -1,0 +1,63 @@
+# Every target works in .venv, which the first one makes. ARGS is passed through, as in
+# make fit ARGS="--trainer.max_epochs=2" or make test ARGS="-k boxes".
+PYTHON ?= python3
+ARGS ?=
+
+bin := .venv/bin
+pip_install := $(bin)/pip --quiet --disable-pip-version-check install --constraint constraints.txt
+# Two workers on two cores: one thread each, or they take turns.
+pytest := OMP_NUM_THREADS=1 $(bin)/pytest --numprocesses 2
+empty :=
+space := $(empty) $(empty)
+comma := ,
+# The modules whose signatures are checked while their own tests run.
+shaped := boxes codecs crops metrics
+shaped_packages := $(subst $(space),$(comma),$(shaped:%=lightning_bbox.%))
+
+.DEFAULT_GOAL := help
+.PHONY: help fit test check install install-test docker clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+
+fit: install ## train the quick start
+	$(bin)/lightning-bbox fit -c configs/quickstart.yaml $(ARGS)
+
+# The signature pass leaves out `compile`: a checked function cannot be traced in one graph.
+test: install-test ## run the tests and the examples, then the signature checks
+	$(pytest) $(ARGS)
+	$(pytest) -m "not slow and not compile" \
+	    --jaxtyping-packages=$(shaped_packages),beartype.beartype $(shaped:%=tests/test_%.py)
+
+check: install-test ## lint, formatting, types, Dockerfile
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy lightning_bbox $(wildcard benchmarks/*.py)
+	$(bin)/hadolint Dockerfile
+
+install: .venv/installed ## install the package into .venv, editable
+install-test: .venv/installed-test ## the same with the tools that test and check need
+
+docker: ## build the image lightning-bbox
+	docker build --tag lightning-bbox .
+
+clean: ## remove caches and build outputs; keeps .venv and runs
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# pip, not python: where Debian's ensurepip is missing, venv fails after python is there.
+$(bin)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo 'lightning_bbox needs Python 3.11 or newer; name one: make PYTHON=python3.12' >&2; \
+	    exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | $(bin)/pip
+	@echo 'Installing lightning_bbox into .venv; the first time takes some minutes.'
+	@$(pip_install) --editable .
+	@touch $@
+
+.venv/installed-test: pyproject.toml constraints.txt | $(bin)/pip
+	@echo 'Installing lightning_bbox and its test tools into .venv; the first time takes some minutes.'
+	@$(pip_install) --editable '.[test]'
+	@touch $@ .venv/installed

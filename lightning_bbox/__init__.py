@@ -1,0 +1,1 @@
+"""Move a rough box onto its object: box-offset regression that converges."""

@@ -1,0 +1,126 @@
+"""Backbones: from crops to feature vectors."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_bbox.errors import BadInput
+from lightning_bbox.parts import Part
+
+Downsample = Literal["stride", "max", "avg", "none"]
+
+
+class Backbone(Part):
+    """A network that is built once the size of the crops is known.
+
+    Attributes:
+        out_features: Length of the feature vector, set by `build`.
+    """
+
+    out_features: int
+
+    def build(self, crop_size: int) -> "Backbone":
+        """Make the layers for square RGB crops of this side, He-initialised from torch's global generator."""
+        raise NotImplementedError
+
+
+class ShallowConvNet(Backbone):
+    """A few convolutions, then fully connected layers on the flattened map, which keeps where things are.
+
+    Args:
+        channels: Channels of each scale; the map is halved before or within each.
+        kernel: Side of the (odd) convolution kernels.
+        convs_per_scale: Convolutions at each scale.
+        downsample: How a scale halves the map: the first convolution's stride, max or average pooling of 2 after the
+            last convolution, or not at all.
+        fc: Widths of the fully connected layers.
+        batch_norm: Normalise before each non-linearity.
+        dropout: Probability of dropping an input of the fully connected layers.
+        global_pool: Average the map over space before the fully connected layers, which loses where things are.
+
+    Raises:
+        BadInput: An argument is out of range, or there are more scales than the crop can be halved.
+
+    References:
+        He et al., Delving deep into rectifiers (2015): weights N(0, 2 / fan_in), biases 0.
+        Ioffe and Szegedy, Batch normalization (2015).
+
+    Examples:
+        >>> net = ShallowConvNet(channels=(8, 16), fc=(32,)).build(45)
+        >>> net(torch.zeros(2, 3, 45, 45)).shape
+        torch.Size([2, 32])
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (32, 64, 128),
+        kernel: int = 3,
+        convs_per_scale: int = 2,
+        downsample: Downsample = "stride",
+        fc: tuple[int, ...] = (256,),
+        batch_norm: bool = True,
+        dropout: float = 0.0,
+        global_pool: bool = False,
+    ) -> None:
+        super().__init__()
+        if not channels or min((*channels, *fc, convs_per_scale)) < 1:
+            raise BadInput(
+                f"ShallowConvNet channels {channels}, fc {fc}, convs_per_scale {convs_per_scale}: all must be positive"
+            )
+        if kernel < 1 or kernel % 2 == 0:
+            raise BadInput(f"ShallowConvNet kernel is {kernel}; expected an odd number, so that maps stay centred")
+        if not 0 <= dropout < 1:
+            raise BadInput(f"ShallowConvNet dropout is {dropout}; expected 0 to below 1")
+        self.channels, self.kernel, self.convs_per_scale = tuple(channels), kernel, convs_per_scale
+        self.downsample, self.fc, self.batch_norm = downsample, tuple(fc), batch_norm
+        self.dropout, self.global_pool = dropout, global_pool
+
+    def build(self, crop_size: int) -> "ShallowConvNet":
+        """Make and initialise the layers."""
+        if self.downsample != "none" and crop_size < 2 ** len(self.channels):
+            raise BadInput(f"crops of {crop_size} px can't be halved {len(self.channels)} times; use fewer channels")
+        self.convs = nn.Sequential(*self._conv_layers())
+        with torch.no_grad():
+            width = self.convs(torch.zeros(1, 3, crop_size, crop_size)).flatten(1).shape[1]
+        widths = [self.channels[-1] if self.global_pool else width, *self.fc]
+        self.fcs = nn.Sequential(*self._fc_layers(widths))
+        self.out_features = widths[-1]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        return self
+
+    def _conv_layers(self) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        inputs = 3
+        for outputs in self.channels:
+            for index in range(self.convs_per_scale):
+                stride = 2 if self.downsample == "stride" and index == 0 else 1
+                padding = self.kernel // 2
+                layers.append(
+                    nn.Conv2d(inputs, outputs, self.kernel, stride, padding, bias=not self.batch_norm)
+                )
+                layers += [nn.BatchNorm2d(outputs)] * self.batch_norm + [nn.ReLU()]
+                inputs = outputs
+            if self.downsample in ("max", "avg"):
+                layers.append(nn.MaxPool2d(2) if self.downsample == "max" else nn.AvgPool2d(2))
+        return layers
+
+    def _fc_layers(self, widths: list[int]) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [nn.Dropout(self.dropout)] * (self.dropout > 0)
+            layers.append(nn.Linear(inputs, outputs, bias=not self.batch_norm))
+            layers += [nn.BatchNorm1d(outputs)] * self.batch_norm + [nn.ReLU()]
+        return layers
+
+    def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b f"]:
+        """Return the features of preprocessed crops."""
+        maps = self.convs(crops)
+        pooled = maps.mean(dim=(2, 3)) if self.global_pool else maps.flatten(1)
+        features: Tensor = self.fcs(pooled)
+        return features

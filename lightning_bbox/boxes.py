@@ -1,0 +1,237 @@
+"""Boxes as tensors: formats, clipping, flipping, area and the IoU family.
+
+Every function is pure and works on any number of leading dimensions. Unless a name says otherwise a box is
+`xyxy`, float32, in continuous pixel edges: a picture spans [0, W] x [0, H] and width = x2 - x1.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Boxes = Float[Tensor, "*b 4"]
+
+EPS = 1e-7
+"""Keeps the ratios of the IoU family finite for empty boxes."""
+
+
+def xyxy_to_xywh(boxes: Boxes) -> Boxes:
+    """Convert corners to the top-left corner and the size.
+
+    Examples:
+        >>> xyxy_to_xywh(torch.tensor([1.0, 2.0, 4.0, 8.0]))
+        tensor([1., 2., 3., 6.])
+    """
+    return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], dim=-1)
+
+
+def xywh_to_xyxy(boxes: Float[Tensor, "*b 4"]) -> Boxes:
+    """Convert the top-left corner and the size to corners.
+
+    Examples:
+        >>> xywh_to_xyxy(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+        tensor([1., 2., 4., 8.])
+    """
+    return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Boxes) -> Float[Tensor, "*b 4"]:
+    """Convert corners to the centre and the size.
+
+    Examples:
+        >>> xyxy_to_cxcywh(torch.tensor([1.0, 2.0, 4.0, 8.0]))
+        tensor([2.5000, 5.0000, 3.0000, 6.0000])
+    """
+    return torch.cat([box_centers(boxes), box_sizes(boxes)], dim=-1)
+
+
+def cxcywh_to_xyxy(boxes: Float[Tensor, "*b 4"]) -> Boxes:
+    """Convert the centre and the size to corners.
+
+    Examples:
+        >>> cxcywh_to_xyxy(torch.tensor([2.5, 5.0, 3.0, 6.0]))
+        tensor([1., 2., 4., 8.])
+    """
+    half = boxes[..., 2:] / 2
+    return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1)
+
+
+def box_centers(boxes: Boxes) -> Float[Tensor, "*b 2"]:
+    """Return the centres (x, y).
+
+    Examples:
+        >>> box_centers(torch.tensor([1.0, 2.0, 4.0, 8.0]))
+        tensor([2.5000, 5.0000])
+    """
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def box_sizes(boxes: Boxes) -> Float[Tensor, "*b 2"]:
+    """Return the sizes as (width, height), negative where corners are swapped.
+
+    Examples:
+        >>> box_sizes(torch.tensor([1.0, 2.0, 4.0, 8.0]))
+        tensor([3., 6.])
+    """
+    return boxes[..., 2:] - boxes[..., :2]
+
+
+def box_area(boxes: Boxes) -> Float[Tensor, "*b"]:
+    """Return the area in square pixels; a box with swapped corners has none.
+
+    Examples:
+        >>> box_area(torch.tensor([[1.0, 2.0, 4.0, 8.0], [3.0, 3.0, 1.0, 1.0]]))
+        tensor([18.,  0.])
+    """
+    return box_sizes(boxes).clamp(min=0).prod(dim=-1)
+
+
+def scale_boxes(boxes: Boxes, factor: float) -> Boxes:
+    """Scale boxes about their centres.
+
+    Examples:
+        >>> scale_boxes(torch.tensor([0.0, 0.0, 10.0, 20.0]), 1.5)
+        tensor([-2.5000, -5.0000, 12.5000, 25.0000])
+    """
+    centers, half = box_centers(boxes), box_sizes(boxes) * (factor / 2)
+    return torch.cat([centers - half, centers + half], dim=-1)
+
+
+def square_boxes(boxes: Boxes) -> Boxes:
+    """Widen the shorter side about the centre until the box is square.
+
+    Examples:
+        >>> square_boxes(torch.tensor([0.0, 0.0, 10.0, 20.0]))
+        tensor([-5.,  0., 15., 20.])
+    """
+    centers = box_centers(boxes)
+    half = box_sizes(boxes).amax(dim=-1, keepdim=True) / 2
+    return torch.cat([centers - half, centers + half], dim=-1)
+
+
+def shift_boxes(boxes: Boxes, shifts: Float[Tensor, "*b 2"]) -> Boxes:
+    """Move boxes by shifts (x, y) in pixels.
+
+    Examples:
+        >>> shift_boxes(torch.tensor([0.0, 0.0, 10.0, 20.0]), torch.tensor([1.0, -1.0]))
+        tensor([ 1., -1., 11., 19.])
+    """
+    return boxes + torch.cat([shifts, shifts], dim=-1)
+
+
+def mirror_boxes(boxes: Boxes, centers: Float[Tensor, "*b 2"], flips: Float[Tensor, "*b 2"]) -> Boxes:
+    """Mirror boxes about the vertical and horizontal lines through given centres.
+
+    Args:
+        boxes: Boxes to mirror.
+        centers: Points (x, y) that stay where they are.
+        flips: 1 to mirror left-right (first) or up-down (second), 0 to leave alone.
+
+    Examples:
+        >>> mirror_boxes(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([5.0, 5.0]), torch.tensor([1.0, 0.0]))
+        tensor([7., 2., 9., 4.])
+    """
+    low, high = boxes[..., :2], boxes[..., 2:]
+    mirrored = torch.cat([2 * centers - high, 2 * centers - low], dim=-1)
+    return torch.where(torch.cat([flips, flips], dim=-1) > 0, mirrored, boxes)
+
+
+def clip_boxes(boxes: Boxes, size: tuple[float, float]) -> Boxes:
+    """Clip boxes to a picture.
+
+    Args:
+        boxes: Boxes to clip.
+        size: Height and width of the picture.
+
+    Examples:
+        >>> clip_boxes(torch.tensor([-5.0, 2.0, 40.0, 80.0]), (60, 30))
+        tensor([ 0.,  2., 30., 60.])
+    """
+    limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def _intersection_and_union(boxes: Boxes, others: Boxes) -> tuple[Tensor, Tensor]:
+    low = torch.maximum(boxes[..., :2], others[..., :2])
+    high = torch.minimum(boxes[..., 2:], others[..., 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    return intersection, box_area(boxes) + box_area(others) - intersection
+
+
+def _enclosing_sizes(boxes: Boxes, others: Boxes) -> Tensor:
+    low = torch.minimum(boxes[..., :2], others[..., :2])
+    high = torch.maximum(boxes[..., 2:], others[..., 2:])
+    return (high - low).clamp(min=0)
+
+
+def paired_iou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
+    """Return the intersection over union of each box with its partner (0 for two empty boxes).
+
+    Examples:
+        >>> paired_iou(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([[5.0, 0.0, 15.0, 10.0]]))
+        tensor([0.3333])
+    """
+    intersection, union = _intersection_and_union(boxes, others)
+    return intersection / union.clamp(min=EPS)
+
+
+def paired_giou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
+    """Return the generalised IoU: IoU - (C - U) / C, C the enclosing box's area.
+
+    References:
+        Rezatofighi et al., Generalized intersection over union (2019), algorithm 1.
+
+    Examples:
+        >>> paired_giou(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[2.0, 0.0, 3.0, 1.0]]))
+        tensor([-0.3333])
+    """
+    intersection, union = _intersection_and_union(boxes, others)
+    enclosing = _enclosing_sizes(boxes, others).prod(dim=-1).clamp(min=EPS)
+    return intersection / union.clamp(min=EPS) - (enclosing - union) / enclosing
+
+
+def paired_diou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
+    """Return the distance IoU: IoU - (centre distance / enclosing diagonal)^2.
+
+    References:
+        Zheng et al., Distance-IoU loss (2020), equation 6.
+
+    Examples:
+        >>> paired_diou(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[2.0, 0.0, 3.0, 1.0]]))
+        tensor([-0.4000])
+    """
+    distance = (box_centers(boxes) - box_centers(others)).square().sum(dim=-1)
+    diagonal = _enclosing_sizes(boxes, others).square().sum(dim=-1).clamp(min=EPS)
+    return paired_iou(boxes, others) - distance / diagonal
+
+
+def paired_ciou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
+    """Return the complete IoU: distance IoU - alpha v, v the difference of the aspect angles.
+
+    The weight alpha = v / (1 - IoU + v) carries no gradient.
+
+    References:
+        Zheng et al., Distance-IoU loss (2020), equations 8 to 11.
+
+    Examples:
+        >>> paired_ciou(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[2.0, 0.0, 3.0, 1.0]]))
+        tensor([-0.4000])
+    """
+    angles = [torch.atan2(size[..., 0], size[..., 1]) for size in (box_sizes(boxes), box_sizes(others))]
+    v = 4 / math.pi**2 * (angles[0] - angles[1]).square()
+    with torch.no_grad():
+        alpha = v / (1 - paired_iou(boxes, others) + v).clamp(min=EPS)
+    return paired_diou(boxes, others) - alpha * v
+
+
+def pairwise_iou(boxes: Float[Tensor, "n 4"], others: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
+    """Return the IoU of every box with every other one.
+
+    For the rest of the family broadcast the paired functions in the same way.
+
+    Examples:
+        >>> pairwise_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0]]))
+        tensor([[1.0000, 0.3333]])
+    """
+    return paired_iou(boxes[:, None], others[None])

@@ -1,0 +1,221 @@
+"""The command line: `lightning-bbox fit|validate|test`, built on LightningCLI."""
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_bbox.callbacks import PlainProgress, RunReport, TensorBoardPictures, Throughput
+from lightning_bbox.data import CropDataModule
+from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.tasks import BoxRegressor, Diverged
+
+PRESET = "preset:"
+_PACKAGE = Path(__file__).parent
+CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+"""Where presets lie: inside an installed package, beside it in a checkout."""
+
+EPOCHS = 26
+
+
+class BoxCLI(LightningCLI):
+    """LightningCLI with a run folder, our defaults for the trainer, and the test at the end of `fit`."""
+
+    run_folder: Path
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands and what of the trainer's arguments isn't an option."""
+        commands = LightningCLI.subcommands()
+        return {name: commands[name] for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder, and one seed for everything."""
+        parser.add_argument("--name", type=str | None, help="name of the run; by default the config's stem and the time")
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it is: a checkpoint's own settings never replace what was asked for."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle on the run's folder."""
+        config = self.config[self.subcommand]
+        name = config.name or os.environ.get("LIGHTNING_BBOX_RUN") or _default_name(config)
+        self.run_folder = Path(config.runs) / name
+        launched = "LOCAL_RANK" in os.environ
+        if self.subcommand == "fit" and not launched and not config.ckpt_path and self.run_folder.exists():
+            raise BadInput(
+                f"{self.run_folder}: a run of this name exists; choose another --name, or continue it with "
+                f"--resume {self.run_folder}"
+            )
+        os.environ["LIGHTNING_BBOX_RUN"] = name
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add the logger and callbacks that every run has."""
+        config = self._get(self.config_init, "trainer")
+        if config.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(
+                str(self.run_folder.parent), name="", version=self.run_folder.name, default_hp_metric=False
+            )
+        callbacks: list[pl.Callback] = [
+            RunReport(self.run_folder),
+            TensorBoardPictures(self._settings()),
+            Throughput(),
+        ]
+        if config.enable_checkpointing is not False:
+            callbacks.append(
+                ModelCheckpoint(
+                    dirpath=self.run_folder / "checkpoints",
+                    filename="best",
+                    monitor="val/mae_px",
+                    save_last=True,
+                    save_on_exception=True,
+                    enable_version_counter=False,
+                )
+            )
+        if config.enable_progress_bar is None:
+            kwargs["enable_progress_bar"] = sys.stderr.isatty()
+        if not kwargs.get("enable_progress_bar", config.enable_progress_bar):
+            callbacks.append(PlainProgress())
+        kwargs["default_root_dir"] = str(self.run_folder)
+        trainer_config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        trainer: pl.Trainer = self._instantiate_trainer(trainer_config, callbacks)
+        return trainer
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the model's and data's configuration by dotted name, for TensorBoard's hparams view."""
+        self._dump_config()
+        return _flat({key: self.config_dump[key] for key in ("model", "data", "seed_everything")})
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint."""
+        if self.trainer.interrupted or self.trainer.fast_dev_run:
+            return
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", weights_only=True, verbose=False)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 1 diverged, 2 bad input, 130 interrupted.
+
+    Args:
+        args: The command line; that of the process by default.
+
+    Examples:
+        >>> main(["fit", "-c", "preset:no_such"])
+        2
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    os.environ.pop("LIGHTNING_BBOX_RUN", None) if "LOCAL_RANK" not in os.environ else None
+    try:
+        BoxCLI(
+            BoxRegressor,
+            CropDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=resolve(arguments),
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"allow_abbrev": False, "prog": "lightning-bbox"},
+            trainer_defaults={
+                "max_epochs": EPOCHS,
+                "precision": default_precision(),
+                "log_every_n_steps": 50,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+            },
+        )
+    except BadInput as error:
+        sys.stderr.write(f"lightning-bbox: {error}\n")
+        return 2
+    except Diverged as error:
+        sys.stderr.write(f"lightning-bbox: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(main())
+
+
+def default_precision() -> str:
+    """Return bf16-mixed where the hardware multiplies in bf16, else fp32.
+
+    Examples:
+        >>> default_precision() in ("bf16-mixed", "32-true")
+        True
+    """
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if fast else "32-true"
+
+
+def resolve(arguments: list[str]) -> list[str]:
+    """Replace presets by their files, and `--resume FOLDER` by the options it stands for.
+
+    Raises:
+        BadInput: There is no such preset, or no run to resume.
+
+    Examples:
+        >>> resolve(["fit", "--trainer.max_epochs=1"])
+        ['fit', '--trainer.max_epochs=1']
+    """
+    resolved: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--resume" or argument.startswith("--resume="):
+            folder = argument.partition("=")[2] or next(rest, "")
+            resolved += _resumed(Path(folder))
+        elif PRESET in argument:
+            option, _, name = argument.partition(PRESET)
+            resolved.append(option + str(_preset(name)))
+        else:
+            resolved.append(argument)
+    return resolved
+
+
+def _preset(name: str) -> Path:
+    for folder in CONFIG_FOLDERS:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    names = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
+    raise BadInput(f"there is no preset {name!r}; choose one of {listed(names)}")
+
+
+def _resumed(folder: Path) -> list[str]:
+    config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    for path in (config, checkpoint):
+        if not path.is_file():
+            raise BadInput(f"{path}: missing, so this run can't be resumed; start it anew")
+    return [f"--config={config}", f"--runs={folder.parent}", f"--name={folder.name}", f"--ckpt_path={checkpoint}"]
+
+
+def _default_name(config: Any) -> str:  # noqa: ANN401 (jsonargparse's namespace)
+    files = config.get("config") or []
+    stem = Path(str(files[0])).stem if files else "run"
+    return f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _flat(tree: object, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree if isinstance(tree, bool | int | float | str) else str(tree)}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix and key != "init_args" else prefix or str(key))
+    return flat

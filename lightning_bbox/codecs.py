@@ -1,0 +1,238 @@
+"""Codecs: true boxes and anchors to targets, and back.
+
+One codec serves sampler, loss, decoder and exporter; its statistics are buffers and travel in the checkpoint. Targets
+are Girshick's deltas (dx, dy) or (dx, dy, dw, dh), shifted and scaled coordinate by coordinate.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_bbox.boxes import Boxes, box_centers, box_sizes
+from lightning_bbox.crops import CropGeometry
+from lightning_bbox.errors import BadInput
+from lightning_bbox.parts import Part
+
+MAX_LOG_SIZE = math.log(1000 / 16)
+"""Decoding clamps dw and dh here, so that exp can't overflow (the constant is Detectron's)."""
+
+Deltas = Float[Tensor, "*b n"]
+
+
+def encode_deltas(boxes: Boxes, anchors: Boxes) -> Float[Tensor, "*b 4"]:
+    """Encode boxes as R-CNN deltas relative to anchors.
+
+    The centre's shift is in units of the anchor's size, the change of size is the logarithm of a ratio. Not finite
+    where a width or height isn't positive.
+
+    Args:
+        boxes: Boxes to encode, `xyxy`.
+        anchors: The box each one is relative to, same frame.
+
+    References:
+        Girshick et al., Rich feature hierarchies (2014), appendix C, equations 6-9.
+
+    Examples:
+        >>> encode_deltas(torch.tensor([[1.0, 1.0, 11.0, 21.0]]), torch.tensor([[0.0, 0.0, 10.0, 20.0]]))
+        tensor([[0.1000, 0.0500, 0.0000, 0.0000]])
+    """
+    sizes = box_sizes(anchors)
+    shifts = (box_centers(boxes) - box_centers(anchors)) / sizes
+    return torch.cat([shifts, torch.log(box_sizes(boxes) / sizes)], dim=-1)
+
+
+def decode_deltas(deltas: Deltas, anchors: Boxes) -> Boxes:
+    """Apply deltas to anchors; with two of them the size stays.
+
+    Args:
+        deltas: (dx, dy) or (dx, dy, dw, dh).
+        anchors: The box each one is relative to, `xyxy`.
+
+    References:
+        Girshick et al., Rich feature hierarchies (2014), appendix C, equations 1-4.
+
+    Examples:
+        >>> decode_deltas(torch.tensor([[0.1, 0.05]]), torch.tensor([[0.0, 0.0, 10.0, 20.0]]))
+        tensor([[ 1.,  1., 11., 21.]])
+    """
+    sizes = box_sizes(anchors)
+    centers = box_centers(anchors) + deltas[..., :2] * sizes
+    if deltas.shape[-1] == 4:
+        sizes = sizes * torch.exp(deltas[..., 2:].clamp(-MAX_LOG_SIZE, MAX_LOG_SIZE))
+    return torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1)
+
+
+@dataclass(frozen=True)
+class OffsetSpec:
+    """What a model must know of the data to be built: it travels in the checkpoint.
+
+    Args:
+        geometry: How proposals become crops.
+        num_targets: 2 for (dx, dy), 4 for (dx, dy, dw, dh).
+        max_shift: Largest shift to expect, in px.
+        max_log_size: Largest change of log size to expect.
+    """
+
+    geometry: CropGeometry
+    num_targets: int
+    max_shift: float
+    max_log_size: float
+
+    @property
+    def bounds(self) -> list[float]:
+        """Largest magnitude of each coordinate, in px and in log size."""
+        return [self.max_shift] * 2 + [self.max_log_size] * (self.num_targets - 2)
+
+    @property
+    def units(self) -> list[float]:
+        """Size of one px, or of one unit of log size, as a delta."""
+        return [1 / self.geometry.px_per_delta] * 2 + [1.0] * (self.num_targets - 2)
+
+
+class TargetSpace(NamedTuple):
+    """How targets relate to px: a px offset p is the target `origin + p * unit`, coordinate by coordinate.
+
+    Attributes:
+        unit: One px, or one unit of log size, in target units.
+        origin: The target of a perfect proposal.
+        std: Standard deviation of the training targets.
+        bound: Largest offset to expect, in px and in log size.
+    """
+
+    unit: Float[Tensor, " n"]
+    origin: Float[Tensor, " n"]
+    std: Float[Tensor, " n"]
+    bound: Float[Tensor, " n"]
+
+
+class DeltaCodec(Part):
+    """Girshick's deltas as they are: the question's unscaled targets.
+
+    Subclasses choose another shift and scale of the targets.
+
+    Examples:
+        >>> codec = DeltaCodec().build(OffsetSpec(CropGeometry(), 2, 5.0, 0.0))
+        >>> anchors = torch.tensor([[0.0, 0.0, 30.0, 30.0]])
+        >>> codec.encode(torch.tensor([[3.0, 0.0, 33.0, 30.0]]), anchors)
+        tensor([[0.1000, 0.0000]])
+    """
+
+    shift: Tensor
+    scale: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def build(self, spec: OffsetSpec) -> "DeltaCodec":
+        """Make the buffers for a number of targets."""
+        self.spec = spec
+        for name, value in (("shift", 0.0), ("scale", 1.0), ("mean", 0.0), ("std", 1.0)):
+            self.register_buffer(name, torch.full((spec.num_targets,), value))
+        return self
+
+    def fit(self, gt_boxes: Boxes, anchors: Boxes) -> None:
+        """Set the scaling and the statistics from the training split.
+
+        Args:
+            gt_boxes: True boxes of training samples.
+            anchors: Their anchors.
+
+        Raises:
+            BadInput: The targets of one coordinate are all the same, so there is nothing to learn.
+        """
+        deltas = encode_deltas(gt_boxes.double().cpu(), anchors.double().cpu())[:, : self.spec.num_targets]
+        if not bool((deltas.std(dim=0) > 0).all()):
+            raise BadInput(
+                f"the {len(deltas)} training targets of one coordinate are all the same: there is nothing to learn; "
+                f"check the jitter, or use 2 targets where sizes don't change"
+            )
+        shift, scale = self._scaling(deltas)
+        targets = (deltas - shift) / scale
+        self.shift.copy_(shift)
+        self.scale.copy_(scale)
+        self.mean.copy_(targets.mean(dim=0))
+        self.std.copy_(targets.std(dim=0))
+
+    def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(deltas[0]), torch.ones_like(deltas[0])
+
+    def encode(self, gt_boxes: Boxes, anchors: Boxes) -> Float[Tensor, "*b n"]:
+        """Return the targets of true boxes, in fp32."""
+        deltas = encode_deltas(gt_boxes.float(), anchors.float())[..., : self.spec.num_targets]
+        return (deltas - self.shift) / self.scale
+
+    def decode(self, targets: Float[Tensor, "*b n"], anchors: Boxes) -> Boxes:
+        """Return the boxes of targets, in fp32: the inverse of `encode`."""
+        return decode_deltas(targets.float() * self.scale + self.shift, anchors.float())
+
+    def space(self) -> TargetSpace:
+        """Return the way from px to targets."""
+        unit = self.scale.new_tensor(self.spec.units) / self.scale
+        return TargetSpace(unit, -self.shift / self.scale, self.std, self.scale.new_tensor(self.spec.bounds))
+
+
+class FixedStdCodec(DeltaCodec):
+    """Deltas over fixed standard deviations.
+
+    Args:
+        stds: One for each of dx, dy, dw, dh.
+
+    References:
+        Girshick, Fast R-CNN (2015): its code divides by (0.1, 0.1, 0.2, 0.2).
+
+    Examples:
+        >>> FixedStdCodec().recipe()["class_path"]
+        'lightning_bbox.codecs.FixedStdCodec'
+    """
+
+    def __init__(self, stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)) -> None:
+        super().__init__()
+        if min(stds) <= 0:
+            raise BadInput(f"codec stds {stds} must be positive")
+        self.stds = stds
+
+    def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(deltas[0]), deltas.new_tensor(self.stds[: self.spec.num_targets])
+
+
+class MeanStdCodec(DeltaCodec):
+    """Deltas minus the training mean, over the training standard deviation: unit variance, whatever the jitter.
+
+    References:
+        Girshick et al., Rich feature hierarchies (2014) normalises its targets likewise.
+
+    Examples:
+        >>> MeanStdCodec().recipe()["class_path"]
+        'lightning_bbox.codecs.MeanStdCodec'
+    """
+
+    def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
+        return deltas.mean(dim=0), deltas.std(dim=0)
+
+
+class MaxShiftCodec(DeltaCodec):
+    """Deltas over the largest one to expect, so that targets lie in [-1, 1]: the question's own remedy.
+
+    Examples:
+        >>> MaxShiftCodec().recipe()["class_path"]
+        'lightning_bbox.codecs.MaxShiftCodec'
+    """
+
+    def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
+        largest = deltas.new_tensor(self.spec.bounds) * deltas.new_tensor(self.spec.units)
+        return torch.zeros_like(largest), largest
+
+
+class PixelCodec(DeltaCodec):
+    """Shifts in px (1/45 of the crop's side); sizes stay logarithms.
+
+    Examples:
+        >>> PixelCodec().recipe()["class_path"]
+        'lightning_bbox.codecs.PixelCodec'
+    """
+
+    def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(deltas[0]), deltas.new_tensor(self.spec.units)

@@ -1,0 +1,65 @@
+"""One switch for torch.compile: asked for, refused, or decided by what the machine has."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Literal, ParamSpec, TypeVar
+
+import torch
+
+from lightning_bbox.errors import BadInput
+
+Compile = Literal["auto"] | bool
+"""`true` compiles or refuses, `false` never compiles, `auto` compiles where it pays."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def has_cxx_compiler() -> bool:
+    """Tell whether the C++ compiler that torch.compile calls on the CPU is there.
+
+    Examples:
+        >>> isinstance(has_cxx_compiler(), bool)
+        True
+    """
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+def should_compile(choice: Compile, device: torch.device, pays_on_cpu: bool) -> bool:
+    """Decide whether to compile for a device.
+
+    Args:
+        choice: What the user asked for.
+        device: Where the code will run.
+        pays_on_cpu: Whether `auto` compiles on the CPU too.
+
+    Raises:
+        BadInput: Compilation was asked for and there is no C++ compiler.
+
+    Examples:
+        >>> should_compile(False, torch.device("cpu"), pays_on_cpu=True)
+        False
+    """
+    if choice is False or (choice == "auto" and device.type not in ("cuda", "cpu")):
+        return False
+    wanted = choice is True or device.type == "cuda" or pays_on_cpu
+    if not wanted or has_cxx_compiler():
+        return wanted
+    if choice is True:
+        raise BadInput("compile is true, but no C++ compiler was found; install g++, set CXX, or use compile: auto")
+    warnings.warn("no C++ compiler found: running uncompiled, which is slower; install g++ or set CXX", stacklevel=2)
+    return False
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a kernel whole, without bounds checks: it must clamp its own indices.
+
+    Checks cost a third of the cut on the CPU (1.6 against 2.2 ms for 128 crops of 45 px on two cores).
+
+    Examples:
+        >>> callable(compiled(torch.sin))
+        True
+    """
+    return torch.compile(function, fullgraph=True, options={"assert_indirect_indexing": False})

@@ -1,0 +1,382 @@
+"""The base of all data modules: from items to batches of crops on the device.
+
+A loader yields row numbers only. The rows' boxes, proposals and random numbers are laid out for a whole epoch by the
+plan, moved to the device once, and the crops are cut there.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from lightning_bbox.augment import Augment, NoiseBank
+from lightning_bbox.boxes import Boxes, box_centers, box_sizes, mirror_boxes
+from lightning_bbox.codecs import OffsetSpec, encode_deltas
+from lightning_bbox.compiling import Compile, should_compile
+from lightning_bbox.crops import CropGeometry, compiled_bilinear, cut_crops, sample_bilinear
+from lightning_bbox.errors import BadInput
+from lightning_bbox.images import ImageStore
+from lightning_bbox.jitter import Jitter, UniformJitter
+from lightning_bbox.plan import EpochPlan, rank_share, stream_seed
+
+Split = Literal["train", "train_eval", "val", "test"]
+"""`train_eval` are fixed, unaugmented draws from the training items: people get stuck there already."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """What one split draws from.
+
+    Attributes:
+        image_index: Picture of each item in the store.
+        boxes: True boxes, `xyxy` in picture pixels.
+        labels: Class of each item.
+        clusters: What the bootstrap resamples: pictures, or groups of patches.
+        proposals: Proposals that are given; None draws them from the jitter law.
+        skipped: One sentence for each bad item left out.
+    """
+
+    image_index: Int64[Tensor, " n"]
+    boxes: Boxes
+    labels: Int64[Tensor, " n"]
+    clusters: Int64[Tensor, " n"]
+    proposals: Boxes | None = None
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a data module reads: the pictures, and the items of each split.
+
+    Attributes:
+        store: The pictures of all splits.
+        splits: Items by "train", "val" and "test".
+        classes: Names of the labels.
+        notes: Sentences a person should read before trusting the data.
+    """
+
+    store: ImageStore
+    splits: dict[str, Items]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Samples(NamedTuple):
+    """Every sample of one epoch of a split, a row each, in picture pixels.
+
+    `flips` mirrors a sample about its anchor's centre: `gt_boxes` are mirrored already, the crop is mirrored by the cut.
+    """
+
+    items: Int64[Tensor, " n"]
+    image_index: Int64[Tensor, " n"]
+    gt_boxes: Float[Tensor, "n 4"]
+    proposals: Float[Tensor, "n 4"]
+    anchors: Float[Tensor, "n 4"]
+    flips: Float[Tensor, "n 2"]
+    factors: Float[Tensor, "n f"]
+    noise: Int64[Tensor, " n"]
+
+    def take(self, rows: Int64[Tensor, " b"]) -> "Samples":
+        """Return some rows."""
+        return Samples(*(tensor[rows] for tensor in self))
+
+    def to(self, device: torch.device) -> "Samples":
+        """Move all rows."""
+        return Samples(*(tensor.to(device) for tensor in self))
+
+
+class Rows(NamedTuple):
+    """What a loader yields: which rows of which epoch; `valid` is false where a row only fills up the batch."""
+
+    split: Split
+    epoch: int
+    rows: Int64[Tensor, " b"]
+    valid: Bool[Tensor, " b"]
+
+
+class Batch(NamedTuple):
+    """What a model sees: crops, and the boxes that go with them.
+
+    Attributes:
+        crops: RGB crops, in [0, 1] but for noise.
+        gt_boxes: True boxes, `xyxy` in the (possibly mirrored) picture.
+        anchors: The boxes that targets are relative to, same frame.
+        rows: Row of each sample in its epoch.
+        valid: False where a sample only fills up the batch.
+    """
+
+    crops: Float[Tensor, "b 3 s s"]
+    gt_boxes: Float[Tensor, "b 4"]
+    anchors: Float[Tensor, "b 4"]
+    rows: Int64[Tensor, " b"]
+    valid: Bool[Tensor, " b"]
+
+
+class PlanLoader:
+    """Yield the rows of each global batch that belong to this rank, from wherever the run stands.
+
+    Args:
+        split: Split to walk through.
+        num_rows: Samples in an epoch.
+        batch_size: Size of the global batch.
+        rank: This process.
+        world_size: Number of processes.
+        position: Called at the first batch: the epoch and the global batch to begin with.
+        full: Leave out a short last batch, instead of filling it up.
+
+    Examples:
+        >>> loader = PlanLoader("val", num_rows=5, batch_size=4, rank=0, world_size=1)
+        >>> [batch.valid.sum().item() for batch in loader]
+        [4, 1]
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        num_rows: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        full: bool = False,
+    ) -> None:
+        self.split, self.num_rows, self.batch_size = split, num_rows, batch_size
+        self.rank, self.world_size, self.position, self.full = rank, world_size, position, full
+
+    def __len__(self) -> int:
+        """Return the number of batches in a whole epoch."""
+        return self.num_rows // self.batch_size if self.full else -(-self.num_rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Walk from the position to the end of the epoch."""
+        epoch, first = self.position()
+        share = -(-self.batch_size // self.world_size)
+        for index in range(first, len(self)):
+            rows = rank_share(self.num_rows, self.batch_size, index, self.rank, self.world_size)
+            if self.full:
+                yield Rows(self.split, epoch, rows, torch.ones(len(rows), dtype=torch.bool))
+                continue
+            filled = torch.zeros(share, dtype=torch.int64)
+            filled[: len(rows)] = rows
+            yield Rows(self.split, epoch, filled, torch.arange(share) < len(rows))
+
+
+class CropDataModule(pl.LightningDataModule):
+    """Cut shifted crops on the device, in an order and with random numbers fixed by the seed.
+
+    Subclasses read the pictures and boxes in `read`.
+
+    Args:
+        crop: How proposals become crops.
+        jitter: Law of the proposals; uniform shifts of 5 px by default.
+        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh).
+        augment: What happens to training crops; flips by default.
+        batch_size: Size of the global batch, over all processes.
+        draws_per_epoch: Training samples in an epoch; boxes are used evenly.
+        eval_draws: Samples of each evaluation, the same for every model and epoch.
+        seed: Seed of order, proposals and augmentation; validation and test don't depend on it.
+        compile: Compile the cut; `auto` does where there is a compiler.
+        sensor_noise: Standard deviation of the noise added to every crop, as a fraction of the range.
+    """
+
+    def __init__(
+        self,
+        crop: CropGeometry,
+        jitter: Jitter | None,
+        num_targets: Literal[2, 4],
+        augment: Augment | None,
+        batch_size: int,
+        draws_per_epoch: int,
+        eval_draws: int,
+        seed: int,
+        compile: Compile,  # noqa: A002 (the name of the option everywhere)
+        sensor_noise: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_draws", eval_draws)):
+            if value < 1:
+                raise BadInput(f"data {name} is {value}; expected at least 1")
+        if draws_per_epoch < batch_size:
+            raise BadInput(f"data draws_per_epoch {draws_per_epoch} is below batch_size {batch_size}: no batch is full")
+        self.geometry = crop
+        self.jitter = jitter or UniformJitter()
+        self.num_targets = num_targets
+        self.augment = augment or Augment()
+        self.batch_size, self.draws_per_epoch, self.eval_draws = batch_size, draws_per_epoch, eval_draws
+        self.seed, self.compile, self.sensor_noise = seed, compile, sensor_noise
+        self.noise = NoiseBank(("noise",), window=3 * crop.size**2)
+        self.failed_draws: dict[str, int] = {}
+        self._source: Source | None = None
+        self._laid_out: dict[Split, tuple[int, Samples]] = {}
+
+    def read(self) -> Source:
+        """Read pictures and boxes; called once."""
+        raise NotImplementedError
+
+    @property
+    def source(self) -> Source:
+        """The pictures and items, read at the first use."""
+        if self._source is None:
+            source = self.read()
+            for name, items in source.splits.items():
+                if not len(items):
+                    raise BadInput(f"the {name} split has no boxes left; check splits, classes and least size")
+            self._source = source
+            if self.geometry.supersample is None:
+                self.geometry = replace(self.geometry, supersample=self._median_shrink(source.splits["train"]))
+        return self._source
+
+    def setup(self, stage: str) -> None:
+        """Read the data, on every process."""
+        assert self.source
+
+    def spec(self) -> OffsetSpec:
+        """Return what a model must know of the data."""
+        train = self.source.splits["train"]
+        max_shift, max_log_size = self.jitter.bounds(self.geometry)
+        if train.proposals is not None:
+            shifts = encode_deltas(train.boxes, self.geometry.anchors(train.proposals))[:, :2]
+            max_shift = float(shifts.abs().max()) * self.geometry.px_per_delta
+        if self.geometry.square:
+            width, height = box_sizes(train.boxes).unbind(dim=1)
+            max_log_size += float((width / height).log().abs().max())
+        return OffsetSpec(self.geometry, self.num_targets, max_shift, max_log_size)
+
+    def samples(self, split: Split, epoch: int = 0) -> Samples:
+        """Lay out all samples of an epoch: a pure function of the seed, on the CPU."""
+        items = self.source.splits["train" if split.startswith("train") else split]
+        training = split == "train"
+        seed = self.seed if training else stream_seed("evaluation", split)
+        plan = EpochPlan(seed, epoch, len(items), self.draws_per_epoch if training else self.eval_draws)
+        order = plan.order
+        gt_boxes = items.boxes[order]
+        if items.proposals is None:
+            uniforms = plan.uniform("jitter", self.jitter.columns * self.jitter.tries)
+            jittered = self.jitter.propose(gt_boxes, uniforms, self.geometry, resize=self.num_targets == 4)
+            proposals = jittered.proposals
+            self.failed_draws[split] = int(jittered.failed.sum())
+        else:
+            proposals = items.proposals[order]
+        anchors = self.geometry.anchors(proposals)
+        flips = self.augment.flips(plan) if training else torch.zeros(len(order), 2)
+        factors = self.augment.factors(plan) if training else None
+        return Samples(
+            items=order,
+            image_index=items.image_index[order],
+            gt_boxes=mirror_boxes(gt_boxes, box_centers(anchors), flips),
+            proposals=proposals,
+            anchors=anchors,
+            flips=flips,
+            factors=torch.zeros(len(order), 0) if factors is None else factors,
+            noise=self.noise.offsets(plan),
+        )
+
+    def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
+        """Cut the crops of samples, mirrored where their flips say so, without noise or photometry."""
+        device = samples.anchors.device
+        source = self.source
+        if source.store.pixels.device != device:
+            self._source = source = replace(source, store=source.store.to(device))
+        crop_boxes = self.geometry.crop_boxes(samples.anchors)
+        x1, y1, x2, y2 = crop_boxes.unbind(dim=1)
+        flip_x, flip_y = (samples.flips > 0).unbind(dim=1)
+        corners = [
+            torch.where(flip_x, x2, x1), torch.where(flip_y, y2, y1),
+            torch.where(flip_x, x1, x2), torch.where(flip_y, y1, y2),
+        ]  # fmt: skip
+        fast = should_compile(self.compile, device, pays_on_cpu=True)
+        return cut_crops(
+            source.store,
+            samples.image_index,
+            torch.stack(corners, dim=1),
+            self.geometry.size,
+            self.geometry.supersample or 1,
+            compiled_bilinear if fast else sample_bilinear,
+        )
+
+    @torch.no_grad()
+    def make_batch(self, rows: Rows) -> Batch:
+        """Cut and augment the crops of some rows, on the rows' device."""
+        samples = self._on_device(rows).take(rows.rows)
+        crops = self.cut(samples)
+        training = rows.split == "train"
+        if training:
+            crops = self.augment.photometry(crops, samples.factors if samples.factors.shape[1] else None)
+        noise = (self.sensor_noise**2 + self.augment.noise**2 * training) ** 0.5
+        if noise:
+            crops = crops + noise * self.noise.windows(samples.noise).view_as(crops)
+        return Batch(crops, samples.gt_boxes, samples.anchors, rows.rows, rows.valid)
+
+    def on_after_batch_transfer(self, batch: Rows, dataloader_idx: int) -> Batch:
+        """Turn rows into crops, after seeding what can't be keyed by sample with the step."""
+        if batch.split == "train" and self.trainer is not None:
+            key = ("step", self.seed, self.trainer.global_step, self.trainer.global_rank)
+            torch.manual_seed(stream_seed(*key))
+        return self.make_batch(batch)
+
+    def train_dataloader(self) -> PlanLoader:
+        """Walk through the epochs' full batches."""
+        return PlanLoader(
+            "train", self.draws_per_epoch, self.batch_size, *self._ranks(), position=self._position, full=True
+        )
+
+    def val_dataloader(self) -> list[PlanLoader]:
+        """Walk through the validation draws, then the fixed training draws."""
+        return [self._evaluation("val"), self._evaluation("train_eval")]
+
+    def test_dataloader(self) -> PlanLoader:
+        """Walk through the test draws."""
+        return self._evaluation("test")
+
+    def bounds(self, split: Split) -> dict[str, float]:
+        """Return what is known of the best possible error, to stand beside the metrics."""
+        return {}
+
+    def describe(self) -> list[str]:
+        """Say in a line a split what there is: pictures, boxes, skipped, spread of the targets."""
+        lines = []
+        for name in ("train", "val", "test"):
+            items = self.source.splits[name]
+            samples = self.samples("train" if name == "train" else name)  # type: ignore[arg-type] # a Split
+            deltas = encode_deltas(samples.gt_boxes, samples.anchors)[:, : self.num_targets]
+            units = deltas.new_tensor(self.spec().units)
+            spread = ", ".join(f"{value:.2f}" for value in (deltas.std(dim=0) / units).tolist())
+            line = (
+                f"{name}: {len(items.image_index.unique())} pictures, {len(items)} boxes, "
+                f"{len(items.skipped)} skipped, target std {spread} px"
+            )
+            failed = self.failed_draws.get(name, 0)
+            lines.append(line + (f", {failed} of {len(deltas)} draws left unjittered" if failed else ""))
+        return lines
+
+    def _evaluation(self, split: Split) -> PlanLoader:
+        return PlanLoader(split, self.eval_draws, self.batch_size, *self._ranks())
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _position(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return self.trainer.current_epoch, progress.current.ready
+
+    def _on_device(self, rows: Rows) -> Samples:
+        epoch, samples = self._laid_out.get(rows.split, (-1, None))
+        if samples is None or epoch != rows.epoch:
+            samples = self.samples(rows.split, rows.epoch).to(rows.rows.device)
+            self._laid_out[rows.split] = (rows.epoch, samples)
+        return samples
+
+    def _median_shrink(self, train: Items) -> int:
+        boxes = train.boxes if train.proposals is None else train.proposals
+        sides = box_sizes(self.geometry.crop_boxes(self.geometry.anchors(boxes)))
+        return max(1, round(float(sides.median()) / self.geometry.size))

@@ -1,0 +1,45 @@
+"""The one way this package refuses what a user gave it."""
+
+from collections.abc import Sequence
+from typing import Self
+
+_MOST_LISTED = 12
+
+
+class BadInput(ValueError):  # noqa: N818 - named by what the user reads, not by how it is raised
+    """Say in one sentence what cannot be used and what to do about it.
+
+    The command line prints the sentence and exits with 2.
+
+    Examples:
+        >>> str(BadInput("context is -1; expected > 0"))
+        'context is -1; expected > 0'
+    """
+
+    @classmethod
+    def at(cls, place: str, problem: str, remedy: str) -> Self:
+        """Compose the sentence from its three parts.
+
+        Args:
+            place: File, line or id that the problem stands at.
+            problem: What is wrong there, with the value.
+            remedy: What the user can do.
+
+        Examples:
+            >>> str(BadInput.at("boxes.csv:12", "xmin is 'a', not a number", "correct the line"))
+            "boxes.csv:12: xmin is 'a', not a number; correct the line"
+        """
+        return cls(f"{place}: {problem}; {remedy}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names for a message, the first dozen of them.
+
+    Examples:
+        >>> listed(["RBC", "WBC"])
+        'RBC, WBC'
+        >>> listed([str(number) for number in range(100)])
+        '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 88 more'
+    """
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return ", ".join(names[:_MOST_LISTED]) + more

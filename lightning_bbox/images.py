@@ -1,0 +1,146 @@
+"""The image store: every picture decoded once, kept as uint8 on the device, whatever its size."""
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Int32, Int64, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lightning_bbox.errors import BadInput
+
+_WIDE_MODES = ("I;16", "I;16L", "I;16B", "I")
+
+
+def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode a picture to 8-bit RGB, upright.
+
+    EXIF orientation is applied, 16-bit pictures are divided by 257, grey ones repeated, alpha dropped, and of an
+    animation the first frame is taken.
+
+    Raises:
+        BadInput: The file is missing, truncated, not a picture, or a decompression bomb.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (3, 2), 7).save(f"{folder}/a.png")
+        ...     decode_image(f"{folder}/a.png").shape
+        (2, 3, 3)
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                upright = ImageOps.exif_transpose(image)
+                if upright.mode in _WIDE_MODES:
+                    grey = (np.asarray(upright, dtype=np.uint32) // 257).astype(np.uint8)
+                    return np.repeat(grey[..., None], 3, axis=2)
+                return np.asarray(upright.convert("RGB"))
+    except FileNotFoundError as error:
+        raise BadInput(f"{path}: no such picture; check the root folder and the file names in the annotations") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadInput(f"{path}: the picture can't be decoded ({error}); replace or remove it") from error
+
+
+def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Int32[np.ndarray, "*n"]:
+    """Pack RGB into one integer a pixel, red lowest, so that a cut loads a pixel at once.
+
+    Examples:
+        >>> hex(pack_rgb(np.array([[1, 2, 3]], dtype=np.uint8))[0])
+        '0x30201'
+    """
+    padded = np.zeros((*pixels.shape[:-1], 4), dtype=np.uint8)
+    padded[..., :3] = pixels
+    packed: Int32[np.ndarray, "*n"] = padded.view("<i4")[..., 0]
+    return packed
+
+
+class ImageStore:
+    """Pictures of any size in one flat tensor of packed pixels.
+
+    Args:
+        pixels: Packed pixels (see `pack_rgb`) of all pictures, row by row, one picture after another.
+        sizes: Height and width of each picture.
+
+    Attributes:
+        offsets: Where each picture begins in `pixels`.
+        heights: Rows of each picture.
+        widths: Columns of each picture.
+
+    Examples:
+        >>> store = ImageStore.from_array(np.zeros((2, 4, 5, 3), dtype=np.uint8))
+        >>> len(store), store.picture(1).shape
+        (2, (4, 5, 3))
+    """
+
+    def __init__(self, pixels: Int32[Tensor, " p"], sizes: Int64[Tensor, "n 2"]) -> None:
+        areas = sizes.prod(dim=1)
+        if len(pixels) != int(areas.sum()):
+            raise BadInput(f"an image store of {len(pixels)} pixels was given sizes that add up to {int(areas.sum())}")
+        self.pixels = pixels
+        self.offsets: Int64[Tensor, " n"] = areas.cumsum(dim=0) - areas
+        self.heights: Int32[Tensor, " n"] = sizes[:, 0].int()
+        self.widths: Int32[Tensor, " n"] = sizes[:, 1].int()
+
+    @classmethod
+    def from_array(cls, pictures: UInt8[np.ndarray, "n h w 3"]) -> Self:
+        """Store pictures of one size."""
+        n, height, width, _ = pictures.shape
+        sizes = torch.tensor([height, width]).expand(n, 2)
+        return cls(torch.from_numpy(pack_rgb(pictures).reshape(-1)), sizes)
+
+    @classmethod
+    def from_files(cls, paths: Sequence[PathLike[str]], sizes: Int64[Tensor, "n 2"], threads: int = 8) -> Self:
+        """Decode files in parallel, with a progress bar on a terminal.
+
+        Args:
+            paths: The files.
+            sizes: Height and width of each, as its header says.
+            threads: How many files are decoded at once (Pillow decodes outside the interpreter's lock).
+
+        Raises:
+            BadInput: A file can't be decoded, or its size isn't the stated one.
+        """
+        store = cls(torch.zeros(int(sizes.prod(dim=1).sum()), dtype=torch.int32), sizes)
+        flat, starts = store.pixels.numpy(), store.offsets.tolist()
+
+        def load(index: int) -> None:
+            picture = decode_image(paths[index])
+            if list(picture.shape[:2]) != sizes[index].tolist():
+                raise BadInput(
+                    f"{paths[index]}: decodes to {picture.shape[0]} x {picture.shape[1]} (height x width), "
+                    f"but {tuple(sizes[index].tolist())} was expected; the file changed or its header is wrong"
+                )
+            flat[starts[index] : starts[index] + picture.shape[0] * picture.shape[1]] = pack_rgb(picture).reshape(-1)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(tqdm(pool.map(load, range(len(paths))), "pictures", len(paths), leave=False, disable=None))
+        return store
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.heights)
+
+    def to(self, device: torch.device) -> Self:
+        """Move the store, once; a store that is there already is returned as it is."""
+        if self.pixels.device == device:
+            return self
+        sizes = torch.stack([self.heights, self.widths], dim=1).long().cpu()
+        moved = type(self)(self.pixels.to(device), sizes)
+        moved.offsets, moved.heights, moved.widths = (
+            tensor.to(device) for tensor in (moved.offsets, moved.heights, moved.widths)
+        )
+        return moved
+
+    def picture(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Return one picture as RGB."""
+        start, height, width = (int(t[index]) for t in (self.offsets, self.heights, self.widths))
+        packed = self.pixels[start : start + height * width].cpu().numpy()
+        return packed.view(np.uint8).reshape(height, width, 4)[..., :3].copy()

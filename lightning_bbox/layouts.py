@@ -1,0 +1,166 @@
+"""Where the annotations of a data set lie, and which format they are in."""
+
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Sequence, Set
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.line_formats import looks_like_csv
+from lightning_bbox.nested_formats import looks_like_coco
+from lightning_bbox.pictures import inside, is_picture, split_of
+
+Format = Literal["voc", "coco", "yolo", "csv"]
+
+_FORMATS: dict[str, Format] = {
+    ".xml": "voc",
+    ".json": "coco",
+    ".txt": "yolo",
+    ".csv": "csv",
+    ".tsv": "csv",
+}
+
+
+class Source(NamedTuple):
+    """Annotation files of one format.
+
+    Args:
+        format: What they are.
+        looked_for: Which files were looked for, in words.
+        files: Those found, relative to the root.
+    """
+
+    format: Format
+    looked_for: str
+    files: list[str]
+
+
+def find_annotations(
+    root: Path,
+    format: Literal["auto", "voc", "coco", "yolo", "csv"],  # noqa: A002 - the name users write
+    annotations: str | Sequence[str] | None,
+    allow_outside: bool,
+) -> list[Source]:
+    """Find the annotation files of a data set, the ones to read first.
+
+    Where nothing is named, that is the first of VOC in `Annotations`, COCO, YOLO in `labels`, CSV,
+    VOC beside the pictures, YOLO beside the pictures.
+
+    Args:
+        root: Folder of the data set.
+        format: Their format, or `auto` to recognise it.
+        annotations: Files, or folders to look in, relative to the root.
+        allow_outside: Whether they may lie outside the root.
+
+    Returns:
+        What to read, followed by what else is there.
+
+    Raises:
+        BadInput: If nothing is recognised, or there are several candidates.
+    """
+    names = [annotations] if isinstance(annotations, str) else list(annotations or ())
+    sources = _named_sources(root, format, names, allow_outside) if names else _usual_sources(root)
+    sources = [source for source in sources if format in ("auto", source.format)]
+    found = [source for source in sources if source.files]
+    if not found:
+        looked_for = ", ".join(source.looked_for for source in sources)
+        problem = f"no annotations found, looked for {looked_for}"
+        raise BadInput.at(str(root), problem, "name them with annotations=")
+    _refuse_rivals(found[0], len(names))
+    return found
+
+
+def _usual_sources(root: Path) -> list[Source]:
+    below = _files_below(root, root)
+    files = _by_format(root, below)
+    stems = {posixpath.splitext(file)[0] for file in below if is_picture(file)}
+    return [
+        Source("voc", "*.xml in Annotations", _within("annotations", files["voc"])),
+        Source("coco", "*.json with images and annotations", files["coco"]),
+        Source("yolo", "*.txt in labels", _within("labels", files["yolo"])),
+        Source("csv", "*.csv with columns for image and corners", files["csv"]),
+        Source("voc", "*.xml beside pictures", _beside(stems, files["voc"])),
+        Source("yolo", "*.txt beside pictures", _beside(stems, files["yolo"])),
+    ]
+
+
+def _named_sources(
+    root: Path, wanted: str, names: Sequence[str], allow_outside: bool
+) -> list[Source]:
+    files: dict[Format, list[str]] = {kind: [] for kind in _LOOKS}
+    for name in names:
+        file = inside(root, name, "annotations", allow_outside)
+        if (root / file).is_dir():
+            for kind, found in _by_format(root, _files_below(root, root / file)).items():
+                files[kind] += found
+        elif (root / file).is_file():
+            files[_format_of(file, wanted)].append(file)
+        else:
+            raise BadInput.at(name, f"is no file or folder in {root}", "correct annotations=")
+    return [Source(kind, f"{kind} in {listed(names)}", found) for kind, found in files.items()]
+
+
+def _format_of(file: str, wanted: str) -> Format:
+    by_suffix = _FORMATS.get(posixpath.splitext(file)[1].casefold())
+    kind = next((kind for kind in _LOOKS if kind == wanted), by_suffix)
+    if kind is None:
+        raise BadInput.at(file, "has the suffix of no known format", "name it with format=")
+    return kind
+
+
+def _by_format(root: Path, files: Iterable[str]) -> dict[Format, list[str]]:
+    """Sort out the files that look like annotations, by suffix and a glance at the content."""
+    found: dict[Format, list[str]] = {kind: [] for kind in _LOOKS}
+    for file in files:
+        kind = _FORMATS.get(posixpath.splitext(file)[1].casefold())
+        if kind is not None and _LOOKS[kind](root / file):
+            found[kind].append(file)
+    return found
+
+
+def _looks_like_yolo(path: Path) -> bool:
+    return path.name != "classes.txt" and not path.name.casefold().startswith("readme")
+
+
+_LOOKS: dict[Format, Callable[[Path], bool]] = {
+    "voc": lambda _: True,
+    "coco": looks_like_coco,
+    "yolo": _looks_like_yolo,
+    "csv": looks_like_csv,
+}
+
+
+def _within(folder: str, files: Iterable[str]) -> list[str]:
+    """Keep the files in a folder of that name, at any depth."""
+    return [file for file in files if folder in file.casefold().split("/")[:-1]]
+
+
+def _beside(stems: Set[str], files: Sequence[str]) -> list[str]:
+    """Keep the files of the folders where one of them lies beside its picture."""
+    with_picture = (file for file in files if posixpath.splitext(file)[0] in stems)
+    folders = {posixpath.dirname(file) for file in with_picture}
+    return [file for file in files if posixpath.dirname(file) in folders]
+
+
+def _refuse_rivals(source: Source, named: int) -> None:
+    """Refuse files that may each hold the whole data set, unless named or lying one a split."""
+    splits = [split_of(file) for file in source.files]
+    one_each = "" not in splits and len(set(splits)) == len(splits)
+    if source.format in ("coco", "csv") and len(splits) > max(named, 1) and not one_each:
+        remedy = "name the one to read, or several, with annotations="
+        raise BadInput.at(listed(source.files), "any of these may hold the annotations", remedy)
+
+
+def _files_below(root: Path, folder: Path) -> list[str]:
+    """List the files at any depth that are not hidden, relative to the root, sorted by folder."""
+    found: list[str] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        base = Path(os.path.relpath(parent, root)).as_posix()
+        found += (
+            posixpath.normpath(posixpath.join(base, name))
+            for name in sorted(files)
+            if not name.startswith(".")
+        )
+    return found

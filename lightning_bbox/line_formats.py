@@ -1,0 +1,210 @@
+"""The annotation formats of one box a line: YOLO text and CSV.
+
+Only the form of a file is judged here, not the boxes in it.
+"""
+
+import csv
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from lightning_bbox.errors import BadInput
+from lightning_bbox.records import (
+    CORNERS,
+    CSV,
+    YOLO,
+    Listing,
+    Picture,
+    Record,
+    labels_met,
+    parse_number,
+    read_lines,
+    read_text,
+)
+
+ONLY_CLASS = "object"  # the class of a CSV without a label column
+
+_CSV_COLUMNS = {
+    "image": ("image", "filename", "file", "path"),
+    "xmin": ("xmin", "x1"),
+    "ymin": ("ymin", "y1"),
+    "xmax": ("xmax", "x2"),
+    "ymax": ("ymax", "y2"),
+    "label": ("label", "class", "cell_type"),
+    "split": ("split",),
+    "group": ("group",),
+}
+_CSV_NEEDED = ("image", *CORNERS)
+_YOLO_NAMES = ("data.yaml", "data.yml", "classes.txt")
+
+
+def read_yolo(root: Path, files: Sequence[str]) -> Listing:
+    """Read YOLO text files, one a picture.
+
+    The class names come from `data.yaml` or `classes.txt`, whichever is nearest on the way from a
+    file's folder up to the root; where there is none the names are the numbers met.
+
+    Args:
+        root: Folder that everything is relative to.
+        files: The text files.
+
+    Raises:
+        BadInput: If a line is not a class and four numbers, or its class has no name.
+    """
+    find_names = cache(lambda folder: _yolo_names(root, folder))
+    pictures, classes = [], dict[str, None]()
+    for file in files:
+        source, names = find_names(PurePosixPath(file).parent)
+        classes |= dict.fromkeys(names.values())
+        lines = read_lines(root, file)
+        records = [_yolo_record(line, f"{file}:{n}", source, names) for n, line in lines]
+        pictures.append(Picture(file, file, records=records))
+    return Listing(pictures, tuple(classes) or labels_met(pictures, key=int), YOLO)
+
+
+def _yolo_record(line: str, place: str, source: str, names: Mapping[int, str]) -> Record:
+    cells = line.split()
+    if len(cells) != 5:
+        problem = f"has {len(cells)} columns, expected 5: class, cx, cy, w, h"
+        raise BadInput.at(place, problem, "leave out polygons and scores")
+    if not re.fullmatch(r"\d{1,9}", cells[0], re.ASCII):
+        raise BadInput.at(place, f"class is {cells[0]!r}, not a whole number", "correct it")
+    number = int(cells[0])
+    if source and number not in names:
+        problem = f"class {number} is not among the {len(names)} names of {source}"
+        raise BadInput.at(place, problem, "correct it or add the name there")
+    cx, cy, w, h = (
+        parse_number(cell, name, place) for cell, name in zip(cells[1:], YOLO.fields, strict=True)
+    )
+    return Record(place, (cx, cy, w, h), names.get(number, str(number)))
+
+
+def _yolo_names(root: Path, folder: PurePosixPath) -> tuple[str, dict[int, str]]:
+    """Find the file of class names, and return it with the names by number."""
+    for above in (folder, *folder.parents):
+        for name in _YOLO_NAMES:
+            file = (above / name).as_posix()
+            if not (root / file).is_file():
+                continue
+            if name == "classes.txt":
+                return file, {n - 1: line for n, line in read_lines(root, file)}
+            return file, _yaml_names(root, file)
+    return "", {}
+
+
+def _yaml_names(root: Path, file: str) -> dict[int, str]:
+    text = read_text(root, file)
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = f"is not well-formed YAML ({' '.join(str(error).split())})"
+        raise BadInput.at(file, problem, "repair it") from error
+    names = document.get("names") if isinstance(document, dict) else None
+    numbered = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(numbered, dict) or not all(
+        type(number) is int and isinstance(name, str) for number, name in numbered.items()
+    ):
+        problem = f"'names' is {reprlib.repr(names)}, no list or numbered map of texts"
+        raise BadInput.at(file, problem, "write names: ['first', 'second']")
+    return numbered
+
+
+def read_csv(root: Path, files: Sequence[str]) -> Listing:
+    """Read CSV files by header name; the classes are those met, by name.
+
+    Args:
+        root: Folder that everything is relative to.
+        files: The CSV files, separated by comma, semicolon or tab.
+
+    Raises:
+        BadInput: If a column is missing or there twice, a line has another number of cells than the
+            header, or the lines of a picture contradict each other.
+    """
+    pictures = [picture for file in files for picture in _csv_pictures(root, file)]
+    return Listing(pictures, labels_met(pictures), CSV)
+
+
+def _csv_pictures(root: Path, file: str) -> Iterable[Picture]:
+    rows = _csv_rows(root, file)
+    first, header = next(rows, (1, []))
+    columns = _csv_columns(header, f"{file}:{first}")
+    pictures: dict[str, Picture] = {}
+    for line, cells in rows:
+        place = f"{file}:{line}"
+        if len(cells) != len(header):
+            problem = f"has {len(cells)} cells, the header {len(header)}"
+            raise BadInput.at(place, problem, "correct the line")
+        row = {role: cells[column].strip() for role, column in columns.items()}
+        _csv_picture(pictures, row, file, place).records.append(_csv_record(row, place))
+    return pictures.values()
+
+
+def _csv_rows(root: Path, file: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the cells of every line that is not blank."""
+    lines = read_text(root, file).split("\n")
+    header = next((line for line in lines if line.strip()), "")
+    reader = csv.reader(lines, delimiter=_delimiter(header))
+    try:
+        for cells in reader:
+            if len(cells) > 1 or "".join(cells).strip():
+                yield reader.line_num, cells
+    except csv.Error as error:
+        place = f"{file}:{reader.line_num}"
+        raise BadInput.at(place, f"is not well-formed CSV ({error})", "correct it") from error
+
+
+def _delimiter(header: str) -> str:
+    return max(",;\t", key=header.count)
+
+
+def _csv_columns(header: Sequence[str], place: str) -> dict[str, int]:
+    names = [cell.strip().casefold() for cell in header]
+    columns: dict[str, int] = {}
+    for role, synonyms in _CSV_COLUMNS.items():
+        found = [column for column, name in enumerate(names) if name in synonyms]
+        if len(found) > 1:
+            problem = f"columns {', '.join(header[column] for column in found)} all mean {role}"
+            raise BadInput.at(place, problem, "keep one of them")
+        if found:
+            columns[role] = found[0]
+        elif role in _CSV_NEEDED:
+            problem = f"the header {reprlib.repr(','.join(header))} has no column {role}"
+            raise BadInput.at(place, problem, f"name a column {' or '.join(synonyms)}")
+    return columns
+
+
+def _csv_picture(
+    pictures: dict[str, Picture], row: Mapping[str, str], file: str, place: str
+) -> Picture:
+    stated = Picture(file, place, row["image"], None, row.get("split", ""), row.get("group", ""))
+    picture = pictures.setdefault(row["image"], stated)
+    if (picture.split, picture.group) != (stated.split, stated.group):
+        problem = (
+            f"split {stated.split!r} and group {stated.group!r} of {stated.name} contradict "
+            f"{picture.split!r} and {picture.group!r} at {picture.place}"
+        )
+        raise BadInput.at(place, problem, "give a picture one split and one group")
+    return picture
+
+
+def _csv_record(row: Mapping[str, str], place: str) -> Record:
+    label = row.get("label", ONLY_CLASS)
+    if not label or not row["image"]:
+        missing = "label" if row["image"] else "image"
+        raise BadInput.at(place, f"the {missing} is empty", "fill it or remove the line")
+    xmin, ymin, xmax, ymax = (parse_number(row[name], name, place) for name in CORNERS)
+    return Record(place, (xmin, ymin, xmax, ymax), label)
+
+
+def looks_like_csv(path: Path) -> bool:
+    """Tell by its header whether a CSV file lists boxes."""
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        header = stream.readline()
+    try:
+        return bool(_csv_columns(next(csv.reader([header], delimiter=_delimiter(header)), []), ""))
+    except (BadInput, csv.Error):
+        return False

@@ -1,0 +1,75 @@
+"""Losses on targets: one small class each.
+
+A loss maps predictions and targets to one number a sample, summed over coordinates (CS231n's form). Lengths such as
+beta are in units of the training targets' standard deviation, whatever the codec's scaling.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_bbox.errors import BadInput
+from lightning_bbox.parts import Part
+
+
+class L2Loss(Part):
+    """Sum of squared errors.
+
+    References:
+        CS231n notes, Loss functions: the squared L2 norm of the difference, without a half.
+
+    Examples:
+        >>> L2Loss()(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2), torch.ones(2))
+        tensor([5.])
+    """
+
+    def forward(
+        self, predictions: Float[Tensor, "b n"], targets: Float[Tensor, "b n"], std: Float[Tensor, " n"]
+    ) -> Float[Tensor, " b"]:
+        """Return the loss of each sample."""
+        return (predictions - targets).square().sum(dim=-1)
+
+
+class L1Loss(Part):
+    """Sum of absolute errors.
+
+    Examples:
+        >>> L1Loss()(torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2), torch.ones(2))
+        tensor([3.])
+    """
+
+    def forward(
+        self, predictions: Float[Tensor, "b n"], targets: Float[Tensor, "b n"], std: Float[Tensor, " n"]
+    ) -> Float[Tensor, " b"]:
+        """Return the loss of each sample."""
+        return (predictions - targets).abs().sum(dim=-1)
+
+
+class SmoothL1Loss(Part):
+    """Quadratic near zero, linear beyond beta: 0.5 d^2 / beta, then d - 0.5 beta.
+
+    Args:
+        beta: Where the two meet, in standard deviations of the training targets (0: L1).
+
+    References:
+        Girshick, Fast R-CNN (2015), equation 3, with the beta that later detectors added.
+
+    Examples:
+        >>> SmoothL1Loss()(torch.tensor([[0.5, -2.0]]), torch.zeros(1, 2), torch.ones(2))
+        tensor([1.6250])
+    """
+
+    def __init__(self, beta: float = 1.0) -> None:
+        super().__init__()
+        if beta < 0:
+            raise BadInput(f"smooth L1 beta is {beta}; expected 0 (L1) or more")
+        self.beta = beta
+
+    def forward(
+        self, predictions: Float[Tensor, "b n"], targets: Float[Tensor, "b n"], std: Float[Tensor, " n"]
+    ) -> Float[Tensor, " b"]:
+        """Return the loss of each sample."""
+        distance = (predictions - targets).abs()
+        beta = self.beta * std
+        quadratic = 0.5 * distance.square() / beta.clamp(min=torch.finfo(torch.float32).tiny)
+        return torch.where(distance < beta, quadratic, distance - 0.5 * beta).sum(dim=-1)

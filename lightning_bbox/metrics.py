@@ -1,0 +1,167 @@
+"""Metrics of refined boxes: error in px, as a fraction of the box and in picture pixels, overlap, slope and R2.
+
+A torchmetrics state collects the refined boxes row by row; everything else is computed from them by pure functions, on
+the whole evaluation at once. Rows are summed over processes, each row being written by one of them, so nothing is
+counted twice and nothing grows.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_bbox.boxes import Boxes, box_centers, box_sizes, paired_iou
+from lightning_bbox.plan import keyed_generator
+
+COORDINATES = ("dx", "dy", "dw", "dh")
+
+
+class BoxTableMetric(Metric):
+    """Collect refined boxes and losses of a fixed set of rows.
+
+    Args:
+        num_rows: How many samples the evaluation has.
+
+    Examples:
+        >>> metric = BoxTableMetric(3)
+        >>> metric.update(torch.tensor([2]), torch.tensor([True]), torch.ones(1, 4), torch.tensor([0.5]))
+        >>> metric.compute().boxes[2]
+        tensor([1., 1., 1., 1.])
+    """
+
+    full_state_update = False
+    boxes: Tensor
+    losses: Tensor
+    seen: Tensor
+
+    def __init__(self, num_rows: int) -> None:
+        super().__init__()
+        self.add_state("boxes", torch.zeros(num_rows, 4), dist_reduce_fx="sum")
+        self.add_state("losses", torch.zeros(num_rows), dist_reduce_fx="sum")
+        self.add_state("seen", torch.zeros(num_rows), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        rows: Int64[Tensor, " b"],
+        valid: Bool[Tensor, " b"],
+        boxes: Float[Tensor, "b 4"],
+        losses: Float[Tensor, " b"],
+    ) -> None:
+        """Write rows; those that aren't valid are left alone."""
+        keep = valid.float()
+        self.boxes.index_add_(0, rows, torch.where(valid[:, None], boxes.float(), 0.0))
+        self.losses.index_add_(0, rows, torch.where(valid, losses.float(), 0.0))
+        self.seen.index_add_(0, rows, keep)
+
+    def compute(self) -> "Refined":
+        """Return the table, on the CPU."""
+        return Refined(self.boxes.cpu(), self.losses.cpu(), self.seen.cpu() > 0)
+
+
+class Refined(NamedTuple):
+    """Refined boxes and losses by row; `seen` is false for rows that a shortened evaluation left out."""
+
+    boxes: Boxes
+    losses: Float[Tensor, " n"]
+    seen: Bool[Tensor, " n"]
+
+
+def error_px(
+    boxes: Boxes, gt_boxes: Boxes, px: Float[Tensor, "n 2"]
+) -> Float[Tensor, "n 2"]:
+    """Return the signed error of the centre along x and y, in px.
+
+    Args:
+        boxes: Refined boxes.
+        gt_boxes: True boxes.
+        px: Size of a px in picture pixels.
+
+    Examples:
+        >>> error_px(torch.tensor([[2.0, 0, 12, 10]]), torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[2.0, 2.0]]))
+        tensor([[1., 0.]])
+    """
+    return (box_centers(boxes) - box_centers(gt_boxes)) / px
+
+
+def box_metrics(
+    boxes: Boxes, proposals: Boxes, gt_boxes: Boxes, px: Float[Tensor, "n 2"], num_targets: int
+) -> dict[str, float]:
+    """Measure refined boxes against true ones.
+
+    Args:
+        boxes: Refined boxes.
+        proposals: The boxes they were refined from.
+        gt_boxes: True boxes.
+        px: Size of a px in picture pixels.
+        num_targets: 4 adds the error of the edges.
+
+    Returns:
+        `mae_px`, `rmse_px` (means over samples, x and y), `p95_px` and `within_1px` (of the larger of |x| and |y|),
+        `error_fraction` (x by the true width, y by its height), `error_picture` (picture pixels), `iou_before`,
+        `iou_after`, `mae_edge_px` with 4 targets, and for x and y the slope of the prediction on the truth and R2.
+
+    Examples:
+        >>> gt, px = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 10]]), torch.ones(2, 2)
+        >>> moved = gt + torch.tensor([[1.0, 0, 1, 0], [-1.0, 2, -1, 2]])
+        >>> box_metrics(moved, moved, gt, px, num_targets=2)["mae_px"]
+        1.0
+    """
+    boxes, proposals, gt_boxes, px = (t.double() for t in (boxes, proposals, gt_boxes, px))
+    error = error_px(boxes, gt_boxes, px)
+    worst = error.abs().amax(dim=1)
+    metrics = {
+        "mae_px": error.abs().mean(),
+        "rmse_px": error.square().mean().sqrt(),
+        "p95_px": worst.quantile(0.95),
+        "within_1px": (worst <= 1).double().mean(),
+        "error_fraction": (error * px / box_sizes(gt_boxes)).abs().mean(),
+        "error_picture": (error * px).abs().mean(),
+        "iou_before": paired_iou(proposals, gt_boxes).mean(),
+        "iou_after": paired_iou(boxes, gt_boxes).mean(),
+    }
+    if num_targets == 4:
+        metrics["mae_edge_px"] = ((boxes - gt_boxes) / px.repeat(1, 2)).abs().mean()
+    truth = error_px(gt_boxes, proposals, px)
+    predicted = error_px(boxes, proposals, px)
+    for axis, name in enumerate(COORDINATES[:2]):
+        slope, r2 = _slope_and_r2(predicted[:, axis], truth[:, axis])
+        metrics |= {f"slope_{name}": slope, f"r2_{name}": r2}
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _slope_and_r2(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    centred = truth - truth.mean()
+    variance = centred.square().sum()
+    slope = (centred * (predicted - predicted.mean())).sum() / variance
+    return slope, 1 - (predicted - truth).square().sum() / variance
+
+
+def bootstrap_interval(
+    values: Float[Tensor, " n"], clusters: Int64[Tensor, " n"], resamples: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the percentile interval of a mean under resampling of whole clusters.
+
+    Args:
+        values: One number a sample.
+        clusters: The picture or group each sample belongs to; these are drawn with replacement.
+        resamples: How many times.
+        level: Probability of the interval.
+
+    References:
+        Efron and Tibshirani, An introduction to the bootstrap (1993), chapter 13.
+
+    Examples:
+        >>> bootstrap_interval(torch.ones(10), torch.arange(10))
+        (1.0, 1.0)
+    """
+    _, index = clusters.unique(return_inverse=True)
+    count = int(index.max()) + 1
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, index, values.double())
+    sizes = torch.zeros(count, dtype=torch.float64).index_add_(0, index, torch.ones_like(values).double())
+    draws = torch.randint(count, (resamples, count), generator=keyed_generator("bootstrap"))
+    means = sums[draws].sum(dim=1) / sizes[draws].sum(dim=1)
+    tail = (1 - level) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high

@@ -1,0 +1,208 @@
+"""The annotation formats that nest: VOC XML and COCO JSON.
+
+Only the form of a file is judged here, not the boxes in it.
+"""
+
+import json
+import math
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from xml.etree.ElementTree import Element  # the type only: parsing goes through defusedxml
+
+from defusedxml import ElementTree
+
+from lightning_bbox.errors import BadInput
+from lightning_bbox.records import (
+    COCO,
+    CORNERS,
+    VOC,
+    Listing,
+    Picture,
+    Record,
+    labels_met,
+    parse_number,
+    read_bytes,
+    read_text,
+)
+
+T = TypeVar("T")
+
+
+def read_voc(root: Path, files: Sequence[str], base: Literal[0, 1]) -> Listing:
+    """Read VOC XML files, one a picture; the classes are those met, by name.
+
+    Args:
+        root: Folder that everything is relative to.
+        files: The XML files.
+        base: Coordinate of the first pixel.
+
+    Raises:
+        BadInput: If a file is not a well-formed VOC annotation.
+    """
+    pictures = [_voc_picture(root, file) for file in files]
+    return Listing(pictures, labels_met(pictures), VOC[base])
+
+
+def _voc_picture(root: Path, file: str) -> Picture:
+    tree = _parse_xml(root, file)
+    picture = Picture(file, file, tree.findtext("filename", "").strip(), _voc_size(tree, file))
+    for number, node in enumerate(tree.findall("object"), 1):
+        place = f"{file}: object {number}"
+        box = _voc_child(node, "bndbox", place)
+        xmin, ymin, xmax, ymax = (_voc_number(box, tag, place) for tag in CORNERS)
+        picture.records.append(
+            Record(place, (xmin, ymin, xmax, ymax), _voc_text(node, "name", place))
+        )
+    return picture
+
+
+def _parse_xml(root: Path, file: str) -> Element:
+    content = read_bytes(root, file)
+    try:
+        tree: Element = ElementTree.fromstring(content)
+    # ParseError is a SyntaxError, defusedxml's refusals are ValueErrors; LookupError: encodings.
+    except (SyntaxError, ValueError, LookupError) as error:
+        raise BadInput.at(file, f"is not safe, well-formed XML ({error})", "repair it") from error
+    if tree.tag != "annotation":
+        raise BadInput.at(
+            file, f"has the root <{tree.tag}>, VOC has <annotation>", "move it elsewhere"
+        )
+    return tree
+
+
+def _voc_size(tree: Element, file: str) -> tuple[float, float] | None:
+    if (node := tree.find("size")) is None:
+        return None
+    return _voc_number(node, "height", file), _voc_number(node, "width", file)
+
+
+def _voc_child(node: Element, tag: str, place: str) -> Element:
+    if (child := node.find(tag)) is None:
+        raise BadInput.at(place, f"has no <{tag}>", "add it or remove the object")
+    return child
+
+
+def _voc_text(node: Element, tag: str, place: str) -> str:
+    text = (_voc_child(node, tag, place).text or "").strip()
+    if not text:
+        raise BadInput.at(place, f"has an empty <{tag}>", "fill it or remove the object")
+    return text
+
+
+def _voc_number(node: Element, tag: str, place: str) -> float:
+    return parse_number(_voc_text(node, tag, place), tag, place)
+
+
+def read_coco(root: Path, files: Sequence[str]) -> Listing:
+    """Read COCO JSON files; the classes are their categories in file order, united by name.
+
+    Args:
+        root: Folder that everything is relative to.
+        files: The JSON files.
+
+    Raises:
+        BadInput: If a file is not COCO, or an id in it is unknown or there twice.
+    """
+    listings = [_coco_listing(root, file) for file in files]
+    return Listing(
+        [picture for listing in listings for picture in listing.pictures],
+        tuple(dict.fromkeys(name for listing in listings for name in listing.classes)),
+        COCO,
+    )
+
+
+def _coco_listing(root: Path, file: str) -> Listing:
+    document = _parse_json(root, file)
+    pictures = {
+        number: Picture(
+            file, place, _take(entry, "file_name", str, place), _coco_size(entry, place)
+        )
+        for number, place, entry in _coco_entries(document, "images", file)
+    }
+    names = {
+        number: _take(entry, "name", str, place)
+        for number, place, entry in _coco_entries(document, "categories", file)
+    }
+    for _, place, entry in _coco_entries(document, "annotations", file):
+        label = _referred(names, entry, "category_id", place)
+        fault = "is a crowd (iscrowd=1), not one object" if entry.get("iscrowd") == 1 else ""
+        record = Record(place, _coco_box(entry, place), label, fault)
+        _referred(pictures, entry, "image_id", place).records.append(record)
+    return Listing(list(pictures.values()), tuple(names.values()), COCO)
+
+
+def _parse_json(root: Path, file: str) -> dict[str, Any]:
+    text = read_text(root, file)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput.at(file, f"is not well-formed JSON ({error})", "repair it") from error
+    if not isinstance(document, dict):
+        raise BadInput.at(
+            file, f"holds a {type(document).__name__}", "COCO is an object with images in it"
+        )
+    return document
+
+
+def _coco_entries(
+    document: Mapping[str, Any], key: str, file: str
+) -> Iterator[tuple[int | str, str, Mapping[str, Any]]]:
+    """Yield the id, the place and the entry for each entry of a list."""
+    seen: set[int | str] = set()
+    word = {"images": "image", "annotations": "annotation", "categories": "category"}[key]
+    for number, entry in enumerate(_take(document, key, list, file), 1):
+        place = f"{file}: {word} number {number}"
+        if not isinstance(entry, dict):
+            raise BadInput.at(place, f"is {reprlib.repr(entry)}, no JSON object", "correct it")
+        identity = _take(entry, "id", (int, str), place)
+        place = f"{file}: {word} {identity}"
+        if identity in seen:
+            raise BadInput.at(place, "this id is there twice", f"give each {word} an id of its own")
+        seen.add(identity)
+        yield identity, place, entry
+
+
+def _coco_size(entry: Mapping[str, Any], place: str) -> tuple[float, float] | None:
+    if entry.get("height") is None or entry.get("width") is None:
+        return None
+    height, width = (_take(entry, key, (int, float), place) for key in ("height", "width"))
+    return height, width
+
+
+def _coco_box(entry: Mapping[str, Any], place: str) -> tuple[float, float, float, float]:
+    numbers = _take(entry, "bbox", list, place)
+    if len(numbers) != 4 or any(type(number) not in (int, float) for number in numbers):
+        problem = f"bbox is {reprlib.repr(numbers)}, not four numbers"
+        raise BadInput.at(place, problem, "correct it or remove the annotation")
+    try:
+        x, y, width, height = map(float, numbers)
+    except OverflowError:  # an integer beyond 1e308: refused with the infinite boxes
+        return math.inf, math.inf, math.inf, math.inf
+    return x, y, width, height
+
+
+def _take(entry: Mapping[str, Any], key: str, kind: type | tuple[type, ...], place: str) -> Any:  # noqa: ANN401 - JSON
+    """Take the value of a key, which must be of the kind (and a bool is not an int)."""
+    value = entry.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        found = reprlib.repr(value) if key in entry else "missing"
+        raise BadInput.at(place, f"{key!r} is {found}, expected {expected}", "correct it")
+    return value
+
+
+def _referred(table: Mapping[int | str, T], entry: Mapping[str, Any], key: str, place: str) -> T:
+    identity = _take(entry, key, (int, str), place)
+    if identity not in table:
+        problem = f"{key} {identity!r} is not among the {len(table)} of the file"
+        raise BadInput.at(place, problem, "correct it or remove the annotation")
+    return table[identity]
+
+
+def looks_like_coco(path: Path) -> bool:
+    """Tell by its words whether a JSON file may be COCO, without parsing it."""
+    content = path.read_bytes()
+    return b'"images"' in content and b'"annotations"' in content

@@ -1,0 +1,116 @@
+"""Parts: the exchangeable pieces of a model, which remember how they were made.
+
+A checkpoint must rebuild its model from its path alone, whether the run began in YAML or in Python. Each part
+therefore records the arguments it was constructed with, as plain data that loads with `weights_only=True`.
+"""
+
+import importlib
+import inspect
+from typing import Any, Self
+
+from torch import nn
+
+from lightning_bbox.errors import BadInput
+
+Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
+
+
+class Part(nn.Module):
+    """An `nn.Module` that knows its own recipe.
+
+    Subclasses take plain values or other parts in `__init__`; what depends on the data (sizes, statistics) comes
+    later through a method of theirs, so that the same recipe serves any data.
+
+    Examples:
+        >>> class Scale(Part):
+        ...     def __init__(self, factor: float = 1.0) -> None:
+        ...         super().__init__()
+        >>> Scale(2.0).recipe()["init_args"]
+        {'factor': 2.0}
+    """
+
+    _init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401 (passes through any signature)
+        """Record the arguments before `__init__` sees them."""
+        part = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(part, *args, **kwargs)
+        init_args = dict(list(bound.arguments.items())[1:])
+        object.__setattr__(part, "_init_args", init_args)
+        return part
+
+    def recipe(self) -> dict[str, Plain]:
+        """Return class path and arguments, as plain data.
+
+        Raises:
+            BadInput: An argument is neither plain data nor a part.
+        """
+        cls = type(self)
+        path = f"{cls.__module__}.{cls.__qualname__}"
+        return {
+            "class_path": path,
+            "init_args": {name: to_plain(value, f"{path}: {name}") for name, value in self._init_args.items()},
+        }
+
+
+def to_plain(value: object, name: str) -> Plain:
+    """Turn an argument into plain data; parts become their recipes.
+
+    Args:
+        value: The argument.
+        name: How to call it in an error.
+
+    Raises:
+        BadInput: The value can't be written as plain data.
+
+    Examples:
+        >>> to_plain((1, 2), "sizes")
+        [1, 2]
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Part):
+        return value.recipe()
+    if isinstance(value, list | tuple):
+        return [to_plain(item, name) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_plain(item, name) for key, item in value.items()}
+    raise BadInput(
+        f"{name} is a {type(value).__name__}, which a checkpoint can't keep; "
+        f"give plain values or subclasses of lightning_bbox.parts.Part"
+    )
+
+
+def from_plain(value: Plain) -> Any:  # noqa: ANN401 (the inverse of to_plain: whatever the recipe names)
+    """Rebuild what `to_plain` wrote.
+
+    Only subclasses of `Part` are constructed, so a checkpoint can't name arbitrary code.
+
+    Raises:
+        BadInput: A recipe names a class that doesn't exist or isn't a part.
+
+    Examples:
+        >>> from_plain([1, {"a": 2.0}])
+        [1, {'a': 2.0}]
+    """
+    if isinstance(value, list):
+        return [from_plain(item) for item in value]
+    if isinstance(value, dict):
+        if value.keys() == {"class_path", "init_args"}:
+            return _build(str(value["class_path"]), value["init_args"])
+        return {key: from_plain(item) for key, item in value.items()}
+    return value
+
+
+def _build(class_path: str, init_args: Plain) -> Part:
+    module, _, name = class_path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(f"the checkpoint needs {class_path}, which can't be imported here ({error})") from error
+    if not (isinstance(cls, type) and issubclass(cls, Part)):
+        raise BadInput(f"the checkpoint names {class_path}, which isn't a lightning_bbox part; it isn't built")
+    if not isinstance(init_args, dict):
+        raise BadInput(f"the checkpoint's arguments of {class_path} are {init_args!r}; expected a mapping")
+    part: Part = cls(**{key: from_plain(item) for key, item in init_args.items()})
+    return part

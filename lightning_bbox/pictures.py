@@ -1,0 +1,325 @@
+"""Where pictures lie: the one that an annotation speaks of, its split and its size."""
+
+import os
+import posixpath
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from PIL import ExifTags, Image
+
+from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.records import Picture, read_lines
+
+_PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_PICTURE_FOLDERS = ("JPEGImages", "images")
+_ANNOTATION_FOLDERS = ("annotations", "labels")
+_SPLIT_FOLDERS = ("train", "trainval", "valid", "val", "test")
+_PNG_TEXTS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # the chunks that may hold an orientation
+_SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
+
+
+def is_picture(file: str) -> bool:
+    """Tell by its suffix whether a file is a picture.
+
+    Examples:
+        >>> is_picture("images/a.JPG"), is_picture("images/a.xml")
+        (True, False)
+    """
+    return posixpath.splitext(file)[1].casefold() in _PICTURE_SUFFIXES
+
+
+def split_of(*files: str) -> str:
+    """Name the split that files lie in: their nearest folder named train, val, test or the like.
+
+    Args:
+        files: Files relative to the root; the first in such a folder decides.
+
+    Returns:
+        The folder's name, or nothing.
+
+    Examples:
+        >>> split_of("boxes.csv", "images/valid/a.png")
+        'valid'
+    """
+    folders = (part for file in files for part in reversed(PurePosixPath(file).parts[:-1]))
+    return next((part for part in folders if part.casefold() in _SPLIT_FOLDERS), "")
+
+
+def inside(root: Path, name: str, place: str, allow_outside: bool) -> str:
+    """Return a path relative to the root, tidied, and refuse one that leads out of it.
+
+    Args:
+        root: Folder of the data set.
+        name: Path relative to the root, or absolute.
+        place: Where the name stands.
+        allow_outside: Whether it may lead out of the root, by `..` or by a link.
+
+    Raises:
+        BadInput: If it leads out and may not.
+
+    Examples:
+        >>> inside(Path("data"), "images/../a.png", "boxes.csv:2", allow_outside=False)
+        'a.png'
+    """
+    path = os.path.normpath(root / name)
+    real = Path(os.path.realpath(path))
+    if not allow_outside and not real.is_relative_to(os.path.realpath(root)):
+        problem = f"{name!r} leads out of {root}"
+        raise BadInput.at(place, problem, "move it inside or set allow_outside")
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+class PictureFinder:
+    """Find the picture that an annotation speaks of.
+
+    Pictures are looked for in the folder `images`. Where none is given, they are looked for in the
+    folders JPEGImages and images beside a folder Annotations or labels, and around it; otherwise
+    where the annotations are, and in JPEGImages and images there. The first of these that holds the
+    first picture is taken for all.
+
+    Args:
+        root: Folder of the data set.
+        images: Folder of the pictures, relative to the root.
+        by_stem: Whether a picture is found by the stem of its annotation file, not by its name.
+        allow_outside: Whether pictures may lie outside the root.
+    """
+
+    def __init__(self, root: Path, images: str | None, by_stem: bool, allow_outside: bool) -> None:
+        self._root = root
+        self._images = images
+        self._by_stem = by_stem
+        self._allow_outside = allow_outside
+        self._folders: dict[str, str] = {}  # of the pictures, by that of the annotations
+        self._names: dict[str, dict[str, list[str]]] = {}  # of pictures, by folder and stem
+
+    def find(self, picture: Picture) -> str:
+        """Return the path of a picture, relative to the root.
+
+        Args:
+            picture: What the annotations say of it.
+
+        Raises:
+            BadInput: If there is no such picture, or more than one, or it lies outside the root.
+        """
+        folder = self._folder(picture)
+        names = self._matches(folder, picture)
+        if not names:
+            raise _missing(picture, [folder])
+        if len(names) > 1:
+            problem = f"its picture may be any of {listed(names)} in {folder or '.'}"
+            raise BadInput.at(picture.place, problem, "keep one of them")
+        path = posixpath.join(folder, names[0])
+        return inside(self._root, path, picture.place, self._allow_outside)
+
+    def unlabelled(self, found: Iterable[str]) -> list[str]:
+        """List the pictures that lie beside those found but have no annotation file.
+
+        Args:
+            found: The paths found so far.
+        """
+        folders = set(self._folders.values())
+        there = {
+            posixpath.normpath(posixpath.join(folder, name))
+            for folder in folders
+            for names in self._stems(folder).values()
+            for name in names
+        }
+        return sorted(there - set(found))
+
+    def _folder(self, picture: Picture) -> str:
+        own = posixpath.dirname(picture.file)
+        if own not in self._folders:
+            folders = _picture_folders(own, self._images)
+            having = [folder for folder in folders if self._matches(folder, picture)]
+            if not having:
+                raise _missing(picture, folders)
+            self._folders[own] = having[0]
+        return self._folders[own]
+
+    def _matches(self, folder: str, picture: Picture) -> list[str]:
+        if not self._by_stem:
+            there = os.path.isfile(self._root / folder / picture.name)  # noqa: PTH113 - never raises
+            return [picture.name] if there else []
+        stems = self._stems(folder)
+        own = stems.get(PurePosixPath(picture.file).stem, [])
+        stated = PurePosixPath(picture.name.replace("\\", "/"))
+        named = [name for name in stems.get(stated.stem, []) if name == stated.name]
+        if own and not set(named) <= set(own):
+            problem = f"names the picture {stated.name!r}, but {own[0]!r} bears its own name"
+            raise BadInput.at(picture.place, problem, "correct its filename")
+        return named or own
+
+    def _stems(self, folder: str) -> dict[str, list[str]]:
+        """Return the names of the pictures in a folder by their stems."""
+        if folder not in self._names:
+            self._names[folder] = {}
+            path = self._root / folder
+            names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+            for name in filter(is_picture, names):
+                self._names[folder].setdefault(PurePosixPath(name).stem, []).append(name)
+        return self._names[folder]
+
+
+def _missing(picture: Picture, folders: Sequence[str]) -> BadInput:
+    name = picture.name or PurePosixPath(picture.file).stem
+    problem = f"there is no picture {name!r} in {listed([folder or '.' for folder in folders])}"
+    remedy = "add it, correct the entry, or name the folder of pictures with images="
+    return BadInput.at(picture.place, problem, remedy)
+
+
+def _picture_folders(own: str, images: str | None) -> list[str]:
+    """List the folders where the pictures of a folder of annotations may lie, best first."""
+    parts = PurePosixPath(own).parts
+    if images is not None:
+        return [posixpath.join(images, *parts[start:]) for start in range(len(parts) + 1)]
+    marks = [at for at, part in enumerate(parts) if part.casefold() in _ANNOTATION_FOLDERS]
+    if not marks:
+        return [posixpath.join(own, folder) for folder in ("", *_PICTURE_FOLDERS)]
+    before, after = parts[: marks[-1]], parts[marks[-1] + 1 :]
+    twins = [posixpath.join(*before, folder, *after) for folder in (*_PICTURE_FOLDERS, "")]
+    return [*twins, own]
+
+
+def find_pictures(pictures: Iterable[Picture], finder: PictureFinder) -> dict[str, Picture]:
+    """Find every picture, and fill in the splits that their folders tell.
+
+    Args:
+        pictures: What the annotations say of them.
+        finder: What finds them.
+
+    Returns:
+        The pictures by their paths relative to the root, in the same order.
+
+    Raises:
+        BadInput: If a picture can't be found, or is listed twice.
+    """
+    found: dict[str, Picture] = {}
+    for picture in pictures:
+        path = finder.find(picture)
+        if path in found:
+            problem = f"{path} is listed at {found[path].place} too"
+            raise BadInput.at(picture.place, problem, "keep one of the two")
+        found[path] = replace(picture, split=picture.split or split_of(picture.file, path))
+    return found
+
+
+def select_pictures(found: Mapping[str, Picture], root: Path, file: str) -> dict[str, Picture]:
+    """Keep the pictures that a split file names, in its order.
+
+    Args:
+        found: The pictures by path.
+        root: Folder of the data set.
+        file: The split file: a path, name or stem a line. Its own stem is the split of pictures that
+            have none.
+
+    Raises:
+        BadInput: If a line names no picture, more than one, or one named before.
+    """
+    known: dict[str, list[str]] = {}
+    for path in found:
+        pure = PurePosixPath(path)
+        for name in {path, pure.with_suffix("").as_posix(), pure.name, pure.stem}:
+            known.setdefault(name, []).append(path)
+    selected: dict[str, Picture] = {}
+    for number, line in read_lines(root, file):
+        path = _named(known, line, f"{file}:{number}")
+        if path in selected:
+            raise BadInput.at(file, f"{path} is named twice", f"remove line {number}")
+        split = found[path].split or PurePosixPath(file).stem
+        selected[path] = replace(found[path], split=split)
+    if not selected:
+        raise BadInput.at(file, "no picture is named", "write one a line")
+    return selected
+
+
+def _named(known: Mapping[str, list[str]], line: str, place: str) -> str:
+    paths = known.get(line.removeprefix("./"), [])
+    if len(paths) == 1:
+        return paths[0]
+    if paths:
+        problem = f"{line!r} may be any of {listed(paths)}"
+        raise BadInput.at(place, problem, "write the path relative to the root")
+    if re.search(r"\s(-1|0|1)$", line):
+        problem = f"{line!r} has a second column, as VOC's lists by class have"
+        raise BadInput.at(place, problem, "give a list of pictures alone, such as train.txt")
+    problem = f"no annotation is there for {line!r}"
+    raise BadInput.at(place, problem, "add its annotation file or remove the line")
+
+
+def group_pictures(found: Mapping[str, Picture], pattern: str | None) -> tuple[str, ...]:
+    """Name the group of each picture: as the pattern or else the file says, or else its own path.
+
+    Args:
+        found: The pictures by path.
+        pattern: Regular expression to search in a path, whose first group is the picture's group.
+
+    Raises:
+        BadInput: If the pattern is none, or doesn't fit a path.
+
+    Examples:
+        >>> group_pictures({"a_1.png": Picture("b.csv", "b.csv:2")}, r"^(.)_")
+        ('a',)
+    """
+    if pattern is None:
+        return tuple(picture.group or path for path, picture in found.items())
+    expression = _compiled(pattern)
+    groups = []
+    for path in found:
+        match = expression.search(path)
+        if match is None or not match[1]:
+            problem = f"group_pattern {pattern!r} finds no group in this path"
+            raise BadInput.at(path, problem, "write a pattern that fits every picture")
+        groups.append(match[1])
+    return tuple(groups)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        msg = f"group_pattern {pattern!r} is no regular expression ({error}); correct it"
+        raise BadInput(msg) from error
+    if not expression.groups:
+        msg = f"group_pattern {pattern!r} has no group; put what names one in parentheses"
+        raise BadInput(msg)
+    return expression
+
+
+def checked_size(root: Path, path: str, picture: Picture) -> tuple[int, int]:
+    """Read a picture's height and width, and compare them with what the annotations state.
+
+    Args:
+        root: Folder of the data set.
+        path: Path of the picture.
+        picture: What the annotations say of it.
+
+    Raises:
+        BadInput: If the header can't be read, or the sizes differ.
+    """
+    try:
+        with Image.open(root / path) as image:
+            width, height = image.size
+            if _may_be_turned(image, root / path) and _orientation(image) in _SIDEWAYS:
+                width, height = height, width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, struct.error) as error:
+        problem = f"the header of {path} can't be read ({error})"
+        raise BadInput.at(picture.place, problem, "replace the picture") from error
+    if picture.size is not None and picture.size != (height, width):
+        stated = f"{picture.size[1]:.10g} x {picture.size[0]:.10g}"
+        problem = (
+            f"states {stated} pixels, but {path} has {width} x {height} once EXIF has turned it"
+        )
+        raise BadInput.at(picture.place, problem, "correct the size or replace the picture")
+    return height, width
+
+
+def _may_be_turned(image: Image.Image, path: Path) -> bool:
+    """Tell whether to ask for EXIF, for which Pillow decodes the whole of a PNG."""
+    return image.format != "PNG" or any(text in path.read_bytes() for text in _PNG_TEXTS)
+
+
+def _orientation(image: Image.Image) -> object:
+    return image.getexif().get(ExifTags.Base.Orientation)

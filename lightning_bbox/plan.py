@@ -1,0 +1,100 @@
+"""The epoch plan: which item is drawn when, and every random number of an epoch.
+
+All randomness of a sample is a function of (seed, epoch, sample index). It is drawn for the whole epoch at once on the
+CPU and then moved, so every device, every number of processes and every resumed run sees the same samples.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def stream_seed(*key: int | str) -> int:
+    """Hash a key to a seed for one stream of random numbers.
+
+    Args:
+        key: What the stream depends on, for instance ("shift", seed, epoch).
+
+    Returns:
+        An integer in [0, 2^63), the same on every machine.
+
+    Examples:
+        >>> stream_seed("shift", 0, 1) == stream_seed("shift", 0, 1) != stream_seed("shift", 1, 0)
+        True
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def keyed_generator(*key: int | str) -> torch.Generator:
+    """Return a CPU generator seeded by a key.
+
+    Examples:
+        >>> torch.equal(torch.rand(3, generator=keyed_generator("a", 1)), torch.rand(3, generator=keyed_generator("a", 1)))
+        True
+    """
+    return torch.Generator().manual_seed(stream_seed(*key))
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The order and the random numbers of one epoch.
+
+    Items are used evenly: the epochs walk along one endless sequence of shuffled passes over the items, so after any
+    number of epochs two items' counts differ by one at most.
+
+    Args:
+        seed: Seed of the run; evaluation uses a fixed one.
+        epoch: Number of the epoch, from 0.
+        num_items: How many items (boxes, patches) there are to draw from.
+        num_draws: How many samples the epoch has.
+
+    Examples:
+        >>> EpochPlan(seed=0, epoch=0, num_items=2, num_draws=4).order.bincount()
+        tensor([2, 2])
+    """
+
+    seed: int
+    epoch: int
+    num_items: int
+    num_draws: int
+
+    @property
+    def order(self) -> Int64[Tensor, " num_draws"]:
+        """The item of each sample."""
+        start = self.epoch * self.num_draws
+        first, last = start // self.num_items, (start + self.num_draws - 1) // self.num_items
+        passes = [
+            torch.randperm(self.num_items, generator=keyed_generator("order", self.seed, index))
+            for index in range(first, last + 1)
+        ]
+        offset = start - first * self.num_items
+        return torch.cat(passes)[offset : offset + self.num_draws]
+
+    def uniform(self, stream: str, columns: int) -> Float[Tensor, "num_draws columns"]:
+        """Draw numbers in [0, 1), one row a sample; streams don't influence each other."""
+        generator = keyed_generator(stream, self.seed, self.epoch)
+        return torch.rand(self.num_draws, columns, generator=generator)
+
+
+def rank_share(
+    num_rows: int, batch_size: int, batch: int, rank: int, world_size: int
+) -> Int64[Tensor, " share"]:
+    """Return the rows of a global batch that belong to one rank.
+
+    Args:
+        num_rows: How many rows the epoch has; the last batch may be short.
+        batch_size: Size of the global batch.
+        batch: Number of the global batch.
+        rank: This process.
+        world_size: Number of processes.
+
+    Examples:
+        >>> rank_share(num_rows=10, batch_size=8, batch=1, rank=1, world_size=2)
+        tensor([9])
+    """
+    start = batch * batch_size
+    return torch.arange(start, min(start + batch_size, num_rows))[rank::world_size]

@@ -1,0 +1,37 @@
+"""Preprocessing fitted on the training split: it lives in the model, so that the checkpoint carries it."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_bbox.parts import Part
+
+
+class ChannelNorm(Part):
+    """Subtract the training mean of each channel and divide by its standard deviation.
+
+    Examples:
+        >>> norm = ChannelNorm()
+        >>> norm.fit(torch.rand(100, 3, 8, 8))
+        >>> round(norm(torch.full((1, 3, 2, 2), float(norm.mean[0]))).abs()[0, 0, 0, 0].item(), 6)
+        0.0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("std", torch.ones(3))
+
+    def fit(self, crops: Float[Tensor, "n 3 h w"]) -> None:
+        """Set the statistics from training crops; a channel without variation is only centred."""
+        double = crops.detach().cpu().double()
+        std = double.std(dim=(0, 2, 3))
+        self.mean.copy_(double.mean(dim=(0, 2, 3)))
+        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
+
+    def forward(self, crops: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Normalise crops."""
+        return (crops - self.mean[:, None, None]) / self.std[:, None, None]

@@ -1,0 +1,377 @@
+"""The LightningModule that learns box offsets by gradient descent."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_bbox.backbones import Backbone, ShallowConvNet
+from lightning_bbox.boxes import Boxes, box_area, box_centers, mirror_boxes
+from lightning_bbox.codecs import DeltaCodec, MeanStdCodec, OffsetSpec
+from lightning_bbox.compiling import Compile, should_compile
+from lightning_bbox.crops import CropGeometry
+from lightning_bbox.data import Batch, CropDataModule, Samples, Split
+from lightning_bbox.errors import BadInput
+from lightning_bbox.heads import BinHead, Head
+from lightning_bbox.metrics import BoxTableMetric, Refined, bootstrap_interval, box_metrics, error_px
+from lightning_bbox.parts import Part, from_plain, to_plain
+from lightning_bbox.plan import stream_seed
+from lightning_bbox.preprocess import ChannelNorm
+from lightning_bbox.schedules import OneCycle, Schedule
+
+CHECKPOINT_KEY = "lightning_bbox"
+"""Where a checkpoint keeps what its model must know of the data."""
+
+
+class Diverged(RuntimeError):
+    """Training produced a loss that is not finite."""
+
+
+class OffsetNet(nn.Module):
+    """Preprocessing, backbone and head in one module, so that they compile to one graph."""
+
+    def __init__(self, preprocess: Part, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.preprocess, self.backbone, self.head = preprocess, backbone, head
+
+    def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Tensor:
+        """Return the head's outputs for raw crops in [0, 1]."""
+        channels_last = crops.contiguous(memory_format=torch.channels_last)
+        outputs: Tensor = self.head(self.backbone(self.preprocess(channels_last)))
+        return outputs
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything one evaluation found.
+
+    Attributes:
+        samples: The fixed draws, those that were seen.
+        refined: The boxes the model made of them.
+        metrics: Numbers by name.
+        rows: The same error for parts of the set: (kind, name, samples, mae_px).
+    """
+
+    samples: Samples
+    refined: Refined
+    metrics: dict[str, float]
+    rows: list[tuple[str, str, int, float]]
+
+
+class BoxRegressor(pl.LightningModule):
+    """Learn how far the true box lies from a proposal, from the crop around it.
+
+    What depends on the data (sizes, statistics, bins) is built when training begins and travels in the checkpoint.
+
+    Args:
+        backbone: Crops to features; a `ShallowConvNet` by default.
+        head: Features to targets, with its loss; a `BinHead` by default.
+        codec: Boxes to targets and back; a `MeanStdCodec` by default.
+        preprocess: Fitted on training crops; a `ChannelNorm` by default.
+        optimizer: AdamW with a learning rate of 3e-3 by default.
+        schedule: Of the learning rate; `OneCycle` by default.
+        average_flips: At evaluation, average the boxes found on the crop and its three mirror images.
+        weights: A checkpoint whose weights training starts from (fine-tuning); its targets' statistics are fitted anew.
+        compile: Compile the network; `auto` does on CUDA.
+
+    Examples:
+        >>> model = BoxRegressor(backbone=ShallowConvNet(channels=(8, 16, 16)))
+        >>> model.build(OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0), seed=0)
+        >>> model(torch.zeros(1, 3, 45, 45), torch.tensor([[10.0, 10.0, 40.0, 40.0]])).shape
+        torch.Size([1, 4])
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        head: Head | None = None,
+        codec: DeltaCodec | None = None,
+        preprocess: Part | None = None,
+        optimizer: OptimizerCallable | None = None,
+        schedule: Schedule | None = None,
+        average_flips: bool = False,
+        weights: str | None = None,
+        compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
+    ) -> None:
+        super().__init__()
+        self.net = OffsetNet(preprocess or ChannelNorm(), backbone or ShallowConvNet(), head or BinHead())
+        self.codec = codec or MeanStdCodec()
+        self.optimizer = optimizer
+        self.schedule = schedule or OneCycle()
+        self.average_flips, self.weights, self.compile_choice = average_flips, weights, compile
+        self.spec: OffsetSpec | None = None
+        self.evaluations: dict[Split, Evaluation] = {}
+        self._tables: dict[Split, BoxTableMetric] = {}
+
+    @property
+    def data(self) -> CropDataModule:
+        """The data module of the running trainer."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, CropDataModule):
+            raise BadInput(f"BoxRegressor needs one of lightning_bbox's data modules; got {type(data).__name__}")
+        return data
+
+    def build(self, spec: OffsetSpec, seed: int) -> None:
+        """Make the layers and buffers, initialised by the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed("init", seed))
+            self.net.backbone.build(spec.geometry.size)
+            self.net.head.build(self.net.backbone.out_features, spec.bounds)
+        self.codec.build(spec)
+        self.net.to(memory_format=torch.channels_last)
+        self.spec = spec
+
+    def setup(self, stage: str) -> None:
+        """Build the model for the data, and fit the statistics on the training split."""
+        data, built_for = self.data, self.spec
+        if built_for is not None:
+            _refuse_other_crops(built_for, data.spec())
+            return
+        self.build(data.spec(), data.seed)
+        samples = data.samples("train", epoch=0)
+        self.codec.fit(samples.gt_boxes, samples.anchors)
+        with torch.no_grad():
+            crops = data.cut(data.samples("train_eval").to(self.trainer.strategy.root_device))
+        self.net.preprocess.fit(crops)
+        if self.weights is not None and stage == "fit":
+            self._load_weights(self.weights)
+        self.net.head.fit(self.codec.space())
+
+    def configure_model(self) -> None:
+        """Compile the network in place, so that names in the checkpoint don't change."""
+        if self.net._compiled_call_impl is None and should_compile(
+            self.compile_choice, self.trainer.strategy.root_device, pays_on_cpu=False
+        ):
+            self.net.compile(fullgraph=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Make the optimizer and a schedule over the whole run."""
+        parameters = list(self.parameters())
+        optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.AdamW(parameters, lr=3e-3)
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise BadInput("the run has no end to plan the learning rate for; set trainer.max_steps or max_epochs")
+        last = max(1, int(total) - 1)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step / last))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def forward(self, crops: Float[Tensor, "b 3 s s"], anchors: Boxes) -> Boxes:
+        """Return refined boxes, in fp32 and in the anchors' frame.
+
+        Args:
+            crops: Crops in [0, 1].
+            anchors: The boxes the targets are relative to.
+        """
+        return self._decode(self.net(crops), anchors)
+
+    def _decode(self, outputs: Tensor, anchors: Boxes) -> Boxes:
+        return self.codec.decode(self.net.head.decode(outputs), anchors)
+
+    def on_train_start(self) -> None:
+        """Reset what is gathered on the device between two logs."""
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._loss_steps = 0
+        self._first_bad_step = torch.full((), -1, device=self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss, weighted so that the ranks' gradients average to the global batch's."""
+        losses = self._losses(self.net(batch.crops), batch)
+        loss = losses.sum() * (self.trainer.world_size / self.data.batch_size)
+        detached = loss.detach()
+        step = self.trainer.global_step
+        bad = ~torch.isfinite(detached) & (self._first_bad_step < 0)
+        self._first_bad_step = torch.where(bad, step, self._first_bad_step)
+        self._loss_sum = self._loss_sum + detached
+        self._loss_steps += 1
+        every = self.trainer.log_every_n_steps
+        if (step + 1) % every == 0:
+            self.refuse_divergence()
+            self.log("train/loss", self._loss_sum / self._loss_steps)
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            self._loss_sum, self._loss_steps = torch.zeros_like(self._loss_sum), 0
+        return loss
+
+    def refuse_divergence(self) -> None:
+        """Stop the run where a loss was not finite.
+
+        Raises:
+            Diverged: Says at which step.
+        """
+        step = int(self._first_bad_step)
+        if step >= 0:
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise Diverged(
+                f"the loss is not finite since step {step} (learning rate now {rate:.3g}); lower the learning rate, clip "
+                f"gradients (trainer.gradient_clip_val) or use a 32-bit precision"
+            )
+
+    def _losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " b"]:
+        return self.net.head.loss(outputs, self.codec.encode(batch.gt_boxes, batch.anchors))
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin empty tables."""
+        self._begin("val", "train_eval")
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Refine a batch of the validation or the fixed training draws."""
+        self._evaluate(batch, "val" if dataloader_idx == 0 else "train_eval")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of validation, and the error on the fixed training draws."""
+        for name, value in self._finish("val").metrics.items():
+            self.log(f"val/{name}", value)
+        self.log("train/mae_px", self._finish("train_eval").metrics["mae_px"])
+
+    def on_test_epoch_start(self) -> None:
+        """Begin an empty table."""
+        self._begin("test")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Refine a batch of the test draws."""
+        self._evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test."""
+        for name, value in self._finish("test").metrics.items():
+            self.log(f"test/{name}", value)
+
+    def _begin(self, *splits: Split) -> None:
+        for split in splits:
+            self._tables[split] = BoxTableMetric(self.data.eval_draws).to(self.device)
+
+    def _evaluate(self, batch: Batch, split: Split) -> None:
+        outputs = self.net(batch.crops)
+        boxes = self._decode(outputs, batch.anchors)
+        if self.average_flips:
+            boxes = (boxes + sum(self._mirrored(batch, flips) for flips in ((1, 0), (0, 1), (1, 1)))) / 4
+        self._tables[split].update(batch.rows, batch.valid, boxes, self._losses(outputs, batch))
+
+    def _mirrored(self, batch: Batch, flips: tuple[int, int]) -> Boxes:
+        axes = [dim for dim, flip in zip((3, 2), flips, strict=True) if flip]
+        boxes = self(batch.crops.flip(axes), batch.anchors)
+        centers = box_centers(batch.anchors)
+        return mirror_boxes(boxes, centers, centers.new_tensor(flips).expand_as(centers))
+
+    def _finish(self, split: Split) -> Evaluation:
+        refined = self._tables[split].compute()
+        seen = refined.seen
+        samples = self.data.samples(split).take(seen)  # type: ignore[arg-type] # a mask picks rows as well
+        refined = Refined(*(tensor[seen] for tensor in refined))
+        evaluation = self._measure(split, samples, refined)
+        self.evaluations[split] = evaluation
+        return evaluation
+
+    def _measure(self, split: Split, samples: Samples, refined: Refined) -> Evaluation:
+        px = self.data.geometry.px(samples.anchors)
+        gt_boxes, targets = samples.gt_boxes, self.data.num_targets
+        metrics = {"loss": float(refined.losses.mean())}
+        metrics |= box_metrics(refined.boxes, samples.proposals, gt_boxes, px, targets)
+        guess = self.codec.decode(self.codec.mean, samples.anchors.to(self.device)).cpu()
+        baseline = box_metrics(guess, samples.proposals, gt_boxes, px, targets)
+        metrics |= {
+            f"{name}_predict_mean": baseline[name]
+            for name in ("mae_px", "error_fraction", "error_picture", "iou_after", "mae_edge_px")
+            if name in baseline
+        }
+        metrics |= self.data.bounds(split)
+        rows: list[tuple[str, str, int, float]] = []
+        if split == "test":
+            items = self.data.source.splits["test"]
+            error = error_px(refined.boxes, gt_boxes, px).abs().mean(dim=1)
+            low, high = bootstrap_interval(error, items.clusters[samples.items])
+            metrics |= {"mae_px_low": low, "mae_px_high": high}
+            rows = _rows(error, items.labels[samples.items], self.data.source.classes, gt_boxes)
+        return Evaluation(samples, refined, metrics, rows)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the recipe of the model and the spec of its data, as plain data."""
+        if self.trainer.training:
+            self.refuse_divergence()
+        parts = {
+            "preprocess": self.net.preprocess,
+            "backbone": self.net.backbone,
+            "head": self.net.head,
+            "codec": self.codec,
+            "schedule": self.schedule,
+            "average_flips": self.average_flips,
+            "compile": self.compile_choice,
+        }
+        recipes = {name: to_plain(part, f"BoxRegressor's {name}") for name, part in parts.items()}
+        checkpoint["hyper_parameters"] = {"_instantiator": f"{__name__}.rebuild", **recipes}
+        assert self.spec is not None
+        checkpoint[CHECKPOINT_KEY] = {"spec": asdict(self.spec)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the layers that the checkpoint's weights belong to."""
+        spec = read_spec(checkpoint)
+        if self.spec is not None:
+            _refuse_other_crops(spec, self.spec)
+        if self.spec != spec:
+            self.build(spec, seed=0)
+
+    def _load_weights(self, path: str) -> None:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        read_spec(checkpoint)
+        prefix = "net."
+        weights = {
+            name.removeprefix(prefix): value
+            for name, value in checkpoint["state_dict"].items()
+            if name.startswith(prefix)
+        }
+        try:
+            self.net.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise BadInput(f"{path}: its weights don't fit the configured model ({reason})") from error
+
+
+def rebuild(cls: type[BoxRegressor], hyper_parameters: dict[str, Any]) -> BoxRegressor:
+    """Make the model that a checkpoint's hyper-parameters describe; Lightning calls this."""
+    return cls(**{name: from_plain(value) for name, value in hyper_parameters.items()})
+
+
+def read_spec(checkpoint: dict[str, Any]) -> OffsetSpec:
+    """Return what a checkpoint's model knows of its data.
+
+    Raises:
+        BadInput: The checkpoint isn't one of ours.
+    """
+    try:
+        plain = dict(checkpoint[CHECKPOINT_KEY]["spec"])
+        return OffsetSpec(**{**plain, "geometry": CropGeometry(**plain["geometry"])})
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"this checkpoint wasn't written by lightning_bbox (no valid {error} in it)") from error
+
+
+def _refuse_other_crops(ours: OffsetSpec, theirs: OffsetSpec) -> None:
+    """Refuse to apply a model to crops of another kind than it was trained on."""
+    for name in ("size", "context", "square", "reference_size"):
+        trained, given = (getattr(spec.geometry, name) for spec in (ours, theirs))
+        if trained != given:
+            raise BadInput(f"the model was trained with crop.{name} = {trained}, the data has {given}; make them equal")
+    if ours.num_targets != theirs.num_targets:
+        raise BadInput(
+            f"the model predicts {ours.num_targets} targets, the data asks for {theirs.num_targets}; set num_targets"
+        )
+
+
+def _rows(
+    error: Tensor, labels: Tensor, classes: tuple[str, ...], gt_boxes: Boxes
+) -> list[tuple[str, str, int, float]]:
+    """Return the mean error by class and by thirds of the box's size."""
+    rows = [
+        ("class", classes[label], int((labels == label).sum()), float(error[labels == label].mean()))
+        for label in labels.unique().tolist()
+    ]
+    side = box_area(gt_boxes).sqrt()
+    limits = side.quantile(torch.tensor([1 / 3, 2 / 3]))
+    third = (side[:, None] > limits).sum(dim=1)
+    for index in third.unique().tolist():
+        chosen = third == index
+        name = f"{side[chosen].min():.0f} to {side[chosen].max():.0f} px"
+        rows.append(("size", name, int(chosen.sum()), float(error[chosen].mean())))
+    return rows
