@@ -114,7 +114,7 @@ def _by_format(root: Path, files: Iterable[str]) -> dict[Format, list[str]]:
     found: dict[Format, list[str]] = {kind: [] for kind in _LOOKS}
     for file in files:
         kind = _FORMATS.get(posixpath.splitext(file)[1].casefold())
-        if kind is not None and _LOOKS[kind](root / file):
+        if kind is not None and (root / file).is_file() and _LOOKS[kind](root / file):
             found[kind].append(file)
     return found
 

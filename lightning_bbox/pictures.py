@@ -22,13 +22,14 @@ _SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
 
 
 def is_picture(file: str) -> bool:
-    """Tell by its suffix whether a file is a picture.
+    """Tell by its suffix whether a file is a picture, and not a hidden one.
 
     Examples:
         >>> is_picture("images/a.JPG"), is_picture("images/a.xml")
         (True, False)
     """
-    return posixpath.splitext(file)[1].casefold() in _PICTURE_SUFFIXES
+    name = PurePosixPath(file)
+    return name.suffix.casefold() in _PICTURE_SUFFIXES and not name.name.startswith(".")
 
 
 def split_of(*files: str) -> str:
@@ -89,7 +90,7 @@ class PictureFinder:
 
     def __init__(self, root: Path, images: str | None, by_stem: bool, allow_outside: bool) -> None:
         self._root = root
-        self._images = images
+        self._images = images and inside(root, images, "images", allow_outside)
         self._by_stem = by_stem
         self._allow_outside = allow_outside
         self._folders: dict[str, str] = {}  # of the pictures, by that of the annotations
@@ -212,8 +213,8 @@ def select_pictures(found: Mapping[str, Picture], root: Path, file: str) -> dict
     Args:
         found: The pictures by path.
         root: Folder of the data set.
-        file: The split file: a path, name or stem a line. Its own stem is the split of pictures that
-            have none.
+        file: The split file: a path, name or stem a line. Its own stem becomes the split of
+            pictures that have none.
 
     Raises:
         BadInput: If a line names no picture, more than one, or one named before.
