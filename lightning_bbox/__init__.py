@@ -1,1 +1,50 @@
 """Move a rough box onto its object: box-offset regression that converges."""
+
+from lightning_bbox.augment import Augment
+from lightning_bbox.backbones import ShallowConvNet
+from lightning_bbox.box_data import BoxDataModule
+from lightning_bbox.codecs import (
+    DeltaCodec,
+    FixedStdCodec,
+    MaxShiftCodec,
+    MeanStdCodec,
+    PixelCodec,
+)
+from lightning_bbox.crops import CropGeometry
+from lightning_bbox.errors import BadInput
+from lightning_bbox.heads import BinHead, LinearHead
+from lightning_bbox.jitter import LaplaceJitter, OverlapJitter, UniformJitter
+from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
+from lightning_bbox.patch_data import PatchDataModule
+from lightning_bbox.preprocess import ChannelNorm
+from lightning_bbox.scene_data import SceneDataModule
+from lightning_bbox.schedules import Constant, Cosine, OneCycle
+from lightning_bbox.tasks import BoxRegressor
+
+__all__ = [
+    "Augment",
+    "BadInput",
+    "BinHead",
+    "BoxDataModule",
+    "BoxRegressor",
+    "ChannelNorm",
+    "Constant",
+    "Cosine",
+    "CropGeometry",
+    "DeltaCodec",
+    "FixedStdCodec",
+    "L1Loss",
+    "L2Loss",
+    "LaplaceJitter",
+    "LinearHead",
+    "MaxShiftCodec",
+    "MeanStdCodec",
+    "OneCycle",
+    "OverlapJitter",
+    "PatchDataModule",
+    "PixelCodec",
+    "SceneDataModule",
+    "ShallowConvNet",
+    "SmoothL1Loss",
+    "UniformJitter",
+]

@@ -1,7 +1,7 @@
 """Augmentation of the training crops: flips, photometry, noise, and any photometric kornia module.
 
-kornia changes pixels; boxes are moved by our own code. Parameters come from the epoch plan, so a sample looks the same
-on every device and for every number of processes.
+kornia changes pixels; boxes are moved by our own code. Parameters come from the epoch plan, so a
+sample looks the same on every device and for every number of processes.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,8 @@ class Augment:
         contrast: Contrast about the crop's mean grey is multiplied by U(1 - c, 1 + c).
         saturation: The distance from grey is multiplied by U(1 - s, 1 + s).
         noise: Standard deviation of Gaussian noise, as a fraction of the intensity range.
-        extra: Photometric kornia augmentations, applied last; seeded by the step, not by the sample.
+        extra: Photometric kornia augmentations, applied last; seeded by the step, not by the
+            sample.
 
     Raises:
         BadInput: A strength is out of range, or an extra augmentation moves or mixes pixels.
@@ -50,9 +51,11 @@ class Augment:
         strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
         for name, value in strengths.items():
             if not 0 <= value <= 1:
-                raise BadInput(f"augment {name} is {value}; expected 0 (off) to 1")
+                msg = f"augment {name} is {value}; expected 0 (off) to 1"
+                raise BadInput(msg)
         if noise < 0:
-            raise BadInput(f"augment noise is {noise}; expected 0 (off) or more")
+            msg = f"augment noise is {noise}; expected 0 (off) or more"
+            raise BadInput(msg)
         self.flip_x, self.flip_y, self.noise = flip_x, flip_y, noise
         self.strengths = strengths
         self.extra = list(extra or [])
@@ -83,14 +86,16 @@ class Augment:
 def adjust_photometry(crops: Crops, factors: Float[Tensor, "b 3"]) -> Crops:
     """Multiply brightness, contrast and saturation, clipped to [0, 1] after each.
 
-    Equals `kornia.augmentation.ColorJitter` with `order=(0, 1, 2)` and no hue, given the same factors.
+    Equals `kornia.augmentation.ColorJitter` with `order=(0, 1, 2)` and no hue, given the same
+    factors.
 
     Args:
         crops: RGB in [0, 1].
         factors: Factors of brightness, contrast and saturation.
 
     Examples:
-        >>> adjust_photometry(torch.full((1, 3, 2, 2), 0.5), torch.tensor([[1.2, 1.0, 1.0]])).unique()
+        >>> grey = torch.full((1, 3, 2, 2), 0.5)
+        >>> adjust_photometry(grey, torch.tensor([[1.2, 1.0, 1.0]])).unique()
         tensor([0.6000])
     """
     crops = enhance.adjust_brightness_accumulative(crops, factors[:, 0])
@@ -101,8 +106,8 @@ def adjust_photometry(crops: Crops, factors: Float[Tensor, "b 3"]) -> Crops:
 class NoiseBank:
     """Gaussian noise keyed by sample: windows of one long fixed draw.
 
-    A sample's noise is the stretch of the bank that begins at the sample's own offset, so it doesn't depend on the
-    batch, the device or the number of processes, and costs one gather.
+    A sample's noise is the stretch of the bank that begins at the sample's own offset, so it
+    doesn't depend on the batch, the device or the number of processes, and costs one gather.
 
     Args:
         key: What the noise depends on, beside the offset.
@@ -133,11 +138,13 @@ def _refuse_geometric(module: nn.Module) -> None:
     children = list(module.children())
     if isinstance(module, augmentation.IntensityAugmentationBase2D):
         return
-    if isinstance(module, nn.Sequential | augmentation.container.ImageSequential) and children:
+    if isinstance(module, nn.Sequential | augmentation.ImageSequential) and children:
         for child in children:
             _refuse_geometric(child)
         return
-    raise BadInput(
-        f"augment.extra holds {type(module).__name__}, which isn't a photometric kornia augmentation; it could move the "
-        f"object without its label; use subclasses of kornia.augmentation.IntensityAugmentationBase2D"
+    msg = (
+        f"augment.extra holds {type(module).__name__}, which isn't a photometric kornia "
+        f"augmentation and could move the object without its label; use subclasses of "
+        f"kornia.augmentation.IntensityAugmentationBase2D"
     )
+    raise BadInput(msg)

@@ -1,5 +1,6 @@
 """Backbones: from crops to feature vectors."""
 
+import itertools
 from typing import Literal
 
 import torch
@@ -22,23 +23,26 @@ class Backbone(Part):
     out_features: int
 
     def build(self, crop_size: int) -> "Backbone":
-        """Make the layers for square RGB crops of this side, He-initialised from torch's global generator."""
+        """Make the layers for square crops of this side; torch's global generator is used."""
         raise NotImplementedError
 
 
 class ShallowConvNet(Backbone):
-    """A few convolutions, then fully connected layers on the flattened map, which keeps where things are.
+    """A few convolutions, then fully connected layers on the flattened map.
+
+    Flattening keeps where things are, and that is what offsets need.
 
     Args:
         channels: Channels of each scale; the map is halved before or within each.
         kernel: Side of the (odd) convolution kernels.
         convs_per_scale: Convolutions at each scale.
-        downsample: How a scale halves the map: the first convolution's stride, max or average pooling of 2 after the
-            last convolution, or not at all.
+        downsample: How a scale halves the map: the first convolution's stride, max or average
+            pooling of 2 after the last convolution, or not at all.
         fc: Widths of the fully connected layers.
         batch_norm: Normalise before each non-linearity.
         dropout: Probability of dropping an input of the fully connected layers.
-        global_pool: Average the map over space before the fully connected layers, which loses where things are.
+        global_pool: Average the map over space before the fully connected layers, which loses where
+            things are.
 
     Raises:
         BadInput: An argument is out of range, or there are more scales than the crop can be halved.
@@ -66,13 +70,15 @@ class ShallowConvNet(Backbone):
     ) -> None:
         super().__init__()
         if not channels or min((*channels, *fc, convs_per_scale)) < 1:
-            raise BadInput(
-                f"ShallowConvNet channels {channels}, fc {fc}, convs_per_scale {convs_per_scale}: all must be positive"
-            )
+            given = f"channels {channels}, fc {fc}, convs_per_scale {convs_per_scale}"
+            msg = f"ShallowConvNet's {given} must all be positive"
+            raise BadInput(msg)
         if kernel < 1 or kernel % 2 == 0:
-            raise BadInput(f"ShallowConvNet kernel is {kernel}; expected an odd number, so that maps stay centred")
+            msg = f"ShallowConvNet kernel is {kernel}; expected an odd number"
+            raise BadInput(msg)
         if not 0 <= dropout < 1:
-            raise BadInput(f"ShallowConvNet dropout is {dropout}; expected 0 to below 1")
+            msg = f"ShallowConvNet dropout is {dropout}; expected 0 to below 1"
+            raise BadInput(msg)
         self.channels, self.kernel, self.convs_per_scale = tuple(channels), kernel, convs_per_scale
         self.downsample, self.fc, self.batch_norm = downsample, tuple(fc), batch_norm
         self.dropout, self.global_pool = dropout, global_pool
@@ -80,7 +86,9 @@ class ShallowConvNet(Backbone):
     def build(self, crop_size: int) -> "ShallowConvNet":
         """Make and initialise the layers."""
         if self.downsample != "none" and crop_size < 2 ** len(self.channels):
-            raise BadInput(f"crops of {crop_size} px can't be halved {len(self.channels)} times; use fewer channels")
+            times = len(self.channels)
+            msg = f"crops of {crop_size} px can't be halved {times} times; use fewer channels"
+            raise BadInput(msg)
         self.convs = nn.Sequential(*self._conv_layers())
         with torch.no_grad():
             width = self.convs(torch.zeros(1, 3, crop_size, crop_size)).flatten(1).shape[1]
@@ -102,7 +110,9 @@ class ShallowConvNet(Backbone):
                 stride = 2 if self.downsample == "stride" and index == 0 else 1
                 padding = self.kernel // 2
                 layers.append(
-                    nn.Conv2d(inputs, outputs, self.kernel, stride, padding, bias=not self.batch_norm)
+                    nn.Conv2d(
+                        inputs, outputs, self.kernel, stride, padding, bias=not self.batch_norm
+                    )
                 )
                 layers += [nn.BatchNorm2d(outputs)] * self.batch_norm + [nn.ReLU()]
                 inputs = outputs
@@ -112,7 +122,7 @@ class ShallowConvNet(Backbone):
 
     def _fc_layers(self, widths: list[int]) -> list[nn.Module]:
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Dropout(self.dropout)] * (self.dropout > 0)
             layers.append(nn.Linear(inputs, outputs, bias=not self.batch_norm))
             layers += [nn.BatchNorm1d(outputs)] * self.batch_norm + [nn.ReLU()]

@@ -1,7 +1,8 @@
 """Boxes as tensors: formats, clipping, flipping, area and the IoU family.
 
-Every function is pure and works on any number of leading dimensions. Unless a name says otherwise a box is
-`xyxy`, float32, in continuous pixel edges: a picture spans [0, W] x [0, H] and width = x2 - x1.
+Every function is pure and works on any number of leading dimensions. Unless a name says otherwise a
+box is `xyxy`, float32, in continuous pixel edges: a picture spans [0, W] x [0, H] and width = x2 -
+x1.
 """
 
 import math
@@ -120,7 +121,9 @@ def shift_boxes(boxes: Boxes, shifts: Float[Tensor, "*b 2"]) -> Boxes:
     return boxes + torch.cat([shifts, shifts], dim=-1)
 
 
-def mirror_boxes(boxes: Boxes, centers: Float[Tensor, "*b 2"], flips: Float[Tensor, "*b 2"]) -> Boxes:
+def mirror_boxes(
+    boxes: Boxes, centers: Float[Tensor, "*b 2"], flips: Float[Tensor, "*b 2"]
+) -> Boxes:
     """Mirror boxes about the vertical and horizontal lines through given centres.
 
     Args:
@@ -129,7 +132,8 @@ def mirror_boxes(boxes: Boxes, centers: Float[Tensor, "*b 2"], flips: Float[Tens
         flips: 1 to mirror left-right (first) or up-down (second), 0 to leave alone.
 
     Examples:
-        >>> mirror_boxes(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([5.0, 5.0]), torch.tensor([1.0, 0.0]))
+        >>> box, center = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([5.0, 5.0])
+        >>> mirror_boxes(box, center, torch.tensor([1.0, 0.0]))
         tensor([7., 2., 9., 4.])
     """
     low, high = boxes[..., :2], boxes[..., 2:]
@@ -169,7 +173,7 @@ def paired_iou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
     """Return the intersection over union of each box with its partner (0 for two empty boxes).
 
     Examples:
-        >>> paired_iou(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([[5.0, 0.0, 15.0, 10.0]]))
+        >>> paired_iou(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[5.0, 0, 15, 10]]))
         tensor([0.3333])
     """
     intersection, union = _intersection_and_union(boxes, others)
@@ -218,7 +222,9 @@ def paired_ciou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
         >>> paired_ciou(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[2.0, 0.0, 3.0, 1.0]]))
         tensor([-0.4000])
     """
-    angles = [torch.atan2(size[..., 0], size[..., 1]) for size in (box_sizes(boxes), box_sizes(others))]
+    angles = [
+        torch.atan2(size[..., 0], size[..., 1]) for size in (box_sizes(boxes), box_sizes(others))
+    ]
     v = 4 / math.pi**2 * (angles[0] - angles[1]).square()
     with torch.no_grad():
         alpha = v / (1 - paired_iou(boxes, others) + v).clamp(min=EPS)
@@ -231,7 +237,8 @@ def pairwise_iou(boxes: Float[Tensor, "n 4"], others: Float[Tensor, "m 4"]) -> F
     For the rest of the family broadcast the paired functions in the same way.
 
     Examples:
-        >>> pairwise_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0]]))
+        >>> boxes = torch.tensor([[0.0, 0, 2, 2], [1.0, 0, 3, 2]])
+        >>> pairwise_iou(boxes[:1], boxes)
         tensor([[1.0000, 0.3333]])
     """
     return paired_iou(boxes[:, None], others[None])

@@ -30,7 +30,7 @@ from lightning_bbox.report import (
     draw_sheet,
     format_table,
 )
-from lightning_bbox.tasks import BoxRegressor, Evaluation
+from lightning_bbox.tasks import BoxRegressor, Evaluation, logs_after
 
 _COLUMNS = 8
 
@@ -74,7 +74,10 @@ def save_picture(path: Path, picture: Image.Image) -> None:
 
 
 class RunReport(pl.Callback):
-    """Write `data.png` before training, `crops.png` and `metrics.json` after the test, and print the table.
+    """Write what a run leaves behind, and print the table at its end.
+
+    `data.png` and the list of skipped boxes before training; `crops.png` and `metrics.json` after
+    the test.
 
     Args:
         folder: The run's folder.
@@ -92,7 +95,9 @@ class RunReport(pl.Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             lines = [*data.source.notes, *data.describe()]
             _say("\n".join(lines))
-            skipped = [sentence for items in data.source.splits.values() for sentence in items.skipped]
+            skipped = [
+                sentence for items in data.source.splits.values() for sentence in items.skipped
+            ]
             if skipped:
                 write_atomically(self.folder / "skipped.txt", ("\n".join(skipped) + "\n").encode())
                 _say(f"skipped boxes are listed in {self.folder / 'skipped.txt'}")
@@ -101,7 +106,10 @@ class RunReport(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note how long training took."""
-        self.metrics |= {"train_seconds": time.monotonic() - self._began, "train_steps": trainer.global_step}
+        self.metrics |= {
+            "train_seconds": time.monotonic() - self._began,
+            "train_steps": trainer.global_step,
+        }
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the results and show them."""
@@ -112,7 +120,8 @@ class RunReport(pl.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics |= {f"test/{name}": value for name, value in evaluation.metrics.items()}
         self.metrics["test/rows"] = [
-            {"kind": kind, "name": name, "draws": count, "mae_px": mae} for kind, name, count, mae in evaluation.rows
+            {"kind": kind, "name": name, "draws": count, "mae_px": mae}
+            for kind, name, count, mae in evaluation.rows
         ]
         write_atomically(self.folder / "metrics.json", json.dumps(self.metrics, indent=2).encode())
         save_picture(self.folder / "crops.png", draw_results(model.data, evaluation))
@@ -125,7 +134,9 @@ class RunReport(pl.Callback):
 
 
 class TensorBoardPictures(pl.Callback):
-    """Show crops with their boxes, the offsets' histograms, and at the end the settings with the test's metrics.
+    """Show crops with their boxes, and the offsets' histograms.
+
+    At the end the settings join the test's metrics in the hparams view.
 
     Args:
         settings: What the hparams view lists, by dotted name.
@@ -142,7 +153,9 @@ class TensorBoardPictures(pl.Callback):
         model = _regressor(pl_module)
         evaluation = model.evaluations["val"]
         writer, step = trainer.logger.experiment, trainer.global_step
-        panels, _ = _panels(model.data, evaluation, list(range(min(16, len(evaluation.samples.items)))))
+        panels, _ = _panels(
+            model.data, evaluation, list(range(min(16, len(evaluation.samples.items))))
+        )
         sheet = draw_sheet([("first validation draws", panels)], LEGEND, _COLUMNS)
         writer.add_image("val/crops", as_array(sheet), step, dataformats="HWC")
         samples = evaluation.samples
@@ -180,12 +193,21 @@ class Throughput(pl.Callback):
         self._since, self._steps = time.perf_counter(), 0
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
     ) -> None:
         """Count, and log with the other scalars."""
         self._steps += 1
-        if trainer.global_step % trainer.log_every_n_steps == 0:
-            rate = self._steps * _regressor(pl_module).data.batch_size / (time.perf_counter() - self._since)
+        if logs_after(trainer, trainer.global_step):
+            rate = (
+                self._steps
+                * _regressor(pl_module).data.batch_size
+                / (time.perf_counter() - self._since)
+            )
             pl_module.log("perf/crops_per_s", rate)
             self._since, self._steps = time.perf_counter(), 0
 
@@ -203,7 +225,7 @@ class PlainProgress(pl.Callback):
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print where the run stands."""
-        if trainer.sanity_checking or not trainer.training and trainer.state.fn != "fit":
+        if trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit"):
             return
         metrics = trainer.callback_metrics
         shown = "  ".join(
@@ -218,9 +240,12 @@ class PlainProgress(pl.Callback):
 
 
 def draw_data(data: CropDataModule, title: str) -> Image.Image:
-    """Draw training crops as the model sees them (augmented, flipped, with noise) and validation crops."""
+    """Draw training crops as the model sees them, augmented, and validation crops."""
     sections = []
-    for split, count, name in (("train", 24, f"{title}\n\ntraining crops"), ("val", 16, "validation crops")):
+    for split, count, name in (
+        ("train", 24, f"{title}\n\ntraining crops"),
+        ("val", 16, "validation crops"),
+    ):
         rows = torch.arange(min(count, data.eval_draws, data.draws_per_epoch))
         batch = data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))  # type: ignore[arg-type]
         crop_boxes = data.geometry.crop_boxes(batch.anchors)
@@ -247,18 +272,24 @@ def draw_results(data: CropDataModule, evaluation: Evaluation, count: int = 24) 
     worst = errors.argsort(descending=True)[:count].tolist()
     random = torch.randperm(len(errors), generator=keyed_generator("sheet"))[:count].tolist()
     sections = [
-        (f"the {len(worst)} worst of {len(errors)} draws (error before to after, in px)", _panels(data, evaluation, worst)[0]),
+        (
+            f"the {len(worst)} worst of {len(errors)} draws (error before to after, in px)",
+            _panels(data, evaluation, worst)[0],
+        ),
         (f"{len(random)} random draws", _panels(data, evaluation, random)[0]),
     ]
     return draw_sheet(sections, LEGEND, _COLUMNS)
 
 
-def _panels(data: CropDataModule, evaluation: Evaluation, rows: list[int]) -> tuple[list[Image.Image], Tensor]:
+def _panels(
+    data: CropDataModule, evaluation: Evaluation, rows: list[int]
+) -> tuple[list[Image.Image], Tensor]:
     """Draw some rows of an evaluation; return the errors of all of them too."""
     samples = evaluation.samples
     px = data.geometry.px(samples.anchors)
     errors, before = (
-        error_px(boxes, samples.gt_boxes, px).norm(dim=1) for boxes in (evaluation.refined.boxes, samples.proposals)
+        error_px(boxes, samples.gt_boxes, px).norm(dim=1)
+        for boxes in (evaluation.refined.boxes, samples.proposals)
     )
     if not rows:
         return [], errors

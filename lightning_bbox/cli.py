@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_bbox.callbacks import PlainProgress, RunReport, TensorBoardPictures, Throughput
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput, listed
-from lightning_bbox.tasks import BoxRegressor, Diverged
+from lightning_bbox.tasks import BoxRegressor, DivergedError
 
 PRESET = "preset:"
 _PACKAGE = Path(__file__).parent
@@ -27,7 +27,7 @@ EPOCHS = 26
 
 
 class BoxCLI(LightningCLI):
-    """LightningCLI with a run folder, our defaults for the trainer, and the test at the end of `fit`."""
+    """LightningCLI with a run folder, our trainer defaults, and a test at the end of `fit`."""
 
     run_folder: Path
 
@@ -39,12 +39,16 @@ class BoxCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder, and one seed for everything."""
-        parser.add_argument("--name", type=str | None, help="name of the run; by default the config's stem and the time")
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            help="name of the run; by default the config's stem and the time",
+        )
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the configuration as it is: a checkpoint's own settings never replace what was asked for."""
+        """Keep the configuration: a checkpoint's own settings never replace what was asked for."""
 
     def before_instantiate_classes(self) -> None:
         """Settle on the run's folder."""
@@ -52,19 +56,28 @@ class BoxCLI(LightningCLI):
         name = config.name or os.environ.get("LIGHTNING_BBOX_RUN") or _default_name(config)
         self.run_folder = Path(config.runs) / name
         launched = "LOCAL_RANK" in os.environ
-        if self.subcommand == "fit" and not launched and not config.ckpt_path and self.run_folder.exists():
-            raise BadInput(
-                f"{self.run_folder}: a run of this name exists; choose another --name, or continue it with "
-                f"--resume {self.run_folder}"
+        if (
+            self.subcommand == "fit"
+            and not launched
+            and not config.ckpt_path
+            and self.run_folder.exists()
+        ):
+            msg = (
+                f"{self.run_folder}: a run of this name exists; choose another --name, "
+                f"or continue it with --resume {self.run_folder}"
             )
+            raise BadInput(msg)
         os.environ["LIGHTNING_BBOX_RUN"] = name
 
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
         """Add the logger and callbacks that every run has."""
         config = self._get(self.config_init, "trainer")
         if config.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(
-                str(self.run_folder.parent), name="", version=self.run_folder.name, default_hp_metric=False
+                str(self.run_folder.parent),
+                name="",
+                version=self.run_folder.name,
+                default_hp_metric=False,
             )
         callbacks: list[pl.Callback] = [
             RunReport(self.run_folder),
@@ -92,15 +105,21 @@ class BoxCLI(LightningCLI):
         return trainer
 
     def _settings(self) -> dict[str, Any]:
-        """Return the model's and data's configuration by dotted name, for TensorBoard's hparams view."""
+        """Return the model's and data's configuration by dotted name, for the hparams view."""
         self._dump_config()
         return _flat({key: self.config_dump[key] for key in ("model", "data", "seed_everything")})
 
     def after_fit(self) -> None:
         """Test the best checkpoint."""
-        if self.trainer.interrupted or self.trainer.fast_dev_run:
+        if self.trainer.interrupted or self._get(self.config_init, "trainer").fast_dev_run:
             return
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", weights_only=True, verbose=False)
+        self.trainer.test(
+            self.model,
+            datamodule=self.datamodule,
+            ckpt_path="best",
+            weights_only=True,
+            verbose=False,
+        )
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -139,7 +158,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except BadInput as error:
         sys.stderr.write(f"lightning-bbox: {error}\n")
         return 2
-    except Diverged as error:
+    except DivergedError as error:
         sys.stderr.write(f"lightning-bbox: {error}\n")
         return 1
     except KeyboardInterrupt:
@@ -195,15 +214,22 @@ def _preset(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     names = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
-    raise BadInput(f"there is no preset {name!r}; choose one of {listed(names)}")
+    msg = f"there is no preset {name!r}; choose one of {listed(names)}"
+    raise BadInput(msg)
 
 
 def _resumed(folder: Path) -> list[str]:
     config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
     for path in (config, checkpoint):
         if not path.is_file():
-            raise BadInput(f"{path}: missing, so this run can't be resumed; start it anew")
-    return [f"--config={config}", f"--runs={folder.parent}", f"--name={folder.name}", f"--ckpt_path={checkpoint}"]
+            msg = f"{path}: missing, so this run can't be resumed; start it anew"
+            raise BadInput(msg)
+    return [
+        f"--config={config}",
+        f"--runs={folder.parent}",
+        f"--name={folder.name}",
+        f"--ckpt_path={checkpoint}",
+    ]
 
 
 def _default_name(config: Any) -> str:  # noqa: ANN401 (jsonargparse's namespace)
@@ -217,5 +243,7 @@ def _flat(tree: object, prefix: str = "") -> dict[str, Any]:
         return {prefix: tree if isinstance(tree, bool | int | float | str) else str(tree)}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix and key != "init_args" else prefix or str(key))
+        flat |= _flat(
+            value, f"{prefix}.{key}" if prefix and key != "init_args" else prefix or str(key)
+        )
     return flat

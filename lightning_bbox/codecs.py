@@ -1,7 +1,8 @@
 """Codecs: true boxes and anchors to targets, and back.
 
-One codec serves sampler, loss, decoder and exporter; its statistics are buffers and travel in the checkpoint. Targets
-are Girshick's deltas (dx, dy) or (dx, dy, dw, dh), shifted and scaled coordinate by coordinate.
+One codec serves sampler, loss, decoder and exporter; its statistics are buffers and travel in the
+checkpoint. Targets are Girshick's deltas (dx, dy) or (dx, dy, dw, dh), shifted and scaled
+coordinate by coordinate.
 """
 
 import math
@@ -26,8 +27,8 @@ Deltas = Float[Tensor, "*b n"]
 def encode_deltas(boxes: Boxes, anchors: Boxes) -> Float[Tensor, "*b 4"]:
     """Encode boxes as R-CNN deltas relative to anchors.
 
-    The centre's shift is in units of the anchor's size, the change of size is the logarithm of a ratio. Not finite
-    where a width or height isn't positive.
+    The centre's shift is in units of the anchor's size, the change of size is the logarithm of a
+    ratio. Not finite where a width or height isn't positive.
 
     Args:
         boxes: Boxes to encode, `xyxy`.
@@ -37,7 +38,7 @@ def encode_deltas(boxes: Boxes, anchors: Boxes) -> Float[Tensor, "*b 4"]:
         Girshick et al., Rich feature hierarchies (2014), appendix C, equations 6-9.
 
     Examples:
-        >>> encode_deltas(torch.tensor([[1.0, 1.0, 11.0, 21.0]]), torch.tensor([[0.0, 0.0, 10.0, 20.0]]))
+        >>> encode_deltas(torch.tensor([[1.0, 1, 11, 21]]), torch.tensor([[0.0, 0, 10, 20]]))
         tensor([[0.1000, 0.0500, 0.0000, 0.0000]])
     """
     sizes = box_sizes(anchors)
@@ -94,7 +95,7 @@ class OffsetSpec:
 
 
 class TargetSpace(NamedTuple):
-    """How targets relate to px: a px offset p is the target `origin + p * unit`, coordinate by coordinate.
+    """How targets relate to px: an offset p in px is the target `origin + p * unit`.
 
     Attributes:
         unit: One px, or one unit of log size, in target units.
@@ -143,12 +144,15 @@ class DeltaCodec(Part):
         Raises:
             BadInput: The targets of one coordinate are all the same, so there is nothing to learn.
         """
-        deltas = encode_deltas(gt_boxes.double().cpu(), anchors.double().cpu())[:, : self.spec.num_targets]
+        deltas = encode_deltas(gt_boxes.double().cpu(), anchors.double().cpu())[
+            :, : self.spec.num_targets
+        ]
         if not bool((deltas.std(dim=0) > 0).all()):
-            raise BadInput(
-                f"the {len(deltas)} training targets of one coordinate are all the same: there is nothing to learn; "
-                f"check the jitter, or use 2 targets where sizes don't change"
+            msg = (
+                f"the {len(deltas)} training targets of one coordinate are all the same: there is "
+                f"nothing to learn; check the jitter, or use 2 targets where sizes don't change"
             )
+            raise BadInput(msg)
         shift, scale = self._scaling(deltas)
         targets = (deltas - shift) / scale
         self.shift.copy_(shift)
@@ -171,7 +175,9 @@ class DeltaCodec(Part):
     def space(self) -> TargetSpace:
         """Return the way from px to targets."""
         unit = self.scale.new_tensor(self.spec.units) / self.scale
-        return TargetSpace(unit, -self.shift / self.scale, self.std, self.scale.new_tensor(self.spec.bounds))
+        return TargetSpace(
+            unit, -self.shift / self.scale, self.std, self.scale.new_tensor(self.spec.bounds)
+        )
 
 
 class FixedStdCodec(DeltaCodec):
@@ -191,7 +197,8 @@ class FixedStdCodec(DeltaCodec):
     def __init__(self, stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)) -> None:
         super().__init__()
         if min(stds) <= 0:
-            raise BadInput(f"codec stds {stds} must be positive")
+            msg = f"codec stds {stds} must be positive"
+            raise BadInput(msg)
         self.stds = stds
 
     def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,7 +206,9 @@ class FixedStdCodec(DeltaCodec):
 
 
 class MeanStdCodec(DeltaCodec):
-    """Deltas minus the training mean, over the training standard deviation: unit variance, whatever the jitter.
+    """Deltas minus the training mean, over the training standard deviation.
+
+    Targets have unit variance, whatever the jitter.
 
     References:
         Girshick et al., Rich feature hierarchies (2014) normalises its targets likewise.
@@ -214,7 +223,9 @@ class MeanStdCodec(DeltaCodec):
 
 
 class MaxShiftCodec(DeltaCodec):
-    """Deltas over the largest one to expect, so that targets lie in [-1, 1]: the question's own remedy.
+    """Deltas over the largest one to expect, so that targets lie in [-1, 1].
+
+    The question's own remedy.
 
     Examples:
         >>> MaxShiftCodec().recipe()["class_path"]

@@ -48,15 +48,20 @@ def should_compile(choice: Compile, device: torch.device, pays_on_cpu: bool) -> 
     if not wanted or has_cxx_compiler():
         return wanted
     if choice is True:
-        raise BadInput("compile is true, but no C++ compiler was found; install g++, set CXX, or use compile: auto")
-    warnings.warn("no C++ compiler found: running uncompiled, which is slower; install g++ or set CXX", stacklevel=2)
+        msg = "compile is true, but no C++ compiler was found; install g++, set CXX, or use auto"
+        raise BadInput(msg)
+    warnings.warn(
+        "no C++ compiler found: running uncompiled, which is slower; install g++ or set CXX",
+        stacklevel=2,
+    )
     return False
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a kernel whole, without bounds checks: it must clamp its own indices.
 
-    Checks cost a third of the cut on the CPU (1.6 against 2.2 ms for 128 crops of 45 px on two cores).
+    Checks cost a third of the cut on the CPU (1.6 against 2.2 ms for 128 crops of 45 px on two
+    cores).
 
     Examples:
         >>> callable(compiled(torch.sin))

@@ -1,7 +1,7 @@
 """From boxes to crops: context, the px unit, and the cut.
 
-Pixel j of a crop lies at (j + 0.5) / S of the crop box; outside the picture the border repeats. A crop box with swapped
-corners gives a mirrored crop, so flips cost nothing.
+Pixel j of a crop lies at (j + 0.5) / S of the crop box; outside the picture the border repeats. A
+crop box with swapped corners gives a mirrored crop, so flips cost nothing.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,11 @@ class CropGeometry:
     Args:
         size: Side of the crop the network sees, in pixels.
         context: Side of the crop box over the side of the proposal.
-        square: Cut a square around the proposal's longer side, instead of scaling each side on its own.
+        square: Cut a square around the proposal's longer side, instead of scaling each side on its
+            own.
         reference_size: A px, the unit of jitter, bins and errors, is the crop box's side over this.
-        supersample: Each crop pixel averages this many samples squared; by default the training pictures' median
-            shrink, rounded.
+        supersample: Each crop pixel averages this many samples squared; by default the training
+            pictures' median shrink, rounded.
 
     Raises:
         BadInput: A value is out of its range.
@@ -46,13 +47,17 @@ class CropGeometry:
     def __post_init__(self) -> None:
         """Check the values."""
         if self.size < 8:
-            raise BadInput(f"crop size {self.size} is too small to see an object in; expected at least 8")
+            msg = f"crop size {self.size} is too small to see an object in; expected at least 8"
+            raise BadInput(msg)
         if not 1 <= self.context <= 10:
-            raise BadInput(f"crop context {self.context} is outside 1..10; 1 cuts the proposal itself")
+            msg = f"crop context {self.context} is outside 1..10; 1 cuts the proposal itself"
+            raise BadInput(msg)
         if self.reference_size <= 0:
-            raise BadInput(f"crop reference_size {self.reference_size} isn't positive; 45 makes a px 1/45 of the side")
+            msg = f"crop reference_size {self.reference_size} isn't positive; 45 is usual"
+            raise BadInput(msg)
         if self.supersample is not None and self.supersample < 1:
-            raise BadInput(f"crop supersample {self.supersample} is below 1; 1 takes one sample a pixel")
+            msg = f"crop supersample {self.supersample} is below 1; 1 takes one sample a pixel"
+            raise BadInput(msg)
 
     @property
     def px_per_delta(self) -> float:
@@ -60,7 +65,7 @@ class CropGeometry:
         return self.reference_size / self.context
 
     def anchors(self, proposals: Boxes) -> Boxes:
-        """Return the boxes that targets are relative to: the proposals, squared where crops are square."""
+        """Return the boxes that targets are relative to: proposals, squared where crops are."""
         return square_boxes(proposals) if self.square else proposals
 
     def crop_boxes(self, anchors: Boxes) -> Boxes:
@@ -73,7 +78,14 @@ class CropGeometry:
 
 
 Kernel = Callable[
-    [Int32[Tensor, " p"], Int64[Tensor, " b"], Int32[Tensor, " b"], Int32[Tensor, " b"], Boxes, int],
+    [
+        Int32[Tensor, " p"],
+        Int64[Tensor, " b"],
+        Int32[Tensor, " b"],
+        Int32[Tensor, " b"],
+        Boxes,
+        int,
+    ],
     Float[Tensor, "b 3 s s"],
 ]
 
@@ -81,7 +93,8 @@ Kernel = Callable[
 def _taps(low: Tensor, high: Tensor, limit: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the two neighbours of each sample along one side, and the second one's weight.
 
-    Indices are clamped as integers too, so that a box that is not finite can't read outside the store.
+    Indices are clamped as integers too, so that a box that is not finite can't read outside the
+    store.
     """
     last = (limit - 1)[:, None]
     steps = (torch.arange(size, device=low.device) + 0.5) * ((high - low) / size)[:, None]
@@ -112,8 +125,9 @@ def sample_bilinear(
         Crops in [0, 1]. The content is undefined where a box isn't finite.
 
     Examples:
-        >>> one = torch.tensor([0]), torch.tensor([1], dtype=torch.int32), torch.tensor([1], dtype=torch.int32)
-        >>> sample_bilinear(torch.tensor([255], dtype=torch.int32), *one, torch.tensor([[0., 0., 1., 1.]]), 1).flatten()
+        >>> red, one = torch.tensor([255]).int(), torch.tensor([1]).int()
+        >>> box = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+        >>> sample_bilinear(red, torch.tensor([0]), one, one, box, size=1).flatten()
         tensor([1., 0., 0.])
     """
     x0, x1, weight_x = (t[:, None, :] for t in _taps(boxes[:, 0], boxes[:, 2], widths, size))
@@ -157,17 +171,22 @@ def cut_crops(
     Examples:
         >>> import numpy as np
         >>> store = ImageStore.from_array(np.full((1, 8, 8, 3), 255, dtype=np.uint8))
-        >>> cut_crops(store, torch.tensor([0]), torch.tensor([[0.0, 0.0, 8.0, 8.0]]), size=2).unique()
+        >>> box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
+        >>> cut_crops(store, torch.tensor([0]), box, size=2).unique()
         tensor([1.])
     """
-    picked = tuple(t[image_index] for t in (store.offsets, store.heights, store.widths))
+    offsets, heights, widths = (
+        store.offsets[image_index],
+        store.heights[image_index],
+        store.widths[image_index],
+    )
     total: Tensor | None = None
     for shifts in _sample_shifts(supersample, crop_boxes, size):
-        tensors = (store.pixels, *picked, crop_boxes + shifts)
+        boxes = crop_boxes + shifts
         if kernel is compiled_bilinear:
-            for tensor in tensors:
+            for tensor in (store.pixels, offsets, heights, widths, boxes):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        sample = kernel(*tensors, size)
+        sample = kernel(store.pixels, offsets, heights, widths, boxes, size)
         total = sample if total is None else total.add_(sample)
     assert total is not None
     return total if supersample == 1 else total.mul_(1 / supersample**2)

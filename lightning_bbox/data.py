@@ -1,7 +1,7 @@
 """The base of all data modules: from items to batches of crops on the device.
 
-A loader yields row numbers only. The rows' boxes, proposals and random numbers are laid out for a whole epoch by the
-plan, moved to the device once, and the crops are cut there.
+A loader yields row numbers only. The rows' boxes, proposals and random numbers are laid out for a
+whole epoch by the plan, moved to the device once, and the crops are cut there.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from lightning_bbox.jitter import Jitter, UniformJitter
 from lightning_bbox.plan import EpochPlan, rank_share, stream_seed
 
 Split = Literal["train", "train_eval", "val", "test"]
-"""`train_eval` are fixed, unaugmented draws from the training items: people get stuck there already."""
+"""`train_eval` are fixed, unaugmented training draws: people get stuck there already."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Source:
 class Samples(NamedTuple):
     """Every sample of one epoch of a split, a row each, in picture pixels.
 
-    `flips` mirrors a sample about its anchor's centre: `gt_boxes` are mirrored already, the crop is mirrored by the cut.
+    `flips` mirrors a sample about its anchor's centre: `gt_boxes` are mirrored already, the crop is
+    mirrored by the cut.
     """
 
     items: Int64[Tensor, " n"]
@@ -94,7 +95,10 @@ class Samples(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What a loader yields: which rows of which epoch; `valid` is false where a row only fills up the batch."""
+    """What a loader yields: rows of an epoch.
+
+    `valid` is false where a row only fills up the batch.
+    """
 
     split: Split
     epoch: int
@@ -153,7 +157,9 @@ class PlanLoader:
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
-        return self.num_rows // self.batch_size if self.full else -(-self.num_rows // self.batch_size)
+        return (
+            self.num_rows // self.batch_size if self.full else -(-self.num_rows // self.batch_size)
+        )
 
     def __iter__(self) -> Iterator[Rows]:
         """Walk from the position to the end of the epoch."""
@@ -184,7 +190,8 @@ class CropDataModule(pl.LightningDataModule):
         eval_draws: Samples of each evaluation, the same for every model and epoch.
         seed: Seed of order, proposals and augmentation; validation and test don't depend on it.
         compile: Compile the cut; `auto` does where there is a compiler.
-        sensor_noise: Standard deviation of the noise added to every crop, as a fraction of the range.
+        sensor_noise: Standard deviation of the noise added to every crop, as a fraction of the
+            range.
     """
 
     def __init__(
@@ -203,14 +210,23 @@ class CropDataModule(pl.LightningDataModule):
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_draws", eval_draws)):
             if value < 1:
-                raise BadInput(f"data {name} is {value}; expected at least 1")
+                msg = f"data {name} is {value}; expected at least 1"
+                raise BadInput(msg)
         if draws_per_epoch < batch_size:
-            raise BadInput(f"data draws_per_epoch {draws_per_epoch} is below batch_size {batch_size}: no batch is full")
+            msg = (
+                f"data draws_per_epoch {draws_per_epoch} is below batch_size {batch_size}, "
+                f"so no batch is full; lower batch_size"
+            )
+            raise BadInput(msg)
         self.geometry = crop
         self.jitter = jitter or UniformJitter()
         self.num_targets = num_targets
         self.augment = augment or Augment()
-        self.batch_size, self.draws_per_epoch, self.eval_draws = batch_size, draws_per_epoch, eval_draws
+        self.batch_size, self.draws_per_epoch, self.eval_draws = (
+            batch_size,
+            draws_per_epoch,
+            eval_draws,
+        )
         self.seed, self.compile, self.sensor_noise = seed, compile, sensor_noise
         self.noise = NoiseBank(("noise",), window=3 * crop.size**2)
         self.failed_draws: dict[str, int] = {}
@@ -228,15 +244,20 @@ class CropDataModule(pl.LightningDataModule):
             source = self.read()
             for name, items in source.splits.items():
                 if not len(items):
-                    raise BadInput(f"the {name} split has no boxes left; check splits, classes and least size")
+                    msg = (
+                        f"the {name} split has no boxes left; check splits, classes and least size"
+                    )
+                    raise BadInput(msg)
             self._source = source
             if self.geometry.supersample is None:
-                self.geometry = replace(self.geometry, supersample=self._median_shrink(source.splits["train"]))
+                self.geometry = replace(
+                    self.geometry, supersample=self._median_shrink(source.splits["train"])
+                )
         return self._source
 
     def setup(self, stage: str) -> None:
         """Read the data, on every process."""
-        assert self.source
+        _ = self.source
 
     def spec(self) -> OffsetSpec:
         """Return what a model must know of the data."""
@@ -255,12 +276,16 @@ class CropDataModule(pl.LightningDataModule):
         items = self.source.splits["train" if split.startswith("train") else split]
         training = split == "train"
         seed = self.seed if training else stream_seed("evaluation", split)
-        plan = EpochPlan(seed, epoch, len(items), self.draws_per_epoch if training else self.eval_draws)
+        plan = EpochPlan(
+            seed, epoch, len(items), self.draws_per_epoch if training else self.eval_draws
+        )
         order = plan.order
         gt_boxes = items.boxes[order]
         if items.proposals is None:
             uniforms = plan.uniform("jitter", self.jitter.columns * self.jitter.tries)
-            jittered = self.jitter.propose(gt_boxes, uniforms, self.geometry, resize=self.num_targets == 4)
+            jittered = self.jitter.propose(
+                gt_boxes, uniforms, self.geometry, resize=self.num_targets == 4
+            )
             proposals = jittered.proposals
             self.failed_draws[split] = int(jittered.failed.sum())
         else:
@@ -280,7 +305,7 @@ class CropDataModule(pl.LightningDataModule):
         )
 
     def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
-        """Cut the crops of samples, mirrored where their flips say so, without noise or photometry."""
+        """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
         device = samples.anchors.device
         source = self.source
         if source.store.pixels.device != device:
@@ -309,7 +334,9 @@ class CropDataModule(pl.LightningDataModule):
         crops = self.cut(samples)
         training = rows.split == "train"
         if training:
-            crops = self.augment.photometry(crops, samples.factors if samples.factors.shape[1] else None)
+            crops = self.augment.photometry(
+                crops, samples.factors if samples.factors.shape[1] else None
+            )
         noise = (self.sensor_noise**2 + self.augment.noise**2 * training) ** 0.5
         if noise:
             crops = crops + noise * self.noise.windows(samples.noise).view_as(crops)
@@ -325,7 +352,12 @@ class CropDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> PlanLoader:
         """Walk through the epochs' full batches."""
         return PlanLoader(
-            "train", self.draws_per_epoch, self.batch_size, *self._ranks(), position=self._position, full=True
+            "train",
+            self.draws_per_epoch,
+            self.batch_size,
+            *self._ranks(),
+            position=self._position,
+            full=True,
         )
 
     def val_dataloader(self) -> list[PlanLoader]:
@@ -343,18 +375,21 @@ class CropDataModule(pl.LightningDataModule):
     def describe(self) -> list[str]:
         """Say in a line a split what there is: pictures, boxes, skipped, spread of the targets."""
         lines = []
-        for name in ("train", "val", "test"):
+        names: tuple[Split, ...] = ("train", "val", "test")
+        for name in names:
             items = self.source.splits[name]
-            samples = self.samples("train" if name == "train" else name)  # type: ignore[arg-type] # a Split
+            samples = self.samples(name)
             deltas = encode_deltas(samples.gt_boxes, samples.anchors)[:, : self.num_targets]
             units = deltas.new_tensor(self.spec().units)
             spread = ", ".join(f"{value:.2f}" for value in (deltas.std(dim=0) / units).tolist())
             line = (
-                f"{name}: {len(items.image_index.unique())} pictures, {len(items)} boxes, "
+                f"{name}: {len(set(items.image_index.tolist()))} pictures, {len(items)} boxes, "
                 f"{len(items.skipped)} skipped, target std {spread} px"
             )
             failed = self.failed_draws.get(name, 0)
-            lines.append(line + (f", {failed} of {len(deltas)} draws left unjittered" if failed else ""))
+            lines.append(
+                line + (f", {failed} of {len(deltas)} draws left unjittered" if failed else "")
+            )
         return lines
 
     def _evaluation(self, split: Split) -> PlanLoader:

@@ -17,8 +17,8 @@ Targets = Float[Tensor, "b n"]
 class Head(Part):
     """A last layer with its loss and its decoder.
 
-    `build` makes the layer, `fit` places it in the codec's target space once the training targets are known. Losses
-    and decoding run in fp32 whatever the network runs in.
+    `build` makes the layer, `fit` places it in the codec's target space once the training targets
+    are known. Losses and decoding run in fp32 whatever the network runs in.
     """
 
     def build(self, in_features: int, bounds: list[float]) -> "Head":
@@ -57,7 +57,7 @@ class LinearHead(Head):
         self.criterion = loss or SmoothL1Loss()
 
     def build(self, in_features: int, bounds: list[float]) -> "LinearHead":
-        """Make the layer; it starts near zero, so that the first prediction is the training mean."""
+        """Make the layer, near zero, so that the first prediction is the training mean."""
         self.linear = nn.Linear(in_features, len(bounds))
         nn.init.normal_(self.linear.weight, std=0.001)
         nn.init.zeros_(self.linear.bias)
@@ -86,8 +86,9 @@ class LinearHead(Head):
 class BinHead(Head):
     """Classify each coordinate into bins, with soft targets, and decode by expectation.
 
-    Each coordinate's range is cut into bins that reach four sigma beyond the largest offset. The target is the mass
-    that a Gaussian about the true offset puts into each bin, the loss the cross-entropy.
+    Each coordinate's range is cut into bins that reach four sigma beyond the largest offset. The
+    target is the mass that a Gaussian about the true offset puts into each bin, the loss the
+    cross-entropy.
 
     Args:
         bin_width: Width of the shifts' bins, in px.
@@ -99,7 +100,8 @@ class BinHead(Head):
 
     References:
         Imani and White, Improving regression performance with distributional losses (2018).
-        Farebrother et al., Stop regressing (2024). Ours pads the range so that the expectation isn't biased at its ends.
+        Farebrother et al., Stop regressing (2024). Ours pads the range so that the expectation
+        isn't biased at its ends.
 
     Examples:
         >>> head = BinHead().build(8, bounds=[5.0, 5.0])
@@ -112,19 +114,25 @@ class BinHead(Head):
     inside: Tensor
     origin: Tensor
     unit: Tensor
+    spread: Tensor
 
-    def __init__(self, bin_width: float = 0.5, log_bin_width: float = 0.05, sigma: float = 0.75) -> None:
+    def __init__(
+        self, bin_width: float = 0.5, log_bin_width: float = 0.05, sigma: float = 0.75
+    ) -> None:
         super().__init__()
         if min(bin_width, log_bin_width, sigma) <= 0:
-            raise BadInput(
-                f"BinHead bin_width {bin_width}, log_bin_width {log_bin_width}, sigma {sigma}: all must be positive"
-            )
+            given = f"bin_width {bin_width}, log_bin_width {log_bin_width}, sigma {sigma}"
+            msg = f"BinHead's {given} must all be positive"
+            raise BadInput(msg)
         self.bin_width, self.log_bin_width, self.sigma = bin_width, log_bin_width, sigma
 
     def build(self, in_features: int, bounds: list[float]) -> "BinHead":
         """Lay the bins out, symmetric about 0, in px and log size; the shorter rows are masked."""
         widths = torch.tensor([self.bin_width] * 2 + [self.log_bin_width] * (len(bounds) - 2))
-        reach = [math.ceil(bound / width + 4 * self.sigma - 1e-6) for bound, width in zip(bounds, widths, strict=True)]
+        reach = [
+            math.ceil(bound / width + 4 * self.sigma - 1e-6)
+            for bound, width in zip(bounds, widths, strict=True)
+        ]
         index = torch.arange(-max(reach), max(reach) + 1)
         self.register_buffer("centers", index * widths[:, None])
         self.register_buffer("inside", index.abs() <= torch.tensor(reach)[:, None])
@@ -152,7 +160,8 @@ class BinHead(Head):
     def target_probs(self, targets: Targets) -> Float[Tensor, "b n k"]:
         """Return the mass of the truth's Gaussian in each bin, renormalised over the range.
 
-        An offset beyond the range counts as lying on its end, where the mass would otherwise vanish.
+        An offset beyond the range counts as lying on its end, where the mass would otherwise
+        vanish.
         """
         limit = self.edges[:, -1]
         offsets = ((targets.float() - self.origin) / self.unit).clamp(-limit, limit)

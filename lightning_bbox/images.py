@@ -21,8 +21,8 @@ _WIDE_MODES = ("I;16", "I;16L", "I;16B", "I")
 def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a picture to 8-bit RGB, upright.
 
-    EXIF orientation is applied, 16-bit pictures are divided by 257, grey ones repeated, alpha dropped, and of an
-    animation the first frame is taken.
+    EXIF orientation is applied, 16-bit pictures are divided by 257, grey ones repeated, alpha
+    dropped, and of an animation the first frame is taken.
 
     Raises:
         BadInput: The file is missing, truncated, not a picture, or a decompression bomb.
@@ -44,9 +44,19 @@ def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
                     return np.repeat(grey[..., None], 3, axis=2)
                 return np.asarray(upright.convert("RGB"))
     except FileNotFoundError as error:
-        raise BadInput(f"{path}: no such picture; check the root folder and the file names in the annotations") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadInput(f"{path}: the picture can't be decoded ({error}); replace or remove it") from error
+        msg = (
+            f"{path}: no such picture; check the root folder and the file names in the annotations"
+        )
+        raise BadInput(msg) from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        msg = f"{path}: the picture can't be decoded ({error}); replace or remove it"
+        raise BadInput(msg) from error
 
 
 def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Int32[np.ndarray, "*n"]:
@@ -66,7 +76,8 @@ class ImageStore:
     """Pictures of any size in one flat tensor of packed pixels.
 
     Args:
-        pixels: Packed pixels (see `pack_rgb`) of all pictures, row by row, one picture after another.
+        pixels: Packed pixels (see `pack_rgb`) of all pictures, row by row, one picture after
+            another.
         sizes: Height and width of each picture.
 
     Attributes:
@@ -83,7 +94,8 @@ class ImageStore:
     def __init__(self, pixels: Int32[Tensor, " p"], sizes: Int64[Tensor, "n 2"]) -> None:
         areas = sizes.prod(dim=1)
         if len(pixels) != int(areas.sum()):
-            raise BadInput(f"an image store of {len(pixels)} pixels was given sizes that add up to {int(areas.sum())}")
+            msg = f"{len(pixels)} pixels don't fill pictures of {int(areas.sum())} pixels in all"
+            raise BadInput(msg)
         self.pixels = pixels
         self.offsets: Int64[Tensor, " n"] = areas.cumsum(dim=0) - areas
         self.heights: Int32[Tensor, " n"] = sizes[:, 0].int()
@@ -97,13 +109,16 @@ class ImageStore:
         return cls(torch.from_numpy(pack_rgb(pictures).reshape(-1)), sizes)
 
     @classmethod
-    def from_files(cls, paths: Sequence[PathLike[str]], sizes: Int64[Tensor, "n 2"], threads: int = 8) -> Self:
+    def from_files(
+        cls, paths: Sequence[PathLike[str]], sizes: Int64[Tensor, "n 2"], threads: int = 8
+    ) -> Self:
         """Decode files in parallel, with a progress bar on a terminal.
 
         Args:
             paths: The files.
             sizes: Height and width of each, as its header says.
-            threads: How many files are decoded at once (Pillow decodes outside the interpreter's lock).
+            threads: How many files are decoded at once (Pillow decodes outside the interpreter's
+                lock).
 
         Raises:
             BadInput: A file can't be decoded, or its size isn't the stated one.
@@ -114,14 +129,25 @@ class ImageStore:
         def load(index: int) -> None:
             picture = decode_image(paths[index])
             if list(picture.shape[:2]) != sizes[index].tolist():
-                raise BadInput(
-                    f"{paths[index]}: decodes to {picture.shape[0]} x {picture.shape[1]} (height x width), "
-                    f"but {tuple(sizes[index].tolist())} was expected; the file changed or its header is wrong"
+                msg = (
+                    f"{paths[index]}: decodes to {picture.shape[:2]} (height, width), but "
+                    f"{tuple(sizes[index].tolist())} was expected; its header is wrong"
                 )
-            flat[starts[index] : starts[index] + picture.shape[0] * picture.shape[1]] = pack_rgb(picture).reshape(-1)
+                raise BadInput(msg)
+            flat[starts[index] : starts[index] + picture.shape[0] * picture.shape[1]] = pack_rgb(
+                picture
+            ).reshape(-1)
 
         with ThreadPoolExecutor(threads) as pool:
-            list(tqdm(pool.map(load, range(len(paths))), "pictures", len(paths), leave=False, disable=None))
+            list(
+                tqdm(
+                    pool.map(load, range(len(paths))),
+                    "pictures",
+                    len(paths),
+                    leave=False,
+                    disable=None,
+                )
+            )
         return store
 
     def __len__(self) -> int:

@@ -1,7 +1,8 @@
 """Jitter laws: how proposals are drawn around true boxes.
 
-A law turns keyed uniform numbers into proposals, so it holds no state and needs no generator. Laws that reject a draw
-try a fixed number of times, all at once; a sample whose tries all fail keeps the true box and is counted.
+A law turns keyed uniform numbers into proposals, so it holds no state and needs no generator. Laws
+that reject a draw try a fixed number of times, all at once; a sample whose tries all fail keeps the
+true box and is counted.
 """
 
 import math
@@ -29,7 +30,8 @@ class Jittered:
 class Jitter:
     """A law of proposals.
 
-    Subclasses give `columns` uniform numbers to `_propose`, and state in `bounds` how far proposals can be off.
+    Subclasses give `columns` uniform numbers to `_propose`, and state in `bounds` how far proposals
+    can be off.
     """
 
     columns: int = 4
@@ -59,7 +61,9 @@ class Jitter:
         """Return the largest shift in px and the largest change of log size."""
         raise NotImplementedError
 
-    def _propose(self, boxes: Boxes, uniforms: Tensor, geometry: CropGeometry, resize: bool) -> Boxes:
+    def _propose(
+        self, boxes: Boxes, uniforms: Tensor, geometry: CropGeometry, resize: bool
+    ) -> Boxes:
         raise NotImplementedError
 
     def _accepts(self, boxes: Boxes, proposals: Boxes, geometry: CropGeometry) -> Tensor:
@@ -79,30 +83,39 @@ class UniformJitter(Jitter):
 
     Examples:
         >>> boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0]])
-        >>> UniformJitter(5.0).propose(boxes, torch.ones(1, 4), CropGeometry(), resize=False).proposals
+        >>> law, draws = UniformJitter(5.0), torch.ones(1, 4)
+        >>> law.propose(boxes, draws, CropGeometry(), resize=False).proposals
         tensor([[ 5.,  5., 35., 35.]])
     """
 
     def __init__(self, shift: float = 5.0, log_scale: float = 0.2, integer: bool = False) -> None:
         if shift <= 0 or log_scale < 0:
-            raise BadInput(f"jitter shift {shift} and log_scale {log_scale} must be positive")
+            msg = f"jitter shift {shift} and log_scale {log_scale} must be positive"
+            raise BadInput(msg)
         if integer and shift != int(shift):
-            raise BadInput(f"jitter shift {shift} isn't whole, but integer jitter was asked for")
+            msg = f"jitter shift {shift} isn't whole, but integer jitter was asked for"
+            raise BadInput(msg)
         self.shift, self.log_scale, self.integer = shift, log_scale, integer
 
     def bounds(self, geometry: CropGeometry) -> tuple[float, float]:
         """Return the bounds as given."""
         return self.shift, self.log_scale
 
-    def _propose(self, boxes: Boxes, uniforms: Tensor, geometry: CropGeometry, resize: bool) -> Boxes:
+    def _propose(
+        self, boxes: Boxes, uniforms: Tensor, geometry: CropGeometry, resize: bool
+    ) -> Boxes:
         sizes = box_sizes(boxes)
         if resize:
             sizes = sizes * torch.exp((2 * uniforms[..., 2:] - 1) * self.log_scale)
         if self.integer:
-            shifts = (uniforms[..., :2] * (2 * self.shift + 1)).floor().clamp(max=2 * self.shift) - self.shift
+            shifts = (uniforms[..., :2] * (2 * self.shift + 1)).floor().clamp(
+                max=2 * self.shift
+            ) - self.shift
         else:
             shifts = (2 * uniforms[..., :2] - 1) * self.shift
-        px = geometry.px(geometry.anchors(cxcywh_to_xyxy(torch.cat([box_centers(boxes), sizes], dim=-1))))
+        px = geometry.px(
+            geometry.anchors(cxcywh_to_xyxy(torch.cat([box_centers(boxes), sizes], dim=-1)))
+        )
         return cxcywh_to_xyxy(torch.cat([box_centers(boxes) + shifts * px, sizes], dim=-1))
 
 
@@ -121,7 +134,8 @@ class LaplaceJitter(Jitter):
 
     Examples:
         >>> boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0]])
-        >>> LaplaceJitter().propose(boxes, torch.full((1, 40), 0.5), CropGeometry(), resize=True).proposals
+        >>> law, draws = LaplaceJitter(), torch.full((1, 40), 0.5)
+        >>> law.propose(boxes, draws, CropGeometry(), resize=True).proposals
         tensor([[ 0.,  0., 30., 30.]])
     """
 
@@ -129,14 +143,20 @@ class LaplaceJitter(Jitter):
 
     def __init__(self, shift: float = 1 / 5, scale: float = 1 / 15, max_scale: float = 0.4) -> None:
         if min(shift, scale) <= 0 or not 0 < max_scale < 1:
-            raise BadInput(f"Laplace jitter shift {shift}, scale {scale}, max_scale {max_scale}: expected > 0 and < 1")
+            msg = (
+                f"Laplace jitter shift {shift}, scale {scale}, max_scale {max_scale}: "
+                f"expected > 0, and max_scale < 1"
+            )
+            raise BadInput(msg)
         self.shift, self.scale, self.max_scale = shift, scale, max_scale
 
     def bounds(self, geometry: CropGeometry) -> tuple[float, float]:
-        """Return half the reference side (the true centre stays in the crop) and the clipped log size."""
+        """Return half the reference side, as the true centre stays in the crop, and the clip."""
         return geometry.reference_size / 2, -math.log(1 - self.max_scale)
 
-    def _propose(self, boxes: Boxes, uniforms: Tensor, geometry: CropGeometry, resize: bool) -> Boxes:
+    def _propose(
+        self, boxes: Boxes, uniforms: Tensor, geometry: CropGeometry, resize: bool
+    ) -> Boxes:
         sizes = box_sizes(boxes)
         shifts = _laplace(uniforms[..., :2]) * self.shift * sizes
         if resize:
@@ -161,37 +181,47 @@ class OverlapJitter(Jitter):
         max_area: Largest area relative to the true box; the smallest is the same area.
 
     References:
-        Nam and Han, Learning multi-domain convolutional networks (2016), section 4.2, and its published settings.
+        Nam and Han, Learning multi-domain convolutional networks (2016), section 4.2, and its
+        published settings.
 
     Examples:
         >>> boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0]])
-        >>> OverlapJitter().propose(boxes, torch.full((1, 40), 0.5), CropGeometry(), resize=True).proposals
+        >>> law, draws = OverlapJitter(), torch.full((1, 40), 0.5)
+        >>> law.propose(boxes, draws, CropGeometry(), resize=True).proposals
         tensor([[ 0.,  0., 30., 30.]])
     """
 
     tries = TRIES
 
     def __init__(
-        self, shift: float = 0.3, scale: float = 1.6, aspect: float = 1.1, min_iou: float = 0.6, max_area: float = 2.0
+        self,
+        shift: float = 0.3,
+        scale: float = 1.6,
+        aspect: float = 1.1,
+        min_iou: float = 0.6,
+        max_area: float = 2.0,
     ) -> None:
         if shift <= 0 or min(scale, aspect, max_area) < 1 or not 0 < min_iou < 1:
-            raise BadInput(
-                f"overlap jitter shift {shift}, scale {scale}, aspect {aspect}, min_iou {min_iou}, max_area {max_area}: "
-                f"expected shift > 0, ratios >= 1 and 0 < min_iou < 1"
+            msg = (
+                f"overlap jitter shift {shift}, scale {scale}, aspect {aspect}, min_iou {min_iou}, "
+                f"max_area {max_area}: expected shift > 0, ratios >= 1 and 0 < min_iou < 1"
             )
+            raise BadInput(msg)
         self.shift, self.scale, self.aspect = shift, scale, aspect
         self.min_iou, self.max_area = min_iou, max_area
 
     def bounds(self, geometry: CropGeometry) -> tuple[float, float]:
         """Return what the overlap allows.
 
-        Along one side the overlap is at most (w + p) / 2 - d of (w + p) / 2 + d, for a shift d between sides w and p
-        whose ratio is between the least IoU and its inverse.
+        Along one side the overlap is at most (w + p) / 2 - d of (w + p) / 2 + d, for a shift d
+        between sides w and p whose ratio is between the least IoU and its inverse.
         """
         largest = (1 / self.min_iou + 1) / 2 * (1 - self.min_iou) / (1 + self.min_iou)
         return largest * geometry.px_per_delta, -math.log(self.min_iou)
 
-    def _propose(self, boxes: Boxes, uniforms: Tensor, geometry: CropGeometry, resize: bool) -> Boxes:
+    def _propose(
+        self, boxes: Boxes, uniforms: Tensor, geometry: CropGeometry, resize: bool
+    ) -> Boxes:
         sizes = box_sizes(boxes)
         signed = 2 * uniforms - 1
         shifts = signed[..., :2] * self.shift * sizes.mean(dim=-1, keepdim=True)
@@ -203,7 +233,11 @@ class OverlapJitter(Jitter):
 
     def _accepts(self, boxes: Boxes, proposals: Boxes, geometry: CropGeometry) -> Tensor:
         ratio = box_area(proposals) / box_area(boxes)
-        return (paired_iou(boxes, proposals) >= self.min_iou) & (ratio >= 1 - 1e-6) & (ratio <= self.max_area)
+        return (
+            (paired_iou(boxes, proposals) >= self.min_iou)
+            & (ratio >= 1 - 1e-6)
+            & (ratio <= self.max_area)
+        )
 
 
 def _laplace(uniforms: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Losses on targets: one small class each.
 
-A loss maps predictions and targets to one number a sample, summed over coordinates (CS231n's form). Lengths such as
-beta are in units of the training targets' standard deviation, whatever the codec's scaling.
+A loss maps predictions and targets to one number a sample, summed over coordinates (CS231n's form).
+Lengths such as beta are in units of the training targets' standard deviation, whatever the codec's
+scaling.
 """
 
 import torch
@@ -24,7 +25,10 @@ class L2Loss(Part):
     """
 
     def forward(
-        self, predictions: Float[Tensor, "b n"], targets: Float[Tensor, "b n"], std: Float[Tensor, " n"]
+        self,
+        predictions: Float[Tensor, "b n"],
+        targets: Float[Tensor, "b n"],
+        std: Float[Tensor, " n"],
     ) -> Float[Tensor, " b"]:
         """Return the loss of each sample."""
         return (predictions - targets).square().sum(dim=-1)
@@ -39,7 +43,10 @@ class L1Loss(Part):
     """
 
     def forward(
-        self, predictions: Float[Tensor, "b n"], targets: Float[Tensor, "b n"], std: Float[Tensor, " n"]
+        self,
+        predictions: Float[Tensor, "b n"],
+        targets: Float[Tensor, "b n"],
+        std: Float[Tensor, " n"],
     ) -> Float[Tensor, " b"]:
         """Return the loss of each sample."""
         return (predictions - targets).abs().sum(dim=-1)
@@ -62,11 +69,15 @@ class SmoothL1Loss(Part):
     def __init__(self, beta: float = 1.0) -> None:
         super().__init__()
         if beta < 0:
-            raise BadInput(f"smooth L1 beta is {beta}; expected 0 (L1) or more")
+            msg = f"smooth L1 beta is {beta}; expected 0 (L1) or more"
+            raise BadInput(msg)
         self.beta = beta
 
     def forward(
-        self, predictions: Float[Tensor, "b n"], targets: Float[Tensor, "b n"], std: Float[Tensor, " n"]
+        self,
+        predictions: Float[Tensor, "b n"],
+        targets: Float[Tensor, "b n"],
+        std: Float[Tensor, " n"],
     ) -> Float[Tensor, " b"]:
         """Return the loss of each sample."""
         distance = (predictions - targets).abs()

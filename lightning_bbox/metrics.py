@@ -1,8 +1,8 @@
-"""Metrics of refined boxes: error in px, as a fraction of the box and in picture pixels, overlap, slope and R2.
+"""Metrics of refined boxes: error, overlap, slope and R2.
 
-A torchmetrics state collects the refined boxes row by row; everything else is computed from them by pure functions, on
-the whole evaluation at once. Rows are summed over processes, each row being written by one of them, so nothing is
-counted twice and nothing grows.
+A torchmetrics state collects the refined boxes row by row; everything else is computed from them by
+pure functions, on the whole evaluation at once. Rows are summed over processes, each row being
+written by one of them, so nothing is counted twice and nothing grows.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,8 @@ class BoxTableMetric(Metric):
 
     Examples:
         >>> metric = BoxTableMetric(3)
-        >>> metric.update(torch.tensor([2]), torch.tensor([True]), torch.ones(1, 4), torch.tensor([0.5]))
+        >>> row, valid = torch.tensor([2]), torch.tensor([True])
+        >>> metric.update(row, valid, boxes=torch.ones(1, 4), losses=torch.tensor([0.5]))
         >>> metric.compute().boxes[2]
         tensor([1., 1., 1., 1.])
     """
@@ -61,16 +62,14 @@ class BoxTableMetric(Metric):
 
 
 class Refined(NamedTuple):
-    """Refined boxes and losses by row; `seen` is false for rows that a shortened evaluation left out."""
+    """Refined boxes and losses by row; `seen` is false for rows that were left out."""
 
     boxes: Boxes
     losses: Float[Tensor, " n"]
     seen: Bool[Tensor, " n"]
 
 
-def error_px(
-    boxes: Boxes, gt_boxes: Boxes, px: Float[Tensor, "n 2"]
-) -> Float[Tensor, "n 2"]:
+def error_px(boxes: Boxes, gt_boxes: Boxes, px: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     """Return the signed error of the centre along x and y, in px.
 
     Args:
@@ -79,7 +78,8 @@ def error_px(
         px: Size of a px in picture pixels.
 
     Examples:
-        >>> error_px(torch.tensor([[2.0, 0, 12, 10]]), torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[2.0, 2.0]]))
+        >>> truth, px = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[2.0, 2.0]])
+        >>> error_px(torch.tensor([[2.0, 0, 12, 10]]), truth, px)
         tensor([[1., 0.]])
     """
     return (box_centers(boxes) - box_centers(gt_boxes)) / px
@@ -98,9 +98,10 @@ def box_metrics(
         num_targets: 4 adds the error of the edges.
 
     Returns:
-        `mae_px`, `rmse_px` (means over samples, x and y), `p95_px` and `within_1px` (of the larger of |x| and |y|),
-        `error_fraction` (x by the true width, y by its height), `error_picture` (picture pixels), `iou_before`,
-        `iou_after`, `mae_edge_px` with 4 targets, and for x and y the slope of the prediction on the truth and R2.
+        `mae_px`, `rmse_px` (means over samples, x and y), `p95_px` and `within_1px` (of the larger
+        of |x| and |y|), `error_fraction` (x by the true width, y by its height), `error_picture`
+        (picture pixels), `iou_before`, `iou_after`, `mae_edge_px` with 4 targets, and for x and y
+        the slope of the prediction on the truth and R2.
 
     Examples:
         >>> gt, px = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 10]]), torch.ones(2, 2)
@@ -139,7 +140,10 @@ def _slope_and_r2(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bootstrap_interval(
-    values: Float[Tensor, " n"], clusters: Int64[Tensor, " n"], resamples: int = 1000, level: float = 0.95
+    values: Float[Tensor, " n"],
+    clusters: Int64[Tensor, " n"],
+    resamples: int = 1000,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Return the percentile interval of a mean under resampling of whole clusters.
 
@@ -156,10 +160,13 @@ def bootstrap_interval(
         >>> bootstrap_interval(torch.ones(10), torch.arange(10))
         (1.0, 1.0)
     """
-    _, index = clusters.unique(return_inverse=True)
-    count = int(index.max()) + 1
+    names = {name: place for place, name in enumerate(sorted(set(clusters.tolist())))}
+    index = torch.tensor([names[name] for name in clusters.tolist()])
+    count = len(names)
     sums = torch.zeros(count, dtype=torch.float64).index_add_(0, index, values.double())
-    sizes = torch.zeros(count, dtype=torch.float64).index_add_(0, index, torch.ones_like(values).double())
+    sizes = torch.zeros(count, dtype=torch.float64).index_add_(
+        0, index, torch.ones_like(values).double()
+    )
     draws = torch.randint(count, (resamples, count), generator=keyed_generator("bootstrap"))
     means = sums[draws].sum(dim=1) / sizes[draws].sum(dim=1)
     tail = (1 - level) / 2

@@ -168,7 +168,7 @@ def _coco_size(entry: Mapping[str, Any], place: str) -> tuple[float, float] | No
     if entry.get("height") is None or entry.get("width") is None:
         return None
     height, width = (_take(entry, key, (int, float), place) for key in ("height", "width"))
-    return height, width
+    return _float(height), _float(width)
 
 
 def _coco_box(entry: Mapping[str, Any], place: str) -> tuple[float, float, float, float]:
@@ -176,11 +176,15 @@ def _coco_box(entry: Mapping[str, Any], place: str) -> tuple[float, float, float
     if len(numbers) != 4 or any(type(number) not in (int, float) for number in numbers):
         problem = f"bbox is {reprlib.repr(numbers)}, not four numbers"
         raise BadInput.at(place, problem, "correct it or remove the annotation")
-    try:
-        x, y, width, height = map(float, numbers)
-    except OverflowError:  # an integer beyond 1e308: refused with the infinite boxes
-        return math.inf, math.inf, math.inf, math.inf
+    x, y, width, height = map(_float, numbers)
     return x, y, width, height
+
+
+def _float(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer beyond 1e308, for a box as bad as an infinite one
+        return math.inf
 
 
 def _take(entry: Mapping[str, Any], key: str, kind: type | tuple[type, ...], place: str) -> Any:  # noqa: ANN401 - JSON

@@ -1,7 +1,8 @@
 """Parts: the exchangeable pieces of a model, which remember how they were made.
 
-A checkpoint must rebuild its model from its path alone, whether the run began in YAML or in Python. Each part
-therefore records the arguments it was constructed with, as plain data that loads with `weights_only=True`.
+A checkpoint must rebuild its model from its path alone, whether the run began in YAML or in Python.
+Each part therefore records the arguments it was constructed with, as plain data that loads with
+`weights_only=True`.
 """
 
 import importlib
@@ -18,8 +19,8 @@ Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
 class Part(nn.Module):
     """An `nn.Module` that knows its own recipe.
 
-    Subclasses take plain values or other parts in `__init__`; what depends on the data (sizes, statistics) comes
-    later through a method of theirs, so that the same recipe serves any data.
+    Subclasses take plain values or other parts in `__init__`; what depends on the data (sizes,
+    statistics) comes later through a method of theirs, so that the same recipe serves any data.
 
     Examples:
         >>> class Scale(Part):
@@ -49,7 +50,9 @@ class Part(nn.Module):
         path = f"{cls.__module__}.{cls.__qualname__}"
         return {
             "class_path": path,
-            "init_args": {name: to_plain(value, f"{path}: {name}") for name, value in self._init_args.items()},
+            "init_args": {
+                name: to_plain(value, f"{path}: {name}") for name, value in self._init_args.items()
+            },
         }
 
 
@@ -75,10 +78,11 @@ def to_plain(value: object, name: str) -> Plain:
         return [to_plain(item, name) for item in value]
     if isinstance(value, dict):
         return {str(key): to_plain(item, name) for key, item in value.items()}
-    raise BadInput(
+    msg = (
         f"{name} is a {type(value).__name__}, which a checkpoint can't keep; "
         f"give plain values or subclasses of lightning_bbox.parts.Part"
     )
+    raise BadInput(msg)
 
 
 def from_plain(value: Plain) -> Any:  # noqa: ANN401 (the inverse of to_plain: whatever the recipe names)
@@ -107,10 +111,15 @@ def _build(class_path: str, init_args: Plain) -> Part:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"the checkpoint needs {class_path}, which can't be imported here ({error})") from error
+        msg = f"the checkpoint needs {class_path}, which can't be imported here ({error})"
+        raise BadInput(msg) from error
     if not (isinstance(cls, type) and issubclass(cls, Part)):
-        raise BadInput(f"the checkpoint names {class_path}, which isn't a lightning_bbox part; it isn't built")
+        msg = (
+            f"the checkpoint names {class_path}, which isn't a lightning_bbox part; it isn't built"
+        )
+        raise BadInput(msg)
     if not isinstance(init_args, dict):
-        raise BadInput(f"the checkpoint's arguments of {class_path} are {init_args!r}; expected a mapping")
+        msg = f"the checkpoint's arguments of {class_path} are {init_args!r}; expected a mapping"
+        raise BadInput(msg)
     part: Part = cls(**{key: from_plain(item) for key, item in init_args.items()})
     return part

@@ -318,8 +318,11 @@ def checked_size(root: Path, path: str, picture: Picture) -> tuple[int, int]:
 
 
 def _may_be_turned(image: Image.Image, path: Path) -> bool:
-    """Tell whether to ask for EXIF, for which Pillow decodes the whole of a PNG."""
-    return image.format != "PNG" or any(text in path.read_bytes() for text in _PNG_TEXTS)
+    """Tell whether EXIF may yet turn the size: Pillow has turned a TIFF's, few PNGs have any."""
+    if image.format == "PNG":  # asking for EXIF would decode all of it
+        content = path.read_bytes()
+        return any(text in content for text in _PNG_TEXTS)
+    return image.format != "TIFF"
 
 
 def _orientation(image: Image.Image) -> object:

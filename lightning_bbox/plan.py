@@ -1,7 +1,8 @@
 """The epoch plan: which item is drawn when, and every random number of an epoch.
 
-All randomness of a sample is a function of (seed, epoch, sample index). It is drawn for the whole epoch at once on the
-CPU and then moved, so every device, every number of processes and every resumed run sees the same samples.
+All randomness of a sample is a function of (seed, epoch, sample index). It is drawn for the whole
+epoch at once on the CPU and then moved, so every device, every number of processes and every
+resumed run sees the same samples.
 """
 
 import hashlib
@@ -33,7 +34,8 @@ def keyed_generator(*key: int | str) -> torch.Generator:
     """Return a CPU generator seeded by a key.
 
     Examples:
-        >>> torch.equal(torch.rand(3, generator=keyed_generator("a", 1)), torch.rand(3, generator=keyed_generator("a", 1)))
+        >>> first, again = (torch.rand(3, generator=keyed_generator("a", 1)) for _ in range(2))
+        >>> first.equal(again)
         True
     """
     return torch.Generator().manual_seed(stream_seed(*key))
@@ -43,8 +45,8 @@ def keyed_generator(*key: int | str) -> torch.Generator:
 class EpochPlan:
     """The order and the random numbers of one epoch.
 
-    Items are used evenly: the epochs walk along one endless sequence of shuffled passes over the items, so after any
-    number of epochs two items' counts differ by one at most.
+    Items are used evenly: the epochs walk along one endless sequence of shuffled passes over the
+    items, so after any number of epochs two items' counts differ by one at most.
 
     Args:
         seed: Seed of the run; evaluation uses a fixed one.

@@ -1,4 +1,4 @@
-"""Preprocessing fitted on the training split: it lives in the model, so that the checkpoint carries it."""
+"""Preprocessing, fitted on the training split: part of the model, so the checkpoint carries it."""
 
 import torch
 from jaxtyping import Float
@@ -7,7 +7,15 @@ from torch import Tensor
 from lightning_bbox.parts import Part
 
 
-class ChannelNorm(Part):
+class Preprocess(Part):
+    """A transformation of the crops that is fitted on the training split."""
+
+    def fit(self, crops: Float[Tensor, "n 3 h w"]) -> None:
+        """Set the statistics from training crops in [0, 1]."""
+        raise NotImplementedError
+
+
+class ChannelNorm(Preprocess):
     """Subtract the training mean of each channel and divide by its standard deviation.
 
     Examples:

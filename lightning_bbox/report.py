@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -22,7 +21,8 @@ def boxes_in_crops(boxes: Boxes, crop_boxes: Boxes, side: float) -> Boxes:
     """Express boxes in the pixels of crops shown with a given side.
 
     Examples:
-        >>> boxes_in_crops(torch.tensor([[10.0, 10, 20, 20]]), torch.tensor([[5.0, 5, 25, 25]]), side=40)
+        >>> crop_boxes = torch.tensor([[5.0, 5, 25, 25]])
+        >>> boxes_in_crops(torch.tensor([[10.0, 10, 20, 20]]), crop_boxes, side=40)
         tensor([[10., 10., 30., 30.]])
     """
     sizes = crop_boxes[:, 2:] - crop_boxes[:, :2]
@@ -31,12 +31,15 @@ def boxes_in_crops(boxes: Boxes, crop_boxes: Boxes, side: float) -> Boxes:
 
 
 def draw_crop(
-    crop: Float[Tensor, "3 s s"], boxes: Sequence[tuple[Float[Tensor, " 4"], tuple[int, int, int]]], caption: str
+    crop: Float[Tensor, "3 s s"],
+    boxes: Sequence[tuple[Float[Tensor, " 4"], tuple[int, int, int]]],
+    caption: str,
 ) -> Image.Image:
     """Draw one crop, enlarged, with coloured boxes (given in panel pixels) and a line beneath.
 
     Examples:
-        >>> draw_crop(torch.zeros(3, 8, 8), [(torch.tensor([10.0, 10, 60, 60]), RED)], "0.4 px").size
+        >>> box = torch.tensor([10.0, 10, 60, 60])
+        >>> draw_crop(torch.zeros(3, 8, 8), [(box, RED)], "0.4 px").size
         (144, 162)
     """
     rgb = (crop.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -51,7 +54,9 @@ def draw_crop(
 
 
 def draw_sheet(
-    sections: Sequence[tuple[str, Sequence[Image.Image]]], legend: Sequence[tuple[str, tuple[int, int, int]]], columns: int
+    sections: Sequence[tuple[str, Sequence[Image.Image]]],
+    legend: Sequence[tuple[str, tuple[int, int, int]]],
+    columns: int,
 ) -> Image.Image:
     """Lay panels out in titled rows under a legend.
 
@@ -61,7 +66,10 @@ def draw_sheet(
         318
     """
     width = columns * (PANEL + GAP) + GAP
-    heights = [_title_height(title) + math.ceil(len(panels) / columns) * (PANEL + LINE + GAP) for title, panels in sections]
+    heights = [
+        _title_height(title) + math.ceil(len(panels) / columns) * (PANEL + LINE + GAP)
+        for title, panels in sections
+    ]
     sheet = Image.new("RGB", (width, 34 + sum(heights)), PAPER)
     draw = ImageDraw.Draw(sheet)
     x = GAP
@@ -74,7 +82,13 @@ def draw_sheet(
         draw.multiline_text((GAP, y + 4), title, fill=INK, font=_font(14), spacing=4)
         for index, panel in enumerate(panels):
             row, column = divmod(index, columns)
-            sheet.paste(panel, (GAP + column * (PANEL + GAP), y + _title_height(title) + row * (PANEL + LINE + GAP)))
+            sheet.paste(
+                panel,
+                (
+                    GAP + column * (PANEL + GAP),
+                    y + _title_height(title) + row * (PANEL + LINE + GAP),
+                ),
+            )
         y += height
     return sheet
 
@@ -87,7 +101,9 @@ def draw_evaluation(
     errors: Float[Tensor, " n"],
     before: Float[Tensor, " n"],
 ) -> list[Image.Image]:
-    """Draw evaluated crops: proposal red, truth green, prediction blue, and the error before and after.
+    """Draw evaluated crops: proposal red, truth green, prediction blue.
+
+    Beneath stands the error before and after.
 
     Args:
         crops: The crops of `rows`, in their order.
@@ -103,7 +119,11 @@ def draw_evaluation(
         for layer, colour in ((samples.proposals, RED), (samples.gt_boxes, GREEN), (boxes, BLUE))
     ]
     return [
-        draw_crop(crop, [(layer[row], colour) for layer, colour in layers], f"{before[row]:.1f} to {errors[row]:.2f} px")
+        draw_crop(
+            crop,
+            [(layer[row], colour) for layer, colour in layers],
+            f"{before[row]:.1f} to {errors[row]:.2f} px",
+        )
         for crop, row in zip(crops, rows, strict=True)
     ]
 
@@ -126,7 +146,8 @@ def format_table(metrics: dict[str, float], rows: Sequence[tuple[str, str, int, 
         rows: Parts of the set: (kind, name, samples, mae_px).
 
     Examples:
-        >>> print(format_table({"mae_px": 0.8, "mae_px_predict_mean": 2.5, "iou_before": 0.7, "iou_after": 0.9}, []))
+        >>> metrics = {"mae_px": 0.8, "mae_px_predict_mean": 2.5, "iou_after": 0.9}
+        >>> print(format_table(metrics | {"iou_before": 0.7}, []))
         test                            model   predict the mean
         error of the centre, px         0.800              2.500
         IoU after (before: 0.700)       0.900                  -
@@ -141,13 +162,18 @@ def format_table(metrics: dict[str, float], rows: Sequence[tuple[str, str, int, 
     ):
         if name in metrics:
             baseline = metrics.get(f"{name}_predict_mean")
-            lines.append((title, f"{metrics[name]:.3f}", "-" if baseline is None else f"{baseline:.3f}"))
+            lines.append(
+                (title, f"{metrics[name]:.3f}", "-" if baseline is None else f"{baseline:.3f}")
+            )
     text = [f"{title:<28}{model:>9}{mean:>19}" for title, model, mean in lines]
     if "mae_px_low" in metrics:
-        text.append(f"95 % interval over pictures  {metrics['mae_px_low']:.3f} to {metrics['mae_px_high']:.3f} px")
+        low, high = metrics["mae_px_low"], metrics["mae_px_high"]
+        text.append(f"95 % interval over pictures  {low:.3f} to {high:.3f} px")
     if "cramer_rao_mae_px" in metrics:
         text.append(f"Cramer-Rao bound             {metrics['cramer_rao_mae_px']:.3f} px")
-    text += [f"  {kind} {name:<20} {count:>6} draws {mae:>9.3f} px" for kind, name, count, mae in rows]
+    text += [
+        f"  {kind} {name:<20} {count:>6} draws {mae:>9.3f} px" for kind, name, count, mae in rows
+    ]
     return "\n".join(text)
 
 

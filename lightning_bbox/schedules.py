@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of the run's progress, so that no total has to be repeated in a config."""
+"""Learning-rate schedules as functions of the run's progress: no config repeats its length."""
 
 import math
 
@@ -44,7 +44,8 @@ class Cosine(Schedule):
     def __init__(self, final: float = 0.0) -> None:
         super().__init__()
         if not 0 <= final <= 1:
-            raise BadInput(f"cosine final factor is {final}; expected 0 to 1")
+            msg = f"cosine final factor is {final}; expected 0 to 1"
+            raise BadInput(msg)
         self.final = final
 
     def factor(self, progress: float) -> float:
@@ -61,7 +62,8 @@ class OneCycle(Schedule):
         final: Last factor.
 
     References:
-        Smith and Topin, Super-convergence (2018); the constants are PyTorch's, without its momentum cycle.
+        Smith and Topin, Super-convergence (2018); the constants are PyTorch's, without its momentum
+        cycle.
 
     Examples:
         >>> [round(OneCycle().factor(p), 2) for p in (0.0, 0.3, 1.0)]
@@ -71,7 +73,8 @@ class OneCycle(Schedule):
     def __init__(self, warmup: float = 0.3, initial: float = 0.04, final: float = 4e-6) -> None:
         super().__init__()
         if not (0 < warmup < 1 and 0 <= initial <= 1 and 0 <= final <= 1):
-            raise BadInput(f"one-cycle warmup {warmup}, initial {initial}, final {final}: expected 0 to 1")
+            msg = f"one-cycle warmup {warmup}, initial {initial}, final {final}: expected 0 to 1"
+            raise BadInput(msg)
         self.warmup, self.initial, self.final = warmup, initial, final
 
     def factor(self, progress: float) -> float:

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_bbox.backbones import Backbone, ShallowConvNet
@@ -17,24 +18,30 @@ from lightning_bbox.crops import CropGeometry
 from lightning_bbox.data import Batch, CropDataModule, Samples, Split
 from lightning_bbox.errors import BadInput
 from lightning_bbox.heads import BinHead, Head
-from lightning_bbox.metrics import BoxTableMetric, Refined, bootstrap_interval, box_metrics, error_px
-from lightning_bbox.parts import Part, from_plain, to_plain
+from lightning_bbox.metrics import (
+    BoxTableMetric,
+    Refined,
+    bootstrap_interval,
+    box_metrics,
+    error_px,
+)
+from lightning_bbox.parts import from_plain, to_plain
 from lightning_bbox.plan import stream_seed
-from lightning_bbox.preprocess import ChannelNorm
+from lightning_bbox.preprocess import ChannelNorm, Preprocess
 from lightning_bbox.schedules import OneCycle, Schedule
 
 CHECKPOINT_KEY = "lightning_bbox"
 """Where a checkpoint keeps what its model must know of the data."""
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """Training produced a loss that is not finite."""
 
 
 class OffsetNet(nn.Module):
     """Preprocessing, backbone and head in one module, so that they compile to one graph."""
 
-    def __init__(self, preprocess: Part, backbone: Backbone, head: Head) -> None:
+    def __init__(self, preprocess: Preprocess, backbone: Backbone, head: Head) -> None:
         super().__init__()
         self.preprocess, self.backbone, self.head = preprocess, backbone, head
 
@@ -65,7 +72,8 @@ class Evaluation:
 class BoxRegressor(pl.LightningModule):
     """Learn how far the true box lies from a proposal, from the crop around it.
 
-    What depends on the data (sizes, statistics, bins) is built when training begins and travels in the checkpoint.
+    What depends on the data (sizes, statistics, bins) is built when training begins and travels in
+    the checkpoint.
 
     Args:
         backbone: Crops to features; a `ShallowConvNet` by default.
@@ -74,13 +82,16 @@ class BoxRegressor(pl.LightningModule):
         preprocess: Fitted on training crops; a `ChannelNorm` by default.
         optimizer: AdamW with a learning rate of 3e-3 by default.
         schedule: Of the learning rate; `OneCycle` by default.
-        average_flips: At evaluation, average the boxes found on the crop and its three mirror images.
-        weights: A checkpoint whose weights training starts from (fine-tuning); its targets' statistics are fitted anew.
+        average_flips: At evaluation, average the boxes found on the crop and its three mirror
+            images.
+        weights: A checkpoint whose weights training starts from (fine-tuning); its targets'
+            statistics are fitted anew.
         compile: Compile the network; `auto` does on CUDA.
 
     Examples:
         >>> model = BoxRegressor(backbone=ShallowConvNet(channels=(8, 16, 16)))
-        >>> model.build(OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0), seed=0)
+        >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
+        >>> model.build(spec, seed=0)
         >>> model(torch.zeros(1, 3, 45, 45), torch.tensor([[10.0, 10.0, 40.0, 40.0]])).shape
         torch.Size([1, 4])
     """
@@ -90,7 +101,7 @@ class BoxRegressor(pl.LightningModule):
         backbone: Backbone | None = None,
         head: Head | None = None,
         codec: DeltaCodec | None = None,
-        preprocess: Part | None = None,
+        preprocess: Preprocess | None = None,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         average_flips: bool = False,
@@ -98,7 +109,9 @@ class BoxRegressor(pl.LightningModule):
         compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
     ) -> None:
         super().__init__()
-        self.net = OffsetNet(preprocess or ChannelNorm(), backbone or ShallowConvNet(), head or BinHead())
+        self.net = OffsetNet(
+            preprocess or ChannelNorm(), backbone or ShallowConvNet(), head or BinHead()
+        )
         self.codec = codec or MeanStdCodec()
         self.optimizer = optimizer
         self.schedule = schedule or OneCycle()
@@ -112,7 +125,8 @@ class BoxRegressor(pl.LightningModule):
         """The data module of the running trainer."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, CropDataModule):
-            raise BadInput(f"BoxRegressor needs one of lightning_bbox's data modules; got {type(data).__name__}")
+            msg = f"BoxRegressor needs a data module of lightning_bbox; got {type(data).__name__}"
+            raise BadInput(msg)
         return data
 
     def build(self, spec: OffsetSpec, seed: int) -> None:
@@ -122,7 +136,7 @@ class BoxRegressor(pl.LightningModule):
             self.net.backbone.build(spec.geometry.size)
             self.net.head.build(self.net.backbone.out_features, spec.bounds)
         self.codec.build(spec)
-        self.net.to(memory_format=torch.channels_last)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lags
         self.spec = spec
 
     def setup(self, stage: str) -> None:
@@ -148,16 +162,24 @@ class BoxRegressor(pl.LightningModule):
         ):
             self.net.compile(fullgraph=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and a schedule over the whole run."""
         parameters = list(self.parameters())
-        optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.AdamW(parameters, lr=3e-3)
+        optimizer = (
+            self.optimizer(parameters) if self.optimizer else torch.optim.AdamW(parameters, lr=3e-3)
+        )
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
-            raise BadInput("the run has no end to plan the learning rate for; set trainer.max_steps or max_epochs")
+            msg = "the run has no end to plan the learning rate for; set trainer.max_epochs"
+            raise BadInput(msg)
         last = max(1, int(total) - 1)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step / last))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.schedule.factor(step / last)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def forward(self, crops: Float[Tensor, "b 3 s s"], anchors: Boxes) -> Boxes:
         """Return refined boxes, in fp32 and in the anchors' frame.
@@ -187,8 +209,7 @@ class BoxRegressor(pl.LightningModule):
         self._first_bad_step = torch.where(bad, step, self._first_bad_step)
         self._loss_sum = self._loss_sum + detached
         self._loss_steps += 1
-        every = self.trainer.log_every_n_steps
-        if (step + 1) % every == 0:
+        if logs_after(self.trainer, step + 1):
             self.refuse_divergence()
             self.log("train/loss", self._loss_sum / self._loss_steps)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -199,15 +220,17 @@ class BoxRegressor(pl.LightningModule):
         """Stop the run where a loss was not finite.
 
         Raises:
-            Diverged: Says at which step.
+            DivergedError: Says at which step.
         """
         step = int(self._first_bad_step)
         if step >= 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise Diverged(
-                f"the loss is not finite since step {step} (learning rate now {rate:.3g}); lower the learning rate, clip "
-                f"gradients (trainer.gradient_clip_val) or use a 32-bit precision"
+            msg = (
+                f"the loss is not finite since step {step} (learning rate now {rate:.3g}); lower "
+                f"the learning rate, clip gradients (trainer.gradient_clip_val) or use a 32-bit "
+                f"precision"
             )
+            raise DivergedError(msg)
 
     def _losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " b"]:
         return self.net.head.loss(outputs, self.codec.encode(batch.gt_boxes, batch.anchors))
@@ -247,7 +270,9 @@ class BoxRegressor(pl.LightningModule):
         outputs = self.net(batch.crops)
         boxes = self._decode(outputs, batch.anchors)
         if self.average_flips:
-            boxes = (boxes + sum(self._mirrored(batch, flips) for flips in ((1, 0), (0, 1), (1, 1)))) / 4
+            boxes = (
+                boxes + sum(self._mirrored(batch, flips) for flips in ((1, 0), (0, 1), (1, 1)))
+            ) / 4
         self._tables[split].update(batch.rows, batch.valid, boxes, self._losses(outputs, batch))
 
     def _mirrored(self, batch: Batch, flips: tuple[int, int]) -> Boxes:
@@ -259,7 +284,7 @@ class BoxRegressor(pl.LightningModule):
     def _finish(self, split: Split) -> Evaluation:
         refined = self._tables[split].compute()
         seen = refined.seen
-        samples = self.data.samples(split).take(seen)  # type: ignore[arg-type] # a mask picks rows as well
+        samples = self.data.samples(split).take(seen)
         refined = Refined(*(tensor[seen] for tensor in refined))
         evaluation = self._measure(split, samples, refined)
         self.evaluations[split] = evaluation
@@ -326,7 +351,14 @@ class BoxRegressor(pl.LightningModule):
             self.net.load_state_dict(weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise BadInput(f"{path}: its weights don't fit the configured model ({reason})") from error
+            msg = f"{path}: its weights don't fit the configured model ({reason})"
+            raise BadInput(msg) from error
+
+
+def logs_after(trainer: pl.Trainer, steps: int) -> bool:
+    """Tell whether scalars are logged once this many steps are done."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # set by Lightning's connector
+    return steps % every == 0
 
 
 def rebuild(cls: type[BoxRegressor], hyper_parameters: dict[str, Any]) -> BoxRegressor:
@@ -344,7 +376,8 @@ def read_spec(checkpoint: dict[str, Any]) -> OffsetSpec:
         plain = dict(checkpoint[CHECKPOINT_KEY]["spec"])
         return OffsetSpec(**{**plain, "geometry": CropGeometry(**plain["geometry"])})
     except (KeyError, TypeError) as error:
-        raise BadInput(f"this checkpoint wasn't written by lightning_bbox (no valid {error} in it)") from error
+        msg = f"this checkpoint wasn't written by lightning_bbox (no valid {error} in it)"
+        raise BadInput(msg) from error
 
 
 def _refuse_other_crops(ours: OffsetSpec, theirs: OffsetSpec) -> None:
@@ -352,11 +385,17 @@ def _refuse_other_crops(ours: OffsetSpec, theirs: OffsetSpec) -> None:
     for name in ("size", "context", "square", "reference_size"):
         trained, given = (getattr(spec.geometry, name) for spec in (ours, theirs))
         if trained != given:
-            raise BadInput(f"the model was trained with crop.{name} = {trained}, the data has {given}; make them equal")
+            msg = (
+                f"the model was trained with crop.{name} = {trained}, the data has {given}; "
+                f"make them equal"
+            )
+            raise BadInput(msg)
     if ours.num_targets != theirs.num_targets:
-        raise BadInput(
-            f"the model predicts {ours.num_targets} targets, the data asks for {theirs.num_targets}; set num_targets"
+        msg = (
+            f"the model predicts {ours.num_targets} targets, the data asks for "
+            f"{theirs.num_targets}; set num_targets"
         )
+        raise BadInput(msg)
 
 
 def _rows(
@@ -364,13 +403,18 @@ def _rows(
 ) -> list[tuple[str, str, int, float]]:
     """Return the mean error by class and by thirds of the box's size."""
     rows = [
-        ("class", classes[label], int((labels == label).sum()), float(error[labels == label].mean()))
-        for label in labels.unique().tolist()
+        (
+            "class",
+            classes[label],
+            int((labels == label).sum()),
+            float(error[labels == label].mean()),
+        )
+        for label in sorted(set(labels.tolist()))
     ]
     side = box_area(gt_boxes).sqrt()
     limits = side.quantile(torch.tensor([1 / 3, 2 / 3]))
     third = (side[:, None] > limits).sum(dim=1)
-    for index in third.unique().tolist():
+    for index in sorted(set(third.tolist())):
         chosen = third == index
         name = f"{side[chosen].min():.0f} to {side[chosen].max():.0f} px"
         rows.append(("size", name, int(chosen.sum()), float(error[chosen].mean())))

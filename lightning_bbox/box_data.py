@@ -1,0 +1,267 @@
+"""Annotated pictures as training data: read, split without leaks, decoded once."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from lightning_bbox.annotations import (
+    BoxTable,
+    concat_tables,
+    held_out,
+    read_annotations,
+    split_pictures,
+)
+from lightning_bbox.augment import Augment
+from lightning_bbox.compiling import Compile
+from lightning_bbox.crops import CropGeometry
+from lightning_bbox.data import CropDataModule, Items, Source
+from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.images import ImageStore
+from lightning_bbox.jitter import Jitter
+
+ROLES = ("train", "val", "test")
+
+
+class BoxDataModule(CropDataModule):
+    """Annotated pictures: VOC XML, COCO JSON, YOLO txt or CSV, recognised or named.
+
+    Without any split named, `ImageSets/Main` files and folders called train, valid and test are
+    used where they are there and share no group; otherwise pictures are split by group, seeded. The
+    validation split is carved from the training pictures where none is named.
+
+    Args:
+        root: Folder of the data set.
+        format: Format of the annotations.
+        annotations: Annotation files or folders, relative to the root, where the usual places don't
+            hold them.
+        images: Folder of the pictures, relative to the root.
+        classes: Classes to keep; all by default.
+        min_size: Least width and height in pixels of the boxes to keep.
+        train_split: Split names, or split files relative to the root; all that isn't named
+            otherwise by default.
+        val_split: The same for validation.
+        test_split: The same for the test.
+        test_groups: Groups to test on, instead of `test_split`.
+        val_fraction: Share of the training groups to validate on, where no validation split is
+            there.
+        test_fraction: Share of the groups to test on, where no test split is there.
+        split_seed: Seed of these shares; not the seed of the run, so that runs stay comparable.
+        group_pattern: Regular expression whose first group, found in a picture's path, names its
+            group.
+        voc_base: Coordinate of the first pixel in VOC files.
+        on_bad: Leave bad boxes out and list them, or refuse the first.
+        crop: How proposals become crops.
+        jitter: Law of the proposals; uniform shifts of 5 px by default.
+        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh).
+        augment: What happens to training crops; flips by default.
+        batch_size: Size of the global batch, over all processes.
+        draws_per_epoch: Training samples in an epoch; boxes are used evenly.
+        eval_draws: Samples of each evaluation.
+        seed: Seed of order, proposals and augmentation.
+        compile: Compile the cut; `auto` does where there is a compiler.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        format: Literal["auto", "voc", "coco", "yolo", "csv"] = "auto",  # noqa: A002 (users' word)
+        annotations: str | list[str] | None = None,
+        images: str | None = None,
+        classes: list[str] | None = None,
+        min_size: float = 0.0,
+        train_split: str | list[str] | None = None,
+        val_split: str | list[str] | None = None,
+        test_split: str | list[str] | None = None,
+        test_groups: list[str] | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        group_pattern: str | None = None,
+        voc_base: Literal[0, 1] = 1,
+        on_bad: Literal["skip", "error"] = "skip",
+        crop: CropGeometry = CropGeometry(),
+        jitter: Jitter | None = None,
+        num_targets: Literal[2, 4] = 2,
+        augment: Augment | None = None,
+        batch_size: int = 128,
+        draws_per_epoch: int = 20_000,
+        eval_draws: int = 2_000,
+        seed: int = 0,
+        compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
+    ) -> None:
+        super().__init__(
+            crop,
+            jitter,
+            num_targets,
+            augment,
+            batch_size,
+            draws_per_epoch,
+            eval_draws,
+            seed,
+            compile,
+        )
+        if test_split and test_groups:
+            msg = "data test_split and test_groups are both set; name the test one way"
+            raise BadInput(msg)
+        self.root = Path(root)
+        self.classes, self.min_size = classes, min_size
+        self.splits = SplitNames(
+            *(_as_list(names) for names in (train_split, val_split, test_split))
+        )
+        self.test_groups = test_groups or []
+        self.val_fraction, self.test_fraction, self.split_seed = (
+            val_fraction,
+            test_fraction,
+            split_seed,
+        )
+        self.read_table = partial(
+            read_annotations,
+            root,
+            format=format,
+            annotations=annotations,
+            images=images,
+            group_pattern=group_pattern,
+            voc_base=voc_base,
+            on_bad=on_bad,
+        )
+
+    def read(self) -> Source:
+        """Read the annotations, split the pictures, and decode those that have a box left."""
+        table, roles, notes = self._split_table()
+        before = len(table.boxes)
+        table = table.of_min_size(self.min_size)
+        table = table.of_classes(self.classes) if self.classes else table
+        if len(table.boxes) < before:
+            notes.append(f"{len(table.boxes)} of {before} boxes kept by classes and least size")
+        used = sorted(set(table.image_index.tolist()))
+        place = torch.full((len(table.images),), -1)
+        place[used] = torch.arange(len(used))
+        store = ImageStore.from_files(
+            [table.root / table.images[at] for at in used], table.sizes[used]
+        )
+        splits = {}
+        for role in ROLES:
+            chosen = torch.tensor([role == name for name in roles])
+            mine = chosen[table.image_index]
+            index = place[table.image_index[mine]]
+            at_hand = zip(table.skipped, table.skipped_index, strict=True)
+            skipped = tuple(sentence for sentence, at in at_hand if roles[at] == role)
+            splits[role] = Items(
+                index, table.boxes[mine], table.labels[mine], index, skipped=skipped
+            )
+        return Source(store, splits, table.classes, (table.note, *notes))
+
+    def _split_table(self) -> tuple[BoxTable, list[str], list[str]]:
+        """Read the table and give each picture a role; return notes on how."""
+        names, notes = self.splits, list[str]()
+        usual = not (names.any() or self.test_groups)
+        if usual:
+            names = _image_sets(self.root)
+        if names.files():
+            table, origins = self._read_split_files(names)
+        else:
+            table = self.read_table()
+            origins = list(table.splits)
+        if usual and not names.any():
+            names = _usual_names(set(origins))
+            if names.any() and (shared := _shared_groups(table, names.roles(origins))):
+                notes.append(
+                    f"the files' own splits share groups ({listed(shared)}), "
+                    f"so pictures are split by group"
+                )
+                names = SplitNames([], [], [])
+        roles = names.roles(origins)
+        self._carve(table, roles, names)
+        if shared := _shared_groups(table, roles):
+            msg = f"groups {listed(shared)} lie in more than one split; name other splits or groups"
+            raise BadInput(msg)
+        if left := roles.count(""):
+            notes.append(f"{left} pictures are in none of the named splits")
+        return table, roles, notes
+
+    def _read_split_files(self, names: "SplitNames") -> tuple[BoxTable, list[str]]:
+        files = names.files()
+        if len(files) != len(names.all()):
+            msg = f"splits {listed(names.all())} mix .txt files and names; use either for all"
+            raise BadInput(msg)
+        tables = [self.read_table(split_file=file) for file in files]
+        origins = [file for file, table in zip(files, tables, strict=True) for _ in table.images]
+        return concat_tables(tables), origins
+
+    def _carve(self, table: BoxTable, roles: list[str], names: "SplitNames") -> None:
+        """Fill in the test and validation roles that nobody named, from the training pictures."""
+        if self.test_groups:
+            for at in held_out(table, self.test_groups)[1]:
+                roles[at] = "test"
+        for role, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
+            if role in roles:
+                continue
+            train = [at for at, name in enumerate(roles) if name == "train"]
+            for at in split_pictures(table.pictures(train), fraction, self.split_seed)[1]:
+                roles[train[at]] = role
+
+
+class SplitNames(NamedTuple):
+    """Which of the files' splits serve which role; empty lists where nobody said."""
+
+    train: list[str]
+    val: list[str]
+    test: list[str]
+
+    def all(self) -> list[str]:
+        """Return every name."""
+        return [*self.train, *self.val, *self.test]
+
+    def any(self) -> bool:
+        """Tell whether any is named."""
+        return bool(self.all())
+
+    def files(self) -> list[str]:
+        """Return the names that are split files."""
+        return [name for name in self.all() if name.endswith(".txt")]
+
+    def roles(self, origins: Sequence[str]) -> list[str]:
+        """Return each picture's role; what isn't named trains, unless training is named."""
+        if unknown := [name for name in self.all() if name not in origins]:
+            there = sorted({origin for origin in origins if origin})
+            msg = f"there is no split {listed(unknown)}; the files have {listed(there) or 'none'}"
+            raise BadInput(msg)
+        role_of = {name: role for role in ROLES for name in getattr(self, role)}
+        rest = "" if self.train else "train"
+        return [role_of.get(origin, rest) for origin in origins]
+
+
+def _image_sets(root: Path) -> SplitNames:
+    """Return VOC's split files, where training and test ones are there."""
+    folder = Path("ImageSets") / "Main"
+    there = {path.stem: str(folder / path.name) for path in (root / folder).glob("*.txt")}
+    if "test" not in there or not {"trainval", "train"} & there.keys():
+        return SplitNames([], [], [])
+    if "trainval" in there:
+        return SplitNames([there["trainval"]], [], [there["test"]])
+    return SplitNames([there["train"]], [there["val"]] if "val" in there else [], [there["test"]])
+
+
+def _usual_names(there: set[str]) -> SplitNames:
+    """Return the splits that go by the usual names."""
+    usual = (
+        ("train", "trainval", "training"),
+        ("val", "valid", "validation", "dev"),
+        ("test", "testing"),
+    )
+    return SplitNames(*([name for name in names if name in there] for names in usual))
+
+
+def _shared_groups(table: BoxTable, roles: Sequence[str]) -> list[str]:
+    """Return the groups that lie in more than one role."""
+    seen: dict[str, set[str]] = {}
+    for group, role in zip(table.groups, roles, strict=True):
+        seen.setdefault(group, set()).add(role)
+    return sorted(group for group, found in seen.items() if len(found - {""}) > 1)
+
+
+def _as_list(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])

@@ -1,0 +1,175 @@
+"""Ready patches as training data: the original question's form."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lightning_bbox.augment import Augment
+from lightning_bbox.boxes import shift_boxes
+from lightning_bbox.compiling import Compile
+from lightning_bbox.crops import CropGeometry
+from lightning_bbox.data import CropDataModule, Items, Source
+from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.images import ImageStore
+from lightning_bbox.jitter import Jitter, UniformJitter
+from lightning_bbox.plan import stream_seed
+
+
+class PatchDataModule(CropDataModule):
+    """Ready patches with the object in the middle and a margin to shift in, or already shifted.
+
+    The file is an `npy` array or an `npz` with the keys `patches` (uint8, N x H x W x C or N x C x
+    H x W, 1 or 3 channels), optionally `groups` (N) and optionally `offsets` (N x 2; x, y in px):
+    where the object lies from the patch's centre, for patches that are shifted already and are used
+    as they are.
+
+    Args:
+        file: The patches.
+        crop_size: Side of the crops; by default 10 less than the patches' where shifts are cut from
+            the margin, the patches' own where they are shifted already.
+        val_fraction: Share of the groups that validate.
+        test_fraction: Share of the groups that test.
+        split_seed: Seed of the split.
+        jitter: Law of the shifts; whole px up to the margin by default, so that nothing is
+            resampled.
+        augment: What happens to training crops; flips by default.
+        batch_size: Size of the global batch, over all processes.
+        draws_per_epoch: Training samples in an epoch.
+        eval_draws: Samples of each evaluation.
+        seed: Seed of order, shifts and augmentation.
+        compile: Compile the cut; `auto` does where there is a compiler.
+
+    Raises:
+        BadInput: The file isn't such an array, or the margin is too small for the shifts.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        crop_size: int | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        jitter: Jitter | None = None,
+        augment: Augment | None = None,
+        batch_size: int = 128,
+        draws_per_epoch: int = 20_000,
+        eval_draws: int = 2_000,
+        seed: int = 0,
+        compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
+    ) -> None:
+        self.file = file
+        self.patches, self.groups, self.offsets = _load_patches(Path(file))
+        side = min(self.patches.shape[1:3])
+        default = side if self.offsets is not None else side - 10
+        size = crop_size or default
+        if size > side or size < 8:
+            msg = f"{file}: crops of {size} px don't fit patches of {side} px; set crop_size"
+            raise BadInput(msg)
+        margin = (side - size) // 2
+        if self.offsets is None:
+            jitter = jitter or UniformJitter(shift=float(max(margin, 1)), integer=True)
+        geometry = CropGeometry(size=size, context=1.0, reference_size=float(size), supersample=1)
+        super().__init__(
+            geometry, jitter, 2, augment, batch_size, draws_per_epoch, eval_draws, seed, compile
+        )
+        largest = self.jitter.bounds(geometry)[0]
+        if self.offsets is None and largest > margin:
+            msg = (
+                f"{file}: shifts of {largest:g} px around crops of {size} need patches of "
+                f"{size + 2 * math.ceil(largest)} px, but these have {side}; lower the shift or "
+                f"crop_size"
+            )
+            raise BadInput(msg)
+        self.val_fraction, self.test_fraction, self.split_seed = (
+            val_fraction,
+            test_fraction,
+            split_seed,
+        )
+
+    def read(self) -> Source:
+        """Lay the true boxes in the middle (or where the offsets say), and split by group."""
+        count, height, width, _ = self.patches.shape
+        size = self.geometry.size
+        left, top = (width - size) / 2, (height - size) / 2
+        middle = torch.tensor([left, top, left + size, top + size]).expand(count, 4)
+        offsets = self.offsets
+        boxes = middle if offsets is None else shift_boxes(middle, torch.from_numpy(offsets))
+        names, groups = np.unique(self.groups, return_inverse=True)
+        sides = _split_names(
+            [str(name) for name in names], self.val_fraction, self.test_fraction, self.split_seed
+        )
+        splits = {}
+        for name, chosen in sides.items():
+            index = torch.from_numpy(np.flatnonzero(np.isin(groups, chosen)))
+            splits[name] = Items(
+                image_index=index,
+                boxes=boxes[index].contiguous(),
+                labels=torch.zeros_like(index),
+                clusters=torch.from_numpy(groups)[index].long(),
+                proposals=None if offsets is None else middle[index].contiguous(),
+            )
+        note = f"{count} patches of {height} x {width}, " + (
+            "shifts cut from the margin" if offsets is None else "already shifted"
+        )
+        return Source(ImageStore.from_array(self.patches), splits, ("patch",), (note,))
+
+
+def _split_names(names: Sequence[str], val: float, test: float, seed: int) -> dict[str, list[int]]:
+    """Split groups by the hash of their names: test first, validation from the rest."""
+    order = sorted(range(len(names)), key=lambda index: stream_seed("split", seed, names[index]))
+    num_test, num_val = (max(1, round(fraction * len(names))) for fraction in (test, val))
+    if num_test + num_val >= len(names):
+        msg = f"{len(names)} groups are too few for training, validation and test; give more"
+        raise BadInput(msg)
+    return {
+        "test": order[:num_test],
+        "val": order[num_test : num_test + num_val],
+        "train": order[num_test + num_val :],
+    }
+
+
+def _load_patches(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Read and check the arrays: RGB patches (N, H, W, 3), groups (N,), offsets (N, 2) or None."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        msg = f"{path}: no such file; set data.file to an npy or npz of patches"
+        raise BadInput(msg) from error
+    except (OSError, ValueError, EOFError) as error:
+        msg = f"{path}: can't be read as npy or npz ({error})"
+        raise BadInput(msg) from error
+    arrays = {"patches": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    if "patches" not in arrays:
+        msg = f"{path}: has no key 'patches', only {listed(sorted(arrays))}"
+        raise BadInput(msg)
+    patches = arrays["patches"]
+    if patches.ndim != 4 or patches.dtype != np.uint8:
+        msg = (
+            f"{path}: patches are {patches.dtype} of shape {patches.shape}; "
+            f"expected uint8, N x H x W x C or N x C x H x W"
+        )
+        raise BadInput(msg)
+    if patches.shape[-1] not in (1, 3) and patches.shape[1] in (1, 3):
+        patches = patches.transpose(0, 2, 3, 1)
+    if patches.shape[-1] not in (1, 3):
+        msg = f"{path}: patches of shape {patches.shape} have neither 1 nor 3 channels"
+        raise BadInput(msg)
+    patches = np.ascontiguousarray(np.broadcast_to(patches, (*patches.shape[:3], 3)))
+    groups = arrays.get("groups", np.arange(len(patches)))
+    if groups.shape != (len(patches),):
+        msg = f"{path}: groups have shape {groups.shape}; expected ({len(patches)},), one a patch"
+        raise BadInput(msg)
+    offsets = arrays.get("offsets")
+    if offsets is None:
+        return patches, groups, None
+    if offsets.shape != (len(patches), 2) or not np.isfinite(offsets).all():
+        msg = (
+            f"{path}: offsets have shape {offsets.shape}; "
+            f"expected ({len(patches)}, 2), finite, x and y in px"
+        )
+        raise BadInput(msg)
+    return patches, groups, offsets.astype(np.float32)

@@ -1,0 +1,392 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from annotation_files import (
+    SCENE,
+    coco,
+    csv_of,
+    voc,
+    write,
+    write_coco,
+    write_csv,
+    write_voc,
+    write_yolo,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from lightning_bbox.annotations import concat_tables, held_out, read_annotations
+from lightning_bbox.errors import BadInput
+from lightning_bbox.records import COCO, CSV, VOC, YOLO, box_faults
+
+
+@pytest.mark.parametrize("writer", [write_voc, write_coco, write_yolo, write_csv])
+def test_every_format_gives_the_same_table(tmp_path, writer):
+    writer(tmp_path)
+    table = read_annotations(tmp_path)
+    stems = ["a", "b"] if writer is write_csv else list(SCENE)
+    assert [Path(image).stem for image in table.images] == stems
+    assert table.sizes.tolist() == [[SCENE[stem][1], SCENE[stem][0]] for stem in stems]
+    expected = [(stem, *box) for stem in stems for box in SCENE[stem][2]]
+    assert [Path(table.images[at]).stem for at in table.image_index] == [e[0] for e in expected]
+    assert [table.classes[label] for label in table.labels] == [e[1] for e in expected]
+    assert table.boxes.dtype == torch.float32
+    torch.testing.assert_close(table.boxes, torch.tensor([e[2] for e in expected]))
+    assert table.classes == ("cell", "plate")
+    assert table.groups == table.images
+    assert set(table.splits) == {""}
+    assert table.skipped == ()
+
+
+@pytest.mark.parametrize(
+    ("writer", "ids", "note"),
+    [
+        (
+            write_voc,
+            "Annotations/a.xml: object 2",
+            "VOC XML, 1-based inclusive corners, read from 3",
+        ),
+        (write_coco, "_annotations.coco.json: annotation 1", "COCO JSON, left top corner and size"),
+        (write_yolo, "labels/a.txt:2", "YOLO text, centre and size as fractions"),
+        (write_csv, "boxes.csv:3", "CSV, corners as pixel edges, read from boxes.csv"),
+    ],
+)
+def test_ids_say_where_a_box_stands_and_the_note_what_was_read(tmp_path, writer, ids, note):
+    writer(tmp_path)
+    table = read_annotations(tmp_path)
+    assert table.ids[1] == ids
+    assert table.note.startswith(note)
+
+
+def test_voc_base_0_is_said_and_moves_the_boxes(tmp_path):
+    write_voc(tmp_path, base=0)
+    table = read_annotations(tmp_path, voc_base=0)
+    assert table.boxes[0].tolist() == [5.0, 6.0, 20.5, 30.25]
+    assert "0-based" in table.note
+    shifted = read_annotations(tmp_path, voc_base=1)
+    assert shifted.boxes[0].tolist() == [4.0, 5.0, 19.5, 29.25]
+
+
+finite = st.floats(-1e4, 1e4, width=32)
+sides = st.integers(1, 5000)
+
+
+@given(st.tuples(finite, finite, finite, finite), sides, sides)
+def test_conversions_equal_hand_arithmetic(numbers, height, width):
+    a, b, c, d = numbers
+    values = torch.tensor([numbers], dtype=torch.float64)
+    sizes = torch.tensor([[height, width]])
+    expected = {
+        VOC[1]: (a - 1, b - 1, c, d),
+        VOC[0]: (a, b, c + 1, d + 1),
+        COCO: (a, b, a + c, b + d),
+        YOLO: tuple(
+            side * centre + sign * side * extent / 2
+            for sign in (-1, 1)
+            for side, centre, extent in ((width, a, c), (height, b, d))
+        ),
+        CSV: numbers,
+    }
+    for convention, edges in expected.items():
+        found = convention.edges(values, sizes)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, torch.tensor([edges], dtype=torch.float64))
+
+
+@given(
+    st.integers(0, 90).flatmap(lambda x1: st.tuples(st.just(x1), st.integers(x1 + 1, 100))),
+    st.integers(0, 70).flatmap(lambda y1: st.tuples(st.just(y1), st.integers(y1 + 1, 80))),
+)
+def test_yolo_returns_whole_pixels_to_float32(xs, ys):
+    (x1, x2), (y1, y2) = xs, ys
+    values = [(x1 + x2) / 200, (y1 + y2) / 160, (x2 - x1) / 100, (y2 - y1) / 80]
+    edges = YOLO.edges(torch.tensor([values], dtype=torch.float64), torch.tensor([[80, 100]]))
+    torch.testing.assert_close(edges.float(), torch.tensor([[x1, y1, x2, y2]]).float())
+
+
+BAD_BOXES = [
+    ("nan,2,3,4", "xmin=nan, ymin=2, xmax=3, ymax=4 in a.png is not finite"),
+    ("1,2,inf,4", "xmax=inf, ymax=4 in a.png is not finite"),
+    ("1,2,1e300,4", "xmax=1e+300, ymax=4 in a.png is not finite"),
+    ("5,2,5,9", "in a.png has no positive width;"),
+    ("5,9,6,2", "in a.png has no positive height;"),
+    ("9,9,2,2", "in a.png has no positive width and height;"),
+    ("1,2,65.5,9", "in a.png reaches 1.5 px outside the 64 x 48 picture;"),
+    ("-1.25,2,5,9", "in a.png reaches 1.25 px outside the 64 x 48 picture;"),
+]
+
+
+@pytest.mark.parametrize(("numbers", "words"), BAD_BOXES)
+def test_a_bad_box_is_left_out_and_listed_or_refused(tmp_path, numbers, words):
+    write(tmp_path, {"a.png": (64, 48), "b.csv": csv_of("a.png,1,1,2,2", f"a.png,{numbers}")})
+    table = read_annotations(tmp_path)
+    assert table.ids == ("b.csv:2",)
+    (sentence,) = table.skipped
+    assert sentence.startswith("b.csv:3: the box xmin=")
+    assert words in sentence
+    assert sentence.endswith("; left out")
+    assert table.skipped_index == (0,)
+    with pytest.raises(BadInput, match=r"b\.csv:3: the box .*; correct it, or .* on_bad='skip'"):
+        read_annotations(tmp_path, on_bad="error")
+
+
+def test_a_box_up_to_a_pixel_outside_is_untouched(tmp_path):
+    write(tmp_path, {"a.png": (64, 48), "b.csv": csv_of("a.png,-1,-0.5,65,49")})
+    assert read_annotations(tmp_path).boxes.tolist() == [[-1.0, -0.5, 65.0, 49.0]]
+
+
+def test_equal_inclusive_corners_are_a_click_not_a_box(tmp_path):
+    boxes = [("cell", (10.3, 4, 10.3, 9)), ("cell", (10, 4, 11, 9))]
+    write(tmp_path, {"Annotations/a.xml": voc("a.png", (64, 48), *boxes), "images/a.png": (64, 48)})
+    table = read_annotations(tmp_path)
+    assert table.boxes.tolist() == [[9.0, 3.0, 11.0, 9.0]]
+    assert "object 1: the box xmin=10.3" in table.skipped[0]
+
+
+def test_crowds_are_left_out(tmp_path):
+    document = coco(("a.png", (64, 48), [("cell", (1, 1, 5, 5)), ("cell", (2, 2, 5, 5))]))
+    document["annotations"][0]["iscrowd"] = 1
+    write(tmp_path, {"a.png": (64, 48), "boxes.json": document})
+    table = read_annotations(tmp_path)
+    assert table.boxes.tolist() == [[2.0, 2.0, 7.0, 7.0]]
+    assert "annotation 0" in table.skipped[0]
+    assert "is a crowd" in table.skipped[0]
+
+
+def test_no_boxes_have_no_faults():
+    none = torch.zeros(0, 4)
+    assert box_faults(none, none.double(), torch.zeros(0, 2, dtype=torch.int64), VOC[1]) == {}
+
+
+def test_a_link_out_of_the_root_needs_leave(tmp_path):
+    write(tmp_path, {"far/a.png": (64, 48), "in/b.csv": csv_of("a.png,1,1,2,2")})
+    (tmp_path / "in/a.png").symlink_to(tmp_path / "far/a.png")
+    with pytest.raises(BadInput, match=r"'a\.png' leads out of"):
+        read_annotations(tmp_path / "in")
+    assert read_annotations(tmp_path / "in", allow_outside=True).images == ("a.png",)
+    table = read_annotations(tmp_path / "in", images="../far", allow_outside=True)
+    assert table.images == ("../far/a.png",)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_of_the_turned_picture(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (64, 48)).save(path, exif=exif)
+    with Image.open(path) as image:
+        width, height = ImageOps.exif_transpose(image).size
+    write(tmp_path, {"b.csv": csv_of(f"a.{suffix},1,1,2,2")})
+    assert read_annotations(tmp_path).sizes.tolist() == [[height, width]]
+    assert (height > width) == (orientation > 4)
+
+
+YOLO_LINE = "0 .5 .5 .25 .5"
+
+
+def test_roboflow_folders_are_read_as_splits(tmp_path):
+    for split in ("train", "valid", "test"):
+        document = coco((f"{split}.rf.1.png", (64, 48), [("cell", (1, 1, 5, 5))]))
+        file = f"{split}/_annotations.coco.json"
+        write(tmp_path, {file: document, f"{split}/{split}.rf.1.png": (64, 48)})
+    table = read_annotations(tmp_path, group_pattern=r"([^/]+)\.rf\.")
+    assert table.images == ("test/test.rf.1.png", "train/train.rf.1.png", "valid/valid.rf.1.png")
+    assert table.splits == table.groups == ("test", "train", "valid")
+    files = ["valid/_annotations.coco.json", "test/_annotations.coco.json"]
+    assert read_annotations(tmp_path, annotations=files).splits == ("valid", "test")
+
+
+@pytest.mark.parametrize(
+    ("labels", "image"),
+    [
+        ("labels/train/a.txt", "images/train/a.png"),
+        ("train/labels/a.txt", "train/images/a.png"),
+        ("train/a.txt", "train/a.png"),
+    ],
+)
+def test_yolo_folders(tmp_path, labels, image):
+    names = {"data.yaml": "names:\n  0: cell\n  1: plate\n", "README.roboflow.txt": "hello"}
+    write(tmp_path, {labels: YOLO_LINE, image: (64, 48)} | names)
+    table = read_annotations(tmp_path)
+    assert (table.images, table.splits, table.ids) == ((image,), ("train",), (f"{labels}:1",))
+    assert table.classes == ("cell", "plate")
+    assert table.boxes.tolist() == [[24.0, 12.0, 40.0, 36.0]]
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        ({}, ("0", "2", "10")),
+        ({"classes.txt": "".join(f"c{n}\n" for n in range(11))}, tuple(f"c{n}" for n in range(11))),
+    ],
+)
+def test_yolo_class_names(tmp_path, files, classes):
+    lines = [YOLO_LINE, YOLO_LINE.replace("0 ", "10 "), YOLO_LINE.replace("0 ", "2 ")]
+    write(tmp_path, {"a.txt": "\n".join(lines), "a.png": (64, 48)} | files)
+    table = read_annotations(tmp_path)
+    assert table.classes == classes
+    assert [table.classes[label].removeprefix("c") for label in table.labels] == ["0", "10", "2"]
+
+
+@pytest.mark.parametrize(
+    ("xml", "image", "filename"),
+    [
+        ("Annotations/a.xml", "JPEGImages/a.png", "a.png"),
+        ("Annotations/a.xml", "images/a.png", "C:\\pictures\\a.png"),
+        ("Annotations/a.xml", "a.png", "a"),
+        ("a.xml", "a.png", "a.png"),
+        ("train/a.xml", "train/b.png", "b.png"),
+    ],
+)
+def test_voc_folders(tmp_path, xml, image, filename):
+    files = {xml: voc(filename, (64, 48), ("cell", (1, 1, 9, 9))), image: (64, 48)}
+    write(tmp_path, files)
+    table = read_annotations(tmp_path, format="voc", annotations=str(Path(xml).parent))
+    assert (table.images, table.ids) == ((image,), (f"{xml}: object 1",))
+
+
+def test_coco_beside_images(tmp_path):
+    document = coco(("train/a.png", (64, 48), [("cell", (1, 1, 5, 5))]))
+    write(tmp_path, {"annotations/instances.json": document, "images/train/a.png": (64, 48)})
+    table = read_annotations(tmp_path)
+    assert (table.images, table.splits) == (("images/train/a.png",), ("train",))
+
+
+def test_files_need_not_state_the_size(tmp_path):
+    document = coco(("a.png", (64, 48), [("cell", (1, 1, 5, 5))]))
+    del document["images"][0]["width"]
+    xml = voc("a.png", (9, 9), ("cell", (2, 2, 6, 6))).replace("size>", "sighs>")
+    write(tmp_path, {"a.png": (64, 48), "b.json": document, "Annotations/a.xml": xml})
+    tables = [read_annotations(tmp_path, format=name) for name in ("coco", "voc")]
+    assert [table.sizes.tolist() for table in tables] == [[[48, 64]], [[48, 64]]]
+    assert [table.boxes.tolist() for table in tables] == [[[1.0, 1.0, 6.0, 6.0]]] * 2
+
+
+def test_the_clearest_format_is_read_and_the_others_named(tmp_path):
+    write_voc(tmp_path)
+    write_csv(tmp_path)
+    write(tmp_path, {"results.csv": "epoch,loss\n", "config.json": "{}"})
+    assert read_annotations(tmp_path).note.endswith("3 files; there but not read: boxes.csv")
+    assert read_annotations(tmp_path, format="csv").ids[0] == "boxes.csv:2"
+    assert read_annotations(tmp_path, annotations="boxes.csv").ids[0] == "boxes.csv:2"
+
+
+def test_pictures_without_annotation_file_are_named(tmp_path):
+    write_yolo(tmp_path)
+    write(tmp_path, {"images/new.png": (9, 9), "images/._new.png": (9, 9)})
+    expected = "; left out, as they have no annotation file: images/new.png"
+    assert read_annotations(tmp_path).note.endswith(expected)
+    assert read_annotations(tmp_path, images="images").note.endswith(expected)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_bom_line_ends_and_blank_lines_are_accepted(tmp_path, delimiter):
+    text = csv_of('"a.png",1,1,2,2', "", "a.png, 3 ,3,4e0,4", "", " ").replace(",", delimiter)
+    write(
+        tmp_path,
+        {"a.png": (64, 48), "b.csv": b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()},
+    )
+    table = read_annotations(tmp_path)
+    assert table.boxes.tolist() == [[1.0, 1.0, 2.0, 2.0], [3.0, 3.0, 4.0, 4.0]]
+    assert table.ids == ("b.csv:2", "b.csv:4")
+    assert table.classes == ("object",)
+
+
+def test_interleaved_csv_lines_are_ordered_by_picture(tmp_path):
+    rows = ["a.png,1,1,2,2,x,s", "b.png,2,2,3,3,y,s", "a.png,3,3,4,4,x,s"]
+    text = csv_of(*rows, header="image,xmin,ymin,xmax,ymax,group,split")
+    write(tmp_path, {"a.png": (64, 48), "b.png": (64, 48), "boxes.tsv": text})
+    table = read_annotations(tmp_path)
+    assert table.ids == ("boxes.tsv:2", "boxes.tsv:4", "boxes.tsv:3")
+    assert table.image_index.tolist() == [0, 0, 1]
+    assert (table.groups, table.splits) == (("x", "y"), ("s", "s"))
+    assert read_annotations(tmp_path, group_pattern="(.)[.]png").groups == ("a", "b")
+
+
+def test_a_split_file_selects_in_its_order(tmp_path):
+    write_voc(tmp_path)
+    write(tmp_path, {"ImageSets/Main/val.txt": b"\xef\xbb\xbfempty\r\n./JPEGImages/b.png\r\n\r\n"})
+    table = read_annotations(tmp_path, split_file="ImageSets/Main/val.txt")
+    assert table.images == ("JPEGImages/empty.png", "JPEGImages/b.png")
+    assert table.image_index.tolist() == [1]
+    assert table.splits == ("val", "val")
+    assert table.classes == ("cell", "plate")  # of the whole data set: the same for every split
+
+
+def test_huge_json_integers_are_bad_boxes(tmp_path):
+    document = coco(("a.png", (64, 48), [("cell", (1, 1, 10**400, 5)), ("cell", (1, 1, 5, 5))]))
+    write(tmp_path, {"a.png": (64, 48), "b.json": document})
+    table = read_annotations(tmp_path)
+    assert len(table.boxes) == 1
+    assert "is not finite" in table.skipped[0]
+
+
+DATA = Path(os.environ.get("LIGHTNING_BBOX_DATA", Path(__file__).parents[2] / "shared" / "data"))
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="the real data is absent: name its folder in LIGHTNING_BBOX_DATA"
+)
+ZERO_SIZED = ("BloodImage_00338", "BloodImage_00343")
+
+
+@needs_data
+def test_bccd_names_its_two_zero_size_boxes():
+    table = read_annotations(DATA / "bccd")
+    assert (len(table.images), len(table.boxes)) == (364, 4888 - 2)
+    assert table.classes == ("Platelets", "RBC", "WBC")
+    assert set(table.sizes.unique().tolist()) == {480, 640}
+    assert "1-based" in table.note
+    assert "test.csv" in table.note
+    for stem, sentence in zip(ZERO_SIZED, table.skipped, strict=True):
+        assert stem in sentence
+        assert "has no positive width and height" in sentence
+    with pytest.raises(BadInput, match=r"BloodImage_00338\.xml: object 13: the box xmin=504"):
+        read_annotations(DATA / "bccd", on_bad="error")
+
+
+@needs_data
+def test_bccd_splits():
+    tables = [
+        read_annotations(DATA / "bccd", split_file=f"ImageSets/Main/{name}.txt")
+        for name in ("trainval", "test")
+    ]
+    assert [len(table.images) for table in tables] == [292, 72]
+    assert len(concat_tables(tables).boxes) == 4886
+
+
+@needs_data
+def test_bccd_csv_says_the_same_as_its_xml():
+    xml = read_annotations(DATA / "bccd")
+    table = read_annotations(DATA / "bccd", annotations="test.csv", images="JPEGImages")
+    assert table.images == xml.images
+    assert len(table.skipped) == 2
+    moved = table.boxes - torch.tensor(
+        [1.0, 1.0, 0.0, 0.0]
+    )  # the CSV copies VOC's inclusive corners
+    boxes = sorted(zip(table.image_index.tolist(), moved.tolist(), strict=True))
+    assert boxes == sorted(zip(xml.image_index.tolist(), xml.boxes.tolist(), strict=True))
+
+
+@needs_data
+def test_rbc_has_three_copies_of_its_training_pictures():
+    table = read_annotations(DATA / "rbc", group_pattern=r"([^/]+)\.rf\.")
+    assert (len(table.images), len(table.boxes), table.skipped) == (240, 5638, ())
+    assert {name: table.splits.count(name) for name in ("train", "valid", "test")} == {
+        "train": 210,
+        "valid": 20,
+        "test": 10,
+    }
+    assert len(set(table.groups)) == 100
+    assert (table.boxes % 1 != 0).any()  # corners at fractions of a pixel are kept
+
+
+@needs_data
+def test_deeppcb_groups_hold_out_boards():
+    table = read_annotations(DATA / "deeppcb")
+    assert (len(table.images), len(table.boxes), len(set(table.groups))) == (1500, 10013, 11)
+    kept, held = held_out(table, ["group77000", "group90100", "group92000"])
+    assert len(kept) + len(held) == 1500
+    assert not {table.groups[at] for at in kept} & {table.groups[at] for at in held}
