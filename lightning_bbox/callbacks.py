@@ -94,7 +94,8 @@ class RunReport(pl.Callback):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             lines = [*data.source.notes, *data.describe()]
-            _say("\n".join(lines))
+            device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+            _say("\n".join([*lines, f"training on {device} in {trainer.precision}"]))
             skipped = [
                 sentence for items in data.source.splits.values() for sentence in items.skipped
             ]

@@ -1,7 +1,9 @@
 """The command line: `lightning-bbox fit|validate|test`, built on LightningCLI."""
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -123,7 +125,9 @@ class BoxCLI(LightningCLI):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 diverged, 2 bad input, 130 interrupted.
+    """Run a command and return its exit code.
+
+    0 is done, 1 diverged, 2 bad input, 130 interrupted, 143 terminated.
 
     Args:
         args: The command line; that of the process by default.
@@ -133,9 +137,11 @@ def main(args: Sequence[str] | None = None) -> int:
         2
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    os.environ.pop("LIGHTNING_BBOX_RUN", None) if "LOCAL_RANK" not in os.environ else None
+    if "LOCAL_RANK" not in os.environ:
+        os.environ.pop("LIGHTNING_BBOX_RUN", None)
+    _quieten()
     try:
-        BoxCLI(
+        cli = BoxCLI(
             BoxRegressor,
             CropDataModule,
             subclass_mode_model=True,
@@ -161,14 +167,37 @@ def main(args: Sequence[str] | None = None) -> int:
     except DivergedError as error:
         sys.stderr.write(f"lightning-bbox: {error}\n")
         return 1
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, KeyboardInterrupt):
+            return _stopped("interrupted", 130)
+        return int(leaving.code or 0)
     except KeyboardInterrupt:
-        return 130
+        return _stopped("interrupted", 130)
+    if cli.trainer.received_sigterm:
+        return _stopped("terminated", 143)
     return 0
 
 
 def run() -> None:
     """Run the command line and exit with its code."""
     sys.exit(main())
+
+
+def _stopped(how: str, code: int) -> int:
+    name = os.environ.get("LIGHTNING_BBOX_RUN")
+    remedy = f"; continue a fit with --resume and its run folder ({name})" if name else ""
+    sys.stderr.write(f"lightning-bbox: {how}{remedy}\n")
+    return code
+
+
+def _quieten() -> None:
+    """Silence what Lightning says at every start; its warnings stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # It expects `args` from Python only, but ours are the command line's, resolved.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    # Lightning 2.6.6 hasn't followed torch 2.13's pytree.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 
 def default_precision() -> str:

@@ -70,7 +70,7 @@ def _yolo_record(line: str, place: str, source: str, names: Mapping[int, str]) -
     cells = line.split()
     if len(cells) != 5:
         problem = f"has {len(cells)} columns, expected 5: class, cx, cy, w, h"
-        raise BadInput.at(place, problem, "leave out polygons and scores")
+        raise BadInput.at(place, problem, "leave out polygons, scores and other texts")
     if not re.fullmatch(r"\d{1,9}", cells[0], re.ASCII):
         raise BadInput.at(place, f"class is {cells[0]!r}, not a whole number", "correct it")
     number = int(cells[0])

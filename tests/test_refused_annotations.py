@@ -172,7 +172,7 @@ REFUSED = {
     "columns": (
         A | {"a.txt": "0 .5 .5 .1 .1\n\n0 .5 .5 .1 .1 .9"},
         {},
-        r"a\.txt:3: has 6 columns, expected 5: class, cx, cy, w, h; leave out polygons and scores",
+        r"a\.txt:3: has 6 columns, expected 5: class, cx, cy, w, h; leave out polygons, scores and other texts",
     ),
     "class": (A | {"a.txt": "cell .5 .5 .1 .1"}, {}, r"a\.txt:1: class is 'cell', not a whole"),
     "yolo_number": (A | {"a.txt": "0 .5 .5 1_0 .1"}, {}, r"a\.txt:1: w is '1_0', not a number"),

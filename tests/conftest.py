@@ -1,0 +1,49 @@
+"""What several tests share: the real data, where it is, and small data made on the spot."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("LIGHTNING_BBOX_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real data sets."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data in {DATA}; set LIGHTNING_BBOX_DATA")
+    return DATA
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two workers on two cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def csv_folder(tmp_path: Path) -> Path:
+    """Twelve pictures with three bright rectangles each, in CSV."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    lines = ["image,xmin,ymin,xmax,ymax,label"]
+    for index in range(12):
+        picture = random.integers(0, 90, (80, 120, 3), dtype=np.uint8)
+        for place in range(3):
+            width, height = random.integers(14, 24, 2)
+            x, y = 40 * place + random.integers(4, 12), random.integers(10, 45)
+            picture[y : y + height, x : x + width] += 120
+            lines.append(f"{index}.png,{x},{y},{x + width},{y + height},part")
+        Image.fromarray(picture).save(folder / f"{index}.png")
+    (folder / "boxes.csv").write_text("\n".join(lines) + "\n")
+    return folder
