@@ -86,7 +86,9 @@ class BoxCLI(LightningCLI):
             TensorBoardPictures(self._settings()),
             Throughput(),
         ]
-        if config.enable_checkpointing is not False:
+        if self.subcommand != "fit":
+            kwargs["enable_checkpointing"] = False
+        elif config.enable_checkpointing is not False:
             callbacks.append(
                 ModelCheckpoint(
                     dirpath=self.run_folder / "checkpoints",
@@ -161,13 +163,15 @@ def main(args: Sequence[str] | None = None) -> int:
                 "use_distributed_sampler": False,
             },
         )
-    except BadInput as error:
-        sys.stderr.write(f"lightning-bbox: {error}\n")
-        return 2
     except DivergedError as error:
         sys.stderr.write(f"lightning-bbox: {error}\n")
         return 1
-    except SystemExit as leaving:
+    except (ValueError, SystemExit) as leaving:
+        if (refusal := _refusal(leaving)) is not None:
+            sys.stderr.write(f"lightning-bbox: {refusal}\n")
+            return 2
+        if isinstance(leaving, ValueError):
+            raise
         if isinstance(leaving.__context__, KeyboardInterrupt):
             return _stopped("interrupted", 130)
         return int(leaving.code or 0)
@@ -183,6 +187,13 @@ def run() -> None:
     sys.exit(main())
 
 
+def _refusal(error: BaseException | None) -> BadInput | None:
+    """Return our refusal from among the errors that jsonargparse and Lightning wrapped it in."""
+    while error is not None and not isinstance(error, BadInput):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def _stopped(how: str, code: int) -> int:
     name = os.environ.get("LIGHTNING_BBOX_RUN")
     remedy = f"; continue a fit with --resume and its run folder ({name})" if name else ""
@@ -196,6 +207,10 @@ def _quieten() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     # It expects `args` from Python only, but ours are the command line's, resolved.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    # A run that is resumed has checkpoints; others are refused before they begin.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Testing a checkpoint needs none of the callbacks that trained it.
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
     # Lightning 2.6.6 hasn't followed torch 2.13's pytree.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 

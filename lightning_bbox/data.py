@@ -161,6 +161,13 @@ class PlanLoader:
             self.num_rows // self.batch_size if self.full else -(-self.num_rows // self.batch_size)
         )
 
+    def state_dict(self) -> dict[str, int]:
+        """Return nothing: Lightning asks, but the position is read from its own progress."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore nothing, for the same reason."""
+
     def __iter__(self) -> Iterator[Rows]:
         """Walk from the position to the end of the epoch."""
         epoch, first = self.position()

@@ -56,13 +56,17 @@ def read_yolo(root: Path, files: Sequence[str]) -> Listing:
         BadInput: If a line is not a class and four numbers, or its class has no name.
     """
     find_names = cache(lambda folder: _yolo_names(root, folder))
-    pictures, classes = [], dict[str, None]()
+    pictures, classes, sources = [], dict[str, None](), dict[str, str]()
     for file in files:
         source, names = find_names(PurePosixPath(file).parent)
         classes |= dict.fromkeys(names.values())
+        sources[source] = file
         lines = read_lines(root, file)
         records = [_yolo_record(line, f"{file}:{n}", source, names) for n, line in lines]
         pictures.append(Picture(file, file, records=records))
+    if "" in sources and len(sources) > 1:
+        problem = f"has no class names, while {max(sources)} names those of other files"
+        raise BadInput.at(sources[""], problem, "put data.yaml or classes.txt into the root")
     return Listing(pictures, tuple(classes) or labels_met(pictures, key=int), YOLO)
 
 

@@ -1,7 +1,8 @@
 """The LightningModule that learns box offsets by gradient descent."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from os import PathLike
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -25,7 +26,7 @@ from lightning_bbox.metrics import (
     box_metrics,
     error_px,
 )
-from lightning_bbox.parts import from_plain, to_plain
+from lightning_bbox.parts import Plain, from_plain, to_plain
 from lightning_bbox.plan import stream_seed
 from lightning_bbox.preprocess import ChannelNorm, Preprocess
 from lightning_bbox.schedules import OneCycle, Schedule
@@ -316,7 +317,12 @@ class BoxRegressor(pl.LightningModule):
         """Add the recipe of the model and the spec of its data, as plain data."""
         if self.trainer.training:
             self.refuse_divergence()
-        parts = {
+        assert self.spec is not None
+        checkpoint[CHECKPOINT_KEY] = {"model": self.recipe(), "spec": asdict(self.spec)}
+
+    def recipe(self) -> dict[str, Plain]:
+        """Return the arguments that rebuild this model, as plain data (without the optimizer)."""
+        arguments = {
             "preprocess": self.net.preprocess,
             "backbone": self.net.backbone,
             "head": self.net.head,
@@ -325,10 +331,28 @@ class BoxRegressor(pl.LightningModule):
             "average_flips": self.average_flips,
             "compile": self.compile_choice,
         }
-        recipes = {name: to_plain(part, f"BoxRegressor's {name}") for name, part in parts.items()}
-        checkpoint["hyper_parameters"] = {"_instantiator": f"{__name__}.rebuild", **recipes}
-        assert self.spec is not None
-        checkpoint[CHECKPOINT_KEY] = {"spec": asdict(self.spec)}
+        return {name: to_plain(part, f"BoxRegressor's {name}") for name, part in arguments.items()}
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override] # one way to load: by path, without code
+        cls, checkpoint_path: str | PathLike[str], map_location: str | torch.device = "cpu"
+    ) -> Self:
+        """Rebuild a trained model from its checkpoint's path alone.
+
+        Args:
+            checkpoint_path: A file that a run wrote.
+            map_location: The device to load it to.
+
+        Raises:
+            BadInput: The file isn't a checkpoint of ours.
+        """
+        checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
+        read_spec(checkpoint)
+        recipe = checkpoint[CHECKPOINT_KEY]["model"]
+        model = cls(**{name: from_plain(value) for name, value in recipe.items()})
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+        return model.to(map_location)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the layers that the checkpoint's weights belong to."""
@@ -359,11 +383,6 @@ def logs_after(trainer: pl.Trainer, steps: int) -> bool:
     """Tell whether scalars are logged once this many steps are done."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # set by Lightning's connector
     return steps % every == 0
-
-
-def rebuild(cls: type[BoxRegressor], hyper_parameters: dict[str, Any]) -> BoxRegressor:
-    """Make the model that a checkpoint's hyper-parameters describe; Lightning calls this."""
-    return cls(**{name: from_plain(value) for name, value in hyper_parameters.items()})
 
 
 def read_spec(checkpoint: dict[str, Any]) -> OffsetSpec:

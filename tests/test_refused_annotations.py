@@ -172,7 +172,7 @@ REFUSED = {
     "columns": (
         A | {"a.txt": "0 .5 .5 .1 .1\n\n0 .5 .5 .1 .1 .9"},
         {},
-        r"a\.txt:3: has 6 columns, expected 5: class, cx, cy, w, h; leave out polygons, scores and other texts",
+        r"a\.txt:3: has 6 columns, expected 5: class, cx, cy, w, h; leave out polygons, sc",
     ),
     "class": (A | {"a.txt": "cell .5 .5 .1 .1"}, {}, r"a\.txt:1: class is 'cell', not a whole"),
     "yolo_number": (A | {"a.txt": "0 .5 .5 1_0 .1"}, {}, r"a\.txt:1: w is '1_0', not a number"),
@@ -180,6 +180,11 @@ REFUSED = {
         A | {"a.txt": "2 .5 .5 .1 .1", "classes.txt": "cell\nplate\n"},
         {},
         r"a\.txt:1: class 2 is not among the 2 names of classes\.txt; correct it or add the name",
+    ),
+    "no_names_here": (
+        {"p/a.txt": "", "p/a.png": (9, 9), "q/b.txt": "", "q/b.png": (9, 9), "p/classes.txt": "x"},
+        {},
+        r"q/b\.txt: has no class names, while p/classes\.txt names those of other files; put",
     ),
     "yaml": (
         A | {"a.txt": "", "data.yaml": "names: [a"},

@@ -1,0 +1,253 @@
+"""What a user runs: every config, the run folder, determinism, resuming, reloading."""
+
+import json
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lightning_bbox import BoxRegressor, LinearHead, SceneDataModule, ShallowConvNet
+from lightning_bbox.cli import CONFIG_FOLDERS, main, resolve
+from lightning_bbox.errors import BadInput
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+TINY = [
+    "--trainer.max_epochs=2",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.precision=32-true",
+    "--data.batch_size=16",
+    "--data.draws_per_epoch=64",
+    "--data.eval_draws=40",
+    "--data.compile=false",
+    "--model.backbone=ShallowConvNet",
+    "--model.backbone.channels=[4,8]",
+    "--model.backbone.convs_per_scale=1",
+    "--model.backbone.fc=[16]",
+]
+SCENES = ["fit", "-c", str(CONFIGS / "quickstart.yaml"), "--data.num_scenes=60", *TINY]
+
+
+def fit(runs: Path, name: str, *options: str, base: list[str] = SCENES) -> Path:
+    """Run a tiny fit and return its folder."""
+    assert main([*base, f"--runs={runs}", f"--name={name}", *options]) == 0
+    return runs / name
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return state
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
+
+
+def patches_file(folder: Path) -> Path:
+    random = np.random.default_rng(0)
+    path = folder / "patches.npz"
+    np.savez(path, patches=random.integers(0, 255, (60, 55, 55, 3), dtype=np.uint8))
+    return path
+
+
+def yolo_folder(csv_folder: Path) -> None:
+    """Write the CSV's boxes a second time, as YOLO labels beside the pictures."""
+    lines = (csv_folder / "boxes.csv").read_text().splitlines()[1:]
+    (csv_folder / "boxes.csv").unlink()
+    for line in lines:
+        name, *corners, _ = line.split(",")
+        x1, y1, x2, y2 = map(float, corners)
+        box = [(x1 + x2) / 240, (y1 + y2) / 160, (x2 - x1) / 120, (y2 - y1) / 80]
+        with (csv_folder / name).with_suffix(".txt").open("a") as file:
+            file.write(" ".join(["0", *map(str, box)]) + "\n")
+
+
+def test_quickstart_leaves_a_complete_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit(tmp_path, "run")
+    files = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.json"]
+    for name in [*files, "data.png", "crops.png"]:
+        assert (folder / name).stat().st_size > 0
+    assert list(folder.glob("events.out.tfevents.*"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 2 < metrics["test/mae_px_predict_mean"] < 3
+    assert 0 < metrics["test/cramer_rao_mae_px"] < metrics["test/mae_px"]
+    assert metrics["test/mae_px_low"] <= metrics["test/mae_px"] <= metrics["test/mae_px_high"]
+    assert metrics["train_steps"] == 8
+    assert metrics["train_seconds"] > 0
+    printed = capsys.readouterr().out
+    for part in ("predict the mean", "crops.png", "tensorboard --logdir", "train: 60 pictures"):
+        assert part in printed
+
+
+@pytest.mark.parametrize("name", ["voc", "coco", "yolo", "csv", "bccd", "rbc", "deeppcb", "naive"])
+def test_config_runs_where_only_the_root_is_given(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if name in ("csv", "yolo"):
+        root = request.getfixturevalue("csv_folder")
+        if name == "yolo":
+            yolo_folder(root)
+    else:
+        folders = {"voc": "bccd", "coco": "rbc", "naive": "bccd"}
+        root = request.getfixturevalue("real_data") / folders.get(name, name)
+    base = ["fit", "-c", str(CONFIGS / f"{name}.yaml"), f"--data.root={root}", *TINY]
+    folder = fit(tmp_path, "run", base=base)
+    assert json.loads((folder / "metrics.json").read_text())["test/mae_px"] > 0
+
+
+def test_patches_config_runs_where_only_the_file_is_given(tmp_path: Path) -> None:
+    options = [f"--data.file={patches_file(tmp_path)}", *TINY]
+    folder = fit(tmp_path, "run", base=["fit", "-c", str(CONFIGS / "patches.yaml"), *options])
+    assert json.loads((folder / "metrics.json").read_text())["test/mae_px_predict_mean"] > 2
+
+
+def test_every_config_is_run_by_these_tests() -> None:
+    tested = {"quickstart", "patches", "voc", "coco", "yolo", "csv"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | {
+        "bccd", "rbc", "deeppcb", "naive",
+    }  # fmt: skip
+
+
+def test_one_seed_gives_one_run_and_another_seed_another(tmp_path: Path) -> None:
+    first, again, other = (
+        weights(fit(tmp_path, name, f"--seed_everything={seed}"))
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("steps", [2, 4, 5])
+def test_resume_is_bit_exact(steps: int, tmp_path: Path) -> None:
+    whole = weights(fit(tmp_path, "whole", "--model.backbone.dropout=0.5"))
+    callback = "--trainer.callbacks+=tests.test_cli.StopAt"
+    options = ["--model.backbone.dropout=0.5", callback, f"--trainer.callbacks.step={steps}"]
+    assert main([*SCENES, f"--runs={tmp_path}", "--name=cut", *options]) == 130
+    config = tmp_path / "cut" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["trainer"]["callbacks"] = None
+    config.write_text(yaml.safe_dump(content))
+    assert main(["fit", f"--resume={tmp_path / 'cut'}"]) == 0
+    assert same(whole, weights(tmp_path / "cut"))
+    metrics = [
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "cut")
+    ]
+    assert metrics[0]["test/mae_px"] == metrics[1]["test/mae_px"]
+
+
+def test_reload_by_path_gives_the_tested_model(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "run", "--model.head=LinearHead")
+    model = BoxRegressor.load_from_checkpoint(folder / "checkpoints" / "best.ckpt")
+    assert isinstance(model.net.head, LinearHead)
+    assert isinstance(model.net.backbone, ShallowConvNet)
+    data = SceneDataModule(num_scenes=60, batch_size=40, eval_draws=40, compile=False)
+    (rows,) = data.test_dataloader()
+    batch = data.make_batch(rows)
+    with torch.no_grad():
+        boxes = model.eval()(batch.crops, batch.anchors)
+    px = data.geometry.px(batch.anchors)
+    error = ((boxes - batch.gt_boxes)[:, :2] / px).abs().mean()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert float(error) == pytest.approx(metrics["test/mae_px"], rel=1e-5)
+
+
+def test_the_test_command_repeats_the_test_of_fit(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "run")
+    checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"
+    config = f"--config={folder / 'config.yaml'}"
+    assert main(["test", config, checkpoint, f"--runs={tmp_path}", "--name=again"]) == 0
+    first, again = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "again")
+    )
+    assert first["test/mae_px"] == again["test/mae_px"]
+
+
+def test_fine_tuning_starts_from_the_weights(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "run")
+    weights_path = folder / "checkpoints" / "best.ckpt"
+    options = [
+        f"--model.weights={weights_path}",
+        "--model.optimizer=SGD",
+        "--model.optimizer.lr=0.0",
+    ]
+    tuned = weights(fit(tmp_path, "tuned", *options))
+    kernel = "net.backbone.convs.0.weight"
+    assert tuned[kernel].equal(weights(folder, "best")[kernel])
+
+
+def test_four_targets_and_flip_averaging_run(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "run", "--data.num_targets=4", "--model.average_flips=true")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test/mae_edge_px"] > 0
+
+
+def test_existing_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    assert main([*SCENES, f"--runs={tmp_path}", "--name=run"]) == 2
+    message = capsys.readouterr().err
+    assert "a run of this name exists" in message
+    assert "--resume" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "-c", "preset:nope"], "there is no preset 'nope'; choose one of"),
+        (["fit", "--resume", "nowhere"], "can't be resumed"),
+        (["fit", "-c", "preset:csv", "--data.root", "nowhere"], "nowhere"),
+        (["fit", "-c", "preset:quickstart", "--data.noise", "0"], "data noise is 0"),
+        (["fit", "-c", "preset:quickstart", "--data.crop.context", "0.5"], "crop context"),
+        (["fit", "-c", "preset:quickstart", "--trainer.max_epoch", "3"], "max_epoch"),
+        (["fit", "-c", "preset:quickstart", "--model.head", "NoHead"], "NoHead"),
+        (["fit", "-c", "preset:quickstart", "--data.kind", "blue"], "blue"),
+    ],
+)
+def test_mistakes_are_refused_with_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_divergence_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.optimizer=SGD", "--model.optimizer.lr=1e30", "--model.head=LinearHead"]
+    loss = "--model.head.loss=L2Loss"
+    assert main([*SCENES, f"--runs={tmp_path}", "--name=bad", *options, loss]) == 1
+    assert "not finite since step" in capsys.readouterr().err
+
+
+def test_presets_are_the_files_in_configs() -> None:
+    assert resolve(["-c", "preset:voc"]) == ["-c", str(CONFIGS / "voc.yaml")]
+    assert CONFIG_FOLDERS[1] == CONFIGS
+    with pytest.raises(BadInput, match="choose one of bccd"):
+        resolve(["--config=preset:none"])
+
+
+def test_crops_sheet_shows_the_three_colours(tmp_path: Path) -> None:
+    sheet = np.asarray(Image.open(fit(tmp_path, "run") / "crops.png"))
+    for colour in ((235, 64, 52), (40, 200, 80), (70, 130, 255)):
+        assert (sheet == colour).all(axis=-1).sum() > 100
+
+
+class StopAt(pl.Callback):
+    """Press Ctrl-C after some steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        """Interrupt."""
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt

@@ -1,0 +1,182 @@
+import copy
+import enum
+import io
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_bbox.backbones import ShallowConvNet
+from lightning_bbox.codecs import (
+    DeltaCodec,
+    FixedStdCodec,
+    MaxShiftCodec,
+    MeanStdCodec,
+    OffsetSpec,
+    PixelCodec,
+)
+from lightning_bbox.crops import CropGeometry
+from lightning_bbox.errors import BadInput
+from lightning_bbox.heads import BinHead, LinearHead
+from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
+from lightning_bbox.parts import Part, from_plain, to_plain
+from lightning_bbox.preprocess import ChannelNorm
+from lightning_bbox.schedules import Constant, Cosine, OneCycle
+
+
+class Wrapper(Part):
+    """A part of parts, with every way of passing an argument."""
+
+    def __init__(self, first, *, parts=(), options=None):
+        super().__init__()
+        self.first, self.parts, self.options = first, nn.ModuleList(parts), options
+
+
+class Color(enum.StrEnum):
+    RED = "red"
+
+
+PARTS = [
+    ChannelNorm(),
+    ShallowConvNet((8, 16), 5, downsample="max", fc=(), dropout=0.25),
+    LinearHead(SmoothL1Loss(beta=1 / 9)),
+    LinearHead(),
+    BinHead(0.25, sigma=1.0),
+    DeltaCodec(),
+    FixedStdCodec((0.1, 0.2, 0.3, 0.4)),
+    MeanStdCodec(),
+    MaxShiftCodec(),
+    PixelCodec(),
+    L1Loss(),
+    L2Loss(),
+    Constant(),
+    Cosine(final=0.1),
+    OneCycle(0.2, final=0.0),
+    Wrapper(
+        LinearHead(L1Loss()),
+        parts=[BinHead(), Wrapper(None)],
+        options={"a": [1, True], "b": L2Loss()},
+    ),
+]
+
+
+def saved_and_loaded(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def built_head():
+    head = BinHead(bin_width=0.25).build(4, bounds=[5.0, 5.0])
+    codec = PixelCodec().build(OffsetSpec(CropGeometry(), 2, 5.0, 0.0))
+    head.fit(codec.space())
+    return head
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: type(part).__name__)
+def test_a_part_is_rebuilt_from_a_file_that_holds_no_code(part):
+    recipe = saved_and_loaded(part.recipe())
+    again = from_plain(recipe)
+    assert type(again) is type(part)
+    assert again.recipe() == recipe
+    assert repr(again) == repr(part)
+
+
+def test_a_recipe_holds_what_was_given_and_leaves_defaults_out():
+    recipe = ShallowConvNet((8, 16), batch_norm=False).recipe()
+    assert recipe == {
+        "class_path": "lightning_bbox.backbones.ShallowConvNet",
+        "init_args": {"channels": [8, 16], "batch_norm": False},
+    }
+
+
+def test_parts_within_parts_keep_their_arguments():
+    part = Wrapper(LinearHead(SmoothL1Loss(0.5)), options={"loss": L2Loss(), "sizes": (1, 2)})
+    again = from_plain(saved_and_loaded(part.recipe()))
+    assert again.first.criterion.beta == 0.5
+    assert isinstance(again.options["loss"], L2Loss)
+    assert again.options["sizes"] == [1, 2]
+
+
+def test_plain_values_pass_unchanged():
+    value = {"a": [None, True, 3, 0.5, "text", {"b": []}]}
+    assert to_plain(value, "value") == value
+    assert from_plain(saved_and_loaded(value)) == value
+
+
+@pytest.mark.parametrize("value", [Path("a"), np.zeros(2), torch.zeros(2), nn.ReLU(), len, {1}])
+def test_other_values_are_refused_with_their_name(value):
+    message = f"Wrapper: first is a {type(value).__name__}, which a checkpoint can't keep; give"
+    with pytest.raises(BadInput, match=message):
+        Wrapper(value).recipe()
+    with pytest.raises(BadInput, match=message):
+        Wrapper([{"a": value}]).recipe()
+
+
+@pytest.mark.parametrize("value", [np.float64(0.1), Color.RED], ids=["numpy", "enum"])
+def test_what_only_looks_plain_is_refused_or_made_plain(value):
+    try:
+        plain = to_plain(value, "beta")
+    except BadInput:
+        return
+    assert saved_and_loaded(plain) == value
+
+
+@pytest.mark.parametrize(
+    ("class_path", "message"),
+    [
+        ("lightning_bbox.losses.L3Loss", "needs lightning_bbox.losses.L3Loss, which can't be"),
+        ("no_such_package.Loss", "needs no_such_package.Loss, which can't be imported here"),
+        ("Loss", "needs Loss, which can't be imported here"),
+        (".losses.L2Loss", "needs .losses.L2Loss, which can't be imported here"),
+        ("torch.nn.ReLU", "names torch.nn.ReLU, which isn't a lightning_bbox part"),
+        ("os.system", "names os.system, which isn't a lightning_bbox part"),
+        ("lightning_bbox.losses.torch", "names lightning_bbox.losses.torch, which isn't a"),
+    ],
+)
+def test_only_parts_that_exist_are_built(class_path, message):
+    with pytest.raises(BadInput, match=re.escape(message)):
+        from_plain({"class_path": class_path, "init_args": {}})
+
+
+@pytest.mark.parametrize("init_args", [None, [1], {"gamma": 1}], ids=["none", "list", "unknown"])
+def test_arguments_that_a_part_does_not_take_are_refused(init_args):
+    with pytest.raises(BadInput, match="SmoothL1Loss"):
+        from_plain({"class_path": "lightning_bbox.losses.SmoothL1Loss", "init_args": init_args})
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: type(part).__name__)
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))]
+)
+def test_copies_keep_the_recipe(part, duplicate):
+    again = duplicate(part)
+    assert type(again) is type(part)
+    assert again.recipe() == part.recipe()
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))]
+)
+def test_copies_keep_weights_and_buffers_and_share_none(duplicate):
+    head = built_head()
+    again = duplicate(head)
+    assert again.state_dict().keys() == head.state_dict().keys()
+    for name, value in head.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    with torch.no_grad():
+        again.linear.weight.add_(1)
+    assert not torch.equal(again.linear.weight, head.linear.weight)
+
+
+def test_arguments_are_recorded_as_they_were_given():
+    sizes = [8, 16]
+    part = Wrapper(first=sizes)
+    assert part.recipe()["init_args"] == {"first": [8, 16]}
+    with pytest.raises(TypeError, match="last"):
+        Wrapper(1, last=2)
