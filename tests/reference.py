@@ -9,10 +9,9 @@ import numpy as np
 
 
 def each(function, *columns):
-    """Apply an oracle row by row."""
-    return np.array(
-        [function(*row) for row in zip(*(np.asarray(c) for c in columns), strict=True)]
-    )
+    """Apply an oracle row by row, in fp64."""
+    columns = [np.asarray(column, dtype=np.float64) for column in columns]
+    return np.array([function(*row) for row in zip(*columns, strict=True)])
 
 
 def to_xywh(box):

@@ -1,0 +1,1 @@
+"""Commands that made the README's figures; run them from a checkout."""

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from lightning_bbox.preprocess import ChannelNorm
+
+
+def draw_crops(num=200, seed=0):
+    crops = torch.rand(num, 3, 9, 9, generator=torch.Generator().manual_seed(seed))
+    return crops * torch.tensor([0.5, 0.2, 0.01])[:, None, None] + 0.3
+
+
+def fitted(crops):
+    norm = ChannelNorm()
+    norm.fit(crops)
+    return norm
+
+
+def test_training_crops_are_standardised_channel_by_channel():
+    crops = draw_crops()
+    normed = fitted(crops)(crops)
+    torch.testing.assert_close(normed.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(normed.std(dim=(0, 2, 3)), torch.ones(3), rtol=0, atol=1e-4)
+
+
+def test_other_crops_are_normed_by_the_training_statistics():
+    train, test = draw_crops(), draw_crops(seed=1) + 0.2
+    norm = fitted(train)
+    mean, std = train.mean(dim=(0, 2, 3)), train.std(dim=(0, 2, 3))
+    expected = (test - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(norm(test), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(norm.mean, fitted(train).mean)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_a_channel_without_variation_is_only_centred(value):
+    crops = draw_crops()
+    crops[:, 1] = value
+    norm = fitted(crops)
+    assert norm.std[1] == 1
+    normed = norm(crops)
+    assert normed[:, 1].abs().max() < 1e-6
+    assert normed[:, 0].std() == pytest.approx(1, abs=1e-4)
+    crops[:, 1] += 0.25
+    torch.testing.assert_close(norm(crops)[:, 1].mean(), torch.tensor(0.25))
+
+
+def test_statistics_are_exact_where_single_precision_sums_are_not():
+    crops = torch.full((20_000, 3, 9, 9), 1.0)
+    crops[::2] -= 1e-3
+    norm = fitted(crops)
+    assert norm.mean.tolist() == pytest.approx([0.9995] * 3, abs=1e-7)
+    assert norm.std.tolist() == pytest.approx([5e-4] * 3, rel=1e-3)
+
+
+def test_before_it_is_fitted_it_passes_crops_through():
+    crops = draw_crops(4)
+    assert torch.equal(ChannelNorm()(crops), crops)
+
+
+def test_statistics_travel_in_the_checkpoint():
+    norm, other = fitted(draw_crops()), ChannelNorm()
+    other.load_state_dict(norm.state_dict())
+    crops = draw_crops(4, seed=2)
+    assert torch.equal(other(crops), norm(crops))
