@@ -35,7 +35,7 @@ class ShallowConvNet(Backbone):
     Args:
         channels: Channels of each scale; the map is halved before or within each.
         kernel: Side of the (odd) convolution kernels.
-        convs_per_scale: Convolutions at each scale.
+        convs_per_scale: Convolutions at each scale, one number for all or one for each.
         downsample: How a scale halves the map: the first convolution's stride, max or average
             pooling of 2 after the last convolution, or not at all.
         fc: Widths of the fully connected layers.
@@ -61,7 +61,7 @@ class ShallowConvNet(Backbone):
         self,
         channels: tuple[int, ...] = (32, 64, 128),
         kernel: int = 3,
-        convs_per_scale: int = 2,
+        convs_per_scale: int | tuple[int, ...] = (1, 2, 2),
         downsample: Downsample = "stride",
         fc: tuple[int, ...] = (256,),
         batch_norm: bool = True,
@@ -69,9 +69,14 @@ class ShallowConvNet(Backbone):
         global_pool: bool = False,
     ) -> None:
         super().__init__()
-        if not channels or min((*channels, *fc, convs_per_scale)) < 1:
+        scales = len(channels)
+        convs = (convs_per_scale,) * scales if isinstance(convs_per_scale, int) else convs_per_scale
+        if not channels or min((*channels, *fc, *convs)) < 1:
             given = f"channels {channels}, fc {fc}, convs_per_scale {convs_per_scale}"
             msg = f"ShallowConvNet's {given} must all be positive"
+            raise BadInput(msg)
+        if len(convs) != scales:
+            msg = f"ShallowConvNet has {scales} scales, but convs_per_scale {convs}; give {scales}"
             raise BadInput(msg)
         if kernel < 1 or kernel % 2 == 0:
             msg = f"ShallowConvNet kernel is {kernel}; expected an odd number"
@@ -79,7 +84,7 @@ class ShallowConvNet(Backbone):
         if not 0 <= dropout < 1:
             msg = f"ShallowConvNet dropout is {dropout}; expected 0 to below 1"
             raise BadInput(msg)
-        self.channels, self.kernel, self.convs_per_scale = tuple(channels), kernel, convs_per_scale
+        self.channels, self.kernel, self.convs_per_scale = tuple(channels), kernel, tuple(convs)
         self.downsample, self.fc, self.batch_norm = downsample, tuple(fc), batch_norm
         self.dropout, self.global_pool = dropout, global_pool
 
@@ -105,8 +110,8 @@ class ShallowConvNet(Backbone):
     def _conv_layers(self) -> list[nn.Module]:
         layers: list[nn.Module] = []
         inputs = 3
-        for outputs in self.channels:
-            for index in range(self.convs_per_scale):
+        for outputs, convs in zip(self.channels, self.convs_per_scale, strict=True):
+            for index in range(convs):
                 stride = 2 if self.downsample == "stride" and index == 0 else 1
                 padding = self.kernel // 2
                 layers.append(

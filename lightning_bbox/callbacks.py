@@ -33,6 +33,7 @@ from lightning_bbox.report import (
 from lightning_bbox.tasks import BoxRegressor, Evaluation, logs_after
 
 _COLUMNS = 8
+_HPARAM_METRICS = ("mae_px", "mae_px_predict_mean", "p95_px", "iou_before", "iou_after")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -175,7 +176,7 @@ class TensorBoardPictures(pl.Callback):
             return
         model = _regressor(pl_module)
         evaluation = model.evaluations["test"]
-        metrics = {f"test/{name}": value for name, value in evaluation.metrics.items()}
+        metrics = {f"test/{name}": evaluation.metrics[name] for name in _HPARAM_METRICS}
         trainer.logger.log_hyperparams(self.settings, metrics)
         sheet = draw_results(model.data, evaluation)
         trainer.logger.experiment.add_image("test/crops", as_array(sheet), 0, dataformats="HWC")

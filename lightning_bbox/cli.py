@@ -282,12 +282,17 @@ def _default_name(config: Any) -> str:  # noqa: ANN401 (jsonargparse's namespace
     return f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _flat(tree: object, prefix: str = "") -> dict[str, Any]:
+def _flat(tree: object, name: str = "") -> dict[str, bool | int | float | str]:
+    """Flatten a configuration to dotted names, classes by their short names, without None."""
+    if tree is None:
+        return {}
     if not isinstance(tree, dict):
-        return {prefix: tree if isinstance(tree, bool | int | float | str) else str(tree)}
-    flat: dict[str, Any] = {}
+        return {name: tree if isinstance(tree, bool | int | float | str) else str(tree)}
+    if "class_path" in tree:
+        inner = tree.get("init_args") or {}
+        return {name: str(tree["class_path"]).rpartition(".")[2], **_flat(inner, name)}
+    prefix = f"{name}." if name else ""
+    flat: dict[str, bool | int | float | str] = {}
     for key, value in tree.items():
-        flat |= _flat(
-            value, f"{prefix}.{key}" if prefix and key != "init_args" else prefix or str(key)
-        )
+        flat |= _flat(value, prefix + str(key))
     return flat

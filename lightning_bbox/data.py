@@ -278,14 +278,18 @@ class CropDataModule(pl.LightningDataModule):
             max_log_size += float((width / height).log().abs().max())
         return OffsetSpec(self.geometry, self.num_targets, max_shift, max_log_size)
 
+    def num_draws(self, split: Split) -> int:
+        """Return how many samples an epoch of a split has; the training probe is a quarter."""
+        if split == "train":
+            return self.draws_per_epoch
+        return -(-self.eval_draws // 4) if split == "train_eval" else self.eval_draws
+
     def samples(self, split: Split, epoch: int = 0) -> Samples:
         """Lay out all samples of an epoch: a pure function of the seed, on the CPU."""
         items = self.source.splits["train" if split.startswith("train") else split]
         training = split == "train"
         seed = self.seed if training else stream_seed("evaluation", split)
-        plan = EpochPlan(
-            seed, epoch, len(items), self.draws_per_epoch if training else self.eval_draws
-        )
+        plan = EpochPlan(seed, epoch, len(items), self.num_draws(split))
         order = plan.order
         gt_boxes = items.boxes[order]
         if items.proposals is None:
@@ -400,7 +404,7 @@ class CropDataModule(pl.LightningDataModule):
         return lines
 
     def _evaluation(self, split: Split) -> PlanLoader:
-        return PlanLoader(split, self.eval_draws, self.batch_size, *self._ranks())
+        return PlanLoader(split, self.num_draws(split), self.batch_size, *self._ranks())
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

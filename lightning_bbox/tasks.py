@@ -166,9 +166,7 @@ class BoxRegressor(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and a schedule over the whole run."""
         parameters = list(self.parameters())
-        optimizer = (
-            self.optimizer(parameters) if self.optimizer else torch.optim.AdamW(parameters, lr=3e-3)
-        )
+        optimizer = (self.optimizer or self._adamw)(parameters)
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             msg = "the run has no end to plan the learning rate for; set trainer.max_epochs"
@@ -181,6 +179,11 @@ class BoxRegressor(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _adamw(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        # Lightning 2.6.6 refuses to clip the gradients of a fused optimizer in mixed precision.
+        fused = not self.trainer.gradient_clip_val and self.device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(parameters, lr=3e-3, fused=fused)
 
     def forward(self, crops: Float[Tensor, "b 3 s s"], anchors: Boxes) -> Boxes:
         """Return refined boxes, in fp32 and in the anchors' frame.
@@ -265,7 +268,7 @@ class BoxRegressor(pl.LightningModule):
 
     def _begin(self, *splits: Split) -> None:
         for split in splits:
-            self._tables[split] = BoxTableMetric(self.data.eval_draws).to(self.device)
+            self._tables[split] = BoxTableMetric(self.data.num_draws(split)).to(self.device)
 
     def _evaluate(self, batch: Batch, split: Split) -> None:
         outputs = self.net(batch.crops)

@@ -280,7 +280,7 @@ def test_targets_that_are_all_the_same_are_refused(kind, num_targets):
     anchors = made_up_anchors(20)
     offsets = drawn_offsets(20, num_targets)
     offsets[:, 1] = 0
-    with pytest.raises(BadInput, match="20 training targets .* all the same"):
+    with pytest.raises(BadInput, match=r"20 training targets .* all the same"):
         codec.fit(moved_by(anchors, offsets), anchors)
 
 

@@ -1,0 +1,365 @@
+"""What all data modules share, tried on random patches and on scenes."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_bbox.augment import Augment
+from lightning_bbox.boxes import box_centers, box_sizes
+from lightning_bbox.codecs import encode_deltas
+from lightning_bbox.crops import CropGeometry
+from lightning_bbox.data import PlanLoader, Rows
+from lightning_bbox.errors import BadInput
+from lightning_bbox.jitter import OverlapJitter, UniformJitter
+from lightning_bbox.patch_data import PatchDataModule
+from lightning_bbox.scene_data import SceneDataModule
+
+ALL_ON = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "noise": 0.1}
+
+
+@pytest.fixture
+def patches(tmp_path):
+    """Return how to make data modules of 40 random patches."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 26, 26, 3), dtype=np.uint8)
+    np.save(tmp_path / "patches.npy", pixels)
+    small = {"batch_size": 8, "draws_per_epoch": 64, "eval_draws": 30, "compile": False}
+    return lambda **arguments: PatchDataModule(
+        str(tmp_path / "patches.npy"), **{**small, **arguments}
+    )
+
+
+def scenes(**arguments):
+    small = {
+        "num_scenes": 30,
+        "crop": CropGeometry(size=24),
+        "batch_size": 8,
+        "draws_per_epoch": 64,
+        "eval_draws": 30,
+        "compile": False,
+    }
+    return SceneDataModule(**{**small, **arguments})
+
+
+def walk(data, split, epoch=0, world_size=1):
+    """Return each rank's batches of an epoch."""
+    training = split == "train"
+    num_rows = data.draws_per_epoch if training else data.eval_draws
+    return [
+        [
+            data.make_batch(rows)
+            for rows in PlanLoader(
+                split, num_rows, data.batch_size, rank, world_size, lambda: (epoch, 0), training
+            )
+        ]
+        for rank in range(world_size)
+    ]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def rows_of(split, num, epoch=0):
+    return Rows(split, epoch, torch.arange(num), torch.ones(num, dtype=torch.bool))
+
+
+def interleaved(shares):
+    """Undo the ranks' shares of one global batch."""
+    whole = torch.empty(sum(map(len, shares)), *shares[0].shape[1:], dtype=shares[0].dtype)
+    for rank, share in enumerate(shares):
+        whole[rank :: len(shares)] = share
+    return whole
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(24, 8), (29, 8), (9, 9), (20, 6)])
+def test_in_training_the_ranks_share_one_and_the_same_full_batch(world_size, num_rows, batch_size):
+    loaders = [
+        PlanLoader("train", num_rows, batch_size, rank, world_size, lambda: (4, 0), full=True)
+        for rank in range(world_size)
+    ]
+    batches = list(zip(*loaders, strict=True))
+    assert len(batches) == num_rows // batch_size == len(loaders[0])
+    for index, shares in enumerate(batches):
+        rows = interleaved([share.rows for share in shares])
+        assert rows.tolist() == list(range(index * batch_size, (index + 1) * batch_size))
+        assert all(share.valid.all() for share in shares)
+        assert {(share.split, share.epoch) for share in shares} == {("train", 4)}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(24, 8), (29, 8), (1, 9), (20, 6)])
+def test_in_evaluation_each_row_is_seen_exactly_once(world_size, num_rows, batch_size):
+    loaders = [
+        PlanLoader("test", num_rows, batch_size, rank, world_size) for rank in range(world_size)
+    ]
+    batches = list(zip(*loaders, strict=True))  # as many for every rank, or gathering hangs
+    assert len(batches) == -(-num_rows // batch_size) == len(loaders[0])
+    seen = []
+    for index, shares in enumerate(batches):
+        assert {len(share.rows) for share in shares} == {-(-batch_size // world_size)}
+        rows = [row for share in shares for row in share.rows[share.valid].tolist()]
+        first, last = index * batch_size, min((index + 1) * batch_size, num_rows)
+        assert sorted(rows) == list(range(first, last))
+        assert all(0 <= row < num_rows for share in shares for row in share.rows.tolist())
+        seen += rows
+    assert sorted(seen) == list(range(num_rows))
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("first", [0, 1, 3, 4])
+def test_starting_from_a_position_equals_skipping(full, first):
+    make = partial(PlanLoader, "train", 29, 8, 1, 2, full=full)
+    whole = list(make(position=lambda: (2, 0)))
+    rest = list(make(position=lambda: (2, first)))
+    assert len(rest) == max(0, len(whole) - first)
+    for late, early in zip(rest, whole[first:], strict=True):
+        assert (late.split, late.epoch) == (early.split, early.epoch)
+        assert same(late[2:], early[2:])
+
+
+def test_the_position_is_read_when_the_walk_begins():
+    position = [0, 0]
+    loader = PlanLoader("train", 32, 8, 0, 1, lambda: tuple(position), full=True)
+    position[:] = [5, 3]
+    assert [(rows.epoch, rows.rows[0].item()) for rows in loader] == [(5, 24)]
+    position[:] = [6, 0]
+    assert [rows.epoch for rows in loader] == [6] * 4
+
+
+@pytest.mark.parametrize("split", ["val", "test", "train_eval"])
+def test_evaluation_draws_are_the_same_whatever_the_training_settings(patches, split):
+    others = {
+        "seed": 7,
+        "batch_size": 4,
+        "draws_per_epoch": 16,
+        "augment": Augment(flip_x=False, **ALL_ON),
+    }
+    assert same(patches().samples(split), patches(**others).samples(split))
+
+
+@pytest.mark.parametrize("split", ["val", "test", "train_eval"])
+def test_evaluation_draws_are_the_same_in_every_epoch(patches, split):
+    data = patches()
+    assert same(data.samples(split, epoch=0), data.samples(split, epoch=3))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluation_batches_are_bit_equal_for_another_seed(split):
+    first, other = (walk(scenes(seed=seed), split)[0] for seed in (0, 1))
+    assert all(same(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("split", ["val", "test", "train_eval"])
+def test_items_and_shifts_do_not_depend_on_the_number_of_targets(split):
+    two, four = scenes(num_targets=2), scenes(num_targets=4)
+    samples = [data.samples(split) for data in (two, four)]
+    assert torch.equal(samples[0].items, samples[1].items)
+    shifts = [
+        (box_centers(drawn.gt_boxes) - box_centers(drawn.anchors)) / two.geometry.px(drawn.anchors)
+        for drawn in samples
+    ]
+    torch.testing.assert_close(shifts[0], shifts[1], rtol=0, atol=1e-4)
+    assert not torch.equal(box_sizes(samples[0].anchors), box_sizes(samples[1].anchors))
+
+
+def test_training_draws_differ_between_epochs_and_seeds(patches):
+    data = patches(jitter=UniformJitter(4.0), augment=Augment(**ALL_ON))
+    other = patches(jitter=UniformJitter(4.0), augment=Augment(**ALL_ON), seed=1)
+    first = data.samples("train", 0)
+    assert same(first, data.samples("train", 0))
+    for samples in (data.samples("train", 1), other.samples("train", 0)):
+        for name in ("items", "anchors", "flips", "factors", "noise"):
+            assert not torch.equal(getattr(samples, name), getattr(first, name)), name
+
+
+def test_splits_draw_from_their_own_items_and_differ(patches):
+    data = patches()
+    pictures = {split: set(data.samples(split).image_index.tolist()) for split in ("val", "test")}
+    pictures["train"] = set(data.samples("train").image_index.tolist())
+    assert pictures["train"].isdisjoint(pictures["val"] | pictures["test"])
+    assert pictures["val"].isdisjoint(pictures["test"])
+    assert set(data.samples("train_eval").image_index.tolist()) <= pictures["train"]
+    assert not torch.equal(data.samples("train_eval").anchors, data.samples("train").anchors[:30])
+
+
+def test_training_uses_boxes_evenly(patches):
+    data = patches()
+    num = len(data.source.splits["train"])
+    counts = torch.zeros(num, dtype=torch.int64)
+    for epoch in range(5):
+        counts += data.samples("train", epoch).items.bincount(minlength=num)
+        assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_the_same_seed_gives_bit_equal_batches(epoch):
+    make = partial(scenes, augment=Augment(**ALL_ON), num_targets=4)
+    first, again = (walk(make(), "train", epoch)[0] for _ in range(2))
+    assert len(first) == 8
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_batches_do_not_depend_on_those_before(patches):
+    data = patches(augment=Augment(**ALL_ON))
+    in_order = walk(data, "train", epoch=1)[0]
+    data.make_batch(rows_of("train", 8, epoch=0))
+    data.make_batch(rows_of("val", 8))
+    again = data.make_batch(Rows("train", 1, torch.arange(40, 48), torch.ones(8, dtype=bool)))
+    assert same(in_order[5], again)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_ranks_batches_make_up_the_global_batch(split, world_size):
+    make = partial(scenes, augment=Augment(**ALL_ON), eval_draws=24)
+    ((*whole,),) = walk(make(), split)
+    ranks = [walk(make(), split, 0, 1)[0][:0] or rank for rank in walk(make(), split, 0, world_size)]
+    for batch, shares in zip(whole, zip(*ranks, strict=True), strict=True):
+        for name in ("crops", "gt_boxes", "anchors", "rows"):
+            parts = [getattr(share, name)[share.valid] for share in shares]
+            torch.testing.assert_close(
+                interleaved(parts), getattr(batch, name), rtol=0, atol=1e-6, msg=name
+            )
+
+
+def test_a_batch_holds_what_its_rows_say(patches):
+    data = patches(augment=Augment())
+    samples = data.samples("train", 1)
+    rows = Rows("train", 1, torch.tensor([5, 3, 60]), torch.tensor([True, True, False]))
+    batch = data.make_batch(rows)
+    assert torch.equal(batch.gt_boxes, samples.gt_boxes[rows.rows])
+    assert torch.equal(batch.anchors, samples.anchors[rows.rows])
+    assert torch.equal(batch.rows, rows.rows)
+    assert torch.equal(batch.valid, rows.valid)
+    assert torch.equal(batch.crops, data.cut(samples.take(rows.rows)))
+
+
+def test_evaluation_crops_are_not_augmented(patches):
+    data = patches(augment=Augment(**ALL_ON))
+    for split in ("val", "test", "train_eval"):
+        samples = data.samples(split)
+        assert not samples.flips.any()
+        assert samples.factors.shape == (30, 0)
+        assert torch.equal(data.make_batch(rows_of(split, 30)).crops, data.cut(samples))
+
+
+def test_training_crops_are_augmented_as_the_plan_says(patches):
+    augment = Augment(brightness=0.3, contrast=0.3, noise=0.1)
+    data = patches(augment=augment)
+    samples = data.samples("train")
+    crops = data.make_batch(rows_of("train", 64)).crops
+    noise = data.noise.windows(samples.noise).view_as(crops)
+    expected = augment.photometry(data.cut(samples), samples.factors) + 0.1 * noise
+    torch.testing.assert_close(crops, expected, rtol=0, atol=1e-6)
+    assert noise.std() == pytest.approx(1, abs=0.02)
+
+
+def mirrored(crops, flips):
+    """Mirror each crop by torch's flip."""
+    along_x = torch.where(flips[:, 0, None, None, None] > 0, crops.flip(3), crops)
+    return torch.where(flips[:, 1, None, None, None] > 0, along_x.flip(2), along_x)
+
+
+@pytest.mark.parametrize("square", [False, True])
+@pytest.mark.parametrize("supersample", [1, 2])
+def test_a_flipped_crop_is_the_flip_of_the_crop(square, supersample):
+    geometry = CropGeometry(size=24, square=square, supersample=supersample)
+    data = scenes(crop=geometry, num_targets=4)
+    samples = data.samples("train")
+    assert len(samples.flips.unique(dim=0)) == 4
+    straight = data.cut(samples._replace(flips=torch.zeros(64, 2)))
+    # Positions near 100 px are rounded to 8e-6 px, so values to about that part of a step.
+    torch.testing.assert_close(
+        data.cut(samples), mirrored(straight, samples.flips), rtol=0, atol=1e-5
+    )
+
+
+def test_a_flipped_crop_of_whole_pixels_is_bit_equal(patches):
+    data = patches()
+    samples = data.samples("train")
+    assert len(samples.flips.unique(dim=0)) == 4
+    straight = data.cut(samples._replace(flips=torch.zeros(64, 2)))
+    assert torch.equal(data.cut(samples), mirrored(straight, samples.flips))
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_flipping_turns_the_offset_round_and_keeps_the_size(square):
+    geometry = CropGeometry(size=24, square=square)
+    flipping = scenes(crop=geometry, num_targets=4)
+    straight = scenes(crop=geometry, num_targets=4, augment=Augment(False, False))
+    samples, plain = flipping.samples("train"), straight.samples("train")
+    assert torch.equal(samples.anchors, plain.anchors)
+    signs = torch.cat([1 - 2 * samples.flips, torch.ones(64, 2)], dim=1)
+    torch.testing.assert_close(
+        encode_deltas(samples.gt_boxes, samples.anchors),
+        signs * encode_deltas(plain.gt_boxes, plain.anchors),
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+def test_targets_stay_within_the_spec():
+    for square in (False, True):
+        data = scenes(crop=CropGeometry(size=24, square=square), num_targets=4, eval_draws=500)
+        spec = data.spec()
+        for split in ("train", "train_eval"):
+            samples = data.samples(split)
+            deltas = encode_deltas(samples.gt_boxes, samples.anchors)
+            offsets = (deltas / deltas.new_tensor(spec.units)).abs().amax(dim=0)
+            assert (offsets <= deltas.new_tensor(spec.bounds) + 1e-3).all()
+
+
+def test_supersampling_follows_the_training_boxes_shrink():
+    sizes = {8: 6, 24: 2, 45: 1}  # a crop box of a scene is some 46 px a side
+    for size, expected in sizes.items():
+        data = scenes(crop=CropGeometry(size=size))
+        data.setup("fit")
+        assert data.spec().geometry.supersample == expected
+    fixed = scenes(crop=CropGeometry(size=8, supersample=1))
+    assert fixed.spec().geometry.supersample == 1
+
+
+def test_failed_draws_keep_the_true_box_are_counted_and_told():
+    data = scenes(jitter=OverlapJitter(shift=3.0, min_iou=0.9), num_targets=4, eval_draws=200)
+    samples = data.samples("val")
+    kept = (samples.proposals == samples.gt_boxes).all(dim=1).sum().item()
+    assert 0 < kept < 200
+    assert data.failed_draws["val"] == kept
+    line = next(line for line in data.describe() if line.startswith("val: "))
+    assert line.endswith(f"{kept} of 200 draws left unjittered")
+
+
+def test_description_counts_pictures_boxes_and_the_spread_of_targets():
+    data = scenes(eval_draws=2_000, draws_per_epoch=2_000)
+    lines = data.describe()
+    for line, name, count in zip(lines, ("train", "val", "test"), (30, 3, 6), strict=True):
+        assert line.startswith(f"{name}: {count} pictures, {count} boxes, 0 skipped, target std ")
+        spread = [float(word) for word in line.split("std ")[1].removesuffix(" px").split(", ")]
+        assert spread == pytest.approx([2.89, 2.89], abs=0.1)
+
+
+def test_loaders_walk_through_the_draws_asked_for(patches):
+    data = patches()
+    train = list(data.train_dataloader())
+    assert [len(rows.rows) for rows in train] == [8] * 8
+    val, train_eval = data.val_dataloader()
+    assert [loader.split for loader in (val, train_eval)] == ["val", "train_eval"]
+    for loader in (val, train_eval, data.test_dataloader()):
+        assert sum(int(rows.valid.sum()) for rows in loader) == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "data batch_size is 0; expected at least 1"),
+        ({"eval_draws": 0}, "data eval_draws is 0"),
+        ({"draws_per_epoch": 7}, "draws_per_epoch 7 is below batch_size 8"),
+        ({"num_targets": 3}, "num_targets"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments, message):
+    with pytest.raises(BadInput, match=message):
+        scenes(**arguments)
