@@ -5,6 +5,7 @@ sample looks the same on every device and for every number of processes.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,6 +18,7 @@ from lightning_bbox.plan import EpochPlan, keyed_generator
 Crops = Float[Tensor, "b c h w"]
 
 
+@dataclass(frozen=True)
 class Augment:
     """What happens to training crops; validation and test crops are never touched.
 
@@ -38,27 +40,23 @@ class Augment:
         tensor([0.])
     """
 
-    def __init__(
-        self,
-        flip_x: bool = True,
-        flip_y: bool = True,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        noise: float = 0.0,
-        extra: list[nn.Module] | None = None,
-    ) -> None:
-        strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
-        for name, value in strengths.items():
-            if not 0 <= value <= 1:
+    flip_x: bool = True
+    flip_y: bool = True
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    noise: float = 0.0
+    extra: list[nn.Module] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
                 msg = f"augment {name} is {value}; expected 0 (off) to 1"
                 raise BadInput(msg)
-        if noise < 0:
-            msg = f"augment noise is {noise}; expected 0 (off) or more"
+        if self.noise < 0:
+            msg = f"augment noise is {self.noise}; expected 0 (off) or more"
             raise BadInput(msg)
-        self.flip_x, self.flip_y, self.noise = flip_x, flip_y, noise
-        self.strengths = strengths
-        self.extra = list(extra or [])
         for module in self.extra:
             _refuse_geometric(module)
 
@@ -69,9 +67,9 @@ class Augment:
 
     def factors(self, plan: EpochPlan) -> Float[Tensor, "n 3"] | None:
         """Draw the factors of brightness, contrast and saturation, or None where all are off."""
-        if not any(self.strengths.values()):
+        strengths = torch.tensor([self.brightness, self.contrast, self.saturation])
+        if not strengths.any():
             return None
-        strengths = torch.tensor(list(self.strengths.values()))
         return 1 + (2 * plan.uniform("photometry", 3) - 1) * strengths
 
     def photometry(self, crops: Crops, factors: Float[Tensor, "b 3"] | None) -> Crops:

@@ -85,7 +85,7 @@ class BoxDataModule(CropDataModule):
         crop: CropGeometry = CropGeometry(),
         jitter: Jitter | None = None,
         num_targets: Literal[2, 4] = 2,
-        augment: Augment | None = None,
+        augment: Augment = Augment(),
         batch_size: int = 128,
         draws_per_epoch: int = 20_000,
         eval_draws: int = 2_000,

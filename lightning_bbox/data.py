@@ -206,7 +206,7 @@ class CropDataModule(pl.LightningDataModule):
         crop: CropGeometry,
         jitter: Jitter | None,
         num_targets: Literal[2, 4],
-        augment: Augment | None,
+        augment: Augment,
         batch_size: int,
         draws_per_epoch: int,
         eval_draws: int,
@@ -228,7 +228,7 @@ class CropDataModule(pl.LightningDataModule):
         self.geometry = crop
         self.jitter = jitter or UniformJitter()
         self.num_targets = num_targets
-        self.augment = augment or Augment()
+        self.augment = augment
         self.batch_size, self.draws_per_epoch, self.eval_draws = (
             batch_size,
             draws_per_epoch,

@@ -7,9 +7,10 @@ Each part therefore records the arguments it was constructed with, as plain data
 
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_bbox.errors import BadInput
 
@@ -39,6 +40,21 @@ class Part(nn.Module):
         init_args = dict(list(bound.arguments.items())[1:])
         object.__setattr__(part, "_init_args", init_args)
         return part
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move and cast the part, but keep its own floating-point buffers as exact as they are.
+
+        They hold geometry and statistics, which stay in fp32 whatever the network runs in.
+        """
+        exact = {
+            name: buffer
+            for name, buffer in self._buffers.items()
+            if buffer is not None and buffer.is_floating_point()
+        }
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # not typed in torch
+        for name, buffer in exact.items():
+            self._buffers[name] = buffer.to(fn(buffer).device)
+        return self
 
     def recipe(self) -> dict[str, Plain]:
         """Return class path and arguments, as plain data.

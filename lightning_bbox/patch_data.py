@@ -54,7 +54,7 @@ class PatchDataModule(CropDataModule):
         test_fraction: float = 0.2,
         split_seed: int = 0,
         jitter: Jitter | None = None,
-        augment: Augment | None = None,
+        augment: Augment = Augment(),
         batch_size: int = 128,
         draws_per_epoch: int = 20_000,
         eval_draws: int = 2_000,

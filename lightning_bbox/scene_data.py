@@ -57,7 +57,7 @@ class SceneDataModule(CropDataModule):
         crop: CropGeometry = CropGeometry(),
         jitter: Jitter | None = None,
         num_targets: Literal[2, 4] = 2,
-        augment: Augment | None = None,
+        augment: Augment = Augment(),
         batch_size: int = 128,
         draws_per_epoch: int = 20_000,
         eval_draws: int = 2_000,
@@ -126,4 +126,4 @@ class SceneDataModule(CropDataModule):
                 for sign in (1, -1)
             )
             derivatives.append((ahead - behind) / (2 * step_px))
-        return cramer_rao_std(derivatives[0], derivatives[1], self.sensor_noise)
+        return cramer_rao_std(derivatives[0].cpu(), derivatives[1].cpu(), self.sensor_noise)

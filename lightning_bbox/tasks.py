@@ -48,8 +48,8 @@ class OffsetNet(nn.Module):
 
     def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Tensor:
         """Return the head's outputs for raw crops in [0, 1]."""
-        channels_last = crops.contiguous(memory_format=torch.channels_last)
-        outputs: Tensor = self.head(self.backbone(self.preprocess(channels_last)))
+        normal = self.preprocess(crops.contiguous(memory_format=torch.channels_last))
+        outputs: Tensor = self.head(self.backbone(normal.to(next(self.parameters()).dtype)))
         return outputs
 
 

@@ -11,7 +11,7 @@ from lightning_bbox.errors import BadInput
 def build(crop_size=45, seed=0, **arguments):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ShallowConvNet(**{"channels": (8, 16), **arguments}).build(crop_size)
+        return ShallowConvNet(**{"channels": (8, 16), "convs_per_scale": 2, **arguments}).build(crop_size)
 
 
 def layers_of(net, kind):
@@ -47,6 +47,18 @@ def test_halving_is_done_by_what_was_asked_for(downsample, kind):
     assert strides == [(2, 2) if downsample == "stride" else (1, 1), (1, 1)] * 2
     pools = layers_of(net, nn.MaxPool2d | nn.AvgPool2d)
     assert [type(pool) for pool in pools] == ([kind] * 2 if kind else [])
+
+
+@pytest.mark.parametrize(
+    ("convs_per_scale", "expected"),
+    [(1, [(3, 8), (8, 16)]), ((1, 3), [(3, 8), (8, 16), (16, 16), (16, 16)])],
+)
+def test_each_scale_has_its_own_number_of_convolutions(convs_per_scale, expected):
+    net = build(convs_per_scale=convs_per_scale)
+    convs = layers_of(net, nn.Conv2d)
+    assert [(conv.in_channels, conv.out_channels) for conv in convs] == expected
+    assert [conv.stride for conv in convs][:2] == [(2, 2), (2, 2)]
+    assert net.convs(draw_crops()).shape == (4, 16, 12, 12)
 
 
 @pytest.mark.parametrize("crop_size", [17, 32, 45])
@@ -144,6 +156,7 @@ def test_flattening_keeps_where_things_are_and_global_pooling_loses_it():
         ({"channels": (8, 0)}, r"channels \(8, 0\)"),
         ({"fc": (-1,)}, r"fc \(-1,\)"),
         ({"convs_per_scale": 0}, "convs_per_scale 0"),
+        ({"convs_per_scale": (2, 2)}, r"has 3 scales, but convs_per_scale \(2, 2\)"),
         ({"kernel": 4}, "kernel is 4; expected an odd number"),
         ({"kernel": -1}, "kernel is -1"),
         ({"dropout": 1.0}, r"dropout is 1\.0; expected 0 to below 1"),

@@ -1,6 +1,8 @@
 """What a user runs: every config, the run folder, determinism, resuming, reloading."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -239,6 +241,68 @@ def test_crops_sheet_shows_the_three_colours(tmp_path: Path) -> None:
     sheet = np.asarray(Image.open(fit(tmp_path, "run") / "crops.png"))
     for colour in ((235, 64, 52), (40, 200, 80), (70, 130, 255)):
         assert (sheet == colour).all(axis=-1).sum() > 100
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_geometry_stays_exact_in_every_precision(precision: str, tmp_path: Path) -> None:
+    exact, other = (
+        weights(fit(tmp_path, name, f"--trainer.precision={value}", "--model.head=BinHead"))
+        for name, value in (("exact", "32-true"), ("other", precision))
+    )
+    buffers = [name for name in exact if name.startswith("codec.") or name.endswith("head.edges")]
+    assert len(buffers) == 5
+    for name in buffers:
+        assert other[name].dtype == torch.float32
+        assert other[name].equal(exact[name])
+
+
+def test_photometric_kornia_modules_are_named_in_yaml(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blur = {"class_path": "kornia.augmentation.RandomGaussianBlur"}
+    blur |= {"init_args": {"kernel_size": [3, 3], "sigma": [0.5, 1.0]}}
+    config = tmp_path / "augment.yaml"
+    augment = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "noise": 0.02}
+    config.write_text(
+        yaml.safe_dump({"data": {"init_args": {"augment": augment | {"extra": [blur]}}}})
+    )
+    with_blur = [*SCENES[:3], "-c", str(config), *SCENES[3:]]
+    assert same(*(weights(fit(tmp_path, name, base=with_blur)) for name in ("first", "again")))
+    blur |= {"class_path": "kornia.augmentation.RandomAffine", "init_args": {"degrees": 10.0}}
+    config.write_text(yaml.safe_dump({"data": {"init_args": {"augment": {"extra": [blur]}}}}))
+    assert main([*with_blur, f"--runs={tmp_path}", "--name=bad"]) == 2
+    assert "RandomAffine, which isn't a photometric" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    options = ["--trainer.precision=64-true", "--model.backbone.batch_norm=false"]
+    one = weights(fit(tmp_path, "one", *options))
+    command = [sys.executable, "-m", "lightning_bbox", *SCENES, *options, f"--runs={tmp_path}"]
+    command += ["--name=two", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    finished = subprocess.run(
+        [*command, "--trainer.strategy=ddp"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    two = weights(tmp_path / "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-8)
+    first, second = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")
+    )
+    assert second["test/mae_px"] == pytest.approx(first["test/mae_px"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+def test_compiled_run_reloads_like_any_other(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "run", "--model.compile=true", "--data.compile=true")
+    assert not any("_orig_mod" in name for name in weights(folder))
+    BoxRegressor.load_from_checkpoint(folder / "checkpoints" / "best.ckpt")
 
 
 class StopAt(pl.Callback):

@@ -253,6 +253,14 @@ def test_targets_and_boxes_are_fp32_whatever_comes_in(kind):
     assert torch.equal(decoded, codec.decode(targets.bfloat16().float(), anchors.float()))
 
 
+@two_or_four
+def test_one_target_serves_many_anchors(num_targets):
+    """As the error of predicting the training mean is measured."""
+    codec, _, anchors, _ = fitted(MeanStdCodec, num_targets)
+    expected = codec.decode(codec.mean.expand(len(anchors), -1), anchors)
+    assert torch.equal(codec.decode(codec.mean, anchors), expected)
+
+
 @each_codec
 @two_or_four
 def test_statistics_travel_in_the_state(kind, num_targets):

@@ -25,7 +25,7 @@ ORIENTATIONS = {
     5: lambda pixels: pixels.swapaxes(0, 1),
     6: lambda pixels: np.rot90(pixels, -1),
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels),
+    8: np.rot90,
 }
 
 
@@ -108,8 +108,8 @@ def test_alpha_is_dropped_and_the_colours_stay(tmp_path, alpha):
 
 
 def test_cmyk_becomes_rgb(tmp_path):
-    inks = [[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 0, 0], [0, 0, 255, 0], [0, 0, 0, 255]]
-    image = Image.frombytes("CMYK", (5, 1), bytes(sum(inks, [])))
+    inks = np.concatenate([np.zeros((1, 4)), 255 * np.eye(4)]).astype(np.uint8)
+    image = Image.frombytes("CMYK", (5, 1), inks.tobytes())
     colours = [[255, 255, 255], [0, 255, 255], [255, 0, 255], [255, 255, 0], [0, 0, 0]]
     assert decodes_to(save(tmp_path / "a.tif", image), [colours])
 
@@ -152,6 +152,7 @@ def test_an_orientation_that_does_not_exist_is_ignored(tmp_path):
     assert decodes_to(save(tmp_path / "a.png", RGB, exif=exif), RGB)
 
 
+@pytest.mark.filterwarnings("ignore:Tag data larger than file:UserWarning")
 @pytest.mark.parametrize(
     "entry",
     [(0x0128, 2, 2, b"2"), (0x010F, 2, 99, struct.pack("<I", 9999))],
@@ -245,7 +246,9 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch, side):
 
 
 @pytest.mark.parametrize(
-    "values", [np.array([[0, 70000, -5]], dtype=np.int32), np.array([[0.0, 0.5, 1e9]], np.float32)]
+    "values",
+    [np.array([[0, 70000, -5]], dtype=np.int32), np.array([[0.0, 0.5, 1e9]], dtype=np.float32)],
+    ids=["32-bit integers", "floats"],
 )
 def test_grey_levels_beyond_sixteen_bits_are_refused(tmp_path, values):
     """Nothing is silently clipped: there is no telling what white is."""
@@ -280,9 +283,8 @@ def test_a_store_of_files_equals_one_of_arrays(tmp_path):
 
 def test_a_picture_of_another_size_is_refused(tmp_path):
     paths = saved_pictures(tmp_path, [(5, 7), (6, 7), (5, 7)])
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(BadInput, match=r"1\.png: decodes to .*6.*7.* but .*5.*7.* was expected"):
         ImageStore.from_files(paths, torch.tensor([[5, 7]] * 3))
-    assert "1.png: decodes to 6 x 7 (height x width), but (5, 7) was expected" in str(caught.value)
 
 
 def test_a_store_names_the_file_that_it_cannot_decode(tmp_path):
@@ -303,7 +305,7 @@ def test_decoding_in_threads_leaves_the_warnings_filters_alone(tmp_path):
 
 
 def test_sizes_that_do_not_add_up_are_refused():
-    with pytest.raises(BadInput, match="10 pixels was given sizes that add up to 12"):
+    with pytest.raises(BadInput, match=r"10 pixels .* 12"):
         ImageStore(torch.zeros(10, dtype=torch.int32), torch.tensor([[3, 4]]))
 
 

@@ -42,7 +42,7 @@ class Color(enum.StrEnum):
 
 PARTS = [
     ChannelNorm(),
-    ShallowConvNet((8, 16), 5, downsample="max", fc=(), dropout=0.25),
+    ShallowConvNet((8, 16), 5, (1, 2), downsample="max", fc=(), dropout=0.25),
     LinearHead(SmoothL1Loss(beta=1 / 9)),
     LinearHead(),
     BinHead(0.25, sigma=1.0),
@@ -88,10 +88,10 @@ def test_a_part_is_rebuilt_from_a_file_that_holds_no_code(part):
 
 
 def test_a_recipe_holds_what_was_given_and_leaves_defaults_out():
-    recipe = ShallowConvNet((8, 16), batch_norm=False).recipe()
+    recipe = ShallowConvNet((8, 16, 16), batch_norm=False).recipe()
     assert recipe == {
         "class_path": "lightning_bbox.backbones.ShallowConvNet",
-        "init_args": {"channels": [8, 16], "batch_norm": False},
+        "init_args": {"channels": [8, 16, 16], "batch_norm": False},
     }
 
 
@@ -180,3 +180,11 @@ def test_arguments_are_recorded_as_they_were_given():
     assert part.recipe()["init_args"] == {"first": [8, 16]}
     with pytest.raises(TypeError, match="last"):
         Wrapper(1, last=2)
+
+
+def test_casting_a_part_keeps_its_buffers_exact():
+    head = built_head()
+    net = nn.Sequential(nn.Linear(3, 4), head).bfloat16()
+    assert head.linear.weight.dtype == net[0].weight.dtype == torch.bfloat16
+    for name, value in built_head().named_buffers():
+        assert torch.equal(head.get_buffer(name), value)
