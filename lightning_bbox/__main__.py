@@ -1,6 +1,8 @@
 """`python -m lightning_bbox` is `lightning-bbox`."""
 
-from lightning_bbox.cli import run
+import sys
+
+from lightning_bbox.cli import main
 
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

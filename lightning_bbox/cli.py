@@ -182,11 +182,6 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run() -> None:
-    """Run the command line and exit with its code."""
-    sys.exit(main())
-
-
 def _refusal(error: BaseException | None) -> BadInput | None:
     """Return our refusal from among the errors that jsonargparse and Lightning wrapped it in."""
     while error is not None and not isinstance(error, BadInput):

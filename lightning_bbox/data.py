@@ -4,7 +4,6 @@ A loader yields row numbers only. The rows' boxes, proposals and random numbers 
 whole epoch by the plan, moved to the device once, and the crops are cut there.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -21,10 +20,8 @@ from lightning_bbox.crops import CropGeometry, compiled_bilinear, cut_crops, sam
 from lightning_bbox.errors import BadInput
 from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter, UniformJitter
-from lightning_bbox.plan import EpochPlan, rank_share, stream_seed
-
-Split = Literal["train", "train_eval", "val", "test"]
-"""`train_eval` are fixed, unaugmented training draws: people get stuck there already."""
+from lightning_bbox.loader import PlanLoader, Rows, Split
+from lightning_bbox.plan import EpochPlan, stream_seed
 
 
 @dataclass(frozen=True)
@@ -94,18 +91,6 @@ class Samples(NamedTuple):
         return Samples(*(tensor.to(device) for tensor in self))
 
 
-class Rows(NamedTuple):
-    """What a loader yields: rows of an epoch.
-
-    `valid` is false where a row only fills up the batch.
-    """
-
-    split: Split
-    epoch: int
-    rows: Int64[Tensor, " b"]
-    valid: Bool[Tensor, " b"]
-
-
 class Batch(NamedTuple):
     """What a model sees: crops, and the boxes that go with them.
 
@@ -122,64 +107,6 @@ class Batch(NamedTuple):
     anchors: Float[Tensor, "b 4"]
     rows: Int64[Tensor, " b"]
     valid: Bool[Tensor, " b"]
-
-
-class PlanLoader:
-    """Yield the rows of each global batch that belong to this rank, from wherever the run stands.
-
-    Args:
-        split: Split to walk through.
-        num_rows: Samples in an epoch.
-        batch_size: Size of the global batch.
-        rank: This process.
-        world_size: Number of processes.
-        position: Called at the first batch: the epoch and the global batch to begin with.
-        full: Leave out a short last batch, instead of filling it up.
-
-    Examples:
-        >>> loader = PlanLoader("val", num_rows=5, batch_size=4, rank=0, world_size=1)
-        >>> [batch.valid.sum().item() for batch in loader]
-        [4, 1]
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        num_rows: int,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
-        full: bool = False,
-    ) -> None:
-        self.split, self.num_rows, self.batch_size = split, num_rows, batch_size
-        self.rank, self.world_size, self.position, self.full = rank, world_size, position, full
-
-    def __len__(self) -> int:
-        """Return the number of batches in a whole epoch."""
-        return (
-            self.num_rows // self.batch_size if self.full else -(-self.num_rows // self.batch_size)
-        )
-
-    def state_dict(self) -> dict[str, int]:
-        """Return nothing: Lightning asks, but the position is read from its own progress."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Restore nothing, for the same reason."""
-
-    def __iter__(self) -> Iterator[Rows]:
-        """Walk from the position to the end of the epoch."""
-        epoch, first = self.position()
-        share = -(-self.batch_size // self.world_size)
-        for index in range(first, len(self)):
-            rows = rank_share(self.num_rows, self.batch_size, index, self.rank, self.world_size)
-            if self.full:
-                yield Rows(self.split, epoch, rows, torch.ones(len(rows), dtype=torch.bool))
-                continue
-            filled = torch.zeros(share, dtype=torch.int64)
-            filled[: len(rows)] = rows
-            yield Rows(self.split, epoch, filled, torch.arange(share) < len(rows))
 
 
 class CropDataModule(pl.LightningDataModule):

@@ -58,6 +58,16 @@ def find_annotations(
 
     Raises:
         BadInput: If nothing is recognised, or there are several candidates.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "labels").mkdir()
+        ...     (Path(folder) / "labels/a.txt").touch()
+        ...     _ = (Path(folder) / "boxes.csv").write_text("image,x1,y1,x2,y2")
+        ...     found = find_annotations(Path(folder), "auto", None, allow_outside=False)
+        >>> [(source.format, source.files) for source in found]
+        [('yolo', ['labels/a.txt']), ('csv', ['boxes.csv'])]
     """
     names = [annotations] if isinstance(annotations, str) else list(annotations or ())
     sources = _named_sources(root, format, names, allow_outside) if names else _usual_sources(root)

@@ -54,6 +54,14 @@ def read_yolo(root: Path, files: Sequence[str]) -> Listing:
 
     Raises:
         BadInput: If a line is not a class and four numbers, or its class has no name.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "classes.txt").write_text("cell")
+        ...     _ = (Path(folder) / "a.txt").write_text("0 0.5 0.5 0.2 0.4")
+        ...     read_yolo(Path(folder), ["a.txt"]).pictures[0].records
+        [Record(place='a.txt:1', values=(0.5, 0.5, 0.2, 0.4), label='cell', fault='')]
     """
     find_names = cache(lambda folder: _yolo_names(root, folder))
     pictures, classes, sources = [], dict[str, None](), dict[str, str]()
@@ -118,7 +126,7 @@ def _yaml_names(root: Path, file: str) -> dict[int, str]:
 
 
 def read_csv(root: Path, files: Sequence[str]) -> Listing:
-    """Read CSV files by header name; the classes are those met, by name.
+    r"""Read CSV files by header name; the classes are those met, by name.
 
     Args:
         root: Folder that everything is relative to.
@@ -127,6 +135,14 @@ def read_csv(root: Path, files: Sequence[str]) -> Listing:
     Raises:
         BadInput: If a column is missing or there twice, a line has another number of cells than the
             header, or the lines of a picture contradict each other.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rows = "File;x1;y1;x2;y2;Class\na.png;5;6;20.5;30;cell"
+        ...     _ = (Path(folder) / "boxes.csv").write_text(rows)
+        ...     read_csv(Path(folder), ["boxes.csv"]).pictures[0].records
+        [Record(place='boxes.csv:2', values=(5.0, 6.0, 20.5, 30.0), label='cell', fault='')]
     """
     pictures = [picture for file in files for picture in _csv_pictures(root, file)]
     return Listing(pictures, labels_met(pictures), CSV)
@@ -205,7 +221,16 @@ def _csv_record(row: Mapping[str, str], place: str) -> Record:
 
 
 def looks_like_csv(path: Path) -> bool:
-    """Tell by its header whether a CSV file lists boxes."""
+    """Tell by its header whether a CSV file lists boxes.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "boxes.csv").write_text("image,x1,y1,x2,y2")
+        ...     _ = (Path(folder) / "scores.csv").write_text("image,score")
+        ...     [looks_like_csv(Path(folder) / name) for name in ("boxes.csv", "scores.csv")]
+        [True, False]
+    """
     with path.open(encoding="utf-8-sig", errors="replace") as stream:
         header = stream.readline()
     try:

@@ -40,6 +40,15 @@ def read_voc(root: Path, files: Sequence[str], base: Literal[0, 1]) -> Listing:
 
     Raises:
         BadInput: If a file is not a well-formed VOC annotation.
+
+    Examples:
+        >>> import tempfile
+        >>> corners = "".join(f"<{name}>{value}</{name}>" for value, name in enumerate(CORNERS, 1))
+        >>> box = f"<object><name>cell</name><bndbox>{corners}</bndbox></object>"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a.xml").write_text(f"<annotation>{box}</annotation>")
+        ...     read_voc(Path(folder), ["a.xml"], base=1).pictures[0].records
+        [Record(place='a.xml: object 1', values=(1.0, 2.0, 3.0, 4.0), label='cell', fault='')]
     """
     pictures = [_voc_picture(root, file) for file in files]
     return Listing(pictures, labels_met(pictures), VOC[base])
@@ -104,6 +113,16 @@ def read_coco(root: Path, files: Sequence[str]) -> Listing:
 
     Raises:
         BadInput: If a file is not COCO, or an id in it is unknown or there twice.
+
+    Examples:
+        >>> import tempfile
+        >>> box = {"id": 7, "image_id": 1, "category_id": 3, "bbox": [4, 5, 2, 6]}
+        >>> image, category = {"id": 1, "file_name": "a.png"}, {"id": 3, "name": "cell"}
+        >>> document = {"images": [image], "categories": [category], "annotations": [box]}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a.json").write_text(json.dumps(document))
+        ...     read_coco(Path(folder), ["a.json"]).pictures[0].records
+        [Record(place='a.json: annotation 7', values=(4.0, 5.0, 2.0, 6.0), label='cell', fault='')]
     """
     listings = [_coco_listing(root, file) for file in files]
     return Listing(
@@ -207,6 +226,15 @@ def _referred(table: Mapping[int | str, T], entry: Mapping[str, Any], key: str, 
 
 
 def looks_like_coco(path: Path) -> bool:
-    """Tell by its words whether a JSON file may be COCO, without parsing it."""
+    """Tell by its words whether a JSON file may be COCO, without parsing it.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a.json").write_text('{"images": [], "annotations": []}')
+        ...     _ = (Path(folder) / "settings.json").write_text('{"images": "photos"}')
+        ...     [looks_like_coco(Path(folder) / name) for name in ("a.json", "settings.json")]
+        [True, False]
+    """
     content = path.read_bytes()
     return b'"images"' in content and b'"annotations"' in content

@@ -196,6 +196,16 @@ def find_pictures(pictures: Iterable[Picture], finder: PictureFinder) -> dict[st
 
     Raises:
         BadInput: If a picture can't be found, or is listed twice.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "images/val").mkdir(parents=True)
+        ...     (Path(folder) / "images/val/a.png").touch()
+        ...     finder = PictureFinder(Path(folder), None, by_stem=True, allow_outside=False)
+        ...     found = find_pictures([Picture("labels/val/a.txt", "labels/val/a.txt")], finder)
+        >>> {path: picture.split for path, picture in found.items()}
+        {'images/val/a.png': 'val'}
     """
     found: dict[str, Picture] = {}
     for picture in pictures:
@@ -208,7 +218,7 @@ def find_pictures(pictures: Iterable[Picture], finder: PictureFinder) -> dict[st
 
 
 def select_pictures(found: Mapping[str, Picture], root: Path, file: str) -> dict[str, Picture]:
-    """Keep the pictures that a split file names, in its order.
+    r"""Keep the pictures that a split file names, in its order.
 
     Args:
         found: The pictures by path.
@@ -218,6 +228,15 @@ def select_pictures(found: Mapping[str, Picture], root: Path, file: str) -> dict
 
     Raises:
         BadInput: If a line names no picture, more than one, or one named before.
+
+    Examples:
+        >>> import tempfile
+        >>> found = {f"images/{name}.png": Picture("boxes.csv", "boxes.csv") for name in "abc"}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "val.txt").write_text("c\nimages/a.png")
+        ...     selected = select_pictures(found, Path(folder), "val.txt")
+        >>> {path: picture.split for path, picture in selected.items()}
+        {'images/c.png': 'val', 'images/a.png': 'val'}
     """
     known: dict[str, list[str]] = {}
     for path in found:
@@ -299,6 +318,15 @@ def checked_size(root: Path, path: str, picture: Picture) -> tuple[int, int]:
 
     Raises:
         BadInput: If the header can't be read, or the sizes differ.
+
+    Examples:
+        >>> import tempfile
+        >>> exif = Image.Exif()
+        >>> exif[ExifTags.Base.Orientation] = 6  # to be shown after a quarter turn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (60, 50)).save(Path(folder) / "a.jpg", exif=exif)
+        ...     checked_size(Path(folder), "a.jpg", Picture("boxes.csv", "boxes.csv:2"))
+        (60, 50)
     """
     try:
         with Image.open(root / path) as image:

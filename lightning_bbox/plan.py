@@ -80,23 +80,3 @@ class EpochPlan:
         """Draw numbers in [0, 1), one row a sample; streams don't influence each other."""
         generator = keyed_generator(stream, self.seed, self.epoch)
         return torch.rand(self.num_draws, columns, generator=generator)
-
-
-def rank_share(
-    num_rows: int, batch_size: int, batch: int, rank: int, world_size: int
-) -> Int64[Tensor, " share"]:
-    """Return the rows of a global batch that belong to one rank.
-
-    Args:
-        num_rows: How many rows the epoch has; the last batch may be short.
-        batch_size: Size of the global batch.
-        batch: Number of the global batch.
-        rank: This process.
-        world_size: Number of processes.
-
-    Examples:
-        >>> rank_share(num_rows=10, batch_size=8, batch=1, rank=1, world_size=2)
-        tensor([9])
-    """
-    start = batch * batch_size
-    return torch.arange(start, min(start + batch_size, num_rows))[rank::world_size]

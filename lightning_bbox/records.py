@@ -215,7 +215,7 @@ def parse_number(text: str, name: str, place: str) -> float:
 
 
 def read_lines(root: Path, file: str) -> list[tuple[int, str]]:
-    """Read the lines of a text file that are not blank, stripped, each with its number.
+    r"""Read the lines of a text file that are not blank, stripped, each with its number.
 
     Args:
         root: Folder that the file is relative to.
@@ -223,13 +223,20 @@ def read_lines(root: Path, file: str) -> list[tuple[int, str]]:
 
     Raises:
         BadInput: If it can't be read as UTF-8.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "train.txt").write_text("a.png\n\n  b.png  \n")
+        ...     read_lines(Path(folder), "train.txt")
+        [(1, 'a.png'), (3, 'b.png')]
     """
     lines = enumerate(read_text(root, file).split("\n"), 1)
     return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
 def read_text(root: Path, file: str) -> str:
-    """Read a UTF-8 text file, with or without byte order mark, all line ends made newlines.
+    r"""Read a UTF-8 text file, with or without byte order mark, all line ends made newlines.
 
     Args:
         root: Folder that the file is relative to.
@@ -237,6 +244,13 @@ def read_text(root: Path, file: str) -> str:
 
     Raises:
         BadInput: If it can't be read as UTF-8.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a.txt").write_bytes(b"\xef\xbb\xbfcell\r\nplate\r")
+        ...     read_text(Path(folder), "a.txt")
+        'cell\nplate\n\'
     """
     try:
         text = read_bytes(root, file).decode("utf-8-sig")
@@ -254,6 +268,11 @@ def read_bytes(root: Path, file: str) -> bytes:
 
     Raises:
         BadInput: If it can't be read.
+
+    Examples:
+        >>> read_bytes(Path("nowhere"), "boxes.json")
+        Traceback (most recent call last):
+        lightning_bbox.errors.BadInput: boxes.json: can't be read (...); check the file
     """
     try:
         return (root / file).read_bytes()

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lightning_bbox.boxes import Boxes
-from lightning_bbox.tasks import Evaluation
+from lightning_bbox.evaluation import Evaluation
 
 RED, GREEN, BLUE = (235, 64, 52), (40, 200, 80), (70, 130, 255)
 INK, PAPER = (30, 30, 30), (250, 250, 250)
@@ -21,6 +21,7 @@ def boxes_in_crops(boxes: Boxes, crop_boxes: Boxes, side: float) -> Boxes:
     """Express boxes in the pixels of crops shown with a given side.
 
     Examples:
+        >>> import torch
         >>> crop_boxes = torch.tensor([[5.0, 5, 25, 25]])
         >>> boxes_in_crops(torch.tensor([[10.0, 10, 20, 20]]), crop_boxes, side=40)
         tensor([[10., 10., 30., 30.]])
@@ -38,6 +39,7 @@ def draw_crop(
     """Draw one crop, enlarged, with coloured boxes (given in panel pixels) and a line beneath.
 
     Examples:
+        >>> import torch
         >>> box = torch.tensor([10.0, 10, 60, 60])
         >>> draw_crop(torch.zeros(3, 8, 8), [(box, RED)], "0.4 px").size
         (144, 162)
@@ -61,6 +63,7 @@ def draw_sheet(
     """Lay panels out in titled rows under a legend.
 
     Examples:
+        >>> import torch
         >>> panel = draw_crop(torch.zeros(3, 8, 8), [], "")
         >>> draw_sheet([("worst", [panel] * 3)], LEGEND, columns=2).size[0]
         318
@@ -112,6 +115,18 @@ def draw_evaluation(
         rows: Which rows to draw.
         errors: Distance of each row's prediction from the truth, in px.
         before: The same of its proposal.
+
+    Examples:
+        >>> import torch
+        >>> from lightning_bbox import SceneDataModule
+        >>> from lightning_bbox.metrics import Refined
+        >>> data = SceneDataModule(num_scenes=20, eval_draws=4, compile=False)
+        >>> samples, zeros = data.samples("val"), torch.zeros(4)
+        >>> unrefined = Refined(samples.anchors, zeros, zeros == 0)
+        >>> evaluation = Evaluation(samples, unrefined, {}, [])
+        >>> crop_boxes = data.geometry.crop_boxes(samples.anchors)
+        >>> len(draw_evaluation(data.cut(samples), evaluation, crop_boxes, range(4), zeros, zeros))
+        4
     """
     samples, boxes = evaluation.samples, evaluation.refined.boxes
     layers = [

@@ -11,10 +11,11 @@ from lightning_bbox.augment import Augment
 from lightning_bbox.boxes import shift_boxes
 from lightning_bbox.compiling import Compile
 from lightning_bbox.crops import CropGeometry
-from lightning_bbox.data import CropDataModule, Items, Samples, Source, Split
+from lightning_bbox.data import CropDataModule, Items, Samples, Source
 from lightning_bbox.errors import BadInput
 from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter
+from lightning_bbox.loader import Split
 from lightning_bbox.plan import stream_seed
 from lightning_bbox.scenes import SceneKind, SceneStyle, cramer_rao_std, make_scenes
 

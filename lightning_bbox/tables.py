@@ -150,6 +150,16 @@ def concat_tables(tables: Sequence[BoxTable]) -> BoxTable:
 
     Raises:
         BadInput: If there is no table, the roots differ or a picture is in two tables.
+
+    Examples:
+        >>> cells = BoxTable(
+        ...     root=Path("data"), images=("a.png",), groups=("a",), splits=("",), ids=("a:1",),
+        ...     sizes=torch.tensor([[50, 60]]), image_index=torch.tensor([0]), classes=("cell",),
+        ...     boxes=torch.tensor([[0., 0, 9, 9]]), labels=torch.tensor([0]), skipped=(), note="",
+        ... )
+        >>> table = concat_tables([cells, replace(cells, images=("b.png",), classes=("plate",))])
+        >>> table.classes, table.labels, table.image_index
+        (('cell', 'plate'), tensor([0, 1]), tensor([0, 1]))
     """
     if not tables:
         msg = "there are no tables to join; give one at least"
@@ -200,6 +210,16 @@ def split_pictures(table: BoxTable, fraction: float, seed: int) -> tuple[list[in
 
     Raises:
         BadInput: If the fraction is not in [0, 1), or there is only one group to split.
+
+    Examples:
+        >>> none = torch.tensor([], dtype=torch.int64)
+        >>> table = BoxTable(
+        ...     root=Path("data"), images=("a1.png", "b.png", "a2.png"), groups=("a", "b", "a"),
+        ...     splits=("", "", ""), sizes=torch.full((3, 2), 50), image_index=none,
+        ...     boxes=torch.empty(0, 4), labels=none, classes=(), ids=(), skipped=(), note="",
+        ... )
+        >>> split_pictures(table, 0.5, seed=1)
+        ([1], [0, 2])
     """
     if not 0 <= fraction < 1:
         msg = f"the fraction to hold out is {fraction}; choose one in [0, 1)"
@@ -226,6 +246,16 @@ def held_out(table: BoxTable, groups: Sequence[str]) -> tuple[list[int], list[in
 
     Raises:
         BadInput: If the table has no such group.
+
+    Examples:
+        >>> none = torch.tensor([], dtype=torch.int64)
+        >>> table = BoxTable(
+        ...     root=Path("data"), images=("a1.png", "b.png", "a2.png"), groups=("a", "b", "a"),
+        ...     splits=("", "", ""), sizes=torch.full((3, 2), 50), image_index=none,
+        ...     boxes=torch.empty(0, 4), labels=none, classes=(), ids=(), skipped=(), note="",
+        ... )
+        >>> held_out(table, ["b"])
+        ([0, 2], [1])
     """
     if unknown := [group for group in groups if group not in table.groups]:
         there = sorted(set(table.groups))

@@ -1,6 +1,6 @@
 """The LightningModule that learns box offsets by gradient descent."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from os import PathLike
 from typing import Any, Self
 
@@ -12,19 +12,18 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_bbox.backbones import Backbone, ShallowConvNet
-from lightning_bbox.boxes import Boxes, box_area, box_centers, mirror_boxes
+from lightning_bbox.boxes import Boxes, box_centers, mirror_boxes
 from lightning_bbox.codecs import DeltaCodec, MeanStdCodec, OffsetSpec
 from lightning_bbox.compiling import Compile, should_compile
 from lightning_bbox.crops import CropGeometry
-from lightning_bbox.data import Batch, CropDataModule, Samples, Split
+from lightning_bbox.data import Batch, CropDataModule, Samples
 from lightning_bbox.errors import BadInput
+from lightning_bbox.evaluation import Evaluation, evaluate
 from lightning_bbox.heads import BinHead, Head
+from lightning_bbox.loader import Split
 from lightning_bbox.metrics import (
     BoxTableMetric,
     Refined,
-    bootstrap_interval,
-    box_metrics,
-    error_px,
 )
 from lightning_bbox.parts import Plain, from_plain, to_plain
 from lightning_bbox.plan import stream_seed
@@ -53,23 +52,6 @@ class OffsetNet(nn.Module):
         return outputs
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Everything one evaluation found.
-
-    Attributes:
-        samples: The fixed draws, those that were seen.
-        refined: The boxes the model made of them.
-        metrics: Numbers by name.
-        rows: The same error for parts of the set: (kind, name, samples, mae_px).
-    """
-
-    samples: Samples
-    refined: Refined
-    metrics: dict[str, float]
-    rows: list[tuple[str, str, int, float]]
-
-
 class BoxRegressor(pl.LightningModule):
     """Learn how far the true box lies from a proposal, from the crop around it.
 
@@ -93,7 +75,7 @@ class BoxRegressor(pl.LightningModule):
         >>> model = BoxRegressor(backbone=ShallowConvNet(channels=(8, 16, 16)))
         >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
         >>> model.build(spec, seed=0)
-        >>> model(torch.zeros(1, 3, 45, 45), torch.tensor([[10.0, 10.0, 40.0, 40.0]])).shape
+        >>> model.eval()(torch.zeros(1, 3, 45, 45), torch.tensor([[10.0, 10.0, 40.0, 40.0]])).shape
         torch.Size([1, 4])
     """
 
@@ -213,12 +195,17 @@ class BoxRegressor(pl.LightningModule):
         self._first_bad_step = torch.where(bad, step, self._first_bad_step)
         self._loss_sum = self._loss_sum + detached
         self._loss_steps += 1
-        if logs_after(self.trainer, step + 1):
+        if self.logs_after(step + 1):
             self.refuse_divergence()
             self.log("train/loss", self._loss_sum / self._loss_steps)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
             self._loss_sum, self._loss_steps = torch.zeros_like(self._loss_sum), 0
         return loss
+
+    def logs_after(self, steps: int) -> bool:
+        """Tell whether scalars are logged once this many steps are done."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
+        return steps % every == 0
 
     def refuse_divergence(self) -> None:
         """Stop the run where a loss was not finite.
@@ -290,31 +277,13 @@ class BoxRegressor(pl.LightningModule):
         seen = refined.seen
         samples = self.data.samples(split).take(seen)
         refined = Refined(*(tensor[seen] for tensor in refined))
-        evaluation = self._measure(split, samples, refined)
+        evaluation = evaluate(self.data, split, samples, refined, self._predict_mean(samples))
         self.evaluations[split] = evaluation
         return evaluation
 
-    def _measure(self, split: Split, samples: Samples, refined: Refined) -> Evaluation:
-        px = self.data.geometry.px(samples.anchors)
-        gt_boxes, targets = samples.gt_boxes, self.data.num_targets
-        metrics = {"loss": float(refined.losses.mean())}
-        metrics |= box_metrics(refined.boxes, samples.proposals, gt_boxes, px, targets)
-        guess = self.codec.decode(self.codec.mean, samples.anchors.to(self.device)).cpu()
-        baseline = box_metrics(guess, samples.proposals, gt_boxes, px, targets)
-        metrics |= {
-            f"{name}_predict_mean": baseline[name]
-            for name in ("mae_px", "error_fraction", "error_picture", "iou_after", "mae_edge_px")
-            if name in baseline
-        }
-        metrics |= self.data.bounds(split)
-        rows: list[tuple[str, str, int, float]] = []
-        if split == "test":
-            items = self.data.source.splits["test"]
-            error = error_px(refined.boxes, gt_boxes, px).abs().mean(dim=1)
-            low, high = bootstrap_interval(error, items.clusters[samples.items])
-            metrics |= {"mae_px_low": low, "mae_px_high": high}
-            rows = _rows(error, items.labels[samples.items], self.data.source.classes, gt_boxes)
-        return Evaluation(samples, refined, metrics, rows)
+    def _predict_mean(self, samples: Samples) -> Boxes:
+        """Return the boxes of the training targets' mean: the baseline of every evaluation."""
+        return self.codec.decode(self.codec.mean, samples.anchors.to(self.device)).cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the recipe of the model and the spec of its data, as plain data."""
@@ -382,17 +351,16 @@ class BoxRegressor(pl.LightningModule):
             raise BadInput(msg) from error
 
 
-def logs_after(trainer: pl.Trainer, steps: int) -> bool:
-    """Tell whether scalars are logged once this many steps are done."""
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # set by Lightning's connector
-    return steps % every == 0
-
-
 def read_spec(checkpoint: dict[str, Any]) -> OffsetSpec:
     """Return what a checkpoint's model knows of its data.
 
     Raises:
         BadInput: The checkpoint isn't one of ours.
+
+    Examples:
+        >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
+        >>> read_spec({"lightning_bbox": {"spec": asdict(spec)}}) == spec
+        True
     """
     try:
         plain = dict(checkpoint[CHECKPOINT_KEY]["spec"])
@@ -418,26 +386,3 @@ def _refuse_other_crops(ours: OffsetSpec, theirs: OffsetSpec) -> None:
             f"{theirs.num_targets}; set num_targets"
         )
         raise BadInput(msg)
-
-
-def _rows(
-    error: Tensor, labels: Tensor, classes: tuple[str, ...], gt_boxes: Boxes
-) -> list[tuple[str, str, int, float]]:
-    """Return the mean error by class and by thirds of the box's size."""
-    rows = [
-        (
-            "class",
-            classes[label],
-            int((labels == label).sum()),
-            float(error[labels == label].mean()),
-        )
-        for label in sorted(set(labels.tolist()))
-    ]
-    side = box_area(gt_boxes).sqrt()
-    limits = side.quantile(torch.tensor([1 / 3, 2 / 3]))
-    third = (side[:, None] > limits).sum(dim=1)
-    for index in sorted(set(third.tolist())):
-        chosen = third == index
-        name = f"{side[chosen].min():.0f} to {side[chosen].max():.0f} px"
-        rows.append(("size", name, int(chosen.sum()), float(error[chosen].mean())))
-    return rows

@@ -163,7 +163,9 @@ def test_noise_does_not_depend_on_how_batches_are_split():
     offsets = bank.offsets(PLAN)[:60]
     together = bank.windows(offsets)
     for size in (1, 7, 60):
-        assert torch.equal(torch.cat([bank.windows(part) for part in offsets.split(size)]), together)
+        assert torch.equal(
+            torch.cat([bank.windows(part) for part in offsets.split(size)]), together
+        )
     for rank in range(3):
         assert torch.equal(bank.windows(offsets[rank::3]), together[rank::3])
 

@@ -11,7 +11,9 @@ from lightning_bbox.errors import BadInput
 def build(crop_size=45, seed=0, **arguments):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ShallowConvNet(**{"channels": (8, 16), "convs_per_scale": 2, **arguments}).build(crop_size)
+        return ShallowConvNet(**{"channels": (8, 16), "convs_per_scale": 2, **arguments}).build(
+            crop_size
+        )
 
 
 def layers_of(net, kind):

@@ -10,9 +10,9 @@ from lightning_bbox.augment import Augment
 from lightning_bbox.boxes import box_centers, box_sizes
 from lightning_bbox.codecs import encode_deltas
 from lightning_bbox.crops import CropGeometry
-from lightning_bbox.data import PlanLoader, Rows
 from lightning_bbox.errors import BadInput
 from lightning_bbox.jitter import OverlapJitter, UniformJitter
+from lightning_bbox.loader import PlanLoader, Rows
 from lightning_bbox.patch_data import PatchDataModule
 from lightning_bbox.scene_data import SceneDataModule
 
@@ -68,62 +68,6 @@ def interleaved(shares):
     for rank, share in enumerate(shares):
         whole[rank :: len(shares)] = share
     return whole
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize(("num_rows", "batch_size"), [(24, 8), (29, 8), (9, 9), (20, 6)])
-def test_in_training_the_ranks_share_one_and_the_same_full_batch(world_size, num_rows, batch_size):
-    loaders = [
-        PlanLoader("train", num_rows, batch_size, rank, world_size, lambda: (4, 0), full=True)
-        for rank in range(world_size)
-    ]
-    batches = list(zip(*loaders, strict=True))
-    assert len(batches) == num_rows // batch_size == len(loaders[0])
-    for index, shares in enumerate(batches):
-        rows = interleaved([share.rows for share in shares])
-        assert rows.tolist() == list(range(index * batch_size, (index + 1) * batch_size))
-        assert all(share.valid.all() for share in shares)
-        assert {(share.split, share.epoch) for share in shares} == {("train", 4)}
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize(("num_rows", "batch_size"), [(24, 8), (29, 8), (1, 9), (20, 6)])
-def test_in_evaluation_each_row_is_seen_exactly_once(world_size, num_rows, batch_size):
-    loaders = [
-        PlanLoader("test", num_rows, batch_size, rank, world_size) for rank in range(world_size)
-    ]
-    batches = list(zip(*loaders, strict=True))  # as many for every rank, or gathering hangs
-    assert len(batches) == -(-num_rows // batch_size) == len(loaders[0])
-    seen = []
-    for index, shares in enumerate(batches):
-        assert {len(share.rows) for share in shares} == {-(-batch_size // world_size)}
-        rows = [row for share in shares for row in share.rows[share.valid].tolist()]
-        first, last = index * batch_size, min((index + 1) * batch_size, num_rows)
-        assert sorted(rows) == list(range(first, last))
-        assert all(0 <= row < num_rows for share in shares for row in share.rows.tolist())
-        seen += rows
-    assert sorted(seen) == list(range(num_rows))
-
-
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("first", [0, 1, 3, 4])
-def test_starting_from_a_position_equals_skipping(full, first):
-    make = partial(PlanLoader, "train", 29, 8, 1, 2, full=full)
-    whole = list(make(position=lambda: (2, 0)))
-    rest = list(make(position=lambda: (2, first)))
-    assert len(rest) == max(0, len(whole) - first)
-    for late, early in zip(rest, whole[first:], strict=True):
-        assert (late.split, late.epoch) == (early.split, early.epoch)
-        assert same(late[2:], early[2:])
-
-
-def test_the_position_is_read_when_the_walk_begins():
-    position = [0, 0]
-    loader = PlanLoader("train", 32, 8, 0, 1, lambda: tuple(position), full=True)
-    position[:] = [5, 3]
-    assert [(rows.epoch, rows.rows[0].item()) for rows in loader] == [(5, 24)]
-    position[:] = [6, 0]
-    assert [rows.epoch for rows in loader] == [6] * 4
 
 
 @pytest.mark.parametrize("split", ["val", "test", "train_eval"])

@@ -182,7 +182,9 @@ def test_an_offset_beyond_the_range_counts_as_its_end():
     assert far.argmax(dim=-1).tolist() == [[26, 26]]
 
 
-@pytest.mark.parametrize("head", [BinHead(), LinearHead(), LinearHead(L2Loss()), LinearHead(L1Loss())])
+@pytest.mark.parametrize(
+    "head", [BinHead(), LinearHead(), LinearHead(L2Loss()), LinearHead(L1Loss())]
+)
 @several_bounds
 def test_gradients_are_finite_under_bf16_autocast(head, bounds):
     torch.manual_seed(0)

@@ -6,9 +6,9 @@ import torch
 
 from lightning_bbox.boxes import box_centers
 from lightning_bbox.codecs import MeanStdCodec
-from lightning_bbox.data import Rows
 from lightning_bbox.errors import BadInput
 from lightning_bbox.jitter import UniformJitter
+from lightning_bbox.loader import Rows
 from lightning_bbox.patch_data import PatchDataModule
 from lightning_bbox.preprocess import ChannelNorm
 
@@ -169,7 +169,7 @@ def test_shifted_patches_are_used_as_they_are_and_offsets_point_to_the_object(tm
 
 
 def test_a_decoded_target_lands_on_the_object(tmp_path):
-    offsets = np.random.default_rng(0).uniform(-4, 4, (50, 2)) + [1.0, -0.5]
+    offsets = np.random.default_rng(0).uniform((-3, -4.5), (5, 3.5), (50, 2))
     data = read(write(tmp_path / "p.npz", blobs(offsets), offsets=offsets))
     codec = MeanStdCodec().build(data.spec())
     train = data.samples("train")
@@ -212,7 +212,11 @@ def test_the_source_says_how_the_patches_are_used(tmp_path):
 P = draw_patches(30)
 REFUSED = {
     "key": ({"crops": P}, {}, "has no key 'patches', only crops"),
-    "float": ({"patches": P / 255}, {}, r"patches are float64 of shape \(30, 26, 26, 3\); expected"),
+    "float": (
+        {"patches": P / 255},
+        {},
+        r"patches are float64 of shape \(30, 26, 26, 3\); expected",
+    ),
     "three_dims": ({"patches": P[..., 0]}, {}, r"patches are uint8 of shape \(30, 26, 26\)"),
     "channels": ({"patches": P[..., :2]}, {}, r"shape \(30, 26, 26, 2\) have neither 1 nor 3"),
     "groups": ({"patches": P, "groups": np.arange(29)}, {}, r"groups have shape \(29,\); expected"),
@@ -228,7 +232,11 @@ REFUSED = {
     ),
     "nan": ({"patches": P, "offsets": np.full((30, 2), np.nan)}, {}, "expected .*, finite"),
     "texts": ({"patches": P, "offsets": np.full((30, 2), "1")}, {}, "offsets"),
-    "no_margin": ({"patches": P}, {"crop_size": 26}, "shifts of 1 px around crops of 26 need .* 28"),
+    "no_margin": (
+        {"patches": P},
+        {"crop_size": 26},
+        "shifts of 1 px around crops of 26 need .* 28",
+    ),
     "margin": (
         {"patches": P},
         {"crop_size": 20, "jitter": UniformJitter(3.5)},
@@ -256,7 +264,7 @@ def truncated(path):
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        ("missing.npz", lambda path: None, "no such file; set data.file to an npy or npz"),
+        ("missing.npz", str, "no such file; set data.file to an npy or npz"),
         ("text.npz", lambda path: path.write_text("not an array"), "can't be read as npy or npz"),
         ("empty.npy", lambda path: path.write_bytes(b""), "can't be read as npy or npz"),
         ("folder.npy", lambda path: path.mkdir(), "can't be read as npy or npz"),

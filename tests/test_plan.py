@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bbox.plan import EpochPlan, keyed_generator, rank_share, stream_seed
+from lightning_bbox.plan import EpochPlan, keyed_generator, stream_seed
 
 
 @given(
@@ -89,22 +89,3 @@ def test_a_seed_is_the_same_on_every_machine():
     generator = keyed_generator("order", 0, 1)
     assert generator.initial_seed() == stream_seed("order", 0, 1)
     assert generator.device.type == "cpu"
-
-
-@given(
-    num_rows=st.integers(1, 60),
-    batch_size=st.integers(1, 20),
-    world_size=st.integers(1, 3),
-)
-def test_the_ranks_part_each_global_batch(num_rows, batch_size, world_size):
-    seen = []
-    for batch in range(-(-num_rows // batch_size)):
-        shares = [
-            rank_share(num_rows, batch_size, batch, rank, world_size).tolist()
-            for rank in range(world_size)
-        ]
-        expected = list(range(batch * batch_size, min((batch + 1) * batch_size, num_rows)))
-        assert sorted(sum(shares, [])) == expected
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
-        seen += expected
-    assert seen == list(range(num_rows))

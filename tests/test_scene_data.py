@@ -5,9 +5,9 @@ import torch
 
 from lightning_bbox.boxes import box_centers
 from lightning_bbox.crops import CropGeometry
-from lightning_bbox.data import Rows
 from lightning_bbox.errors import BadInput
 from lightning_bbox.jitter import UniformJitter
+from lightning_bbox.loader import Rows
 from lightning_bbox.scene_data import SceneDataModule
 
 SPLITS = ("train", "val", "test")

@@ -1,0 +1,94 @@
+"""One evaluation: the metrics of a split, beside predicting the mean, and of its parts."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_bbox.boxes import Boxes, box_area
+from lightning_bbox.data import CropDataModule, Samples
+from lightning_bbox.loader import Split
+from lightning_bbox.metrics import Refined, bootstrap_interval, box_metrics, error_px
+
+_BESIDE_THE_MEAN = ("mae_px", "error_fraction", "error_picture", "iou_after", "mae_edge_px")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything one evaluation found.
+
+    Attributes:
+        samples: The fixed draws, those that were seen.
+        refined: The boxes the model made of them.
+        metrics: Numbers by name.
+        rows: The same error for parts of the set: (kind, name, samples, mae_px).
+    """
+
+    samples: Samples
+    refined: Refined
+    metrics: dict[str, float]
+    rows: list[tuple[str, str, int, float]]
+
+
+def evaluate(
+    data: CropDataModule, split: Split, samples: Samples, refined: Refined, predicted_mean: Boxes
+) -> Evaluation:
+    """Measure refined boxes, and what predicting the training mean would have given.
+
+    The test also gets an interval over pictures, and the error by class and by size.
+
+    Args:
+        data: Where the samples come from.
+        split: Which split they are of.
+        samples: The samples, in the order of `refined`.
+        refined: What the model made of them.
+        predicted_mean: What predicting the training mean makes of them.
+
+    Examples:
+        >>> from lightning_bbox import SceneDataModule
+        >>> data = SceneDataModule(num_scenes=20, eval_draws=30, compile=False)
+        >>> samples = data.samples("val")
+        >>> perfect = Refined(samples.gt_boxes, torch.zeros(30), torch.ones(30).bool())
+        >>> evaluate(data, "val", samples, perfect, samples.anchors).metrics["iou_after"]
+        1.0
+    """
+    px = data.geometry.px(samples.anchors)
+    truth, proposals, count = samples.gt_boxes, samples.proposals, data.num_targets
+    metrics = {"loss": float(refined.losses.mean())}
+    metrics |= box_metrics(refined.boxes, proposals, truth, px, count)
+    baseline = box_metrics(predicted_mean, proposals, truth, px, count)
+    metrics |= {
+        f"{name}_predict_mean": baseline[name] for name in _BESIDE_THE_MEAN if name in baseline
+    }
+    metrics |= data.bounds(split)
+    if split != "test":
+        return Evaluation(samples, refined, metrics, [])
+    items = data.source.splits[split]
+    error = error_px(refined.boxes, truth, px).abs().mean(dim=1)
+    low, high = bootstrap_interval(error, items.clusters[samples.items])
+    metrics |= {"mae_px_low": low, "mae_px_high": high}
+    rows = _rows(error, items.labels[samples.items], data.source.classes, truth)
+    return Evaluation(samples, refined, metrics, rows)
+
+
+def _rows(
+    error: Tensor, labels: Tensor, classes: tuple[str, ...], gt_boxes: Boxes
+) -> list[tuple[str, str, int, float]]:
+    """Return the mean error by class and by thirds of the box's size."""
+    rows = [
+        (
+            "class",
+            classes[label],
+            int((labels == label).sum()),
+            float(error[labels == label].mean()),
+        )
+        for label in sorted(set(labels.tolist()))
+    ]
+    side = box_area(gt_boxes).sqrt()
+    limits = side.quantile(torch.tensor([1 / 3, 2 / 3]))
+    third = (side[:, None] > limits).sum(dim=1)
+    for index in sorted(set(third.tolist())):
+        chosen = third == index
+        name = f"{side[chosen].min():.0f} to {side[chosen].max():.0f} px"
+        rows.append(("size", name, int(chosen.sum()), float(error[chosen].mean())))
+    return rows

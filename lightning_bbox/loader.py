@@ -1,0 +1,105 @@
+"""The loader: which rows of the epoch's plan this process takes next.
+
+It yields row numbers only. A rank takes every n-th row of one and the same global batch, and after
+a stop the first batch is where Lightning's own progress says.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+Split = Literal["train", "train_eval", "val", "test"]
+"""`train_eval` are fixed, unaugmented training draws: people get stuck there already."""
+
+
+class Rows(NamedTuple):
+    """What a loader yields: rows of an epoch.
+
+    `valid` is false where a row only fills up the batch.
+    """
+
+    split: Split
+    epoch: int
+    rows: Int64[Tensor, " b"]
+    valid: Bool[Tensor, " b"]
+
+
+def rank_share(
+    num_rows: int, batch_size: int, batch: int, rank: int, world_size: int
+) -> Int64[Tensor, " share"]:
+    """Return the rows of a global batch that belong to one rank.
+
+    Args:
+        num_rows: How many rows the epoch has; the last batch may be short.
+        batch_size: Size of the global batch.
+        batch: Number of the global batch.
+        rank: This process.
+        world_size: Number of processes.
+
+    Examples:
+        >>> rank_share(num_rows=10, batch_size=8, batch=1, rank=1, world_size=2)
+        tensor([9])
+    """
+    start = batch * batch_size
+    return torch.arange(start, min(start + batch_size, num_rows))[rank::world_size]
+
+
+class PlanLoader:
+    """Yield the rows of each global batch that belong to this rank, from wherever the run stands.
+
+    Args:
+        split: Split to walk through.
+        num_rows: Samples in an epoch.
+        batch_size: Size of the global batch.
+        rank: This process.
+        world_size: Number of processes.
+        position: Called at the first batch: the epoch and the global batch to begin with.
+        full: Leave out a short last batch, instead of filling it up.
+
+    Examples:
+        >>> loader = PlanLoader("val", num_rows=5, batch_size=4, rank=0, world_size=1)
+        >>> [batch.valid.sum().item() for batch in loader]
+        [4, 1]
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        num_rows: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        full: bool = False,
+    ) -> None:
+        self.split, self.num_rows, self.batch_size = split, num_rows, batch_size
+        self.rank, self.world_size, self.position, self.full = rank, world_size, position, full
+
+    def __len__(self) -> int:
+        """Return the number of batches in a whole epoch."""
+        return (
+            self.num_rows // self.batch_size if self.full else -(-self.num_rows // self.batch_size)
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Return nothing: Lightning asks, but the position is read from its own progress."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore nothing, for the same reason."""
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Walk from the position to the end of the epoch."""
+        epoch, first = self.position()
+        share = -(-self.batch_size // self.world_size)
+        for index in range(first, len(self)):
+            rows = rank_share(self.num_rows, self.batch_size, index, self.rank, self.world_size)
+            if self.full:
+                yield Rows(self.split, epoch, rows, torch.ones(len(rows), dtype=torch.bool))
+                continue
+            filled = torch.zeros(share, dtype=torch.int64)
+            filled[: len(rows)] = rows
+            yield Rows(self.split, epoch, filled, torch.arange(share) < len(rows))
