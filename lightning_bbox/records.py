@@ -250,7 +250,7 @@ def read_text(root: Path, file: str) -> str:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = (Path(folder) / "a.txt").write_bytes(b"\xef\xbb\xbfcell\r\nplate\r")
         ...     read_text(Path(folder), "a.txt")
-        'cell\nplate\n\'
+        'cell\nplate\n'
     """
     try:
         text = read_bytes(root, file).decode("utf-8-sig")

@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from annotation_files import (
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from lightning_bbox.annotations import concat_tables, held_out, read_annotations
+from lightning_bbox.errors import BadInput
+from lightning_bbox.records import COCO, CSV, VOC, YOLO, box_faults
+from tests.annotation_files import (
     SCENE,
     coco,
     csv_of,
@@ -14,13 +21,6 @@ from annotation_files import (
     write_voc,
     write_yolo,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image, ImageOps
-
-from lightning_bbox.annotations import concat_tables, held_out, read_annotations
-from lightning_bbox.errors import BadInput
-from lightning_bbox.records import COCO, CSV, VOC, YOLO, box_faults
 
 
 @pytest.mark.parametrize("writer", [write_voc, write_coco, write_yolo, write_csv])

@@ -251,6 +251,7 @@ def test_targets_and_boxes_are_fp32_whatever_comes_in(kind):
     decoded = codec.decode(targets.bfloat16(), anchors)
     assert decoded.dtype == torch.float32
     assert torch.equal(decoded, codec.decode(targets.bfloat16().float(), anchors.float()))
+    assert codec.decode(targets.double(), anchors).dtype == torch.float32
 
 
 @two_or_four

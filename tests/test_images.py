@@ -15,7 +15,7 @@ RGB = np.array(
     dtype=np.uint8,
 )
 GREY = np.array([[0, 1, 100], [128, 254, 255]], dtype=np.uint8)
-WIDE = np.array([[0, 257, 514], [25700, 65278, 65535]], dtype=np.uint16)
+WIDE = np.array([[0, 256, 514], [25700, 65280, 65535]], dtype=np.uint16)
 # How EXIF's orientation asks the stored pixels to be turned.
 ORIENTATIONS = {
     1: lambda pixels: pixels,
@@ -236,6 +236,7 @@ def test_damaged_files_are_decoded_or_refused(tmp_path, kind):
     assert refusals > 0
 
 
+@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [11, 20, 100])
 def test_decompression_bombs_are_refused(tmp_path, monkeypatch, side):
     """Pillow itself only warns up to twice the limit."""

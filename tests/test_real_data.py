@@ -1,4 +1,4 @@
-"""The real data sets are split as their protocols say; they are skipped where they are not there."""
+"""The real data sets are split as their protocols say."""
 
 import torch
 

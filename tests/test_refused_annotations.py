@@ -1,8 +1,8 @@
 import pytest
-from annotation_files import coco, csv_of, voc, write
 
 from lightning_bbox.annotations import read_annotations
 from lightning_bbox.errors import BadInput
+from tests.annotation_files import coco, csv_of, voc, write
 
 ROW = "a.png,1,1,2,2"
 XML = voc("a.png", (64, 48), ("cell", (1, 1, 9, 9)))
