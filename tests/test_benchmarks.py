@@ -1,0 +1,76 @@
+"""The commands that make the README's figures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.make_patches import main as make_patches
+from benchmarks.protocol import ARMS, as_markdown, collect
+from lightning_bbox import PatchDataModule
+from lightning_bbox.cli import CONFIG_FOLDERS
+
+
+@pytest.fixture
+def one_square(tmp_path: Path) -> Path:
+    """One picture with a white square of 20 px, not far from its border."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    picture = np.zeros((100, 140, 3), dtype=np.uint8)
+    picture[15:35, 101:121] = 255
+    Image.fromarray(picture).save(folder / "a.png")
+    rows = ["image,xmin,ymin,xmax,ymax,group"] + ["a.png,101,15,121,35,board"] * 8
+    (folder / "boxes.csv").write_text("\n".join(rows))
+    return folder
+
+
+def centroids(patches: np.ndarray) -> np.ndarray:
+    """Return the centre of the bright pixels of each patch, (x, y) in pixel edges."""
+    places = [np.argwhere(patch[..., 0] > 128).mean(axis=0)[::-1] + 0.5 for patch in patches]
+    return np.stack(places)
+
+
+def test_shifted_patches_say_where_their_object_lies(one_square: Path, tmp_path: Path) -> None:
+    out = tmp_path / "patches.npz"
+    assert make_patches([str(one_square), str(out), "--shifted"]) == 0
+    arrays = np.load(out)
+    assert arrays["patches"].shape == (16, 45, 45, 3)
+    assert set(arrays["groups"]) == {"board"}
+    assert np.abs(arrays["offsets"]).max() <= 5.5
+    assert len(np.unique(arrays["offsets"], axis=0)) > 8
+    np.testing.assert_allclose(centroids(arrays["patches"]) - 22.5, arrays["offsets"], atol=1e-5)
+
+
+def test_patches_with_a_margin_hold_their_object_in_the_middle(
+    one_square: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "patches.npz"
+    assert make_patches([str(one_square), str(out)]) == 0
+    arrays = np.load(out)
+    assert arrays["patches"].shape == (16, 55, 55, 3)
+    assert "offsets" not in arrays
+    assert np.abs(centroids(arrays["patches"]) - 27.5).max() <= 1
+
+
+def test_patches_load_as_training_data(tmp_path: Path, csv_folder: Path) -> None:
+    for name, options in (("margin", []), ("shifted", ["--shifted"])):
+        out = tmp_path / f"{name}.npz"
+        assert make_patches([str(csv_folder), str(out), *options]) == 0
+        data = PatchDataModule(str(out), compile=False)
+        assert sum(len(items) for items in data.source.splits.values()) == 72
+        assert data.spec().max_shift == pytest.approx(5, abs=0.5)
+
+
+def test_every_row_of_the_table_has_its_config_and_runs_are_found_by_name(tmp_path: Path) -> None:
+    names = {path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")}
+    assert {arm.config for arm in ARMS} <= names
+    for seed, error in enumerate((0.5, 0.7)):
+        folder = tmp_path / f"bccd-{seed}"
+        folder.mkdir()
+        metrics = f'"test/mae_px": {error}, "test/mae_px_predict_mean": 2.4, "train_seconds": 10'
+        overlap = '"test/iou_before": 0.7, "test/iou_after": 0.9, "test/rows": []'
+        (folder / "metrics.json").write_text(f"{{{metrics}, {overlap}}}")
+    found = collect(ARMS[0], tmp_path)
+    table = as_markdown({"bccd": found})
+    assert "| 2 | 2.40 | 0.600 (0.500 to 0.700) | 4.0 | 0.700 to 0.900 |" in table
