@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Boxes = Float[Tensor, "*b 4"]
+Boxes = Float[Tensor, "*#b 4"]
 
 EPS = 1e-7
 """Keeps the ratios of the IoU family finite for empty boxes."""
@@ -27,7 +27,7 @@ def xyxy_to_xywh(boxes: Boxes) -> Boxes:
     return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], dim=-1)
 
 
-def xywh_to_xyxy(boxes: Float[Tensor, "*b 4"]) -> Boxes:
+def xywh_to_xyxy(boxes: Float[Tensor, "*#b 4"]) -> Boxes:
     """Convert the top-left corner and the size to corners.
 
     Examples:
@@ -37,7 +37,7 @@ def xywh_to_xyxy(boxes: Float[Tensor, "*b 4"]) -> Boxes:
     return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)
 
 
-def xyxy_to_cxcywh(boxes: Boxes) -> Float[Tensor, "*b 4"]:
+def xyxy_to_cxcywh(boxes: Boxes) -> Float[Tensor, "*#b 4"]:
     """Convert corners to the centre and the size.
 
     Examples:
@@ -47,7 +47,7 @@ def xyxy_to_cxcywh(boxes: Boxes) -> Float[Tensor, "*b 4"]:
     return torch.cat([box_centers(boxes), box_sizes(boxes)], dim=-1)
 
 
-def cxcywh_to_xyxy(boxes: Float[Tensor, "*b 4"]) -> Boxes:
+def cxcywh_to_xyxy(boxes: Float[Tensor, "*#b 4"]) -> Boxes:
     """Convert the centre and the size to corners.
 
     Examples:
@@ -58,7 +58,7 @@ def cxcywh_to_xyxy(boxes: Float[Tensor, "*b 4"]) -> Boxes:
     return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1)
 
 
-def box_centers(boxes: Boxes) -> Float[Tensor, "*b 2"]:
+def box_centers(boxes: Boxes) -> Float[Tensor, "*#b 2"]:
     """Return the centres (x, y).
 
     Examples:
@@ -68,7 +68,7 @@ def box_centers(boxes: Boxes) -> Float[Tensor, "*b 2"]:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-def box_sizes(boxes: Boxes) -> Float[Tensor, "*b 2"]:
+def box_sizes(boxes: Boxes) -> Float[Tensor, "*#b 2"]:
     """Return the sizes as (width, height), negative where corners are swapped.
 
     Examples:
@@ -78,7 +78,7 @@ def box_sizes(boxes: Boxes) -> Float[Tensor, "*b 2"]:
     return boxes[..., 2:] - boxes[..., :2]
 
 
-def box_area(boxes: Boxes) -> Float[Tensor, "*b"]:
+def box_area(boxes: Boxes) -> Float[Tensor, "*#b"]:
     """Return the area in square pixels; a box with swapped corners has none.
 
     Examples:
@@ -111,7 +111,7 @@ def square_boxes(boxes: Boxes) -> Boxes:
     return torch.cat([centers - half, centers + half], dim=-1)
 
 
-def shift_boxes(boxes: Boxes, shifts: Float[Tensor, "*b 2"]) -> Boxes:
+def shift_boxes(boxes: Boxes, shifts: Float[Tensor, "*#b 2"]) -> Boxes:
     """Move boxes by shifts (x, y) in pixels.
 
     Examples:
@@ -122,7 +122,7 @@ def shift_boxes(boxes: Boxes, shifts: Float[Tensor, "*b 2"]) -> Boxes:
 
 
 def mirror_boxes(
-    boxes: Boxes, centers: Float[Tensor, "*b 2"], flips: Float[Tensor, "*b 2"]
+    boxes: Boxes, centers: Float[Tensor, "*#b 2"], flips: Float[Tensor, "*#b 2"]
 ) -> Boxes:
     """Mirror boxes about the vertical and horizontal lines through given centres.
 
@@ -149,7 +149,7 @@ def clip_boxes(boxes: Boxes, size: tuple[float, float]) -> Boxes:
         size: Height and width of the picture.
 
     Examples:
-        >>> clip_boxes(torch.tensor([-5.0, 2.0, 40.0, 80.0]), (60, 30))
+        >>> clip_boxes(torch.tensor([-5.0, 2.0, 40.0, 80.0]), (60.0, 30.0))
         tensor([ 0.,  2., 30., 60.])
     """
     limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
@@ -169,7 +169,7 @@ def _enclosing_sizes(boxes: Boxes, others: Boxes) -> Tensor:
     return (high - low).clamp(min=0)
 
 
-def paired_iou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
+def paired_iou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
     """Return the intersection over union of each box with its partner (0 for two empty boxes).
 
     Examples:
@@ -180,7 +180,7 @@ def paired_iou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
     return intersection / union.clamp(min=EPS)
 
 
-def paired_giou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
+def paired_giou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
     """Return the generalised IoU: IoU - (C - U) / C, C the enclosing box's area.
 
     References:
@@ -195,7 +195,7 @@ def paired_giou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
     return intersection / union.clamp(min=EPS) - (enclosing - union) / enclosing
 
 
-def paired_diou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
+def paired_diou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
     """Return the distance IoU: IoU - (centre distance / enclosing diagonal)^2.
 
     References:
@@ -210,7 +210,7 @@ def paired_diou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
     return paired_iou(boxes, others) - distance / diagonal
 
 
-def paired_ciou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*b"]:
+def paired_ciou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
     """Return the complete IoU: distance IoU - alpha v, v the difference of the aspect angles.
 
     The weight alpha = v / (1 - IoU + v) carries no gradient.

@@ -21,10 +21,10 @@ from lightning_bbox.parts import Part
 MAX_LOG_SIZE = math.log(1000 / 16)
 """Decoding clamps dw and dh here, so that exp can't overflow (the constant is Detectron's)."""
 
-Deltas = Float[Tensor, "*b n"]
+Deltas = Float[Tensor, "*#b n"]
 
 
-def encode_deltas(boxes: Boxes, anchors: Boxes) -> Float[Tensor, "*b 4"]:
+def encode_deltas(boxes: Boxes, anchors: Boxes) -> Float[Tensor, "*#b 4"]:
     """Encode boxes as R-CNN deltas relative to anchors.
 
     The centre's shift is in units of the anchor's size, the change of size is the logarithm of a
@@ -144,10 +144,13 @@ class DeltaCodec(Part):
         Raises:
             BadInput: The targets of one coordinate are all the same, so there is nothing to learn.
         """
-        deltas = encode_deltas(gt_boxes.double().cpu(), anchors.double().cpu())[
-            :, : self.spec.num_targets
-        ]
-        if not bool((deltas.std(dim=0) > 0).all()):
+        deltas = encode_deltas(gt_boxes.double().cpu(), anchors.double().cpu())
+        deltas = deltas[:, : self.spec.num_targets]
+        if len(deltas) < 2:
+            msg = f"{len(deltas)} training targets are too few to learn from; give at least 2"
+            raise BadInput(msg)
+        # Boxes are float32: below this a spread is rounding, not jitter.
+        if not bool((deltas.std(dim=0) > 1e-5).all()):
             msg = (
                 f"the {len(deltas)} training targets of one coordinate are all the same: there is "
                 f"nothing to learn; check the jitter, or use 2 targets where sizes don't change"
@@ -163,12 +166,12 @@ class DeltaCodec(Part):
     def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(deltas[0]), torch.ones_like(deltas[0])
 
-    def encode(self, gt_boxes: Boxes, anchors: Boxes) -> Float[Tensor, "*b n"]:
+    def encode(self, gt_boxes: Boxes, anchors: Boxes) -> Float[Tensor, "*#b n"]:
         """Return the targets of true boxes, in fp32."""
         deltas = encode_deltas(gt_boxes.float(), anchors.float())[..., : self.spec.num_targets]
         return (deltas - self.shift) / self.scale
 
-    def decode(self, targets: Float[Tensor, "*b n"], anchors: Boxes) -> Boxes:
+    def decode(self, targets: Float[Tensor, "*#b n"], anchors: Boxes) -> Boxes:
         """Return the boxes of targets, in fp32: the inverse of `encode`."""
         return decode_deltas(targets.float() * self.scale + self.shift, anchors.float())
 
@@ -199,7 +202,7 @@ class FixedStdCodec(DeltaCodec):
         if min(stds) <= 0:
             msg = f"codec stds {stds} must be positive"
             raise BadInput(msg)
-        self.stds = stds
+        self.stds = tuple(stds)
 
     def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(deltas[0]), deltas.new_tensor(self.stds[: self.spec.num_targets])

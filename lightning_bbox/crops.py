@@ -4,6 +4,7 @@ Pixel j of a crop lies at (j + 0.5) / S of the crop box; outside the picture the
 crop box with swapped corners gives a mirrored crop, so flips cost nothing.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class CropGeometry:
         if not 1 <= self.context <= 10:
             msg = f"crop context {self.context} is outside 1..10; 1 cuts the proposal itself"
             raise BadInput(msg)
-        if self.reference_size <= 0:
+        if not 0 < self.reference_size < math.inf:
             msg = f"crop reference_size {self.reference_size} isn't positive; 45 is usual"
             raise BadInput(msg)
         if self.supersample is not None and self.supersample < 1:
@@ -144,7 +145,7 @@ def sample_bilinear(
 
 
 compiled_bilinear: Kernel = compiled(sample_bilinear)
-"""The fast twin of `sample_bilinear`; one graph serves every batch size."""
+"""The fast twin of `sample_bilinear`; one graph serves every batch of two or more."""
 
 
 def cut_crops(

@@ -1,6 +1,5 @@
 """The image store: every picture decoded once, kept as uint8 on the device, whatever its size."""
 
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -9,13 +8,22 @@ from typing import Self
 import numpy as np
 import torch
 from jaxtyping import Int32, Int64, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_bbox.errors import BadInput
 
-_WIDE_MODES = ("I;16", "I;16L", "I;16B", "I")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What each EXIF orientation asks for; TIFFs are turned by Pillow, which then says 1."""
 
 
 def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
@@ -35,28 +43,44 @@ def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         (2, 3, 3)
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode in _WIDE_MODES:
-                    grey = (np.asarray(upright, dtype=np.uint32) // 257).astype(np.uint8)
-                    return np.repeat(grey[..., None], 3, axis=2)
-                return np.asarray(upright.convert("RGB"))
+        with Image.open(path) as image:
+            return _to_rgb(_upright(image))
     except FileNotFoundError as error:
-        msg = (
-            f"{path}: no such picture; check the root folder and the file names in the annotations"
-        )
+        msg = f"{path}: no such picture; check the root folder and the annotations' file names"
         raise BadInput(msg) from error
+    # Pillow's codecs raise all of these, for one broken file or another.
     except (
         OSError,
         SyntaxError,
         ValueError,
+        RuntimeError,
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
         msg = f"{path}: the picture can't be decoded ({error}); replace or remove it"
         raise BadInput(msg) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as EXIF says; only its pixels, for other EXIF entries may be broken."""
+    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        msg = f"{image.width * image.height} pixels, more than the {Image.MAX_IMAGE_PIXELS} allowed"
+        raise ValueError(msg)
+    image.load()
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        msg = f"its mode {image.mode!r} has 32 bits a pixel; save it with 8 or 16"
+        raise ValueError(msg)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
 
 
 def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Int32[np.ndarray, "*n"]:

@@ -86,8 +86,8 @@ def to_plain(value: object, name: str) -> Plain:
         >>> to_plain((1, 2), "sizes")
         [1, 2]
     """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+    if value is None or type(value) in (bool, int, float, str):
+        return value  # type: ignore[return-value] # no subclass: NumPy's and enums don't reload
     if isinstance(value, Part):
         return value.recipe()
     if isinstance(value, list | tuple):
@@ -102,7 +102,7 @@ def to_plain(value: object, name: str) -> Plain:
 
 
 def from_plain(value: Plain) -> Any:  # noqa: ANN401 (the inverse of to_plain: whatever the recipe names)
-    """Rebuild what `to_plain` wrote.
+    """Rebuild what `to_plain` wrote; sequences come back as tuples, which parts take.
 
     Only subclasses of `Part` are constructed, so a checkpoint can't name arbitrary code.
 
@@ -111,10 +111,10 @@ def from_plain(value: Plain) -> Any:  # noqa: ANN401 (the inverse of to_plain: w
 
     Examples:
         >>> from_plain([1, {"a": 2.0}])
-        [1, {'a': 2.0}]
+        (1, {'a': 2.0})
     """
     if isinstance(value, list):
-        return [from_plain(item) for item in value]
+        return tuple(from_plain(item) for item in value)
     if isinstance(value, dict):
         if value.keys() == {"class_path", "init_args"}:
             return _build(str(value["class_path"]), value["init_args"])
@@ -126,7 +126,7 @@ def _build(class_path: str, init_args: Plain) -> Part:
     module, _, name = class_path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         msg = f"the checkpoint needs {class_path}, which can't be imported here ({error})"
         raise BadInput(msg) from error
     if not (isinstance(cls, type) and issubclass(cls, Part)):
@@ -137,5 +137,9 @@ def _build(class_path: str, init_args: Plain) -> Part:
     if not isinstance(init_args, dict):
         msg = f"the checkpoint's arguments of {class_path} are {init_args!r}; expected a mapping"
         raise BadInput(msg)
-    part: Part = cls(**{key: from_plain(item) for key, item in init_args.items()})
+    try:
+        part: Part = cls(**{key: from_plain(item) for key, item in init_args.items()})
+    except TypeError as error:
+        msg = f"the checkpoint's arguments of {class_path} don't fit it ({error})"
+        raise BadInput(msg) from error
     return part

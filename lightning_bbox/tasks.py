@@ -283,7 +283,8 @@ class BoxRegressor(pl.LightningModule):
 
     def _predict_mean(self, samples: Samples) -> Boxes:
         """Return the boxes of the training targets' mean: the baseline of every evaluation."""
-        return self.codec.decode(self.codec.mean, samples.anchors.to(self.device)).cpu()
+        anchors = samples.anchors.to(self.device)
+        return self.codec.decode(self.codec.mean.expand(len(anchors), -1), anchors).cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the recipe of the model and the spec of its data, as plain data."""
