@@ -1,7 +1,7 @@
 """Backbones: from crops to feature vectors."""
 
 import itertools
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -81,6 +81,10 @@ class ShallowConvNet(Backbone):
         if kernel < 1 or kernel % 2 == 0:
             msg = f"ShallowConvNet kernel is {kernel}; expected an odd number"
             raise BadInput(msg)
+        if downsample not in get_args(Downsample):
+            names = ", ".join(get_args(Downsample))
+            msg = f"ShallowConvNet downsample is {downsample!r}; expected one of {names}"
+            raise BadInput(msg)
         if not 0 <= dropout < 1:
             msg = f"ShallowConvNet dropout is {dropout}; expected 0 to below 1"
             raise BadInput(msg)
@@ -94,9 +98,10 @@ class ShallowConvNet(Backbone):
             times = len(self.channels)
             msg = f"crops of {crop_size} px can't be halved {times} times; use fewer channels"
             raise BadInput(msg)
-        self.convs = nn.Sequential(*self._conv_layers())
+        self.convs = nn.Sequential(*self._conv_layers()).eval()
         with torch.no_grad():
             width = self.convs(torch.zeros(1, 3, crop_size, crop_size)).flatten(1).shape[1]
+        self.convs.train()
         widths = [self.channels[-1] if self.global_pool else width, *self.fc]
         self.fcs = nn.Sequential(*self._fc_layers(widths))
         self.out_features = widths[-1]

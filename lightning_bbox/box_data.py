@@ -111,6 +111,7 @@ class BoxDataModule(CropDataModule):
         self.splits = SplitNames(
             *(_as_list(names) for names in (train_split, val_split, test_split))
         )
+        self.splits.check()
         self.test_groups = test_groups or []
         self.val_fraction, self.test_fraction, self.split_seed = (
             val_fraction,
@@ -183,13 +184,14 @@ class BoxDataModule(CropDataModule):
         return table, roles, notes
 
     def _read_split_files(self, names: "SplitNames") -> tuple[BoxTable, list[str]]:
+        """Read the pictures that split files name, and after them those that none does."""
         files = names.files()
-        if len(files) != len(names.all()):
-            msg = f"splits {listed(names.all())} mix .txt files and names; use either for all"
-            raise BadInput(msg)
         tables = [self.read_table(split_file=file) for file in files]
         origins = [file for file, table in zip(files, tables, strict=True) for _ in table.images]
-        return concat_tables(tables), origins
+        named = {image for table in tables for image in table.images}
+        whole = self.read_table()
+        rest = [at for at, image in enumerate(whole.images) if image not in named]
+        return concat_tables([*tables, whole.pictures(rest)]), origins + [""] * len(rest)
 
     def _carve(self, table: BoxTable, roles: list[str], names: "SplitNames") -> None:
         """Fill in the test and validation roles that nobody named, from the training pictures."""
@@ -219,6 +221,15 @@ class SplitNames(NamedTuple):
         """Tell whether any is named."""
         return bool(self.all())
 
+    def check(self) -> None:
+        """Refuse names that contradict each other."""
+        if twice := sorted({name for name in self.all() if self.all().count(name) > 1}):
+            msg = f"split {listed(twice)} is named twice; name each once"
+            raise BadInput(msg)
+        if self.files() and len(self.files()) != len(self.all()):
+            msg = f"splits {listed(self.all())} mix .txt files and names; use either for all"
+            raise BadInput(msg)
+
     def files(self) -> list[str]:
         """Return the names that are split files."""
         return [name for name in self.all() if name.endswith(".txt")]
@@ -230,7 +241,7 @@ class SplitNames(NamedTuple):
             msg = f"there is no split {listed(unknown)}; the files have {listed(there) or 'none'}"
             raise BadInput(msg)
         role_of = {name: role for role in ROLES for name in getattr(self, role)}
-        rest = "" if self.train else "train"
+        rest = "" if self.train or self.files() else "train"
         return [role_of.get(origin, rest) for origin in origins]
 
 

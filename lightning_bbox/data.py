@@ -146,6 +146,9 @@ class CropDataModule(pl.LightningDataModule):
             if value < 1:
                 msg = f"data {name} is {value}; expected at least 1"
                 raise BadInput(msg)
+        if num_targets not in (2, 4):
+            msg = f"data num_targets is {num_targets}; expected 2 (dx, dy) or 4 (dx, dy, dw, dh)"
+            raise BadInput(msg)
         if draws_per_epoch < batch_size:
             msg = (
                 f"data draws_per_epoch {draws_per_epoch} is below batch_size {batch_size}, "
@@ -215,7 +218,7 @@ class CropDataModule(pl.LightningDataModule):
         """Lay out all samples of an epoch: a pure function of the seed, on the CPU."""
         items = self.source.splits["train" if split.startswith("train") else split]
         training = split == "train"
-        seed = self.seed if training else stream_seed("evaluation", split)
+        seed, epoch = (self.seed, epoch) if training else (stream_seed("evaluation", split), 0)
         plan = EpochPlan(seed, epoch, len(items), self.num_draws(split))
         order = plan.order
         gt_boxes = items.boxes[order]

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Shaped, UInt8
 
 from lightning_bbox.augment import Augment
 from lightning_bbox.boxes import shift_boxes
@@ -70,6 +72,13 @@ class PatchDataModule(CropDataModule):
             msg = f"{file}: crops of {size} px don't fit patches of {side} px; set crop_size"
             raise BadInput(msg)
         margin = (side - size) // 2
+        if self.offsets is None and any((length - size) % 2 for length in self.patches.shape[1:3]):
+            msg = (
+                f"{file}: crops of {size} px leave an odd margin in patches of "
+                f"{self.patches.shape[1]} x {self.patches.shape[2]}, so that their middle lies "
+                f"between pixels; change crop_size by one"
+            )
+            raise BadInput(msg)
         if self.offsets is None:
             jitter = jitter or UniformJitter(shift=float(max(margin, 1)), integer=True)
         geometry = CropGeometry(size=size, context=1.0, reference_size=float(size), supersample=1)
@@ -132,17 +141,13 @@ def _split_names(names: Sequence[str], val: float, test: float, seed: int) -> di
     }
 
 
-def _load_patches(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Read and check the arrays: RGB patches (N, H, W, 3), groups (N,), offsets (N, 2) or None."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        msg = f"{path}: no such file; set data.file to an npy or npz of patches"
-        raise BadInput(msg) from error
-    except (OSError, ValueError, EOFError) as error:
-        msg = f"{path}: can't be read as npy or npz ({error})"
-        raise BadInput(msg) from error
-    arrays = {"patches": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+def _load_patches(
+    path: Path,
+) -> tuple[
+    UInt8[np.ndarray, "n h w 3"], Shaped[np.ndarray, " n"], Float32[np.ndarray, "n 2"] | None
+]:
+    """Read and check patches, groups and, where the file has them, offsets."""
+    arrays = _load_arrays(path)
     if "patches" not in arrays:
         msg = f"{path}: has no key 'patches', only {listed(sorted(arrays))}"
         raise BadInput(msg)
@@ -166,10 +171,27 @@ def _load_patches(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None
     offsets = arrays.get("offsets")
     if offsets is None:
         return patches, groups, None
-    if offsets.shape != (len(patches), 2) or not np.isfinite(offsets).all():
+    if (
+        offsets.shape != (len(patches), 2)
+        or offsets.dtype.kind not in "fiu"
+        or not np.isfinite(offsets).all()
+    ):
         msg = (
-            f"{path}: offsets have shape {offsets.shape}; "
-            f"expected ({len(patches)}, 2), finite, x and y in px"
+            f"{path}: offsets are {offsets.dtype} of shape {offsets.shape}; "
+            f"expected finite numbers, ({len(patches)}, 2), x and y in px"
         )
         raise BadInput(msg)
     return patches, groups, offsets.astype(np.float32)
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return {"patches": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except FileNotFoundError as error:
+        msg = f"{path}: no such file; set data.file to an npy or npz of patches"
+        raise BadInput(msg) from error
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        msg = f"{path}: can't be read as npy or npz ({error}); write it with numpy.savez"
+        raise BadInput(msg) from error

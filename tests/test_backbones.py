@@ -93,12 +93,13 @@ def test_batch_norm_stands_before_every_non_linearity_or_nowhere(batch_norm):
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_weights_have_hes_variance_and_biases_are_zero(batch_norm):
+def test_weights_are_normal_of_hes_variance_and_biases_are_zero(batch_norm):
     net = build(channels=(32, 64), kernel=5, fc=(256, 128), batch_norm=batch_norm)
     for layer in layers_of(net, nn.Conv2d | nn.Linear):
         fan_in = layer.weight[0].numel()
         assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.05)
         assert layer.weight.mean().abs() < 0.1 * layer.weight.std()
+        assert layer.weight.abs().max() > 2.5 * layer.weight.std()
         assert layer.bias is None or (layer.bias == 0).all()
 
 

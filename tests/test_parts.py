@@ -100,13 +100,14 @@ def test_parts_within_parts_keep_their_arguments():
     again = from_plain(saved_and_loaded(part.recipe()))
     assert again.first.criterion.beta == 0.5
     assert isinstance(again.options["loss"], L2Loss)
-    assert again.options["sizes"] == [1, 2]
+    assert again.options["sizes"] == (1, 2)
 
 
-def test_plain_values_pass_unchanged():
+def test_plain_values_pass_unchanged_but_for_lists_that_become_tuples():
     value = {"a": [None, True, 3, 0.5, "text", {"b": []}]}
     assert to_plain(value, "value") == value
-    assert from_plain(saved_and_loaded(value)) == value
+    assert from_plain(saved_and_loaded(value)) == {"a": (None, True, 3, 0.5, "text", {"b": ()})}
+    assert to_plain(from_plain(value), "value") == value
 
 
 @pytest.mark.parametrize("value", [Path("a"), np.zeros(2), torch.zeros(2), nn.ReLU(), len, {1}])

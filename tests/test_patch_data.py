@@ -84,7 +84,12 @@ def test_shifts_are_whole_px_up_to_the_margin_in_both_directions(tmp_path):
     assert data.geometry.px(samples.anchors).unique().tolist() == [1.0]
 
 
-@pytest.mark.parametrize("crop_size", [8, 16, 17, 20])
+def test_an_odd_margin_is_refused_for_it_would_resample(tmp_path):
+    with pytest.raises(BadInput, match="leave an odd margin"):
+        read(write(tmp_path / "p.npy", draw_patches()), crop_size=17)
+
+
+@pytest.mark.parametrize("crop_size", [8, 16, 20])
 def test_nothing_is_resampled_whatever_the_margin(tmp_path, crop_size):
     patches = draw_patches()
     data = read(write(tmp_path / "p.npy", patches), crop_size=crop_size)
