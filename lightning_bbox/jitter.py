@@ -16,7 +16,7 @@ from lightning_bbox.boxes import Boxes, box_area, box_centers, box_sizes, cxcywh
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
 
-SLACK = 1e-3
+SLACK = 1e-4
 """Far from the origin, a box's area in float32 is only this exact."""
 
 
@@ -235,7 +235,7 @@ class OverlapJitter(Jitter):
     def _accepts(self, boxes: Boxes, proposals: Boxes, geometry: CropGeometry) -> Tensor:
         ratio = box_area(proposals) / box_area(boxes)
         large, small = ratio <= self.max_area + SLACK, ratio >= 1 - SLACK
-        return (paired_iou(boxes, proposals) >= self.min_iou - SLACK) & large & small
+        return (paired_iou(boxes, proposals) >= self.min_iou) & large & small
 
 
 def _laplace(uniforms: Tensor) -> Tensor:

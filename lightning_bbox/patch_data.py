@@ -177,8 +177,8 @@ def _load_patches(
         or not np.isfinite(offsets).all()
     ):
         msg = (
-            f"{path}: offsets are {offsets.dtype} of shape {offsets.shape}; "
-            f"expected finite numbers, ({len(patches)}, 2), x and y in px"
+            f"{path}: offsets have shape {offsets.shape}; "
+            f"expected ({len(patches)}, 2), finite, x and y in px"
         )
         raise BadInput(msg)
     return patches, groups, offsets.astype(np.float32)
