@@ -144,6 +144,9 @@ def sample_bilinear(
     return torch.stack(channels, dim=1) * (1 / 255)
 
 
+CPU_CHUNK = 32
+"""Crops sampled together: their source pixels stay in the cache (14.5 against 18.7 ms, k = 3)."""
+
 compiled_bilinear: Kernel = compiled(sample_bilinear)
 """The fast twin of `sample_bilinear`; one graph serves every batch of two or more."""
 
@@ -176,27 +179,35 @@ def cut_crops(
         >>> cut_crops(store, torch.tensor([0]), box, size=2).unique()
         tensor([1.])
     """
-    offsets, heights, widths = (
-        store.offsets[image_index],
-        store.heights[image_index],
-        store.widths[image_index],
-    )
-    total: Tensor | None = None
-    for shifts in _sample_shifts(supersample, crop_boxes, size):
-        boxes = crop_boxes + shifts
-        if kernel is compiled_bilinear:
-            for tensor in (store.pixels, offsets, heights, widths, boxes):
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        sample = kernel(store.pixels, offsets, heights, widths, boxes, size)
-        total = sample if total is None else total.add_(sample)
-    assert total is not None
-    return total if supersample == 1 else total.mul_(1 / supersample**2)
+    if supersample == 1:
+        return _sample(store, image_index, crop_boxes, size, kernel)
+    shifts = _sample_shifts(supersample, crop_boxes, size)
+    samples_per_pixel = shifts.shape[1]
+    chunk = CPU_CHUNK if crop_boxes.device.type == "cpu" else len(crop_boxes)
+    averaged = []
+    for start in range(0, len(crop_boxes), chunk):
+        rows = slice(start, start + chunk)
+        boxes = (crop_boxes[rows, None] + shifts[rows]).flatten(0, 1)
+        repeated = image_index[rows].repeat_interleave(samples_per_pixel)
+        samples = _sample(store, repeated, boxes, size, kernel)
+        averaged.append(samples.unflatten(0, (-1, samples_per_pixel)).mean(dim=1))
+    return torch.cat(averaged)
 
 
-def _sample_shifts(supersample: int, crop_boxes: Boxes, size: int) -> list[Tensor]:
-    """Shifts of the crop box that put the k x k samples evenly into each crop pixel."""
-    step = box_sizes(crop_boxes) / size
-    fractions = [(i + 0.5) / supersample - 0.5 for i in range(supersample)]
-    return [
-        torch.cat([step * step.new_tensor([x, y])] * 2, dim=1) for y in fractions for x in fractions
-    ]
+def _sample(
+    store: ImageStore, image_index: Tensor, boxes: Boxes, size: int, kernel: Kernel
+) -> Float[Tensor, "b 3 s s"]:
+    offsets, heights = store.offsets[image_index], store.heights[image_index]
+    widths = store.widths[image_index]
+    if kernel is compiled_bilinear:
+        for tensor in (store.pixels, offsets, heights, widths, boxes):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return kernel(store.pixels, offsets, heights, widths, boxes, size)
+
+
+def _sample_shifts(supersample: int, crop_boxes: Boxes, size: int) -> Float[Tensor, "b k 4"]:
+    """Return the shifts of the crop boxes that put k x k samples evenly into each crop pixel."""
+    fractions = (torch.arange(supersample, device=crop_boxes.device) + 0.5) / supersample - 0.5
+    grid = torch.cartesian_prod(fractions, fractions)
+    shifts = grid * (box_sizes(crop_boxes) / size)[:, None]
+    return torch.cat([shifts, shifts], dim=-1)
