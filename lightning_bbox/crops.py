@@ -179,7 +179,7 @@ def cut_crops(
         >>> cut_crops(store, torch.tensor([0]), box, size=2).unique()
         tensor([1.])
     """
-    if supersample == 1:
+    if supersample == 1 or not len(crop_boxes):
         return _sample(store, image_index, crop_boxes, size, kernel)
     shifts = _sample_shifts(supersample, crop_boxes, size)
     samples_per_pixel = shifts.shape[1]
@@ -190,7 +190,7 @@ def cut_crops(
         boxes = (crop_boxes[rows, None] + shifts[rows]).flatten(0, 1)
         repeated = image_index[rows].repeat_interleave(samples_per_pixel)
         samples = _sample(store, repeated, boxes, size, kernel)
-        averaged.append(samples.unflatten(0, (-1, samples_per_pixel)).mean(dim=1))
+        averaged.append(samples.view(-1, samples_per_pixel, *samples.shape[1:]).mean(dim=1))
     return torch.cat(averaged)
 
 
