@@ -55,6 +55,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=[arm.name for arm in ARMS])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     options = parser.parse_args(args)
+    options.runs.mkdir(parents=True, exist_ok=True)
     for arm in ARMS:
         for seed in options.seeds if arm.name in options.only else ():
             run(arm, seed, options.data, options.runs)

@@ -44,7 +44,8 @@ def read_annotations(
     """Read the annotations of a data set.
 
     Without further arguments the format is recognised by the usual names of files and folders, and
-    pictures in folders named train, valid, val or test get that split.
+    so are the splits: by a COCO or CSV file's name, such as `instances_train2017.json`, or else by
+    folders named train, valid, val2017, Test or the like.
 
     Args:
         root: Folder of the data set.
@@ -115,7 +116,8 @@ def _read(root: Path, source: Source, voc_base: Literal[0, 1]) -> Listing:
 
 def _note(sources: Sequence[Source], convention: Convention, unlabelled: Sequence[str]) -> str:
     files = sources[0].files
-    note = f"{convention.text}, read from {files[0] if len(files) == 1 else f'{len(files)} files'}"
+    many = convention.by_stem and len(files) > 1
+    note = f"{convention.text}, read from {f'{len(files)} files' if many else listed(files)}"
     if others := [file for source in sources for file in source.files if file not in files]:
         note += f"; there but not read: {listed(others)}"
     if convention.by_stem and unlabelled:

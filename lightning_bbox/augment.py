@@ -6,6 +6,7 @@ sample looks the same on every device and for every number of processes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int64
@@ -119,12 +120,16 @@ class NoiseBank:
     """
 
     def __init__(self, key: Sequence[int | str], window: int, length: int = 1 << 22) -> None:
-        self.values = torch.randn(length, generator=keyed_generator(*key))
-        self.window = window
+        self.key, self.window, self.length = tuple(key), window, length
 
     def offsets(self, plan: EpochPlan) -> Int64[Tensor, " n"]:
         """Draw each sample's offset."""
-        return (plan.uniform("noise", 1)[:, 0].double() * (len(self.values) - self.window)).long()
+        return (plan.uniform("noise", 1)[:, 0].double() * (self.length - self.window)).long()
+
+    @cached_property
+    def values(self) -> Float[Tensor, " length"]:
+        """The whole draw, made at the first use."""
+        return torch.randn(self.length, generator=keyed_generator(*self.key))
 
     def windows(self, offsets: Int64[Tensor, " b"]) -> Float[Tensor, "b w"]:
         """Return the noise of samples, of standard deviation 1."""

@@ -35,7 +35,8 @@ class ShallowConvNet(Backbone):
     Args:
         channels: Channels of each scale; the map is halved before or within each.
         kernel: Side of the (odd) convolution kernels.
-        convs_per_scale: Convolutions at each scale, one number for all or one for each.
+        convs_per_scale: Convolutions at each scale, one number for all or one for each; by default
+            one at the first scale, whose map is the largest, and two at the others.
         downsample: How a scale halves the map: the first convolution's stride, max or average
             pooling of 2 after the last convolution, or not at all.
         fc: Widths of the fully connected layers.
@@ -61,7 +62,7 @@ class ShallowConvNet(Backbone):
         self,
         channels: tuple[int, ...] = (32, 64, 128),
         kernel: int = 3,
-        convs_per_scale: int | tuple[int, ...] = (1, 2, 2),
+        convs_per_scale: int | tuple[int, ...] | None = None,
         downsample: Downsample = "stride",
         fc: tuple[int, ...] = (256,),
         batch_norm: bool = True,
@@ -70,7 +71,8 @@ class ShallowConvNet(Backbone):
     ) -> None:
         super().__init__()
         scales = len(channels)
-        convs = (convs_per_scale,) * scales if isinstance(convs_per_scale, int) else convs_per_scale
+        convs = (1, *(2,) * (scales - 1)) if convs_per_scale is None else convs_per_scale
+        convs = (convs,) * scales if isinstance(convs, int) else convs
         if not channels or min((*channels, *fc, *convs)) < 1:
             given = f"channels {channels}, fc {fc}, convs_per_scale {convs_per_scale}"
             msg = f"ShallowConvNet's {given} must all be positive"

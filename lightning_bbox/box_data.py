@@ -21,6 +21,7 @@ from lightning_bbox.data import CropDataModule, Items, Source
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter
+from lightning_bbox.records import usual_split
 
 ROLES = ("train", "val", "test")
 
@@ -53,6 +54,7 @@ class BoxDataModule(CropDataModule):
             group.
         voc_base: Coordinate of the first pixel in VOC files.
         on_bad: Leave bad boxes out and list them, or refuse the first.
+        allow_outside: Whether files may lie outside the root, as links do.
         crop: How proposals become crops.
         jitter: Law of the proposals; uniform shifts of 5 px by default.
         num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh).
@@ -82,6 +84,7 @@ class BoxDataModule(CropDataModule):
         group_pattern: str | None = None,
         voc_base: Literal[0, 1] = 1,
         on_bad: Literal["skip", "error"] = "skip",
+        allow_outside: bool = False,
         crop: CropGeometry = CropGeometry(),
         jitter: Jitter | None = None,
         num_targets: Literal[2, 4] = 2,
@@ -127,6 +130,7 @@ class BoxDataModule(CropDataModule):
             group_pattern=group_pattern,
             voc_base=voc_base,
             on_bad=on_bad,
+            allow_outside=allow_outside,
         )
 
     def read(self) -> Source:
@@ -137,7 +141,7 @@ class BoxDataModule(CropDataModule):
         table = table.of_classes(self.classes) if self.classes else table
         if len(table.boxes) < before:
             notes.append(f"{len(table.boxes)} of {before} boxes kept by classes and least size")
-        used = sorted(set(table.image_index.tolist()))
+        used = sorted({at for at in table.image_index.tolist() if roles[at]})
         place = torch.full((len(table.images),), -1)
         place[used] = torch.arange(len(used))
         store = ImageStore.from_files(
@@ -257,13 +261,9 @@ def _image_sets(root: Path) -> SplitNames:
 
 
 def _usual_names(there: set[str]) -> SplitNames:
-    """Return the splits that go by the usual names."""
-    usual = (
-        ("train", "trainval", "training"),
-        ("val", "valid", "validation", "dev"),
-        ("test", "testing"),
-    )
-    return SplitNames(*([name for name in names if name in there] for names in usual))
+    """Return the splits that go by the usual names, or none where nothing is left to train on."""
+    names = SplitNames(*(sorted(n for n in there if usual_split(n) == role) for role in ROLES))
+    return names if names.train or there - set(names.all()) else SplitNames([], [], [])
 
 
 def _shared_groups(table: BoxTable, roles: Sequence[str]) -> list[str]:

@@ -1,10 +1,8 @@
 """Callbacks: the files of a run, what TensorBoard shows, and one plain line an epoch."""
 
 import json
-import os
 import sys
 import time
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import Tensor
 from lightning_bbox.boxes import Boxes
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.evaluation import Evaluation
+from lightning_bbox.files import save_picture, write_atomically
 from lightning_bbox.loader import Rows
 from lightning_bbox.metrics import error_px
 from lightning_bbox.plan import keyed_generator
@@ -39,42 +38,6 @@ _COLUMNS = 8
 _HPARAM_METRICS = ("mae_px", "mae_px_predict_mean", "p95_px", "iou_before", "iou_after")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a temporary neighbour, synced, then renamed.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_atomically(Path(folder) / "a.txt", b"hello")
-        ...     (Path(folder) / "a.txt").read_text()
-        'hello'
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG whole or not at all.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_picture(Path(folder) / "a.png", Image.new("RGB", (2, 2)))
-        ...     (Path(folder) / "a.png").read_bytes()[1:4]
-        b'PNG'
-    """
-    buffer = BytesIO()
-    picture.save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
-
-
 class RunReport(pl.Callback):
     """Write what a run leaves behind, and print the table at its end.
 
@@ -88,7 +51,16 @@ class RunReport(pl.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.metrics: dict[str, Any] = {}
-        self._began = 0.0
+        self._seconds = 0.0
+        self._since = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """Keep the time spent, so that a resumed run counts all of it."""
+        return {"seconds": self._seconds + time.monotonic() - self._since}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on counting."""
+        self._seconds = state_dict["seconds"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show what the model is going to see."""
@@ -105,14 +77,12 @@ class RunReport(pl.Callback):
                 write_atomically(self.folder / "skipped.txt", ("\n".join(skipped) + "\n").encode())
                 _say(f"skipped boxes are listed in {self.folder / 'skipped.txt'}")
             save_picture(self.folder / "data.png", draw_data(data, "\n".join(lines)))
-        self._began = time.monotonic()
+        self._since = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note how long training took."""
-        self.metrics |= {
-            "train_seconds": time.monotonic() - self._began,
-            "train_steps": trainer.global_step,
-        }
+        self._seconds = self.state_dict()["seconds"]
+        self.metrics |= {"train_seconds": self._seconds, "train_steps": trainer.global_step}
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the results and show them."""
@@ -162,7 +132,7 @@ class TensorBoardPictures(pl.Callback):
         sheet = draw_sheet([("first validation draws", panels)], LEGEND, _COLUMNS)
         writer.add_image("val/crops", as_array(sheet), step, dataformats="HWC")
         samples = evaluation.samples
-        px = model.data.geometry.px(samples.anchors)
+        px = model.data.geometry.px(samples.proposals)
         for name, boxes in (("true", samples.gt_boxes), ("predicted", evaluation.refined.boxes)):
             for axis, letter in enumerate("xy"):
                 offsets = error_px(boxes, samples.proposals, px)[:, axis]
@@ -252,14 +222,17 @@ def draw_data(data: CropDataModule, title: str) -> Image.Image:
         ("train", 24, f"{title}\n\ntraining crops"),
         ("val", 16, "validation crops"),
     ):
-        rows = torch.arange(min(count, data.eval_draws, data.draws_per_epoch))
+        device = data.source.store.pixels.device
+        rows = torch.arange(min(count, data.eval_draws, data.draws_per_epoch), device=device)
         batch = data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))  # type: ignore[arg-type]
-        crop_boxes = data.geometry.crop_boxes(batch.anchors)
+        crop_boxes = data.geometry.crop_boxes(batch.proposals)
         layers = [
             (boxes_in_crops(boxes, crop_boxes, PANEL), colour)
-            for boxes, colour in ((batch.anchors, RED), (batch.gt_boxes, GREEN))
+            for boxes, colour in ((batch.proposals, RED), (batch.gt_boxes, GREEN))
         ]
-        distance = error_px(batch.anchors, batch.gt_boxes, data.geometry.px(batch.anchors)).abs()
+        distance = error_px(
+            batch.proposals, batch.gt_boxes, data.geometry.px(batch.proposals)
+        ).abs()
         panels = [
             draw_crop(
                 batch.crops[row],
@@ -280,7 +253,7 @@ def draw_results(data: CropDataModule, evaluation: Evaluation, count: int = 24) 
         >>> from lightning_bbox.metrics import Refined
         >>> data = SceneDataModule(num_scenes=20, eval_draws=30, compile=False)
         >>> samples = data.samples("val")
-        >>> unrefined = Refined(samples.anchors, torch.zeros(30), torch.ones(30).bool())
+        >>> unrefined = Refined(samples.proposals, torch.zeros(30), torch.ones(30).bool())
         >>> draw_results(data, Evaluation(samples, unrefined, {}, []), count=8).size
         (1242, 438)
     """
@@ -302,7 +275,7 @@ def _panels(
 ) -> tuple[list[Image.Image], Tensor]:
     """Draw some rows of an evaluation; return the errors of all of them too."""
     samples = evaluation.samples
-    px = data.geometry.px(samples.anchors)
+    px = data.geometry.px(samples.proposals)
     errors, before = (
         error_px(boxes, samples.gt_boxes, px).norm(dim=1)
         for boxes in (evaluation.refined.boxes, samples.proposals)
@@ -310,8 +283,8 @@ def _panels(
     if not rows:
         return [], errors
     device = data.source.store.pixels.device
-    crops = data.cut(samples.take(torch.tensor(rows)).to(device)).cpu()
-    crop_boxes: Boxes = data.geometry.crop_boxes(samples.anchors)
+    crops = data.crops_of(samples.take(torch.tensor(rows)).to(device)).cpu()
+    crop_boxes: Boxes = data.geometry.crop_boxes(samples.proposals)
     return draw_evaluation(crops, evaluation, crop_boxes, rows, errors, before), errors
 
 

@@ -11,11 +11,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_bbox.callbacks import PlainProgress, RunReport, TensorBoardPictures, Throughput
+from lightning_bbox.checkpoints import AtomicCheckpointIO, RunCheckpoint, read_checkpoint
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.tasks import BoxRegressor, DivergedError
@@ -58,19 +61,21 @@ class BoxCLI(LightningCLI):
         config = self.config[self.subcommand]
         name = config.name or os.environ.get("LIGHTNING_BBOX_RUN") or _default_name(config)
         self.run_folder = Path(config.runs) / name
-        launched = "LOCAL_RANK" in os.environ
-        if (
-            self.subcommand == "fit"
-            and not launched
-            and not config.ckpt_path
-            and self.run_folder.exists()
-        ):
+        os.environ["LIGHTNING_BBOX_RUN"] = name
+        checkpoint = config.ckpt_path
+        if checkpoint is None and self.subcommand != "fit":
+            msg = f"{self.subcommand} needs a trained model; add --ckpt_path and a checkpoint"
+            raise BadInput(msg)
+        if checkpoint is not None:
+            read_checkpoint(checkpoint)
+        resuming = self.subcommand == "fit" and checkpoint is not None
+        taken = (self.run_folder / "checkpoints").exists() and "LOCAL_RANK" not in os.environ
+        if taken and not resuming:
             msg = (
                 f"{self.run_folder}: a run of this name exists; choose another --name, "
                 f"or continue it with --resume {self.run_folder}"
             )
             raise BadInput(msg)
-        os.environ["LIGHTNING_BBOX_RUN"] = name
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
         """Add the logger and callbacks that every run has."""
@@ -89,17 +94,10 @@ class BoxCLI(LightningCLI):
         ]
         if self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
+            self.save_config_callback = None
         elif config.enable_checkpointing is not False:
-            callbacks.append(
-                ModelCheckpoint(
-                    dirpath=self.run_folder / "checkpoints",
-                    filename="best",
-                    monitor="val/mae_px",
-                    save_last=True,
-                    save_on_exception=True,
-                    enable_version_counter=False,
-                )
-            )
+            callbacks.append(RunCheckpoint(self.run_folder / "checkpoints"))
+            kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(config.plugins)]
         if config.enable_progress_bar is None:
             kwargs["enable_progress_bar"] = sys.stderr.isatty()
         if not kwargs.get("enable_progress_bar", config.enable_progress_bar):
@@ -115,16 +113,29 @@ class BoxCLI(LightningCLI):
         return _flat({key: self.config_dump[key] for key in ("model", "data", "seed_everything")})
 
     def after_fit(self) -> None:
-        """Test the best checkpoint."""
-        if self.trainer.interrupted or self._get(self.config_init, "trainer").fast_dev_run:
+        """Test the best checkpoint, or the model as it is where none was kept."""
+        settings = self._get(self.config_init, "trainer")
+        if settings.fast_dev_run:
             return
+        checkpoint = None if settings.enable_checkpointing is False else "best"
         self.trainer.test(
             self.model,
             datamodule=self.datamodule,
-            ckpt_path="best",
+            ckpt_path=checkpoint,
             weights_only=True,
             verbose=False,
         )
+
+
+class ReusableConfig(SaveConfigCallback):
+    """Save the configuration without what belongs to this run only, so that it can be run again."""
+
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, overwrite: bool = False
+    ) -> None:
+        config = config.clone()
+        config.name = config.ckpt_path = None
+        super().__init__(parser, config, overwrite=overwrite)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -144,7 +155,7 @@ def main(args: Sequence[str] | None = None) -> int:
         os.environ.pop("LIGHTNING_BBOX_RUN", None)
     _quieten()
     try:
-        cli = BoxCLI(
+        BoxCLI(
             BoxRegressor,
             CropDataModule,
             subclass_mode_model=True,
@@ -153,6 +164,7 @@ def main(args: Sequence[str] | None = None) -> int:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            save_config_callback=ReusableConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"allow_abbrev": False, "prog": "lightning-bbox"},
             trainer_defaults={
@@ -167,27 +179,31 @@ def main(args: Sequence[str] | None = None) -> int:
     except DivergedError as error:
         sys.stderr.write(f"lightning-bbox: {error}\n")
         return 1
-    except (ValueError, SystemExit) as leaving:
+    except SIGTERMException:
+        return _stopped("terminated", 143)
+    except KeyboardInterrupt:
+        return _stopped("interrupted", 130)
+    except (ValueError, MisconfigurationException, SystemExit) as leaving:
+        if isinstance(leaving.__context__, KeyboardInterrupt):
+            return _stopped("interrupted", 130)
         if (refusal := _refusal(leaving)) is not None:
             sys.stderr.write(f"lightning-bbox: {refusal}\n")
             return 2
-        if isinstance(leaving, ValueError):
-            raise
-        if isinstance(leaving.__context__, KeyboardInterrupt):
-            return _stopped("interrupted", 130)
-        return int(leaving.code or 0)
-    except KeyboardInterrupt:
-        return _stopped("interrupted", 130)
-    if cli.trainer.received_sigterm:
-        return _stopped("terminated", 143)
+        if isinstance(leaving, SystemExit):
+            return int(leaving.code or 0)
+        raise
     return 0
 
 
-def _refusal(error: BaseException | None) -> BadInput | None:
-    """Return our refusal from among the errors that jsonargparse and Lightning wrapped it in."""
-    while error is not None and not isinstance(error, BadInput):
+def _refusal(error: BaseException | None) -> Exception | None:
+    """Return a refusal, ours or Lightning's, from among the errors it was wrapped in."""
+    while error is not None and not isinstance(error, BadInput | MisconfigurationException):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _as_list(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value] * (value is not None)
 
 
 def _stopped(how: str, code: int) -> int:
@@ -272,9 +288,11 @@ def _resumed(folder: Path) -> list[str]:
     ]
 
 
-def _default_name(config: Any) -> str:  # noqa: ANN401 (jsonargparse's namespace)
+def _default_name(config: Namespace) -> str:
+    """Name a run after its first config (a saved one: after the run it came from) and the time."""
     files = config.get("config") or []
-    stem = Path(str(files[0])).stem if files else "run"
+    first = Path(str(files[0])) if files else Path("run")
+    stem = first.resolve().parent.name if first.name == "config.yaml" else first.stem
     return f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_bbox.boxes import Boxes, box_centers, box_sizes
+from lightning_bbox.boxes import Boxes, box_centers, box_sizes, shift_boxes
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
 from lightning_bbox.parts import Part
@@ -117,8 +117,8 @@ class DeltaCodec(Part):
 
     Examples:
         >>> codec = DeltaCodec().build(OffsetSpec(CropGeometry(), 2, 5.0, 0.0))
-        >>> anchors = torch.tensor([[0.0, 0.0, 30.0, 30.0]])
-        >>> codec.encode(torch.tensor([[3.0, 0.0, 33.0, 30.0]]), anchors)
+        >>> proposals = torch.tensor([[0.0, 0.0, 30.0, 30.0]])
+        >>> codec.encode(torch.tensor([[3.0, 0.0, 33.0, 30.0]]), proposals)
         tensor([[0.1000, 0.0000]])
     """
 
@@ -134,17 +134,18 @@ class DeltaCodec(Part):
             self.register_buffer(name, torch.full((spec.num_targets,), value))
         return self
 
-    def fit(self, gt_boxes: Boxes, anchors: Boxes) -> None:
+    def fit(self, gt_boxes: Boxes, proposals: Boxes) -> None:
         """Set the scaling and the statistics from the training split.
 
         Args:
             gt_boxes: True boxes of training samples.
-            anchors: Their anchors.
+            proposals: What each was proposed as.
 
         Raises:
             BadInput: The targets of one coordinate are all the same, so there is nothing to learn.
         """
-        deltas = encode_deltas(gt_boxes.double().cpu(), anchors.double().cpu())
+        anchors = self.spec.geometry.anchors(proposals.double().cpu())
+        deltas = encode_deltas(gt_boxes.double().cpu(), anchors)
         deltas = deltas[:, : self.spec.num_targets]
         if len(deltas) < 2:
             msg = f"{len(deltas)} training targets are too few to learn from; give at least 2"
@@ -166,14 +167,19 @@ class DeltaCodec(Part):
     def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(deltas[0]), torch.ones_like(deltas[0])
 
-    def encode(self, gt_boxes: Boxes, anchors: Boxes) -> Float[Tensor, "*#b n"]:
+    def encode(self, gt_boxes: Boxes, proposals: Boxes) -> Float[Tensor, "*#b n"]:
         """Return the targets of true boxes, in fp32."""
-        deltas = encode_deltas(gt_boxes.float(), anchors.float())[..., : self.spec.num_targets]
+        anchors = self.spec.geometry.anchors(proposals.float())
+        deltas = encode_deltas(gt_boxes.float(), anchors)[..., : self.spec.num_targets]
         return (deltas - self.shift) / self.scale
 
-    def decode(self, targets: Float[Tensor, "*#b n"], anchors: Boxes) -> Boxes:
-        """Return the boxes of targets, in fp32: the inverse of `encode`."""
-        return decode_deltas(targets.float() * self.scale + self.shift, anchors.float())
+    def decode(self, targets: Float[Tensor, "*#b n"], proposals: Boxes) -> Boxes:
+        """Return the boxes of targets, in fp32; with two targets proposals keep their size."""
+        deltas = targets.float() * self.scale + self.shift
+        anchors = self.spec.geometry.anchors(proposals.float())
+        if self.spec.num_targets == 4:
+            return decode_deltas(deltas, anchors)
+        return shift_boxes(proposals.float(), deltas * box_sizes(anchors))
 
     def space(self) -> TargetSpace:
         """Return the way from px to targets."""
@@ -241,7 +247,7 @@ class MaxShiftCodec(DeltaCodec):
 
 
 class PixelCodec(DeltaCodec):
-    """Shifts in px (1/45 of the crop's side); sizes stay logarithms.
+    """Shifts in px; sizes stay logarithms.
 
     Examples:
         >>> PixelCodec().recipe()["class_path"]

@@ -69,13 +69,13 @@ class CropGeometry:
         """Return the boxes that targets are relative to: proposals, squared where crops are."""
         return square_boxes(proposals) if self.square else proposals
 
-    def crop_boxes(self, anchors: Boxes) -> Boxes:
-        """Add the context."""
-        return scale_boxes(anchors, self.context)
+    def crop_boxes(self, proposals: Boxes) -> Boxes:
+        """Return where to cut: the anchors with their context."""
+        return scale_boxes(self.anchors(proposals), self.context)
 
-    def px(self, anchors: Boxes) -> Float[Tensor, "*b 2"]:
+    def px(self, proposals: Boxes) -> Float[Tensor, "*b 2"]:
         """Return the size of a px in picture pixels, (x, y)."""
-        return box_sizes(anchors) / self.px_per_delta
+        return box_sizes(self.anchors(proposals)) / self.px_per_delta
 
 
 Kernel = Callable[

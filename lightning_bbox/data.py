@@ -69,15 +69,14 @@ class Source:
 class Samples(NamedTuple):
     """Every sample of one epoch of a split, a row each, in picture pixels.
 
-    `flips` mirrors a sample about its anchor's centre: `gt_boxes` are mirrored already, the crop is
-    mirrored by the cut.
+    `flips` mirrors a sample about its proposal's centre: `gt_boxes` are mirrored already, the crop
+    is mirrored by the cut.
     """
 
     items: Int64[Tensor, " n"]
     image_index: Int64[Tensor, " n"]
     gt_boxes: Float[Tensor, "n 4"]
     proposals: Float[Tensor, "n 4"]
-    anchors: Float[Tensor, "n 4"]
     flips: Float[Tensor, "n 2"]
     factors: Float[Tensor, "n f"]
     noise: Int64[Tensor, " n"]
@@ -97,14 +96,14 @@ class Batch(NamedTuple):
     Attributes:
         crops: RGB crops, in [0, 1] but for noise.
         gt_boxes: True boxes, `xyxy` in the (possibly mirrored) picture.
-        anchors: The boxes that targets are relative to, same frame.
+        proposals: The boxes to refine, same frame.
         rows: Row of each sample in its epoch.
         valid: False where a sample only fills up the batch.
     """
 
     crops: Float[Tensor, "b 3 s s"]
     gt_boxes: Float[Tensor, "b 4"]
-    anchors: Float[Tensor, "b 4"]
+    proposals: Float[Tensor, "b 4"]
     rows: Int64[Tensor, " b"]
     valid: Bool[Tensor, " b"]
 
@@ -231,15 +230,13 @@ class CropDataModule(pl.LightningDataModule):
             self.failed_draws[split] = int(jittered.failed.sum())
         else:
             proposals = items.proposals[order]
-        anchors = self.geometry.anchors(proposals)
         flips = self.augment.flips(plan) if training else torch.zeros(len(order), 2)
         factors = self.augment.factors(plan) if training else None
         return Samples(
             items=order,
             image_index=items.image_index[order],
-            gt_boxes=mirror_boxes(gt_boxes, box_centers(anchors), flips),
+            gt_boxes=mirror_boxes(gt_boxes, box_centers(proposals), flips),
             proposals=proposals,
-            anchors=anchors,
             flips=flips,
             factors=torch.zeros(len(order), 0) if factors is None else factors,
             noise=self.noise.offsets(plan),
@@ -247,11 +244,11 @@ class CropDataModule(pl.LightningDataModule):
 
     def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
         """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
-        device = samples.anchors.device
+        device = samples.proposals.device
         source = self.source
         if source.store.pixels.device != device:
             self._source = source = replace(source, store=source.store.to(device))
-        crop_boxes = self.geometry.crop_boxes(samples.anchors)
+        crop_boxes = self.geometry.crop_boxes(samples.proposals)
         x1, y1, x2, y2 = crop_boxes.unbind(dim=1)
         flip_x, flip_y = (samples.flips > 0).unbind(dim=1)
         corners = [
@@ -272,16 +269,20 @@ class CropDataModule(pl.LightningDataModule):
     def make_batch(self, rows: Rows) -> Batch:
         """Cut and augment the crops of some rows, on the rows' device."""
         samples = self._on_device(rows).take(rows.rows)
+        crops = self.crops_of(samples, augment=rows.split == "train")
+        return Batch(crops, samples.gt_boxes, samples.proposals, rows.rows, rows.valid)
+
+    @torch.no_grad()
+    def crops_of(self, samples: Samples, augment: bool = False) -> Float[Tensor, "b 3 s s"]:
+        """Cut the crops of samples as a model sees them."""
         crops = self.cut(samples)
-        training = rows.split == "train"
-        if training:
-            crops = self.augment.photometry(
-                crops, samples.factors if samples.factors.shape[1] else None
-            )
-        noise = (self.sensor_noise**2 + self.augment.noise**2 * training) ** 0.5
+        if augment:
+            factors = samples.factors if samples.factors.shape[1] else None
+            crops = self.augment.photometry(crops, factors)
+        noise = (self.sensor_noise**2 + (self.augment.noise**2 if augment else 0)) ** 0.5
         if noise:
             crops = crops + noise * self.noise.windows(samples.noise).view_as(crops)
-        return Batch(crops, samples.gt_boxes, samples.anchors, rows.rows, rows.valid)
+        return crops
 
     def on_after_batch_transfer(self, batch: Rows, dataloader_idx: int) -> Batch:
         """Turn rows into crops, after seeding what can't be keyed by sample with the step."""
@@ -309,23 +310,27 @@ class CropDataModule(pl.LightningDataModule):
         """Walk through the test draws."""
         return self._evaluation("test")
 
-    def bounds(self, split: Split) -> dict[str, float]:
-        """Return what is known of the best possible error, to stand beside the metrics."""
+    def error_floor(self, samples: Samples) -> dict[str, float]:
+        """Return what is known of the least possible error, to stand beside the metrics."""
         return {}
 
     def describe(self) -> list[str]:
         """Say in a line a split what there is: pictures, boxes, skipped, spread of the targets."""
-        lines = []
+        size, k = self.geometry.size, self.geometry.supersample
+        lines = [f"crops of {size} x {size} pixels, each the mean of {k} x {k} samples"]
         names: tuple[Split, ...] = ("train", "val", "test")
         for name in names:
             items = self.source.splits[name]
             samples = self.samples(name)
-            deltas = encode_deltas(samples.gt_boxes, samples.anchors)[:, : self.num_targets]
+            deltas = encode_deltas(samples.gt_boxes, self.geometry.anchors(samples.proposals))[
+                :, : self.num_targets
+            ]
             units = deltas.new_tensor(self.spec().units)
-            spread = ", ".join(f"{value:.2f}" for value in (deltas.std(dim=0) / units).tolist())
+            spread = [f"{value:.2f}" for value in (deltas.std(dim=0) / units).tolist()]
+            sizes = f", {', '.join(spread[2:])} in log size" if spread[2:] else ""
             line = (
                 f"{name}: {len(set(items.image_index.tolist()))} pictures, {len(items)} boxes, "
-                f"{len(items.skipped)} skipped, target std {spread} px"
+                f"{len(items.skipped)} skipped, target std {', '.join(spread[:2])} px{sizes}"
             )
             failed = self.failed_draws.get(name, 0)
             lines.append(
@@ -347,12 +352,12 @@ class CropDataModule(pl.LightningDataModule):
 
     def _on_device(self, rows: Rows) -> Samples:
         epoch, samples = self._laid_out.get(rows.split, (-1, None))
-        if samples is None or epoch != rows.epoch:
+        if samples is None or epoch != rows.epoch or samples.items.device != rows.rows.device:
             samples = self.samples(rows.split, rows.epoch).to(rows.rows.device)
             self._laid_out[rows.split] = (rows.epoch, samples)
         return samples
 
     def _median_shrink(self, train: Items) -> int:
         boxes = train.boxes if train.proposals is None else train.proposals
-        sides = box_sizes(self.geometry.crop_boxes(self.geometry.anchors(boxes)))
+        sides = box_sizes(self.geometry.crop_boxes(boxes))
         return max(1, round(float(sides.median()) / self.geometry.size))

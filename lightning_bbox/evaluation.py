@@ -49,10 +49,10 @@ def evaluate(
         >>> data = SceneDataModule(num_scenes=20, eval_draws=30, compile=False)
         >>> samples = data.samples("val")
         >>> perfect = Refined(samples.gt_boxes, torch.zeros(30), torch.ones(30).bool())
-        >>> evaluate(data, "val", samples, perfect, samples.anchors).metrics["iou_after"]
+        >>> evaluate(data, "val", samples, perfect, samples.proposals).metrics["iou_after"]
         1.0
     """
-    px = data.geometry.px(samples.anchors)
+    px = data.geometry.px(samples.proposals)
     truth, proposals, count = samples.gt_boxes, samples.proposals, data.num_targets
     metrics = {"loss": float(refined.losses.mean())}
     metrics |= box_metrics(refined.boxes, proposals, truth, px, count)
@@ -60,13 +60,12 @@ def evaluate(
     metrics |= {
         f"{name}_predict_mean": baseline[name] for name in _BESIDE_THE_MEAN if name in baseline
     }
-    metrics |= data.bounds(split)
     if split != "test":
         return Evaluation(samples, refined, metrics, [])
     items = data.source.splits[split]
     error = error_px(refined.boxes, truth, px).abs().mean(dim=1)
     low, high = bootstrap_interval(error, items.clusters[samples.items])
-    metrics |= {"mae_px_low": low, "mae_px_high": high}
+    metrics |= {"mae_px_low": low, "mae_px_high": high, **data.error_floor(samples)}
     rows = _rows(error, items.labels[samples.items], data.source.classes, truth)
     return Evaluation(samples, refined, metrics, rows)
 

@@ -80,7 +80,7 @@ class UniformJitter(Jitter):
         integer: Draw whole px only, as in patches that must not be resampled.
 
     Raises:
-        BadInput: A bound is negative, or no shift and no scale is left.
+        BadInput: The shift isn't positive, the scale is negative, or integer shifts aren't whole.
 
     Examples:
         >>> boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0]])
@@ -91,7 +91,7 @@ class UniformJitter(Jitter):
 
     def __init__(self, shift: float = 5.0, log_scale: float = 0.2, integer: bool = False) -> None:
         if shift <= 0 or log_scale < 0:
-            msg = f"jitter shift {shift} and log_scale {log_scale} must be positive"
+            msg = f"jitter shift {shift} must be positive, log_scale {log_scale} not negative"
             raise BadInput(msg)
         if integer and shift != int(shift):
             msg = f"jitter shift {shift} isn't whole, but integer jitter was asked for"
@@ -114,9 +114,7 @@ class UniformJitter(Jitter):
             ) - self.shift
         else:
             shifts = (2 * uniforms[..., :2] - 1) * self.shift
-        px = geometry.px(
-            geometry.anchors(cxcywh_to_xyxy(torch.cat([box_centers(boxes), sizes], dim=-1)))
-        )
+        px = geometry.px(cxcywh_to_xyxy(torch.cat([box_centers(boxes), sizes], dim=-1)))
         return cxcywh_to_xyxy(torch.cat([box_centers(boxes) + shifts * px, sizes], dim=-1))
 
 
@@ -166,7 +164,7 @@ class LaplaceJitter(Jitter):
         return cxcywh_to_xyxy(torch.cat([box_centers(boxes) + shifts, sizes], dim=-1))
 
     def _accepts(self, boxes: Boxes, proposals: Boxes, geometry: CropGeometry) -> Tensor:
-        crops = geometry.crop_boxes(geometry.anchors(proposals))
+        crops = geometry.crop_boxes(proposals)
         distance = (box_centers(boxes) - box_centers(crops)).abs()
         return (distance <= box_sizes(crops) / 2).all(dim=-1)
 

@@ -10,6 +10,7 @@ from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.line_formats import looks_like_csv
 from lightning_bbox.nested_formats import looks_like_coco
 from lightning_bbox.pictures import inside, is_picture, split_of
+from lightning_bbox.records import split_in_name
 
 Format = Literal["voc", "coco", "yolo", "csv"]
 
@@ -45,7 +46,8 @@ def find_annotations(
     """Find the annotation files of a data set, the ones to read first.
 
     Where nothing is named, that is the first of VOC in `Annotations`, COCO, YOLO in `labels`, CSV,
-    VOC beside the pictures, YOLO beside the pictures.
+    VOC beside the pictures, YOLO beside the pictures. COCO's `instances_*.json` are read, and what
+    lies beside them, such as captions and keypoints of the same pictures, is not.
 
     Args:
         root: Folder of the data set.
@@ -83,7 +85,7 @@ def find_annotations(
 
 def _usual_sources(root: Path) -> list[Source]:
     below = _files_below(root, root)
-    files = _by_format(root, below)
+    files, others = _by_format(root, below)
     stems = {posixpath.splitext(file)[0] for file in below if is_picture(file)}
     return [
         Source("voc", "*.xml in Annotations", _within("annotations", files["voc"])),
@@ -92,23 +94,32 @@ def _usual_sources(root: Path) -> list[Source]:
         Source("csv", "*.csv with columns for image and corners", files["csv"]),
         Source("voc", "*.xml beside pictures", _beside(stems, files["voc"])),
         Source("yolo", "*.txt beside pictures", _beside(stems, files["yolo"])),
+        *_others(others),
     ]
+
+
+def _others(files: Sequence[str]) -> list[Source]:
+    return [Source("coco", "*.json beside instances_*.json", list(files))] if files else []
 
 
 def _named_sources(
     root: Path, wanted: str, names: Sequence[str], allow_outside: bool
 ) -> list[Source]:
     files: dict[Format, list[str]] = {kind: [] for kind in _LOOKS}
+    others: list[str] = []
     for name in names:
         file = inside(root, name, "annotations", allow_outside)
         if (root / file).is_dir():
-            for kind, found in _by_format(root, _files_below(root, root / file)).items():
+            by_format, beside = _by_format(root, _files_below(root, root / file))
+            for kind, found in by_format.items():
                 files[kind] += found
+            others += beside
         elif (root / file).is_file():
             files[_format_of(file, wanted)].append(file)
         else:
             raise BadInput.at(name, f"is no file or folder in {root}", "correct annotations=")
-    return [Source(kind, f"{kind} in {listed(names)}", found) for kind, found in files.items()]
+    sources = [Source(kind, f"{kind} in {listed(names)}", found) for kind, found in files.items()]
+    return [*sources, *_others(others)]
 
 
 def _format_of(file: str, wanted: str) -> Format:
@@ -119,14 +130,26 @@ def _format_of(file: str, wanted: str) -> Format:
     return kind
 
 
-def _by_format(root: Path, files: Iterable[str]) -> dict[Format, list[str]]:
-    """Sort out the files that look like annotations, by suffix and a glance at the content."""
+def _by_format(root: Path, files: Iterable[str]) -> tuple[dict[Format, list[str]], list[str]]:
+    """Sort out the files that look like annotations, by suffix and a glance at the content.
+
+    Returns:
+        The files by format, and those of COCO that lie beside instances_*.json but are none.
+    """
     found: dict[Format, list[str]] = {kind: [] for kind in _LOOKS}
     for file in files:
         kind = _FORMATS.get(posixpath.splitext(file)[1].casefold())
         if kind is not None and (root / file).is_file() and _LOOKS[kind](root / file):
             found[kind].append(file)
-    return found
+    folders = {posixpath.dirname(file) for file in found["coco"] if _holds_instances(file)}
+    beside = [file for file in found["coco"] if posixpath.dirname(file) in folders]
+    others = [file for file in beside if not _holds_instances(file)]
+    found["coco"] = [file for file in found["coco"] if file not in others]
+    return found, others
+
+
+def _holds_instances(file: str) -> bool:
+    return posixpath.basename(file).casefold().startswith("instances")
 
 
 def _looks_like_yolo(path: Path) -> bool:
@@ -154,8 +177,8 @@ def _beside(stems: Set[str], files: Sequence[str]) -> list[str]:
 
 
 def _refuse_rivals(source: Source, named: int) -> None:
-    """Refuse files that may each hold the whole data set, unless named or lying one a split."""
-    splits = [split_of(file) for file in source.files]
+    """Refuse files that may each hold the whole data set, unless named, or one a split."""
+    splits = [split_in_name(file) or split_of(file) for file in source.files]
     one_each = "" not in splits and len(set(splits)) == len(splits)
     if source.format in ("coco", "csv") and len(splits) > max(named, 1) and not one_each:
         remedy = "name the one to read, or several, with annotations="

@@ -18,14 +18,14 @@ from lightning_bbox.plan import keyed_generator
 COORDINATES = ("dx", "dy", "dw", "dh")
 
 
-class BoxTableMetric(Metric):
+class RefinedBoxes(Metric):
     """Collect refined boxes and losses of a fixed set of rows.
 
     Args:
         num_rows: How many samples the evaluation has.
 
     Examples:
-        >>> metric = BoxTableMetric(3)
+        >>> metric = RefinedBoxes(3)
         >>> row, valid = torch.tensor([2]), torch.tensor([True])
         >>> metric.update(row, valid, boxes=torch.ones(1, 4), losses=torch.tensor([0.5]))
         >>> metric.compute().boxes[2]
@@ -124,12 +124,18 @@ def box_metrics(
     }
     if num_targets == 4:
         metrics["mae_edge_px"] = ((boxes - gt_boxes) / px.repeat(1, 2)).abs().mean()
-    truth = error_px(gt_boxes, proposals, px)
-    predicted = error_px(boxes, proposals, px)
-    for axis, name in enumerate(COORDINATES[:2]):
-        slope, r2 = _slope_and_r2(predicted[:, axis], truth[:, axis])
-        metrics |= {f"slope_{name}": slope, f"r2_{name}": r2}
+    truth, predicted = (_offsets(b, proposals, px)[:, :num_targets] for b in (gt_boxes, boxes))
+    for axis, name in enumerate(COORDINATES[:num_targets]):
+        if bool(truth[:, axis].std(correction=0) > 1e-9):
+            slope, r2 = _slope_and_r2(predicted[:, axis], truth[:, axis])
+            metrics |= {f"slope_{name}": slope, f"r2_{name}": r2}
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _offsets(boxes: Boxes, proposals: Boxes, px: Tensor) -> Tensor:
+    """Return shifts in px and changes of log size, (n, 4)."""
+    sizes = torch.log(box_sizes(boxes) / box_sizes(proposals))
+    return torch.cat([error_px(boxes, proposals, px), sizes], dim=1)
 
 
 def _slope_and_r2(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

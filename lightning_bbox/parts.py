@@ -104,7 +104,8 @@ def to_plain(value: object, name: str) -> Plain:
 def from_plain(value: Plain) -> Any:  # noqa: ANN401 (the inverse of to_plain: whatever the recipe names)
     """Rebuild what `to_plain` wrote; sequences come back as tuples, which parts take.
 
-    Only subclasses of `Part` are constructed, so a checkpoint can't name arbitrary code.
+    Only subclasses of `Part` are constructed; to find them, the modules a recipe names are
+    imported.
 
     Raises:
         BadInput: A recipe names a class that doesn't exist or isn't a part.

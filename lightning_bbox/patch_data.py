@@ -1,7 +1,6 @@
 """Ready patches as training data: the original question's form."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -17,7 +16,7 @@ from lightning_bbox.data import CropDataModule, Items, Source
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter, UniformJitter
-from lightning_bbox.plan import stream_seed
+from lightning_bbox.tables import hold_out_groups
 
 
 class PatchDataModule(CropDataModule):
@@ -79,6 +78,9 @@ class PatchDataModule(CropDataModule):
                 f"between pixels; change crop_size by one"
             )
             raise BadInput(msg)
+        if self.offsets is not None and jitter is not None:
+            msg = f"{file}: its patches are shifted already (it has offsets); leave jitter out"
+            raise BadInput(msg)
         if self.offsets is None:
             jitter = jitter or UniformJitter(shift=float(max(margin, 1)), integer=True)
         geometry = CropGeometry(size=size, context=1.0, reference_size=float(size), supersample=1)
@@ -107,13 +109,14 @@ class PatchDataModule(CropDataModule):
         middle = torch.tensor([left, top, left + size, top + size]).expand(count, 4)
         offsets = self.offsets
         boxes = middle if offsets is None else shift_boxes(middle, torch.from_numpy(offsets))
-        names, groups = np.unique(self.groups, return_inverse=True)
-        sides = _split_names(
-            [str(name) for name in names], self.val_fraction, self.test_fraction, self.split_seed
-        )
+        names, groups = np.unique([str(group) for group in self.groups], return_inverse=True)
+        held = {"test": hold_out_groups(set(names), self.test_fraction, self.split_seed)}
+        rest = set(names) - held["test"]
+        held["val"] = hold_out_groups(rest, self.val_fraction, self.split_seed)
+        held["train"] = rest - held["val"]
         splits = {}
-        for name, chosen in sides.items():
-            index = torch.from_numpy(np.flatnonzero(np.isin(groups, chosen)))
+        for name, chosen in held.items():
+            index = torch.from_numpy(np.flatnonzero(np.isin(names, list(chosen))[groups]))
             splits[name] = Items(
                 image_index=index,
                 boxes=boxes[index].contiguous(),
@@ -125,20 +128,6 @@ class PatchDataModule(CropDataModule):
             "shifts cut from the margin" if offsets is None else "already shifted"
         )
         return Source(ImageStore.from_array(self.patches), splits, ("patch",), (note,))
-
-
-def _split_names(names: Sequence[str], val: float, test: float, seed: int) -> dict[str, list[int]]:
-    """Split groups by the hash of their names: test first, validation from the rest."""
-    order = sorted(range(len(names)), key=lambda index: stream_seed("split", seed, names[index]))
-    num_test, num_val = (max(1, round(fraction * len(names))) for fraction in (test, val))
-    if num_test + num_val >= len(names):
-        msg = f"{len(names)} groups are too few for training, validation and test; give more"
-        raise BadInput(msg)
-    return {
-        "test": order[:num_test],
-        "val": order[num_test : num_test + num_val],
-        "train": order[num_test + num_val :],
-    }
 
 
 def _load_patches(

@@ -11,12 +11,11 @@ from pathlib import Path, PurePosixPath
 from PIL import ExifTags, Image
 
 from lightning_bbox.errors import BadInput, listed
-from lightning_bbox.records import Picture, read_lines
+from lightning_bbox.records import Picture, read_lines, split_in_name, usual_split
 
 _PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _PICTURE_FOLDERS = ("JPEGImages", "images")
 _ANNOTATION_FOLDERS = ("annotations", "labels")
-_SPLIT_FOLDERS = ("train", "trainval", "valid", "val", "test")
 _PNG_TEXTS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # the chunks that may hold an orientation
 _SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
 
@@ -33,20 +32,20 @@ def is_picture(file: str) -> bool:
 
 
 def split_of(*files: str) -> str:
-    """Name the split that files lie in: their nearest folder named train, val, test or the like.
+    """Name the split that files lie in: their nearest folder that bears the usual name of one.
 
     Args:
         files: Files relative to the root; the first in such a folder decides.
 
     Returns:
-        The folder's name, or nothing.
+        The folder's name as it is, or nothing.
 
     Examples:
-        >>> split_of("boxes.csv", "images/valid/a.png")
-        'valid'
+        >>> split_of("boxes.csv", "images/Valid/a.png")
+        'Valid'
     """
     folders = (part for file in files for part in reversed(PurePosixPath(file).parts[:-1]))
-    return next((part for part in folders if part.casefold() in _SPLIT_FOLDERS), "")
+    return next((part for part in folders if usual_split(part)), "")
 
 
 def inside(root: Path, name: str, place: str, allow_outside: bool) -> str:
@@ -78,8 +77,9 @@ class PictureFinder:
 
     Pictures are looked for in the folder `images`. Where none is given, they are looked for in the
     folders JPEGImages and images beside a folder Annotations or labels, and around it; otherwise
-    where the annotations are, and in JPEGImages and images there. The first of these that holds the
-    first picture is taken for all.
+    where the annotations are, and in JPEGImages and images there. Where the annotation file's own
+    name tells a split, as `instances_train2017.json` does, the folders of that split in these come
+    first. The first that holds the first picture is taken for all.
 
     Args:
         root: Folder of the data set.
@@ -93,7 +93,7 @@ class PictureFinder:
         self._images = images and inside(root, images, "images", allow_outside)
         self._by_stem = by_stem
         self._allow_outside = allow_outside
-        self._folders: dict[str, str] = {}  # of the pictures, by that of the annotations
+        self._folders: dict[str, str] = {}  # of the pictures, by annotation file or its folder
         self._names: dict[str, dict[str, list[str]]] = {}  # of pictures, by folder and stem
 
     def find(self, picture: Picture) -> str:
@@ -115,6 +115,16 @@ class PictureFinder:
         path = posixpath.join(folder, names[0])
         return inside(self._root, path, picture.place, self._allow_outside)
 
+    def split(self, picture: Picture, path: str) -> str:
+        """Name a picture's split: as stated, or as its annotation file or the folders are named.
+
+        Args:
+            picture: What the annotations say of it.
+            path: Where it was found.
+        """
+        named = None if self._by_stem else split_in_name(picture.file)
+        return picture.split or named or split_of(picture.file, path)
+
     def unlabelled(self, found: Iterable[str]) -> list[str]:
         """List the pictures that lie beside those found but have no annotation file.
 
@@ -132,13 +142,16 @@ class PictureFinder:
 
     def _folder(self, picture: Picture) -> str:
         own = posixpath.dirname(picture.file)
-        if own not in self._folders:
+        key = own if self._by_stem else picture.file
+        if key not in self._folders:
             folders = _picture_folders(own, self._images)
+            if not self._by_stem:
+                folders = [*_split_folders(self._root, folders, picture.file), *folders]
             having = [folder for folder in folders if self._matches(folder, picture)]
             if not having:
                 raise _missing(picture, folders)
-            self._folders[own] = having[0]
-        return self._folders[own]
+            self._folders[key] = having[0]
+        return self._folders[key]
 
     def _matches(self, folder: str, picture: Picture) -> list[str]:
         if not self._by_stem:
@@ -184,8 +197,23 @@ def _picture_folders(own: str, images: str | None) -> list[str]:
     return [*twins, own]
 
 
+def _split_folders(root: Path, folders: Iterable[str], file: str) -> list[str]:
+    """List the folders in these that are of the split a file is named by, most alike first."""
+    split = split_in_name(file)
+    if split is None:
+        return []
+    found = []
+    for folder in filter(lambda folder: (root / folder).is_dir(), folders):
+        names = [path.name for path in (root / folder).iterdir() if usual_split(path.name) == split]
+        # train2017 before train and train2014 for instances_train2017.json
+        names.sort(key=lambda name: (name.casefold() not in file.casefold(), -len(name), name))
+        inner = [posixpath.join(folder, name) for name in names]
+        found += [name for name in inner if (root / name).is_dir()]
+    return found
+
+
 def find_pictures(pictures: Iterable[Picture], finder: PictureFinder) -> dict[str, Picture]:
-    """Find every picture, and fill in the splits that their folders tell.
+    """Find every picture, and fill in the splits that the names of files and folders tell.
 
     Args:
         pictures: What the annotations say of them.
@@ -213,7 +241,7 @@ def find_pictures(pictures: Iterable[Picture], finder: PictureFinder) -> dict[st
         if path in found:
             problem = f"{path} is listed at {found[path].place} too"
             raise BadInput.at(picture.place, problem, "keep one of the two")
-        found[path] = replace(picture, split=picture.split or split_of(picture.file, path))
+        found[path] = replace(picture, split=finder.split(picture, path))
     return found
 
 

@@ -122,9 +122,9 @@ def draw_evaluation(
         >>> from lightning_bbox.metrics import Refined
         >>> data = SceneDataModule(num_scenes=20, eval_draws=4, compile=False)
         >>> samples, zeros = data.samples("val"), torch.zeros(4)
-        >>> unrefined = Refined(samples.anchors, zeros, zeros == 0)
+        >>> unrefined = Refined(samples.proposals, zeros, zeros == 0)
         >>> evaluation = Evaluation(samples, unrefined, {}, [])
-        >>> crop_boxes = data.geometry.crop_boxes(samples.anchors)
+        >>> crop_boxes = data.geometry.crop_boxes(samples.proposals)
         >>> len(draw_evaluation(data.cut(samples), evaluation, crop_boxes, range(4), zeros, zeros))
         4
     """

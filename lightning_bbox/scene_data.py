@@ -15,7 +15,6 @@ from lightning_bbox.data import CropDataModule, Items, Samples, Source
 from lightning_bbox.errors import BadInput
 from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter
-from lightning_bbox.loader import Split
 from lightning_bbox.plan import stream_seed
 from lightning_bbox.scenes import SceneKind, SceneStyle, cramer_rao_std, make_scenes
 
@@ -104,9 +103,9 @@ class SceneDataModule(CropDataModule):
         note = f"{plain}{self.style.kind} scenes, noise {self.sensor_noise:g} of the range"
         return Source(ImageStore.from_array(np.concatenate(pictures)), splits, ("object",), (note,))
 
-    def bounds(self, split: Split) -> dict[str, float]:
+    def error_floor(self, samples: Samples) -> dict[str, float]:
         """Return the mean absolute error of an unbiased estimate at the Cramer-Rao bound."""
-        samples = self.samples(split).to(self.source.store.pixels.device)
+        samples = samples.to(self.source.store.pixels.device)
         stds = torch.cat(
             [
                 self._cramer_rao(samples.take(rows))
@@ -117,13 +116,13 @@ class SceneDataModule(CropDataModule):
 
     def _cramer_rao(self, samples: Samples, step_px: float = 0.25) -> Tensor:
         """Bound each sample's shift, from central differences of the noise-free crop."""
-        px = self.geometry.px(samples.anchors)
+        px = self.geometry.px(samples.proposals)
         derivatives = []
         for axis in (0, 1):
             step = torch.zeros_like(px)
             step[:, axis] = step_px * px[:, axis]
             ahead, behind = (
-                self.cut(samples._replace(anchors=shift_boxes(samples.anchors, sign * step)))
+                self.cut(samples._replace(proposals=shift_boxes(samples.proposals, sign * step)))
                 for sign in (1, -1)
             )
             derivatives.append((ahead - behind) / (2 * step_px))

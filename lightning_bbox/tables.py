@@ -221,17 +221,37 @@ def split_pictures(table: BoxTable, fraction: float, seed: int) -> tuple[list[in
         >>> split_pictures(table, 0.5, seed=1)
         ([1], [0, 2])
     """
+    return _parted(table, hold_out_groups(set(table.groups), fraction, seed))
+
+
+def hold_out_groups(groups: Set[str], fraction: float, seed: int) -> set[str]:
+    """Choose groups to hold out, by a hash of seed and name.
+
+    Args:
+        groups: Names of the groups.
+        fraction: Fraction of them to hold out, rounded, but one at least where it is positive, and
+            never all.
+        seed: Other seeds hold out other groups.
+
+    Raises:
+        BadInput: If the fraction is not in [0, 1), or there is only one group to split.
+
+    Examples:
+        >>> hold_out_groups({"left", "right", "top"}, 0.1, seed=0)
+        {'right'}
+    """
     if not 0 <= fraction < 1:
         msg = f"the fraction to hold out is {fraction}; choose one in [0, 1)"
         raise BadInput(msg)
     if fraction == 0:
-        return _parted(table, set())
-    groups = sorted(set(table.groups), key=lambda group: _digest(f"{seed}:{group}"))
+        return set()
     if len(groups) < 2:
-        msg = f"all pictures are of one group, {listed(groups)}; give more groups or hold out none"
+        names = listed(sorted(groups))
+        msg = f"all are of one group, {names}; give more groups or hold out none"
         raise BadInput(msg)
+    ordered = sorted(groups, key=lambda group: _digest(f"{seed}:{group}"))
     count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
-    return _parted(table, set(groups[:count]))
+    return set(ordered[:count])
 
 
 def held_out(table: BoxTable, groups: Sequence[str]) -> tuple[list[int], list[int]]:

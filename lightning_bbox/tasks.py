@@ -13,25 +13,27 @@ from torch import Tensor, nn
 
 from lightning_bbox.backbones import Backbone, ShallowConvNet
 from lightning_bbox.boxes import Boxes, box_centers, mirror_boxes
+from lightning_bbox.checkpoints import (
+    CHECKPOINT_KEY,
+    read_checkpoint,
+    read_spec,
+    refuse_other_crops,
+)
 from lightning_bbox.codecs import DeltaCodec, MeanStdCodec, OffsetSpec
 from lightning_bbox.compiling import Compile, should_compile
-from lightning_bbox.crops import CropGeometry
 from lightning_bbox.data import Batch, CropDataModule, Samples
 from lightning_bbox.errors import BadInput
 from lightning_bbox.evaluation import Evaluation, evaluate
 from lightning_bbox.heads import BinHead, Head
 from lightning_bbox.loader import Split
 from lightning_bbox.metrics import (
-    BoxTableMetric,
     Refined,
+    RefinedBoxes,
 )
 from lightning_bbox.parts import Plain, from_plain, to_plain
 from lightning_bbox.plan import stream_seed
 from lightning_bbox.preprocess import ChannelNorm, Preprocess
 from lightning_bbox.schedules import OneCycle, Schedule
-
-CHECKPOINT_KEY = "lightning_bbox"
-"""Where a checkpoint keeps what its model must know of the data."""
 
 
 class DivergedError(RuntimeError):
@@ -67,11 +69,12 @@ class BoxRegressor(pl.LightningModule):
         schedule: Of the learning rate; `OneCycle` by default.
         average_flips: At evaluation, average the boxes found on the crop and its three mirror
             images.
-        weights: A checkpoint whose weights training starts from (fine-tuning); its targets'
-            statistics are fitted anew.
+        weights: A checkpoint whose weights training starts from (fine-tuning), with its
+            preprocessing; the targets' statistics are fitted anew.
         compile: Compile the network; `auto` does on CUDA.
 
     Examples:
+        >>> from lightning_bbox import CropGeometry
         >>> model = BoxRegressor(backbone=ShallowConvNet(channels=(8, 16, 16)))
         >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
         >>> model.build(spec, seed=0)
@@ -101,7 +104,7 @@ class BoxRegressor(pl.LightningModule):
         self.average_flips, self.weights, self.compile_choice = average_flips, weights, compile
         self.spec: OffsetSpec | None = None
         self.evaluations: dict[Split, Evaluation] = {}
-        self._tables: dict[Split, BoxTableMetric] = {}
+        self._tables: dict[Split, RefinedBoxes] = {}
 
     @property
     def data(self) -> CropDataModule:
@@ -126,11 +129,11 @@ class BoxRegressor(pl.LightningModule):
         """Build the model for the data, and fit the statistics on the training split."""
         data, built_for = self.data, self.spec
         if built_for is not None:
-            _refuse_other_crops(built_for, data.spec())
+            refuse_other_crops(built_for, data.spec())
             return
         self.build(data.spec(), data.seed)
         samples = data.samples("train", epoch=0)
-        self.codec.fit(samples.gt_boxes, samples.anchors)
+        self.codec.fit(samples.gt_boxes, samples.proposals)
         with torch.no_grad():
             crops = data.cut(data.samples("train_eval").to(self.trainer.strategy.root_device))
         self.net.preprocess.fit(crops)
@@ -167,20 +170,21 @@ class BoxRegressor(pl.LightningModule):
         fused = not self.trainer.gradient_clip_val and self.device.type in ("cpu", "cuda")
         return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1, fused=fused)
 
-    def forward(self, crops: Float[Tensor, "b 3 s s"], anchors: Boxes) -> Boxes:
-        """Return refined boxes, in fp32 and in the anchors' frame.
+    def forward(self, crops: Float[Tensor, "b 3 s s"], proposals: Boxes) -> Boxes:
+        """Return refined boxes, in fp32 and in the proposals' frame.
 
         Args:
-            crops: Crops in [0, 1].
-            anchors: The boxes the targets are relative to.
+            crops: Crops in [0, 1], cut around the proposals.
+            proposals: The boxes to refine.
         """
-        return self._decode(self.net(crops), anchors)
+        return self._decode(self.net(crops), proposals)
 
-    def _decode(self, outputs: Tensor, anchors: Boxes) -> Boxes:
-        return self.codec.decode(self.net.head.decode(outputs), anchors)
+    def _decode(self, outputs: Tensor, proposals: Boxes) -> Boxes:
+        return self.codec.decode(self.net.head.decode(outputs), proposals)
 
     def on_train_start(self) -> None:
-        """Reset what is gathered on the device between two logs."""
+        """Train, whatever mode the model came in, and reset what is gathered between two logs."""
+        self.train()
         self._loss_sum = torch.zeros((), device=self.device)
         self._loss_steps = 0
         self._first_bad_step = torch.full((), -1, device=self.device)
@@ -197,7 +201,7 @@ class BoxRegressor(pl.LightningModule):
         self._loss_steps += 1
         if self.logs_after(step + 1):
             self.refuse_divergence()
-            self.log("train/loss", self._loss_sum / self._loss_steps)
+            self.log("train/loss", self._loss_sum / self._loss_steps, sync_dist=True)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
             self._loss_sum, self._loss_steps = torch.zeros_like(self._loss_sum), 0
         return loss
@@ -213,7 +217,8 @@ class BoxRegressor(pl.LightningModule):
         Raises:
             DivergedError: Says at which step.
         """
-        step = int(self._first_bad_step)
+        first = self.trainer.strategy.reduce(self._first_bad_step.float(), reduce_op="max")
+        step = int(first)
         if step >= 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             msg = (
@@ -224,7 +229,7 @@ class BoxRegressor(pl.LightningModule):
             raise DivergedError(msg)
 
     def _losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " b"]:
-        return self.net.head.loss(outputs, self.codec.encode(batch.gt_boxes, batch.anchors))
+        return self.net.head.loss(outputs, self.codec.encode(batch.gt_boxes, batch.proposals))
 
     def on_validation_epoch_start(self) -> None:
         """Begin empty tables."""
@@ -237,8 +242,9 @@ class BoxRegressor(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of validation, and the error on the fixed training draws."""
         for name, value in self._finish("val").metrics.items():
-            self.log(f"val/{name}", value)
-        self.log("train/mae_px", self._finish("train_eval").metrics["mae_px"])
+            self.log(f"val/{name}", value, sync_dist=True)
+        error = self._finish("train_eval").metrics["mae_px"]
+        self.log("train/mae_px", error, sync_dist=True)
 
     def on_test_epoch_start(self) -> None:
         """Begin an empty table."""
@@ -251,15 +257,15 @@ class BoxRegressor(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test."""
         for name, value in self._finish("test").metrics.items():
-            self.log(f"test/{name}", value)
+            self.log(f"test/{name}", value, sync_dist=True)
 
     def _begin(self, *splits: Split) -> None:
         for split in splits:
-            self._tables[split] = BoxTableMetric(self.data.num_draws(split)).to(self.device)
+            self._tables[split] = RefinedBoxes(self.data.num_draws(split)).to(self.device)
 
     def _evaluate(self, batch: Batch, split: Split) -> None:
         outputs = self.net(batch.crops)
-        boxes = self._decode(outputs, batch.anchors)
+        boxes = self._decode(outputs, batch.proposals)
         if self.average_flips:
             boxes = (
                 boxes + sum(self._mirrored(batch, flips) for flips in ((1, 0), (0, 1), (1, 1)))
@@ -268,8 +274,8 @@ class BoxRegressor(pl.LightningModule):
 
     def _mirrored(self, batch: Batch, flips: tuple[int, int]) -> Boxes:
         axes = [dim for dim, flip in zip((3, 2), flips, strict=True) if flip]
-        boxes = self(batch.crops.flip(axes), batch.anchors)
-        centers = box_centers(batch.anchors)
+        boxes = self(batch.crops.flip(axes), batch.proposals)
+        centers = box_centers(batch.proposals)
         return mirror_boxes(boxes, centers, centers.new_tensor(flips).expand_as(centers))
 
     def _finish(self, split: Split) -> Evaluation:
@@ -283,8 +289,8 @@ class BoxRegressor(pl.LightningModule):
 
     def _predict_mean(self, samples: Samples) -> Boxes:
         """Return the boxes of the training targets' mean: the baseline of every evaluation."""
-        anchors = samples.anchors.to(self.device)
-        return self.codec.decode(self.codec.mean.expand(len(anchors), -1), anchors).cpu()
+        proposals = samples.proposals.to(self.device)
+        return self.codec.decode(self.codec.mean.expand(len(proposals), -1), proposals).cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the recipe of the model and the spec of its data, as plain data."""
@@ -310,7 +316,7 @@ class BoxRegressor(pl.LightningModule):
     def load_from_checkpoint(  # type: ignore[override] # one way to load: by path, without code
         cls, checkpoint_path: str | PathLike[str], map_location: str | torch.device = "cpu"
     ) -> Self:
-        """Rebuild a trained model from its checkpoint's path alone.
+        """Rebuild a trained model from its checkpoint's path alone, ready to predict.
 
         Args:
             checkpoint_path: A file that a run wrote.
@@ -319,25 +325,23 @@ class BoxRegressor(pl.LightningModule):
         Raises:
             BadInput: The file isn't a checkpoint of ours.
         """
-        checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
-        read_spec(checkpoint)
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
         recipe = checkpoint[CHECKPOINT_KEY]["model"]
         model = cls(**{name: from_plain(value) for name, value in recipe.items()})
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
-        return model.to(map_location)
+        return model.to(map_location).eval()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the layers that the checkpoint's weights belong to."""
         spec = read_spec(checkpoint)
         if self.spec is not None:
-            _refuse_other_crops(spec, self.spec)
+            refuse_other_crops(spec, self.spec)
         if self.spec != spec:
             self.build(spec, seed=0)
 
     def _load_weights(self, path: str) -> None:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        read_spec(checkpoint)
+        checkpoint = read_checkpoint(path)
         prefix = "net."
         weights = {
             name.removeprefix(prefix): value
@@ -350,40 +354,3 @@ class BoxRegressor(pl.LightningModule):
             reason = str(error).splitlines()[-1].strip()
             msg = f"{path}: its weights don't fit the configured model ({reason})"
             raise BadInput(msg) from error
-
-
-def read_spec(checkpoint: dict[str, Any]) -> OffsetSpec:
-    """Return what a checkpoint's model knows of its data.
-
-    Raises:
-        BadInput: The checkpoint isn't one of ours.
-
-    Examples:
-        >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
-        >>> read_spec({"lightning_bbox": {"spec": asdict(spec)}}) == spec
-        True
-    """
-    try:
-        plain = dict(checkpoint[CHECKPOINT_KEY]["spec"])
-        return OffsetSpec(**{**plain, "geometry": CropGeometry(**plain["geometry"])})
-    except (KeyError, TypeError) as error:
-        msg = f"this checkpoint wasn't written by lightning_bbox (no valid {error} in it)"
-        raise BadInput(msg) from error
-
-
-def _refuse_other_crops(ours: OffsetSpec, theirs: OffsetSpec) -> None:
-    """Refuse to apply a model to crops of another kind than it was trained on."""
-    for name in ("size", "context", "square", "reference_size"):
-        trained, given = (getattr(spec.geometry, name) for spec in (ours, theirs))
-        if trained != given:
-            msg = (
-                f"the model was trained with crop.{name} = {trained}, the data has {given}; "
-                f"make them equal"
-            )
-            raise BadInput(msg)
-    if ours.num_targets != theirs.num_targets:
-        msg = (
-            f"the model predicts {ours.num_targets} targets, the data asks for "
-            f"{theirs.num_targets}; set num_targets"
-        )
-        raise BadInput(msg)

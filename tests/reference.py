@@ -185,7 +185,7 @@ def slope_and_r2(predicted, truth):
 def box_metrics(boxes, proposals, gt_boxes, px, num_targets):
     """Measure refined boxes; `px` is the size of a px in picture pixels, (x, y)."""
     errors, fractions, pictures, edges, worst = [], [], [], [], []
-    predicted, truth = ([], []), ([], [])
+    predicted, truth = ([], [], [], []), ([], [], [], [])
     for box, proposal, gt, unit in zip(boxes, proposals, gt_boxes, px, strict=True):
         centre, start, goal = to_cxcywh(box), to_cxcywh(proposal), to_cxcywh(gt)
         for axis in range(2):
@@ -195,6 +195,8 @@ def box_metrics(boxes, proposals, gt_boxes, px, num_targets):
             pictures.append(abs(off))
             predicted[axis].append((centre[axis] - start[axis]) / unit[axis])
             truth[axis].append((goal[axis] - start[axis]) / unit[axis])
+            predicted[2 + axis].append(math.log(centre[2 + axis] / start[2 + axis]))
+            truth[2 + axis].append(math.log(goal[2 + axis] / start[2 + axis]))
         edges += [abs(box[edge] - gt[edge]) / unit[edge % 2] for edge in range(4)]
         worst.append(max(errors[-2:]))
     metrics = {
@@ -209,9 +211,10 @@ def box_metrics(boxes, proposals, gt_boxes, px, num_targets):
     }
     if num_targets == 4:
         metrics["mae_edge_px"] = mean(edges)
-    for axis, name in enumerate(("dx", "dy")):
-        slope, r2 = slope_and_r2(predicted[axis], truth[axis])
-        metrics |= {f"slope_{name}": slope, f"r2_{name}": r2}
+    for axis, name in enumerate(("dx", "dy", "dw", "dh")[:num_targets]):
+        if max(truth[axis]) > min(truth[axis]):
+            slope, r2 = slope_and_r2(predicted[axis], truth[axis])
+            metrics |= {f"slope_{name}": slope, f"r2_{name}": r2}
     return metrics
 
 

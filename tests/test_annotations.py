@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from lightning_bbox.annotations import concat_tables, held_out, read_annotations
 from lightning_bbox.errors import BadInput
-from lightning_bbox.records import COCO, CSV, VOC, YOLO, box_faults
+from lightning_bbox.records import COCO, CSV, VOC, YOLO, box_faults, split_in_name, usual_split
 from tests.annotation_files import (
     SCENE,
     coco,
@@ -254,6 +254,97 @@ def test_coco_beside_images(tmp_path):
     write(tmp_path, {"annotations/instances.json": document, "images/train/a.png": (64, 48)})
     table = read_annotations(tmp_path)
     assert (table.images, table.splits) == (("images/train/a.png",), ("train",))
+
+
+BOX = [("cell", (1, 1, 5, 5))]
+ONE = coco(("1.png", (64, 48), BOX))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "folders"),
+    [
+        ("instances_train2017", "instances_val2017", ("train2017", "val2017")),
+        ("instances_train2017", "instances_val2017", ("images/train2017", "images/val2017")),
+        ("instances_train", "instances_val", ("images/train", "images/val")),
+        ("my_Train-v2", "my_valid", ("Training", "val")),
+    ],
+)
+def test_official_coco_is_read_by_its_root_alone(tmp_path, train, val, folders):
+    files = [f"annotations/{name}.json" for name in (train, val)]
+    images = tuple(f"{folder}/1.png" for folder in folders)
+    write(tmp_path, dict.fromkeys(files, ONE) | dict.fromkeys(images, (64, 48)))
+    table = read_annotations(tmp_path)
+    assert table.splits == ("train", "val")
+    assert (table.images, table.groups) == (images, images)
+    assert table.ids == tuple(f"{file}: annotation 0" for file in files)
+    assert table.note.endswith(f"read from {files[0]}, {files[1]}")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"annotations": "annotations"}, {"format": "coco"}])
+def test_instances_go_before_captions_and_keypoints(tmp_path, arguments):
+    names = ("captions_test2017", "captions_train2017", "person_keypoints_train2017")
+    others = [f"annotations/{name}.json" for name in names]
+    files = [f"annotations/instances_{split}2017.json" for split in ("test-dev", "train")]
+    write(tmp_path, dict.fromkeys([*others, *files], ONE))
+    write(tmp_path, {"train2014/1.png": (9, 9), "train2017/1.png": (64, 48)})
+    write(tmp_path, {"test2017/1.png": (64, 48)})
+    table = read_annotations(tmp_path, **arguments)
+    assert table.images == ("test2017/1.png", "train2017/1.png")
+    assert table.splits == ("test", "train")
+    assert table.note.endswith(f"; there but not read: {', '.join(others)}")
+    named = read_annotations(tmp_path, annotations=["annotations/captions_train2017.json"])
+    assert named.images == ("train2017/1.png",)
+
+
+def test_pictures_of_all_splits_may_lie_in_one_folder(tmp_path):
+    for n, split in enumerate(("train", "val", "test")):
+        document = coco((f"{n}.png", (64, 48), BOX))
+        files = {f"annotations/instances_{split}.json": document, f"images/{n}.png": (64, 48)}
+        write(tmp_path, files)
+    table = read_annotations(tmp_path)
+    assert table.images == ("images/2.png", "images/0.png", "images/1.png")
+    assert table.splits == ("test", "train", "val")
+    assert read_annotations(tmp_path, images="images").images == table.images
+
+
+def test_a_picture_of_two_splits_and_two_files_of_one_split_are_refused(tmp_path):
+    for year in (2014, 2017):
+        write(tmp_path, {f"annotations/instances_train{year}.json": ONE, "images/1.png": (64, 48)})
+    with pytest.raises(BadInput, match=r"train2014\.json, .*train2017\.json: any of these may"):
+        read_annotations(tmp_path)
+    (tmp_path / "annotations/instances_train2014.json").rename(tmp_path / "annotations/val.json")
+    (tmp_path / "annotations/instances_train2017.json").rename(tmp_path / "annotations/train.json")
+    with pytest.raises(BadInput, match=r"1\.png is listed at annotations/train\.json: image"):
+        read_annotations(tmp_path)
+
+
+def test_csv_files_may_be_named_by_their_splits_too(tmp_path):
+    write(tmp_path, {f"{split}_labels.csv": csv_of("1.png,1,1,2,2") for split in ("train", "test")})
+    write(tmp_path, {"images/train/1.png": (64, 48), "images/test/1.png": (64, 48)})
+    table = read_annotations(tmp_path)
+    assert table.images == ("images/test/1.png", "images/train/1.png")
+    assert table.splits == ("test", "train")
+
+
+def test_a_split_in_the_name_of_one_pictures_file_says_nothing(tmp_path):
+    write(tmp_path, {"Train/val_1.txt": YOLO_LINE, "Train/val_1.png": (64, 48)})
+    write(tmp_path, {"Test/train.txt": YOLO_LINE, "Test/train.png": (64, 48)})
+    assert read_annotations(tmp_path).splits == ("Test", "Train")
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", ["train", "Train2017", "TRAINVAL", "training", "train_val", "train-1"]),
+        ("val", ["val", "valid", "Validation", "dev", "val_2014"]),
+        ("test", ["test", "testing", "test-dev2017", "Test 2"]),
+        (None, ["", "2017", "trains", "minival", "trainvaltest", "contest", "all"]),
+    ],
+)
+def test_usual_names_of_splits(split, names):
+    assert {usual_split(name) for name in names} == {split}
+    assert {split_in_name(f"test/{name}.json") for name in names} == {split}
+    assert {split_in_name(f"a_{name}_b.v1.json") for name in names} == {split}
 
 
 def test_files_need_not_state_the_size(tmp_path):

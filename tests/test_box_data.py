@@ -135,6 +135,30 @@ def test_folders_named_train_valid_and_test_are_the_splits(tmp_path, writer, val
     assert found == {"train": list(range(6)), "val": [6, 7], "test": [8, 9, 10]}
 
 
+def test_names_of_split_folders_may_have_capitals_and_years(tmp_path):
+    write_yolo(tmp_path, Train=range(6), VAL2017=[6, 7], Testing=[8, 9, 10])
+    found = pictures(read(tmp_path))
+    assert found == {"train": list(range(6)), "val": [6, 7], "test": [8, 9, 10]}
+
+
+def test_the_official_coco_layout_gives_its_splits_and_a_test_carved_from_training(tmp_path):
+    for split, numbers in {"train": range(20), "val": range(20, 25)}.items():
+        entries = [(f"{n % 20}.png", SIZE, [("cell", (n, 5, 20, 25))]) for n in numbers]
+        write(tmp_path, {f"annotations/instances_{split}2017.json": coco(*entries)})
+        write(tmp_path, {f"annotations/captions_{split}2017.json": coco(*entries)})
+        for n in numbers:
+            draw(tmp_path / f"{split}2017/{n % 20}.png", n)
+    found = pictures(read(tmp_path))
+    assert found["val"] == list(range(20, 25))
+    assert len(found["test"]) == 4
+    assert sorted(found["train"] + found["test"]) == list(range(20))
+
+
+def test_a_lone_validation_split_is_parted_anew(tmp_path):
+    found = pictures(read(write_coco(tmp_path, val2017=range(10))))
+    assert {name: len(found[name]) for name in SPLITS} == {"train": 7, "val": 1, "test": 2}
+
+
 def test_a_missing_validation_split_is_carved_from_the_training_pictures(tmp_path):
     write_coco(tmp_path, train=range(20), test=range(20, 25))
     found = pictures(read(tmp_path))
@@ -309,7 +333,7 @@ def test_statistics_come_from_training_pictures_alone(tmp_path):
     states = []
     for data in (first, other):
         codec, norm, train = MeanStdCodec(), ChannelNorm(), data.samples("train")
-        codec.build(data.spec()).fit(train.gt_boxes, train.anchors)
+        codec.build(data.spec()).fit(train.gt_boxes, train.proposals)
         norm.fit(data.cut(data.samples("train_eval")))
         states.append({**codec.state_dict(), **norm.state_dict()})
     assert first.spec() == other.spec()
@@ -360,7 +384,7 @@ def test_a_split_whose_boxes_are_all_filtered_out_is_refused(tmp_path):
 @pytest.mark.parametrize("num", [1, 2])
 def test_too_few_pictures_to_split_are_refused(tmp_path, num):
     write_csv(tmp_path, num)
-    with pytest.raises(BadInput, match="all pictures are of one group"):
+    with pytest.raises(BadInput, match="all are of one group"):
         read(tmp_path).setup("fit")
 
 

@@ -1,6 +1,7 @@
 """What a user runs: every config, the run folder, determinism, resuming, reloading."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,14 @@ def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
     checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
     state: dict[str, torch.Tensor] = checkpoint["state_dict"]
     return state
+
+
+def without_callbacks(folder: Path) -> None:
+    """Take the callback that stopped a run out of its configuration."""
+    config = folder / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["trainer"]["callbacks"] = None
+    config.write_text(yaml.safe_dump(content))
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -126,16 +135,49 @@ def test_one_seed_gives_one_run_and_another_seed_another(tmp_path: Path) -> None
     assert not same(first, other)
 
 
+def test_a_stop_leaves_the_best_checkpoint_alone(tmp_path: Path) -> None:
+    stop = ["--trainer.callbacks+=tests.test_cli.StopAt", "--trainer.callbacks.step=6"]
+    assert main([*SCENES, f"--runs={tmp_path}", "--name=cut", *stop]) == 130
+    steps = {
+        name: torch.load(tmp_path / "cut" / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for name in ("best", "last")
+    }
+    assert {name: checkpoint["global_step"] for name, checkpoint in steps.items()} == {
+        "best": 4,
+        "last": 6,
+    }
+
+
+def test_sigterm_ends_with_143_and_can_be_resumed(tmp_path: Path) -> None:
+    whole = weights(fit(tmp_path, "whole"))
+    callback = ["--trainer.callbacks+=tests.test_cli.StopAt", "--trainer.callbacks.step=3"]
+    callback += ["--trainer.callbacks.signal=15"]
+    assert main([*SCENES, f"--runs={tmp_path}", "--name=cut", *callback]) == 143
+    without_callbacks(tmp_path / "cut")
+    assert main(["fit", f"--resume={tmp_path / 'cut'}"]) == 0
+    assert same(whole, weights(tmp_path / "cut"))
+
+
+def test_the_saved_config_repeats_the_run(tmp_path: Path) -> None:
+    first = fit(tmp_path, "first")
+    config = f"--config={first / 'config.yaml'}"
+    assert main(["fit", config, "--name=again"]) == 0
+    assert same(weights(first), weights(tmp_path / "again"))
+
+
+def test_without_checkpoints_the_model_is_tested_as_it_is(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "run", "--trainer.enable_checkpointing=false")
+    assert json.loads((folder / "metrics.json").read_text())["test/mae_px"] > 0
+    assert not (folder / "checkpoints").exists()
+
+
 @pytest.mark.parametrize("steps", [2, 4, 5])
 def test_resume_is_bit_exact(steps: int, tmp_path: Path) -> None:
     whole = weights(fit(tmp_path, "whole", "--model.backbone.dropout=0.5"))
     callback = "--trainer.callbacks+=tests.test_cli.StopAt"
     options = ["--model.backbone.dropout=0.5", callback, f"--trainer.callbacks.step={steps}"]
     assert main([*SCENES, f"--runs={tmp_path}", "--name=cut", *options]) == 130
-    config = tmp_path / "cut" / "config.yaml"
-    content = yaml.safe_load(config.read_text())
-    content["trainer"]["callbacks"] = None
-    config.write_text(yaml.safe_dump(content))
+    without_callbacks(tmp_path / "cut")
     assert main(["fit", f"--resume={tmp_path / 'cut'}"]) == 0
     assert same(whole, weights(tmp_path / "cut"))
     metrics = [
@@ -153,8 +195,9 @@ def test_reload_by_path_gives_the_tested_model(tmp_path: Path) -> None:
     (rows,) = data.test_dataloader()
     batch = data.make_batch(rows)
     with torch.no_grad():
-        boxes = model.eval()(batch.crops, batch.anchors)
-    px = data.geometry.px(batch.anchors)
+        boxes = model(batch.crops, batch.proposals)
+        torch.testing.assert_close(model(batch.crops[:1], batch.proposals[:1]), boxes[:1])
+    px = data.geometry.px(batch.proposals)
     error = ((boxes - batch.gt_boxes)[:, :2] / px).abs().mean()
     metrics = json.loads((folder / "metrics.json").read_text())
     assert float(error) == pytest.approx(metrics["test/mae_px"], rel=1e-5)
@@ -191,7 +234,7 @@ def test_four_targets_and_flip_averaging_run(tmp_path: Path) -> None:
 
 
 def test_existing_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert main([*SCENES, f"--runs={tmp_path}", "--name=run"]) == 2
     message = capsys.readouterr().err
     assert "a run of this name exists" in message
@@ -209,6 +252,10 @@ def test_existing_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["fit", "-c", "preset:quickstart", "--trainer.max_epoch", "3"], "max_epoch"),
         (["fit", "-c", "preset:quickstart", "--model.head", "NoHead"], "NoHead"),
         (["fit", "-c", "preset:quickstart", "--data.kind", "blue"], "blue"),
+        (["test", "-c", "preset:quickstart"], "test needs a trained model; add --ckpt_path"),
+        (["test", "-c", "preset:quickstart", "--ckpt_path", "no.ckpt"], "no.ckpt: no such checkp"),
+        (["test", "-c", "preset:quickstart", "--ckpt_path", __file__], "can't be read as a check"),
+        (["fit", "-c", "preset:quickstart", "--model.weights", "no.ckpt"], "no such checkpoint"),
     ],
 )
 def test_mistakes_are_refused_with_exit_code_2(
@@ -221,6 +268,15 @@ def test_mistakes_are_refused_with_exit_code_2(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--trainer.accelerator=cuda", f"--runs={tmp_path}"]
+    assert main([*SCENES, *options]) == 2
+    assert "CUDAAccelerator" in capsys.readouterr().err
 
 
 def test_divergence_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,12 +362,14 @@ def test_compiled_run_reloads_like_any_other(tmp_path: Path) -> None:
 
 
 class StopAt(pl.Callback):
-    """Press Ctrl-C after some steps."""
+    """Press Ctrl-C, or send another signal, after some steps."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, signal: int | None = None) -> None:
+        self.step, self.signal = step, signal
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Interrupt."""
         if trainer.global_step == self.step:
-            raise KeyboardInterrupt
+            if self.signal is None:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), self.signal)

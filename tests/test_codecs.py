@@ -315,3 +315,13 @@ def test_fewer_than_two_samples_are_refused(count):
 def test_stds_that_are_not_positive_are_refused(stds):
     with pytest.raises(BadInput, match="must be positive"):
         FixedStdCodec(stds)
+
+
+def test_a_square_crop_leaves_the_size_of_a_shifted_box_alone():
+    spec = OffsetSpec(CropGeometry(square=True), 2, 5.0, 0.0)
+    proposals = torch.tensor([[10.0, 10.0, 30.0, 50.0]])
+    boxes = shift_boxes(proposals, torch.tensor([[4.0, -2.0]]))
+    codec = DeltaCodec().build(spec)
+    targets = codec.encode(boxes, proposals)
+    torch.testing.assert_close(targets, torch.tensor([[0.1, -0.05]]))
+    torch.testing.assert_close(codec.decode(targets, proposals), boxes)

@@ -99,11 +99,12 @@ def test_items_and_shifts_do_not_depend_on_the_number_of_targets(split):
     samples = [data.samples(split) for data in (two, four)]
     assert torch.equal(samples[0].items, samples[1].items)
     shifts = [
-        (box_centers(drawn.gt_boxes) - box_centers(drawn.anchors)) / two.geometry.px(drawn.anchors)
+        (box_centers(drawn.gt_boxes) - box_centers(drawn.proposals))
+        / two.geometry.px(drawn.proposals)
         for drawn in samples
     ]
     torch.testing.assert_close(shifts[0], shifts[1], rtol=0, atol=1e-4)
-    assert not torch.equal(box_sizes(samples[0].anchors), box_sizes(samples[1].anchors))
+    assert not torch.equal(box_sizes(samples[0].proposals), box_sizes(samples[1].proposals))
 
 
 def test_training_draws_differ_between_epochs_and_seeds(patches):
@@ -112,7 +113,7 @@ def test_training_draws_differ_between_epochs_and_seeds(patches):
     first = data.samples("train", 0)
     assert same(first, data.samples("train", 0))
     for samples in (data.samples("train", 1), other.samples("train", 0)):
-        for name in ("items", "anchors", "flips", "factors", "noise"):
+        for name in ("items", "proposals", "flips", "factors", "noise"):
             assert not torch.equal(getattr(samples, name), getattr(first, name)), name
 
 
@@ -123,7 +124,9 @@ def test_splits_draw_from_their_own_items_and_differ(patches):
     assert pictures["train"].isdisjoint(pictures["val"] | pictures["test"])
     assert pictures["val"].isdisjoint(pictures["test"])
     assert set(data.samples("train_eval").image_index.tolist()) <= pictures["train"]
-    assert not torch.equal(data.samples("train_eval").anchors, data.samples("train").anchors[:8])
+    assert not torch.equal(
+        data.samples("train_eval").proposals, data.samples("train").proposals[:8]
+    )
 
 
 def test_training_uses_boxes_evenly(patches):
@@ -159,7 +162,7 @@ def test_the_ranks_batches_make_up_the_global_batch(split, world_size):
     (whole,) = walk(data, split)
     ranks = zip(*walk(data, split, world_size=world_size), strict=True)
     for batch, shares in zip(whole, ranks, strict=True):
-        for name in ("crops", "gt_boxes", "anchors", "rows"):
+        for name in ("crops", "gt_boxes", "proposals", "rows"):
             parts = [getattr(share, name)[share.valid] for share in shares]
             torch.testing.assert_close(
                 interleaved(parts), getattr(batch, name), rtol=0, atol=1e-6, msg=name
@@ -172,7 +175,7 @@ def test_a_batch_holds_what_its_rows_say(patches):
     rows = Rows("train", 1, torch.tensor([5, 3, 60]), torch.tensor([True, True, False]))
     batch = data.make_batch(rows)
     assert torch.equal(batch.gt_boxes, samples.gt_boxes[rows.rows])
-    assert torch.equal(batch.anchors, samples.anchors[rows.rows])
+    assert torch.equal(batch.proposals, samples.proposals[rows.rows])
     assert torch.equal(batch.rows, rows.rows)
     assert torch.equal(batch.valid, rows.valid)
     assert torch.equal(batch.crops, data.cut(samples.take(rows.rows)))
@@ -233,11 +236,11 @@ def test_flipping_turns_the_offset_round_and_keeps_the_size(square):
     flipping = scenes(crop=geometry, num_targets=4)
     straight = scenes(crop=geometry, num_targets=4, augment=Augment(False, False))
     samples, plain = flipping.samples("train"), straight.samples("train")
-    assert torch.equal(samples.anchors, plain.anchors)
+    assert torch.equal(samples.proposals, plain.proposals)
     signs = torch.cat([1 - 2 * samples.flips, torch.ones(64, 2)], dim=1)
     torch.testing.assert_close(
-        encode_deltas(samples.gt_boxes, samples.anchors),
-        signs * encode_deltas(plain.gt_boxes, plain.anchors),
+        encode_deltas(samples.gt_boxes, samples.proposals),
+        signs * encode_deltas(plain.gt_boxes, plain.proposals),
         rtol=0,
         atol=1e-5,
     )
@@ -249,7 +252,7 @@ def test_targets_stay_within_the_spec():
         spec = data.spec()
         for split in ("train", "train_eval"):
             samples = data.samples(split)
-            deltas = encode_deltas(samples.gt_boxes, samples.anchors)
+            deltas = encode_deltas(samples.gt_boxes, spec.geometry.anchors(samples.proposals))
             offsets = (deltas / deltas.new_tensor(spec.units)).abs().amax(dim=0)
             assert (offsets <= deltas.new_tensor(spec.bounds) + 1e-3).all()
 
@@ -276,7 +279,8 @@ def test_failed_draws_keep_the_true_box_are_counted_and_told():
 
 def test_description_counts_pictures_boxes_and_the_spread_of_targets():
     data = scenes(eval_draws=2_000, draws_per_epoch=2_000)
-    lines = data.describe()
+    cut, *lines = data.describe()
+    assert cut.startswith("crops of ")
     for line, name, count in zip(lines, ("train", "val", "test"), (30, 3, 6), strict=True):
         assert line.startswith(f"{name}: {count} pictures, {count} boxes, 0 skipped, target std ")
         spread = [float(word) for word in line.split("std ")[1].removesuffix(" px").split(", ")]

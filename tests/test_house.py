@@ -12,11 +12,12 @@ import lightning_bbox
 
 PACKAGE = Path(lightning_bbox.__file__).parent
 ORDER = [
-    *("errors", "parts", "plan", "compiling", "boxes"),
+    *("errors", "files", "parts", "plan", "compiling", "boxes"),
     *("records", "nested_formats", "line_formats", "pictures", "layouts", "tables", "annotations"),
     *("images", "crops", "codecs", "jitter", "augment", "loader", "data"),
     *("box_data", "patch_data", "scenes", "scene_data"),
-    *("preprocess", "losses", "backbones", "heads", "schedules", "metrics", "evaluation", "tasks"),
+    *("preprocess", "losses", "backbones", "heads", "schedules"),
+    *("metrics", "evaluation", "checkpoints", "tasks"),
     *("report", "callbacks", "cli"),
 ]
 

@@ -242,9 +242,9 @@ def test_a_proposal_depends_on_its_own_numbers_alone(law):
 @pytest.mark.parametrize(
     ("law", "arguments", "message"),
     [
-        (UniformJitter, {"shift": 0.0}, r"jitter shift 0\.0 and log_scale 0\.2"),
+        (UniformJitter, {"shift": 0.0}, r"jitter shift 0\.0 must be positive"),
         (UniformJitter, {"shift": -1.0}, "jitter shift -1.0"),
-        (UniformJitter, {"log_scale": -0.1}, "log_scale -0.1 must be positive"),
+        (UniformJitter, {"log_scale": -0.1}, "log_scale -0.1 not negative"),
         (UniformJitter, {"shift": 2.5, "integer": True}, "shift 2.5 isn't whole"),
         (LaplaceJitter, {"shift": 0.0}, r"Laplace jitter shift 0\.0"),
         (LaplaceJitter, {"scale": -0.1}, "scale -0.1"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bbox.boxes import box_sizes, shift_boxes
-from lightning_bbox.metrics import BoxTableMetric, bootstrap_interval, box_metrics, error_px
+from lightning_bbox.metrics import RefinedBoxes, bootstrap_interval, box_metrics, error_px
 from tests import reference
 from tests.draws import THOROUGH
 
@@ -155,8 +155,8 @@ def test_error_fraction_is_by_the_true_width_and_height():
 @given(st.permutations(range(ROWS)), st.lists(st.integers(0, ROWS), max_size=4))
 @THOROUGH
 def test_rows_in_any_order_and_any_batches_give_the_same_table(order, cuts):
-    whole = fill(BoxTableMetric(ROWS), range(ROWS))
-    parts = BoxTableMetric(ROWS)
+    whole = fill(RefinedBoxes(ROWS), range(ROWS))
+    parts = RefinedBoxes(ROWS)
     bounds = sorted([0, *cuts, ROWS])
     for first, last in pairwise(bounds):
         fill(parts, torch.tensor(order[first:last], dtype=torch.int64))
@@ -165,7 +165,7 @@ def test_rows_in_any_order_and_any_batches_give_the_same_table(order, cuts):
 
 def test_the_table_holds_what_was_written():
     boxes, _, _, _ = made_up_evaluation()
-    refined = fill(BoxTableMetric(ROWS), [3, 17]).compute()
+    refined = fill(RefinedBoxes(ROWS), [3, 17]).compute()
     assert refined.seen.nonzero().flatten().tolist() == [3, 17]
     assert torch.equal(refined.boxes[[3, 17]], boxes[[3, 17]].float())
     assert refined.losses[[3, 17]].tolist() == [3 / 8, 17 / 8]
@@ -173,16 +173,16 @@ def test_the_table_holds_what_was_written():
 
 
 def test_rows_that_are_not_valid_are_ignored_whatever_they_hold():
-    metric = fill(BoxTableMetric(ROWS), [4, 5, 4, 6], valid=[True, True, False, False])
+    metric = fill(RefinedBoxes(ROWS), [4, 5, 4, 6], valid=[True, True, False, False])
     bad = torch.tensor([math.nan, math.inf])
     metric.update(
         torch.tensor([4, 7]), torch.tensor([False, False]), bad[:, None].repeat(1, 4), bad
     )
-    assert same_table(metric, fill(BoxTableMetric(ROWS), [4, 5]))
+    assert same_table(metric, fill(RefinedBoxes(ROWS), [4, 5]))
 
 
 def test_a_valid_row_that_is_not_finite_stays_so():
-    metric = BoxTableMetric(2)
+    metric = RefinedBoxes(2)
     bad = torch.full((1,), math.nan)
     metric.update(torch.tensor([1]), torch.tensor([True]), bad[:, None].repeat(1, 4), bad)
     refined = metric.compute()
@@ -192,18 +192,16 @@ def test_a_valid_row_that_is_not_finite_stays_so():
 
 
 def test_two_ranks_equal_one():
-    whole = fill(BoxTableMetric(ROWS), range(ROWS))
-    first = fill(BoxTableMetric(ROWS), range(0, ROWS, 2))
+    whole = fill(RefinedBoxes(ROWS), range(ROWS))
+    first = fill(RefinedBoxes(ROWS), range(0, ROWS, 2))
     # The last rank's share is filled up with rows that another one writes.
-    second = fill(
-        BoxTableMetric(ROWS), [*range(1, ROWS, 2), 0], valid=[True] * (ROWS // 2) + [False]
-    )
+    second = fill(RefinedBoxes(ROWS), [*range(1, ROWS, 2), 0], valid=[True] * (ROWS // 2) + [False])
     first.merge_state(second)
     assert same_table(first, whole)
 
 
 def test_every_state_is_summed_over_ranks():
-    first, second = fill(BoxTableMetric(ROWS), [1, 2]), fill(BoxTableMetric(ROWS), [3])
+    first, second = fill(RefinedBoxes(ROWS), [1, 2]), fill(RefinedBoxes(ROWS), [3])
     states, others = (dict(metric.metric_state) for metric in (first, second))
     first.merge_state(second)
     assert states.keys() == {"boxes", "losses", "seen"}
@@ -212,7 +210,7 @@ def test_every_state_is_summed_over_ranks():
 
 
 def test_boxes_in_bf16_are_collected_in_fp32():
-    metric = BoxTableMetric(1)
+    metric = RefinedBoxes(1)
     boxes, losses = torch.full((1, 4), 300.0).bfloat16(), torch.ones(1).bfloat16()
     metric.update(torch.tensor([0]), torch.tensor([True]), boxes, losses)
     refined = metric.compute()
@@ -221,9 +219,9 @@ def test_boxes_in_bf16_are_collected_in_fp32():
 
 
 def test_a_reset_table_is_empty():
-    metric = fill(BoxTableMetric(ROWS), [1, 2])
+    metric = fill(RefinedBoxes(ROWS), [1, 2])
     metric.reset()
-    assert same_table(fill(metric, [5]), fill(BoxTableMetric(ROWS), [5]))
+    assert same_table(fill(metric, [5]), fill(RefinedBoxes(ROWS), [5]))
 
 
 def clustered_values(num_clusters=30):

@@ -37,7 +37,7 @@ def test_splits_hold_scenes_of_their_own():
 def test_the_runs_seed_changes_the_draws_but_no_scene():
     first, other = scenes(seed=0), scenes(seed=1)
     assert torch.equal(first.source.store.pixels, other.source.store.pixels)
-    assert not torch.equal(first.samples("train").anchors, other.samples("train").anchors)
+    assert not torch.equal(first.samples("train").proposals, other.samples("train").proposals)
 
 
 @pytest.mark.parametrize("kind", ["polar", "texture"])
@@ -61,36 +61,43 @@ def test_noise_of_the_known_level_is_added_to_every_crop(noise, split):
     assert per_crop[:20].corrcoef().fill_diagonal_(0).abs().max() < 0.1
 
 
+def floor_of(data):
+    """Return the Cramer-Rao bound of the test."""
+    return data.error_floor(data.samples("test"))["cramer_rao_mae_px"]
+
+
 @pytest.mark.parametrize("kind", ["bright", "polar", "texture"])
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_the_cramer_rao_bound_is_finite_and_positive(kind, split):
-    bounds = scenes(kind=kind).bounds(split)
+    data = scenes(kind=kind)
+    bounds = data.error_floor(data.samples(split))
     assert list(bounds) == ["cramer_rao_mae_px"]
     assert 0 < bounds["cramer_rao_mae_px"] < 0.5
 
 
 def test_the_cramer_rao_bound_grows_with_the_noise():
-    low, high = (scenes(noise=noise).bounds("test")["cramer_rao_mae_px"] for noise in (0.02, 0.1))
+    low, high = (floor_of(scenes(noise=noise)) for noise in (0.02, 0.1))
     assert high == pytest.approx(5 * low, rel=1e-4)
 
 
 def test_the_cramer_rao_bound_is_that_of_the_crops_derivatives():
     data = scenes(eval_draws=12)
     samples = data.samples("test")
-    step = 0.25 * data.geometry.px(samples.anchors)
+    step = 0.25 * data.geometry.px(samples.proposals)
     gradients = []
     for axis in (0, 1):
         move = torch.zeros(12, 4)
         move[:, axis] = move[:, axis + 2] = step[:, axis]
         ahead, behind = (
-            data.cut(samples._replace(anchors=samples.anchors + sign * move)) for sign in (1, -1)
+            data.cut(samples._replace(proposals=samples.proposals + sign * move))
+            for sign in (1, -1)
         )
         gradients.append(((ahead - behind) / 0.5).flatten(1).double())
     jacobian = torch.stack(gradients, dim=2)
     covariance = 0.05**2 * torch.linalg.inv(jacobian.mT @ jacobian)
     std = covariance.diagonal(dim1=1, dim2=2).sqrt().mean().item()
     expected = std * math.sqrt(2 / math.pi)  # the mean absolute value of a Gaussian
-    assert data.bounds("test")["cramer_rao_mae_px"] == pytest.approx(expected, rel=1e-3)
+    assert floor_of(data) == pytest.approx(expected, rel=1e-3)
 
 
 def test_matching_the_clean_crop_lies_near_the_bound_and_not_below():
@@ -98,19 +105,19 @@ def test_matching_the_clean_crop_lies_near_the_bound_and_not_below():
     data = scenes(eval_draws=200, jitter=UniformJitter(2.0))
     samples = data.samples("test")
     clean, noisy = data.cut(samples), batch_of(data, "test").crops
-    px = data.geometry.px(samples.anchors)
+    px = data.geometry.px(samples.proposals)
     gradients = []
     for axis in (0, 1):
         move = torch.zeros(200, 4)
         move[:, axis] = move[:, axis + 2] = 0.25 * px[:, axis]
-        ahead = data.cut(samples._replace(anchors=samples.anchors + move))
-        behind = data.cut(samples._replace(anchors=samples.anchors - move))
+        ahead = data.cut(samples._replace(proposals=samples.proposals + move))
+        behind = data.cut(samples._replace(proposals=samples.proposals - move))
         gradients.append(((ahead - behind) / 0.5).flatten(1))
     jacobian = torch.stack(gradients, dim=2)
     residual = (noisy - clean).flatten(1)[..., None]
     error = torch.linalg.solve(jacobian.mT @ jacobian, jacobian.mT @ residual)
     mae = error.abs().mean().item()
-    assert mae == pytest.approx(data.bounds("test")["cramer_rao_mae_px"], rel=0.12)
+    assert mae == pytest.approx(floor_of(data), rel=0.12)
 
 
 def test_bright_objects_lie_where_the_boxes_say_in_the_crops():
@@ -120,7 +127,7 @@ def test_bright_objects_lie_where_the_boxes_say_in_the_crops():
         weights = (batch.crops - batch.crops[:, :, :1, :1]).mean(dim=1).clamp(min=0.05) - 0.05
         grid = (torch.arange(45) + 0.5) / 45
         x, y = (weights.sum(1) * grid).sum(1), (weights.sum(2) * grid).sum(1)
-        crop_boxes = data.geometry.crop_boxes(samples.anchors)
+        crop_boxes = data.geometry.crop_boxes(samples.proposals)
         found = torch.stack([x, y], dim=1) / weights.sum((1, 2))[:, None]
         found = crop_boxes[:, :2] + found * (crop_boxes[:, 2:] - crop_boxes[:, :2])
         assert (found - box_centers(batch.gt_boxes)).abs().max() < 0.1
