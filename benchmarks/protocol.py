@@ -3,8 +3,9 @@
     python -m benchmarks.protocol --data FOLDER [--only bccd naive] [--seeds 0 1 2]
 
 FOLDER holds `bccd`, `rbc` and `deeppcb`. A run whose `metrics.json` is there is not run again. At
-the end `benchmarks/results/protocol.json` and `protocol.md` hold every figure, and `curves.png` the
-validation error of the default and of the naive recipe (extra `plots`).
+the end `benchmarks/results/` holds every figure (`protocol.json`), the table (`protocol.md`), test
+crops of the first run on BCCD (`crops.png`) and the error of the default and of the naive recipe
+against steps (`curves.png`; needs the extra `plots`).
 """
 
 import argparse
@@ -15,7 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+
+from lightning_bbox import BoxDataModule, BoxRegressor
+from lightning_bbox.files import save_picture
+from lightning_bbox.report import COLUMNS, LEGEND, draw_rows, draw_sheet, random_rows
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,6 +66,7 @@ def main(args: list[str] | None = None) -> int:
         for seed in options.seeds if arm.name in options.only else ():
             run(arm, seed, options.data, options.runs)
     write_results(options.runs)
+    draw_crops(options.data, options.runs)
     return 0
 
 
@@ -164,6 +171,26 @@ def draw_curves(runs: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(RESULTS / "curves.png", dpi=150)
+
+
+def draw_crops(data: Path, runs: Path, arm: str = "bccd") -> None:
+    """Draw test crops of the first run of an arm: the README's picture."""
+    folder = runs / f"{arm}-0"
+    if not (folder / "metrics.json").is_file():
+        return
+    module = BoxDataModule(
+        str(data / arm),
+        classes=["RBC"],
+        min_size=20,
+        train_split="ImageSets/Main/trainval.txt",
+        test_split="ImageSets/Main/test.txt",
+    )
+    model = BoxRegressor.load_from_checkpoint(folder / "checkpoints" / "best.ckpt")
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.test(model, datamodule=module, verbose=False)
+    evaluation = model.evaluations["test"]
+    panels = draw_rows(module, evaluation, random_rows(evaluation, 2 * COLUMNS))
+    save_picture(RESULTS / "crops.png", draw_sheet([("", panels)], LEGEND, COLUMNS))
 
 
 def read_curve(folder: Path, tag: str) -> tuple[list[int], list[float]]:

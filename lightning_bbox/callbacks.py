@@ -7,34 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
-from torch import Tensor
 
-from lightning_bbox.boxes import Boxes
-from lightning_bbox.data import CropDataModule
-from lightning_bbox.evaluation import Evaluation
 from lightning_bbox.files import save_picture, write_atomically
-from lightning_bbox.loader import Rows
 from lightning_bbox.metrics import error_px
-from lightning_bbox.plan import keyed_generator
 from lightning_bbox.report import (
-    GREEN,
+    COLUMNS,
     LEGEND,
-    PANEL,
-    RED,
     as_array,
-    boxes_in_crops,
-    draw_crop,
-    draw_evaluation,
+    draw_data,
+    draw_results,
+    draw_rows,
     draw_sheet,
     format_table,
 )
 from lightning_bbox.tasks import BoxRegressor
 
-_COLUMNS = 8
 _HPARAM_METRICS = ("mae_px", "mae_px_predict_mean", "p95_px", "iou_before", "iou_after")
 
 
@@ -126,10 +115,8 @@ class TensorBoardPictures(pl.Callback):
         model = _regressor(pl_module)
         evaluation = model.evaluations["val"]
         writer, step = trainer.logger.experiment, trainer.global_step
-        panels, _ = _panels(
-            model.data, evaluation, list(range(min(16, len(evaluation.samples.items))))
-        )
-        sheet = draw_sheet([("first validation draws", panels)], LEGEND, _COLUMNS)
+        panels = draw_rows(model.data, evaluation, range(min(16, len(evaluation.samples.items))))
+        sheet = draw_sheet([("first validation draws", panels)], LEGEND, COLUMNS)
         writer.add_image("val/crops", as_array(sheet), step, dataformats="HWC")
         samples = evaluation.samples
         px = model.data.geometry.px(samples.proposals)
@@ -207,85 +194,6 @@ class PlainProgress(pl.Callback):
             f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}  {shown}  "
             f"{time.perf_counter() - self._since:.1f} s"
         )
-
-
-def draw_data(data: CropDataModule, title: str) -> Image.Image:
-    """Draw training crops as the model sees them, augmented, and validation crops.
-
-    Examples:
-        >>> from lightning_bbox import SceneDataModule
-        >>> draw_data(SceneDataModule(num_scenes=20, eval_draws=8, compile=False), "scenes").size
-        (1242, 478)
-    """
-    sections = []
-    for split, count, name in (
-        ("train", 24, f"{title}\n\ntraining crops"),
-        ("val", 16, "validation crops"),
-    ):
-        device = data.source.store.pixels.device
-        rows = torch.arange(min(count, data.eval_draws, data.draws_per_epoch), device=device)
-        batch = data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))  # type: ignore[arg-type]
-        crop_boxes = data.geometry.crop_boxes(batch.proposals)
-        layers = [
-            (boxes_in_crops(boxes, crop_boxes, PANEL), colour)
-            for boxes, colour in ((batch.proposals, RED), (batch.gt_boxes, GREEN))
-        ]
-        distance = error_px(
-            batch.proposals, batch.gt_boxes, data.geometry.px(batch.proposals)
-        ).abs()
-        panels = [
-            draw_crop(
-                batch.crops[row],
-                [(boxes[row], colour) for boxes, colour in layers],
-                f"off by {distance[row, 0]:.1f}, {distance[row, 1]:.1f} px",
-            )
-            for row in rows.tolist()
-        ]
-        sections.append((name, panels))
-    return draw_sheet(sections, LEGEND[:2], _COLUMNS)
-
-
-def draw_results(data: CropDataModule, evaluation: Evaluation, count: int = 24) -> Image.Image:
-    """Draw the worst crops of an evaluation and as many random ones.
-
-    Examples:
-        >>> from lightning_bbox import SceneDataModule
-        >>> from lightning_bbox.metrics import Refined
-        >>> data = SceneDataModule(num_scenes=20, eval_draws=30, compile=False)
-        >>> samples = data.samples("val")
-        >>> unrefined = Refined(samples.proposals, torch.zeros(30), torch.ones(30).bool())
-        >>> draw_results(data, Evaluation(samples, unrefined, {}, []), count=8).size
-        (1242, 438)
-    """
-    _, errors = _panels(data, evaluation, [])
-    worst = errors.argsort(descending=True)[:count].tolist()
-    random = torch.randperm(len(errors), generator=keyed_generator("sheet"))[:count].tolist()
-    sections = [
-        (
-            f"the {len(worst)} worst of {len(errors)} draws (error before to after, in px)",
-            _panels(data, evaluation, worst)[0],
-        ),
-        (f"{len(random)} random draws", _panels(data, evaluation, random)[0]),
-    ]
-    return draw_sheet(sections, LEGEND, _COLUMNS)
-
-
-def _panels(
-    data: CropDataModule, evaluation: Evaluation, rows: list[int]
-) -> tuple[list[Image.Image], Tensor]:
-    """Draw some rows of an evaluation; return the errors of all of them too."""
-    samples = evaluation.samples
-    px = data.geometry.px(samples.proposals)
-    errors, before = (
-        error_px(boxes, samples.gt_boxes, px).norm(dim=1)
-        for boxes in (evaluation.refined.boxes, samples.proposals)
-    )
-    if not rows:
-        return [], errors
-    device = data.source.store.pixels.device
-    crops = data.crops_of(samples.take(torch.tensor(rows)).to(device)).cpu()
-    crop_boxes: Boxes = data.geometry.crop_boxes(samples.proposals)
-    return draw_evaluation(crops, evaluation, crop_boxes, rows, errors, before), errors
 
 
 def _regressor(pl_module: pl.LightningModule) -> BoxRegressor:

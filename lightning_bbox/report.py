@@ -4,16 +4,23 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lightning_bbox.boxes import Boxes
+from lightning_bbox.data import CropDataModule
 from lightning_bbox.evaluation import Evaluation
+from lightning_bbox.loader import Rows, Split
+from lightning_bbox.metrics import Refined, error_px
+from lightning_bbox.plan import keyed_generator
+from lightning_bbox.scene_data import SceneDataModule
 
 RED, GREEN, BLUE = (235, 64, 52), (40, 200, 80), (70, 130, 255)
 INK, PAPER = (30, 30, 30), (250, 250, 250)
 PANEL, GAP, LINE = 144, 10, 18
+COLUMNS = 8
 LEGEND = (("proposal", RED), ("truth", GREEN), ("prediction", BLUE))
 
 
@@ -21,7 +28,6 @@ def boxes_in_crops(boxes: Boxes, crop_boxes: Boxes, side: float) -> Boxes:
     """Express boxes in the pixels of crops shown with a given side.
 
     Examples:
-        >>> import torch
         >>> crop_boxes = torch.tensor([[5.0, 5, 25, 25]])
         >>> boxes_in_crops(torch.tensor([[10.0, 10, 20, 20]]), crop_boxes, side=40)
         tensor([[10., 10., 30., 30.]])
@@ -39,7 +45,6 @@ def draw_crop(
     """Draw one crop, enlarged, with coloured boxes (given in panel pixels) and a line beneath.
 
     Examples:
-        >>> import torch
         >>> box = torch.tensor([10.0, 10, 60, 60])
         >>> draw_crop(torch.zeros(3, 8, 8), [(box, RED)], "0.4 px").size
         (144, 162)
@@ -63,7 +68,6 @@ def draw_sheet(
     """Lay panels out in titled rows under a legend.
 
     Examples:
-        >>> import torch
         >>> panel = draw_crop(torch.zeros(3, 8, 8), [], "")
         >>> draw_sheet([("worst", [panel] * 3)], LEGEND, columns=2).size[0]
         318
@@ -96,51 +100,129 @@ def draw_sheet(
     return sheet
 
 
-def draw_evaluation(
-    crops: Float[Tensor, "n 3 s s"],
-    evaluation: Evaluation,
-    crop_boxes: Boxes,
-    rows: Sequence[int],
-    errors: Float[Tensor, " n"],
-    before: Float[Tensor, " n"],
-) -> list[Image.Image]:
-    """Draw evaluated crops: proposal red, truth green, prediction blue.
-
-    Beneath stands the error before and after.
-
-    Args:
-        crops: The crops of `rows`, in their order.
-        evaluation: Samples and refined boxes of the whole evaluation.
-        crop_boxes: Where all its crops were cut.
-        rows: Which rows to draw.
-        errors: Distance of each row's prediction from the truth, in px.
-        before: The same of its proposal.
+def distances_px(
+    data: CropDataModule, evaluation: Evaluation
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Return how far the centres of proposals and of refined boxes lie from the truth, in px.
 
     Examples:
-        >>> import torch
-        >>> from lightning_bbox import SceneDataModule
-        >>> from lightning_bbox.metrics import Refined
-        >>> data = SceneDataModule(num_scenes=20, eval_draws=4, compile=False)
-        >>> samples, zeros = data.samples("val"), torch.zeros(4)
-        >>> unrefined = Refined(samples.proposals, zeros, zeros == 0)
-        >>> evaluation = Evaluation(samples, unrefined, {}, [])
-        >>> crop_boxes = data.geometry.crop_boxes(samples.proposals)
-        >>> len(draw_evaluation(data.cut(samples), evaluation, crop_boxes, range(4), zeros, zeros))
-        4
+        >>> data, evaluation = _unrefined_scenes(4)
+        >>> before, after = distances_px(data, evaluation)
+        >>> before.equal(after)
+        True
     """
-    samples, boxes = evaluation.samples, evaluation.refined.boxes
+    samples = evaluation.samples
+    px = data.geometry.px(samples.proposals)
+    before, after = (
+        error_px(boxes, samples.gt_boxes, px).norm(dim=1)
+        for boxes in (samples.proposals, evaluation.refined.boxes)
+    )
+    return before, after
+
+
+def draw_rows(
+    data: CropDataModule, evaluation: Evaluation, rows: Sequence[int]
+) -> list[Image.Image]:
+    """Draw evaluated crops: proposal red, truth green, prediction blue, distances beneath.
+
+    Args:
+        data: Where the samples come from.
+        evaluation: What a model made of them.
+        rows: Which of its rows to draw.
+
+    Examples:
+        >>> len(draw_rows(*_unrefined_scenes(4), range(3)))
+        3
+    """
+    samples = evaluation.samples
+    device = data.source.store.pixels.device
+    crops = data.crops_of(samples.take(torch.tensor(list(rows))).to(device)).cpu()
+    crop_boxes = data.geometry.crop_boxes(samples.proposals)
+    before, after = distances_px(data, evaluation)
     layers = [
-        (boxes_in_crops(layer, crop_boxes, PANEL), colour)
-        for layer, colour in ((samples.proposals, RED), (samples.gt_boxes, GREEN), (boxes, BLUE))
+        (boxes_in_crops(boxes, crop_boxes, PANEL), colour)
+        for boxes, colour in (
+            (samples.proposals, RED),
+            (samples.gt_boxes, GREEN),
+            (evaluation.refined.boxes, BLUE),
+        )
     ]
     return [
         draw_crop(
             crop,
-            [(layer[row], colour) for layer, colour in layers],
-            f"{before[row]:.1f} to {errors[row]:.2f} px",
+            [(boxes[row], colour) for boxes, colour in layers],
+            f"{before[row]:.1f} to {after[row]:.2f} px",
         )
         for crop, row in zip(crops, rows, strict=True)
     ]
+
+
+def random_rows(evaluation: Evaluation, count: int) -> list[int]:
+    """Choose rows to show, the same for every model.
+
+    Examples:
+        >>> _, evaluation = _unrefined_scenes(4)
+        >>> sorted(random_rows(evaluation, 10))
+        [0, 1, 2, 3]
+    """
+    total = len(evaluation.samples.items)
+    order = torch.randperm(total, generator=keyed_generator("sheet"))
+    rows: list[int] = order[:count].tolist()
+    return rows
+
+
+def draw_results(data: CropDataModule, evaluation: Evaluation, count: int = 24) -> Image.Image:
+    """Draw the worst crops of an evaluation and as many random ones.
+
+    Examples:
+        >>> draw_results(*_unrefined_scenes(30), count=8).size
+        (1242, 438)
+    """
+    after = distances_px(data, evaluation)[1]
+    worst = after.argsort(descending=True)[:count].tolist()
+    random = random_rows(evaluation, count)
+    title = f"the {len(worst)} worst of {len(after)} draws (distance before to after)"
+    sections = [
+        (title, draw_rows(data, evaluation, worst)),
+        (f"{len(random)} random draws", draw_rows(data, evaluation, random)),
+    ]
+    return draw_sheet(sections, LEGEND, COLUMNS)
+
+
+def draw_data(data: CropDataModule, title: str) -> Image.Image:
+    """Draw training crops as the model sees them, augmented, and validation crops.
+
+    Examples:
+        >>> draw_data(_unrefined_scenes(8)[0], "scenes").size
+        (1242, 478)
+    """
+    sections = []
+    shown: tuple[tuple[Split, int, str], ...] = (
+        ("train", 24, f"{title}\n\ntraining crops"),
+        ("val", 16, "validation crops"),
+    )
+    for split, count, name in shown:
+        device = data.source.store.pixels.device
+        rows = torch.arange(min(count, data.eval_draws, data.draws_per_epoch), device=device)
+        batch = data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))
+        crop_boxes = data.geometry.crop_boxes(batch.proposals)
+        layers = [
+            (boxes_in_crops(boxes, crop_boxes, PANEL), colour)
+            for boxes, colour in ((batch.proposals, RED), (batch.gt_boxes, GREEN))
+        ]
+        distance = error_px(
+            batch.proposals, batch.gt_boxes, data.geometry.px(batch.proposals)
+        ).abs()
+        panels = [
+            draw_crop(
+                batch.crops[row],
+                [(boxes[row], colour) for boxes, colour in layers],
+                f"off by {distance[row, 0]:.1f}, {distance[row, 1]:.1f} px",
+            )
+            for row in rows.tolist()
+        ]
+        sections.append((name, panels))
+    return draw_sheet(sections, LEGEND[:2], COLUMNS)
 
 
 def as_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
@@ -198,3 +280,11 @@ def _title_height(title: str) -> int:
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
+
+
+def _unrefined_scenes(draws: int) -> tuple[CropDataModule, Evaluation]:
+    """Return scenes and what a model that does nothing makes of them, for the examples."""
+    data = SceneDataModule(num_scenes=20, eval_draws=draws, compile=False)
+    samples = data.samples("val")
+    zeros = torch.zeros(draws)
+    return data, Evaluation(samples, Refined(samples.proposals, zeros, zeros == 0), {}, [])
