@@ -62,6 +62,8 @@ class BoxCLI(LightningCLI):
         name = config.name or os.environ.get("LIGHTNING_BBOX_RUN") or _default_name(config)
         self.run_folder = Path(config.runs) / name
         os.environ["LIGHTNING_BBOX_RUN"] = name
+        if config.ckpt_path in ("best", "last"):
+            config.ckpt_path = str(self.run_folder / "checkpoints" / f"{config.ckpt_path}.ckpt")
         checkpoint = config.ckpt_path
         if checkpoint is None and self.subcommand != "fit":
             msg = f"{self.subcommand} needs a trained model; add --ckpt_path and a checkpoint"
