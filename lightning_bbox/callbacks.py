@@ -66,6 +66,7 @@ class RunReport(pl.Callback):
                 write_atomically(self.folder / "skipped.txt", ("\n".join(skipped) + "\n").encode())
                 _say(f"skipped boxes are listed in {self.folder / 'skipped.txt'}")
             save_picture(self.folder / "data.png", draw_data(data, "\n".join(lines)))
+            _say(f"what the model sees: {self.folder / 'data.png'}")
         self._since = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,6 +81,8 @@ class RunReport(pl.Callback):
         model = _regressor(pl_module)
         evaluation = model.evaluations["test"]
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self._seconds:
+            self.metrics["train_seconds"] = self._seconds
         self.metrics |= {f"test/{name}": value for name, value in evaluation.metrics.items()}
         self.metrics["test/rows"] = [
             {"kind": kind, "name": name, "draws": count, "mae_px": mae}
@@ -145,7 +148,7 @@ class Throughput(pl.Callback):
     """Log `perf/crops_per_s` between logs, validation apart."""
 
     def __init__(self) -> None:
-        self._since = 0.0
+        self._since = time.perf_counter()
         self._steps = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -173,7 +176,11 @@ class PlainProgress(pl.Callback):
     """Print one line an epoch, where there is no terminal for a progress bar."""
 
     def __init__(self) -> None:
-        self._since = 0.0
+        self._since = time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to time; an epoch that is resumed doesn't start again."""
+        self._since = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to time."""

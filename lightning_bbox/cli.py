@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -28,8 +28,24 @@ _PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 """Where presets lie: inside an installed package, beside it in a checkout."""
 
+LONGEST = 400
+"""Characters of jsonargparse's words to show: it may repeat a whole configuration."""
+
 EPOCHS = 22
 """Under four minutes on two CPU cores, with 20,000 draws an epoch."""
+
+
+class OneSentenceParser(LightningArgumentParser):
+    """Refuse a command line or a config in one sentence, without the usage in front."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise our own refusal where one is the cause, else jsonargparse's words on one line."""
+        refusal = _refusal(ex)
+        if refusal is None:
+            words = " ".join(message.split())
+            text = words if len(words) <= LONGEST else words[:LONGEST] + " ..."
+            refusal = BadInput(f"{text}; `lightning-bbox fit --help` lists the options")
+        raise refusal
 
 
 class BoxCLI(LightningCLI):
@@ -59,9 +75,10 @@ class BoxCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle on the run's folder."""
         config = self.config[self.subcommand]
-        name = config.name or os.environ.get("LIGHTNING_BBOX_RUN") or _default_name(config)
-        self.run_folder = Path(config.runs) / name
-        os.environ["LIGHTNING_BBOX_RUN"] = name
+        launched = None if config.name else os.environ.get("LIGHTNING_BBOX_RUN")
+        name = config.name or _default_name(config)
+        self.run_folder = Path(launched or Path(config.runs) / name)
+        os.environ["LIGHTNING_BBOX_RUN"] = str(self.run_folder)
         if config.ckpt_path in ("best", "last"):
             config.ckpt_path = str(self.run_folder / "checkpoints" / f"{config.ckpt_path}.ckpt")
         checkpoint = config.ckpt_path
@@ -113,6 +130,10 @@ class BoxCLI(LightningCLI):
         """Return the model's and data's configuration by dotted name, for the hparams view."""
         self._dump_config()
         return _flat({key: self.config_dump[key] for key in ("model", "data", "seed_everything")})
+
+    def test(self, model: pl.LightningModule, **kwargs: Any) -> None:  # noqa: ANN401 (Lightning's)
+        """Test without Lightning's own table: ours says it."""
+        self.trainer.test(model, **{**kwargs, "verbose": False})
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the model as it is where none was kept."""
@@ -168,6 +189,7 @@ def main(args: Sequence[str] | None = None) -> int:
             load_from_checkpoint_support=False,
             save_config_callback=ReusableConfig,
             save_config_kwargs={"overwrite": True},
+            parser_class=OneSentenceParser,
             parser_kwargs={"allow_abbrev": False, "prog": "lightning-bbox"},
             trainer_defaults={
                 "max_epochs": EPOCHS,
@@ -209,8 +231,8 @@ def _as_list(value: object) -> list[object]:
 
 
 def _stopped(how: str, code: int) -> int:
-    name = os.environ.get("LIGHTNING_BBOX_RUN")
-    remedy = f"; continue a fit with --resume and its run folder ({name})" if name else ""
+    folder = os.environ.get("LIGHTNING_BBOX_RUN")
+    remedy = f"; continue a fit with --resume {folder}" if folder else ""
     sys.stderr.write(f"lightning-bbox: {how}{remedy}\n")
     return code
 
