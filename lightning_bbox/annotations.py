@@ -23,7 +23,7 @@ from lightning_bbox.pictures import (
     inside,
     select_pictures,
 )
-from lightning_bbox.records import Convention, Listing, Picture, Record, box_faults
+from lightning_bbox.records import Listing, Picture, Record, box_faults
 from lightning_bbox.tables import BoxTable, concat_tables, held_out, split_pictures
 
 __all__ = ["BoxTable", "concat_tables", "held_out", "read_annotations", "split_pictures"]
@@ -87,13 +87,14 @@ def read_annotations(
     listing = _read(base, sources[0], voc_base)
     finder = PictureFinder(base, images, listing.convention.by_stem, allow_outside)
     found = find_pictures(listing.pictures, finder)
-    note = _note(sources, listing.convention, finder.unlabelled(found))
+    note = _note(sources, listing, finder.unlabelled(found))
     if split_file is not None:
         found = select_pictures(found, base, inside(base, split_file, "split_file", allow_outside))
     if not found:
         raise BadInput.at(listed(sources[0].files), "no picture is listed", "name other files")
     groups = group_pictures(found, group_pattern)
-    return replace(_table(base, found, listing, on_bad), groups=groups, note=note)
+    table = _table(base, found, listing, on_bad)
+    return replace(table, groups=groups, note=note, files=tuple(sources[0].files))
 
 
 def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
@@ -114,12 +115,14 @@ def _read(root: Path, source: Source, voc_base: Literal[0, 1]) -> Listing:
             return read_csv(root, source.files)
 
 
-def _note(sources: Sequence[Source], convention: Convention, unlabelled: Sequence[str]) -> str:
-    files = sources[0].files
+def _note(sources: Sequence[Source], listing: Listing, unlabelled: Sequence[str]) -> str:
+    files, convention = sources[0].files, listing.convention
     many = convention.by_stem and len(files) > 1
     note = f"{convention.text}, read from {f'{len(files)} files' if many else listed(files)}"
     if others := [file for source in sources for file in source.files if file not in files]:
         note += f"; there but not read: {listed(others)}"
+    if listing.note:
+        note += f"; {listing.note}"
     if convention.by_stem and unlabelled:
         note += f"; left out, as they have no annotation file: {listed(unlabelled)}"
     return note
@@ -147,6 +150,8 @@ def _table(
         ids=tuple(record.place for record in records),
         skipped=(),
         note="",
+        convention=listing.convention,
+        entries=tuple((record.file, record.number) for record in records),
     )
     faults = box_faults(table.boxes, values, sizes[image_index], listing.convention)
     faults |= {at: record.fault for at, record in enumerate(records) if record.fault}

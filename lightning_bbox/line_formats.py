@@ -43,7 +43,7 @@ _YOLO_NAMES = ("data.yaml", "data.yml", "classes.txt")
 
 
 def read_yolo(root: Path, files: Sequence[str]) -> Listing:
-    """Read YOLO text files, one a picture.
+    """Read YOLO text files, one a picture; a sixth column is a detector's score.
 
     The class names come from `data.yaml` or `classes.txt`, whichever is nearest on the way from a
     file's folder up to the root; where there is none the names are the numbers met.
@@ -61,7 +61,7 @@ def read_yolo(root: Path, files: Sequence[str]) -> Listing:
         ...     _ = (Path(folder) / "classes.txt").write_text("cell")
         ...     _ = (Path(folder) / "a.txt").write_text("0 0.5 0.5 0.2 0.4")
         ...     read_yolo(Path(folder), ["a.txt"]).pictures[0].records
-        [Record(place='a.txt:1', values=(0.5, 0.5, 0.2, 0.4), label='cell', fault='')]
+        [Record(place='a.txt:1', values=(0.5, 0.5, 0.2, 0.4), label='cell', file='a.txt', ...)]
     """
     find_names = cache(lambda folder: _yolo_names(root, folder))
     pictures, classes, sources = [], dict[str, None](), dict[str, str]()
@@ -69,8 +69,10 @@ def read_yolo(root: Path, files: Sequence[str]) -> Listing:
         source, names = find_names(PurePosixPath(file).parent)
         classes |= dict.fromkeys(names.values())
         sources[source] = file
-        lines = read_lines(root, file)
-        records = [_yolo_record(line, f"{file}:{n}", source, names) for n, line in lines]
+        records = [
+            _yolo_record(line, file, n, number, source, names)
+            for number, (n, line) in enumerate(read_lines(root, file))
+        ]
         pictures.append(Picture(file, file, records=records))
     if "" in sources and len(sources) > 1:
         problem = f"has no class names, while {max(sources)} names those of other files"
@@ -78,21 +80,25 @@ def read_yolo(root: Path, files: Sequence[str]) -> Listing:
     return Listing(pictures, tuple(classes) or labels_met(pictures, key=int), YOLO)
 
 
-def _yolo_record(line: str, place: str, source: str, names: Mapping[int, str]) -> Record:
+def _yolo_record(
+    line: str, file: str, line_number: int, number: int, source: str, names: Mapping[int, str]
+) -> Record:
+    place = f"{file}:{line_number}"
     cells = line.split()
-    if len(cells) != 5:
-        problem = f"has {len(cells)} columns, expected 5: class, cx, cy, w, h"
-        raise BadInput.at(place, problem, "leave out polygons, scores and other texts")
+    if len(cells) not in (5, 6):
+        problem = f"has {len(cells)} columns, expected class, cx, cy, w, h and perhaps a score"
+        raise BadInput.at(place, problem, "leave out polygons and other texts")
     if not re.fullmatch(r"\d{1,9}", cells[0], re.ASCII):
         raise BadInput.at(place, f"class is {cells[0]!r}, not a whole number", "correct it")
-    number = int(cells[0])
-    if source and number not in names:
-        problem = f"class {number} is not among the {len(names)} names of {source}"
+    label = int(cells[0])
+    if source and label not in names:
+        problem = f"class {label} is not among the {len(names)} names of {source}"
         raise BadInput.at(place, problem, "correct it or add the name there")
-    cx, cy, w, h = (
-        parse_number(cell, name, place) for cell, name in zip(cells[1:], YOLO.fields, strict=True)
+    cx, cy, w, h, *_ = (
+        parse_number(cell, name, place)
+        for cell, name in zip(cells[1:], (*YOLO.fields, "score"), strict=False)
     )
-    return Record(place, (cx, cy, w, h), names.get(number, str(number)))
+    return Record(place, (cx, cy, w, h), names.get(label, str(label)), file, number)
 
 
 def _yolo_names(root: Path, folder: PurePosixPath) -> tuple[str, dict[int, str]]:
@@ -142,32 +148,46 @@ def read_csv(root: Path, files: Sequence[str]) -> Listing:
         ...     rows = "File;x1;y1;x2;y2;Class\na.png;5;6;20.5;30;cell"
         ...     _ = (Path(folder) / "boxes.csv").write_text(rows)
         ...     read_csv(Path(folder), ["boxes.csv"]).pictures[0].records
-        [Record(place='boxes.csv:2', values=(5.0, 6.0, 20.5, 30.0), label='cell', fault='')]
+        [Record(place='boxes.csv:2', values=(5.0, 6.0, 20.5, 30.0), label='cell', ...)]
     """
     pictures = [picture for file in files for picture in _csv_pictures(root, file)]
     return Listing(pictures, labels_met(pictures), CSV)
 
 
 def _csv_pictures(root: Path, file: str) -> Iterable[Picture]:
-    rows = _csv_rows(root, file)
+    rows = _csv_rows(read_text(root, file), file)
     first, header = next(rows, (1, []))
     columns = _csv_columns(header, f"{file}:{first}")
     pictures: dict[str, Picture] = {}
-    for line, cells in rows:
+    for number, (line, cells) in enumerate(rows):
         place = f"{file}:{line}"
         if len(cells) != len(header):
             problem = f"has {len(cells)} cells, the header {len(header)}"
             raise BadInput.at(place, problem, "correct the line")
         row = {role: cells[column].strip() for role, column in columns.items()}
-        _csv_picture(pictures, row, file, place).records.append(_csv_record(row, place))
+        record = _csv_record(row, place, file, number)
+        _csv_picture(pictures, row, file, place).records.append(record)
     return pictures.values()
 
 
-def _csv_rows(root: Path, file: str) -> Iterator[tuple[int, list[str]]]:
+def csv_dialect(text: str) -> tuple[str, list[int]]:
+    r"""Tell a CSV's delimiter, and which columns hold xmin, ymin, xmax and ymax.
+
+    Args:
+        text: What the file holds, its lines ended by newlines.
+
+    Examples:
+        >>> csv_dialect("file;x1;x2;y1;y2\na.png;1;2;3;4")
+        (';', [1, 3, 2, 4])
+    """
+    _, header = next(_csv_rows(text, ""))
+    columns = _csv_columns(header, "")
+    return _delimiter(text), [columns[name] for name in CORNERS]
+
+
+def _csv_rows(text: str, file: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the line number and the cells of every line that is not blank."""
-    lines = read_text(root, file).split("\n")
-    header = next((line for line in lines if line.strip()), "")
-    reader = csv.reader(lines, delimiter=_delimiter(header))
+    reader = csv.reader(text.split("\n"), delimiter=_delimiter(text))
     try:
         for cells in reader:
             if len(cells) > 1 or "".join(cells).strip():
@@ -177,7 +197,8 @@ def _csv_rows(root: Path, file: str) -> Iterator[tuple[int, list[str]]]:
         raise BadInput.at(place, f"is not well-formed CSV ({error})", "correct it") from error
 
 
-def _delimiter(header: str) -> str:
+def _delimiter(text: str) -> str:
+    header = next((line for line in text.split("\n") if line.strip()), "")
     return max(",;\t", key=header.count)
 
 
@@ -211,13 +232,13 @@ def _csv_picture(
     return picture
 
 
-def _csv_record(row: Mapping[str, str], place: str) -> Record:
+def _csv_record(row: Mapping[str, str], place: str, file: str, number: int) -> Record:
     label = row.get("label", ONLY_CLASS)
     if not label or not row["image"]:
         missing = "label" if row["image"] else "image"
         raise BadInput.at(place, f"the {missing} is empty", "fill it or remove the line")
     xmin, ymin, xmax, ymax = (parse_number(row[name], name, place) for name in CORNERS)
-    return Record(place, (xmin, ymin, xmax, ymax), label)
+    return Record(place, (xmin, ymin, xmax, ymax), label, file, number)
 
 
 def looks_like_csv(path: Path) -> bool:

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element  # the type only: parsing goes through
 
 from defusedxml import ElementTree
 
-from lightning_bbox.errors import BadInput
+from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.records import (
     COCO,
     CORNERS,
@@ -48,7 +48,7 @@ def read_voc(root: Path, files: Sequence[str], base: Literal[0, 1]) -> Listing:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = (Path(folder) / "a.xml").write_text(f"<annotation>{box}</annotation>")
         ...     read_voc(Path(folder), ["a.xml"], base=1).pictures[0].records
-        [Record(place='a.xml: object 1', values=(1.0, 2.0, 3.0, 4.0), label='cell', fault='')]
+        [Record(place='a.xml: object 1', values=(1.0, 2.0, 3.0, 4.0), label='cell', ...)]
     """
     pictures = [_voc_picture(root, file) for file in files]
     return Listing(pictures, labels_met(pictures), VOC[base])
@@ -57,12 +57,12 @@ def read_voc(root: Path, files: Sequence[str], base: Literal[0, 1]) -> Listing:
 def _voc_picture(root: Path, file: str) -> Picture:
     tree = _parse_xml(root, file)
     picture = Picture(file, file, tree.findtext("filename", "").strip(), _voc_size(tree, file))
-    for number, node in enumerate(tree.findall("object"), 1):
-        place = f"{file}: object {number}"
+    for number, node in enumerate(tree.findall("object")):
+        place = f"{file}: object {number + 1}"
         box = _voc_child(node, "bndbox", place)
         xmin, ymin, xmax, ymax = (_voc_number(box, tag, place) for tag in CORNERS)
         picture.records.append(
-            Record(place, (xmin, ymin, xmax, ymax), _voc_text(node, "name", place))
+            Record(place, (xmin, ymin, xmax, ymax), _voc_text(node, "name", place), file, number)
         )
     return picture
 
@@ -107,6 +107,9 @@ def _voc_number(node: Element, tag: str, place: str) -> float:
 def read_coco(root: Path, files: Sequence[str]) -> Listing:
     """Read COCO JSON files; the classes are their categories in file order, united by name.
 
+    Lists of results, as detectors write them, name no pictures: they are read with the one file
+    that does, whose own boxes are then left aside.
+
     Args:
         root: Folder that everything is relative to.
         files: The JSON files.
@@ -122,18 +125,27 @@ def read_coco(root: Path, files: Sequence[str]) -> Listing:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = (Path(folder) / "a.json").write_text(json.dumps(document))
         ...     read_coco(Path(folder), ["a.json"]).pictures[0].records
-        [Record(place='a.json: annotation 7', values=(4.0, 5.0, 2.0, 6.0), label='cell', fault='')]
+        [Record(place='a.json: annotation 7', values=(4.0, 5.0, 2.0, 6.0), label='cell', ...)]
     """
-    listings = [_coco_listing(root, file) for file in files]
+    documents = {file: _parse_json(root, file) for file in files}
+    results = {file: found for file, found in documents.items() if isinstance(found, list)}
+    with_pictures = {file: found for file, found in documents.items() if isinstance(found, dict)}
+    if results and len(with_pictures) != 1:
+        problem = f"is a list of results, read with {len(with_pictures)} files of pictures"
+        remedy = "name both, such as annotations=[pictures.json, results.json]"
+        raise BadInput.at(next(iter(results)), problem, remedy)
+    listings = [_coco_listing(file, found, results) for file, found in with_pictures.items()]
     return Listing(
         [picture for listing in listings for picture in listing.pictures],
         tuple(dict.fromkeys(name for listing in listings for name in listing.classes)),
         COCO,
+        f"boxes of {listed([*with_pictures])} left aside for the results" if results else "",
     )
 
 
-def _coco_listing(root: Path, file: str) -> Listing:
-    document = _parse_json(root, file)
+def _coco_listing(
+    file: str, document: Mapping[str, Any], results: Mapping[str, list[Any]]
+) -> Listing:
     pictures = {
         number: Picture(
             file, place, _take(entry, "file_name", str, place), _coco_size(entry, place)
@@ -144,25 +156,44 @@ def _coco_listing(root: Path, file: str) -> Listing:
         number: _take(entry, "name", str, place)
         for number, place, entry in _coco_entries(document, "categories", file)
     }
-    for _, place, entry in _coco_entries(document, "annotations", file):
+    for source, number, place, entry in _coco_boxes(document, file, results):
         label = _referred(names, entry, "category_id", place)
         fault = "is a crowd (iscrowd=1), not one object" if entry.get("iscrowd") == 1 else ""
-        record = Record(place, _coco_box(entry, place), label, fault)
+        record = Record(place, _coco_box(entry, place), label, source, number, fault)
         _referred(pictures, entry, "image_id", place).records.append(record)
     return Listing(list(pictures.values()), tuple(names.values()), COCO)
 
 
-def _parse_json(root: Path, file: str) -> dict[str, Any]:
+def _coco_boxes(
+    document: Mapping[str, Any], file: str, results: Mapping[str, list[Any]]
+) -> Iterator[tuple[str, int, str, Mapping[str, Any]]]:
+    """Yield file, number, place and entry of each box: of the results, or else the document."""
+    if not results:
+        for number, (_, place, entry) in enumerate(_coco_entries(document, "annotations", file)):
+            yield file, number, place, entry
+    for name, entries in results.items():
+        for number, entry in enumerate(entries):
+            place = f"{name}: result {number + 1}"
+            yield name, number, place, _object(entry, place)
+
+
+def _parse_json(root: Path, file: str) -> dict[str, Any] | list[Any]:
     text = read_text(root, file)
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadInput.at(file, f"is not well-formed JSON ({error})", "repair it") from error
-    if not isinstance(document, dict):
+    if not isinstance(document, dict | list):
         raise BadInput.at(
             file, f"holds a {type(document).__name__}", "COCO is an object with images in it"
         )
     return document
+
+
+def _object(entry: object, place: str) -> Mapping[str, Any]:
+    if not isinstance(entry, dict):
+        raise BadInput.at(place, f"is {reprlib.repr(entry)}, no JSON object", "correct it")
+    return entry
 
 
 def _coco_entries(
@@ -173,9 +204,7 @@ def _coco_entries(
     word = {"images": "image", "annotations": "annotation", "categories": "category"}[key]
     for number, entry in enumerate(_take(document, key, list, file), 1):
         place = f"{file}: {word} number {number}"
-        if not isinstance(entry, dict):
-            raise BadInput.at(place, f"is {reprlib.repr(entry)}, no JSON object", "correct it")
-        identity = _take(entry, "id", (int, str), place)
+        identity = _take(_object(entry, place), "id", (int, str), place)
         place = f"{file}: {word} {identity}"
         if identity in seen:
             raise BadInput.at(place, "this id is there twice", f"give each {word} an id of its own")
@@ -226,7 +255,7 @@ def _referred(table: Mapping[int | str, T], entry: Mapping[str, Any], key: str, 
 
 
 def looks_like_coco(path: Path) -> bool:
-    """Tell by its words whether a JSON file may be COCO, without parsing it.
+    """Tell by its words whether a JSON file may be COCO with pictures, without parsing it.
 
     Examples:
         >>> import tempfile
@@ -237,4 +266,5 @@ def looks_like_coco(path: Path) -> bool:
         [True, False]
     """
     content = path.read_bytes()
-    return b'"images"' in content and b'"annotations"' in content
+    is_object = content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    return is_object and b'"images"' in content and b'"annotations"' in content

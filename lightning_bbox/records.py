@@ -16,7 +16,13 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
-from lightning_bbox.boxes import box_sizes, cxcywh_to_xyxy, xywh_to_xyxy
+from lightning_bbox.boxes import (
+    box_sizes,
+    cxcywh_to_xyxy,
+    xywh_to_xyxy,
+    xyxy_to_cxcywh,
+    xyxy_to_xywh,
+)
 from lightning_bbox.errors import BadInput
 
 _REACH = 1.0  # pixels that a box may reach outside its picture: people and tools differ by one
@@ -46,12 +52,16 @@ class Record(NamedTuple):
         place: Where it stands, such as `Annotations/x.xml: object 3`.
         values: Its four numbers, in the file's convention.
         label: Name of its class.
+        file: The file it stands in, relative to the root.
+        number: Which of that file's boxes it is, from 0.
         fault: Why it is unfit whatever its numbers are, or nothing.
     """
 
     place: str
     values: tuple[float, float, float, float]
     label: str
+    file: str
+    number: int
     fault: str = ""
 
 
@@ -86,6 +96,7 @@ class Convention:
         text: The format and its convention in words.
         fields: Names of the four numbers.
         to_xyxy: Turns them into `xyxy` edges.
+        from_xyxy: Turns `xyxy` edges into them.
         fractions: Whether they are fractions of the picture's width and height.
         inclusive: Whether the corners are pixels that belong to the box; equal ones are then a mere
             click, not a box one pixel wide.
@@ -95,6 +106,7 @@ class Convention:
     text: str
     fields: tuple[str, str, str, str]
     to_xyxy: Callable[[Float[Tensor, "n 4"]], Float[Tensor, "n 4"]]
+    from_xyxy: Callable[[Float[Tensor, "n 4"]], Float[Tensor, "n 4"]]
     fractions: bool = False
     inclusive: bool = False
     by_stem: bool = False
@@ -115,40 +127,70 @@ class Convention:
         """
         return self.to_xyxy(values * sizes.flip(-1).repeat(1, 2) if self.fractions else values)
 
+    def numbers(
+        self, edges: Float64[Tensor, "n 4"], sizes: Int64[Tensor, "n 2"]
+    ) -> Float64[Tensor, "n 4"]:
+        """Turn `xyxy` edges into the numbers that a file has: the inverse of `edges`.
+
+        Args:
+            edges: Boxes, `xyxy` in pixels.
+            sizes: Height and width of each box's picture.
+
+        Examples:
+            >>> box = torch.tensor([[80.0, 30, 120, 70]], dtype=torch.float64)
+            >>> YOLO.numbers(box, torch.tensor([[100, 200]]))
+            tensor([[0.5000, 0.5000, 0.2000, 0.4000]], dtype=torch.float64)
+        """
+        numbers = self.from_xyxy(edges)
+        return numbers / sizes.flip(-1).repeat(1, 2) if self.fractions else numbers
+
 
 class Listing(NamedTuple):
-    """All that the files of one format say."""
+    """All that the files of one format say, and what a person should know of it."""
 
     pictures: list[Picture]
     classes: tuple[str, ...]
     convention: Convention
+    note: str = ""
 
 
-def _corners_from_1(values: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
-    return values - values.new_tensor([1, 1, 0, 0])
+def _voc(base: Literal[0, 1]) -> Convention:
+    """Pixels that belong to the box, the first being 0 or 1; xmax's own right edge is the box's."""
+
+    def shift(values: Tensor) -> Tensor:
+        return values.new_tensor([base, base, base - 1, base - 1])
+
+    return Convention(
+        f"VOC XML, {base}-based inclusive corners",
+        CORNERS,
+        to_xyxy=lambda values: values - shift(values),
+        from_xyxy=lambda edges: edges + shift(edges),
+        inclusive=True,
+        by_stem=True,
+    )
 
 
-def _corners_from_0(values: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
-    return values + values.new_tensor([0, 0, 1, 1])
-
-
-def _voc(base: int, to_xyxy: Callable[[Tensor], Tensor]) -> Convention:
-    text = f"VOC XML, {base}-based inclusive corners"
-    return Convention(text, CORNERS, to_xyxy, inclusive=True, by_stem=True)
-
-
-VOC = {0: _voc(0, _corners_from_0), 1: _voc(1, _corners_from_1)}
+VOC = {0: _voc(0), 1: _voc(1)}
 COCO = Convention(
-    "COCO JSON, left top corner and size in pixels", ("x", "y", "width", "height"), xywh_to_xyxy
+    "COCO JSON, left top corner and size in pixels",
+    ("x", "y", "width", "height"),
+    xywh_to_xyxy,
+    xyxy_to_xywh,
 )
 YOLO = Convention(
     "YOLO text, centre and size as fractions of the picture",
     ("cx", "cy", "w", "h"),
     cxcywh_to_xyxy,
+    xyxy_to_cxcywh,
     fractions=True,
     by_stem=True,
 )
-CSV = Convention("CSV, corners as pixel edges", CORNERS, lambda values: values)
+CSV = Convention(
+    "CSV, corners as pixel edges",
+    CORNERS,
+    to_xyxy=lambda edges: edges,
+    from_xyxy=lambda edges: edges,
+)
 
 
 def box_faults(
@@ -228,7 +270,7 @@ def labels_met(
         key: What to sort the names by instead of the names themselves.
 
     Examples:
-        >>> labels_met([Picture("a", "a", records=[Record("a:1", (0, 0, 1, 1), "cell")])])
+        >>> labels_met([Picture("a", "a", records=[Record("a:1", (0, 0, 1, 1), "cell", "a", 0)])])
         ('cell',)
     """
     return tuple(sorted({r.label for picture in pictures for r in picture.records}, key=key))
@@ -293,10 +335,20 @@ def read_text(root: Path, file: str) -> str:
         'cell\nplate\n'
     """
     try:
-        text = read_bytes(root, file).decode("utf-8-sig")
+        text = read_bytes(root, file).decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadInput.at(file, f"is not UTF-8 text ({error})", "save it as UTF-8") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return plain_text(text)
+
+
+def plain_text(text: str) -> str:
+    r"""Take off a byte order mark, and make all line ends newlines.
+
+    Examples:
+        >>> plain_text("\ufeffcell\r\nplate\r")
+        'cell\nplate\n'
+    """
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_bytes(root: Path, file: str) -> bytes:

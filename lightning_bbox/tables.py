@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_bbox.boxes import box_sizes
 from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.records import Convention
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,9 @@ class BoxTable:
         skipped: One sentence for each box left out.
         note: Format and convention read, in one sentence.
         skipped_index: The picture of each box left out.
+        convention: What the numbers of its files mean.
+        files: The annotation files, relative to the root.
+        entries: The file of each box, and which of that file's boxes it is, from 0.
 
     Examples:
         >>> table = BoxTable(
@@ -61,6 +65,9 @@ class BoxTable:
     skipped: tuple[str, ...]
     note: str
     skipped_index: tuple[int, ...] = ()
+    convention: Convention | None = None
+    files: tuple[str, ...] = ()
+    entries: tuple[tuple[str, int], ...] = ()
 
     def pictures(self, keep: Sequence[int]) -> "BoxTable":
         """Keep these pictures with their boxes and skipped sentences, in this order.
@@ -139,6 +146,7 @@ class BoxTable:
             boxes=self.boxes[order],
             labels=self.labels[order],
             ids=tuple(self.ids[at] for at in order.tolist()),
+            entries=tuple(self.entries[at] for at in order.tolist()) if self.entries else (),
         )
 
 
@@ -190,6 +198,9 @@ def _join(first: BoxTable, second: BoxTable) -> BoxTable:
         skipped=first.skipped + second.skipped,
         note="; ".join(dict.fromkeys([first.note, second.note])),
         skipped_index=first.skipped_index + tuple(at + start for at in second.skipped_index),
+        convention=first.convention,
+        files=tuple(dict.fromkeys(first.files + second.files)),
+        entries=first.entries + second.entries,
     )
 
 

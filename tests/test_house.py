@@ -14,6 +14,7 @@ PACKAGE = Path(lightning_bbox.__file__).parent
 ORDER = [
     *("errors", "files", "parts", "plan", "compiling", "boxes"),
     *("records", "nested_formats", "line_formats", "pictures", "layouts", "tables", "annotations"),
+    "writers",
     *("images", "crops", "codecs", "jitter", "augment", "loader", "data"),
     *("box_data", "patch_data", "scenes", "scene_data"),
     *("preprocess", "losses", "backbones", "heads", "schedules"),

@@ -119,8 +119,13 @@ REFUSED = {
     ),
     "json_list": (
         {"b.json": '["images", "annotations"]'},
-        {},
-        r"b\.json: holds a list; COCO is an object",
+        {"annotations": "b.json"},
+        r"b\.json: is a list of results, read with 0 files of pictures; name both, such as annot",
+    ),
+    "json_text": (
+        {"b.json": '"images"'},
+        {"annotations": "b.json"},
+        r"b\.json: holds a str; COCO is an object",
     ),
     "size_huge": (
         A | {"b.json": coco_with("images", width=10**400)},
@@ -170,9 +175,9 @@ REFUSED = {
     },
     # YOLO
     "columns": (
-        A | {"a.txt": "0 .5 .5 .1 .1\n\n0 .5 .5 .1 .1 .9"},
+        A | {"a.txt": "0 .5 .5 .1 .1 .9\n\n0 .5 .5 .1 .1 .9 .9"},
         {},
-        r"a\.txt:3: has 6 columns, expected 5: class, cx, cy, w, h; leave out polygons, sc",
+        r"a\.txt:3: has 7 columns, expected class, cx, cy, w, h and perhaps a score; leave",
     ),
     "class": (A | {"a.txt": "cell .5 .5 .1 .1"}, {}, r"a\.txt:1: class is 'cell', not a whole"),
     "yolo_number": (A | {"a.txt": "0 .5 .5 1_0 .1"}, {}, r"a\.txt:1: w is '1_0', not a number"),
