@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from lightning_bbox.annotations import (
     BoxTable,
@@ -15,13 +18,15 @@ from lightning_bbox.annotations import (
     split_pictures,
 )
 from lightning_bbox.augment import Augment
+from lightning_bbox.boxes import box_sizes
 from lightning_bbox.compiling import Compile
 from lightning_bbox.crops import CropGeometry
-from lightning_bbox.data import CropDataModule, Items, Source
+from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter
 from lightning_bbox.records import usual_split
+from lightning_bbox.samples import Items, Source
 
 ROLES = ("train", "val", "test")
 
@@ -53,11 +58,12 @@ class BoxDataModule(CropDataModule):
         group_pattern: Regular expression whose first group, found in a picture's path, names its
             group.
         voc_base: Coordinate of the first pixel in VOC files.
-        on_bad: Leave bad boxes out and list them, or refuse the first.
+        on_bad: Leave bad boxes out (`predict`: as they are) and list them, or refuse the first.
         allow_outside: Whether files may lie outside the root, as links do.
-        crop: How proposals become crops.
+        crop: How proposals become crops; a trained model knows, others take `CropGeometry()`.
         jitter: Law of the proposals; uniform shifts of 5 px by default.
-        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh).
+        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh); a trained model
+            knows, others learn 2.
         augment: What happens to training crops; flips by default.
         batch_size: Size of the global batch, over all processes.
         draws_per_epoch: Training samples in an epoch; boxes are used evenly.
@@ -85,9 +91,9 @@ class BoxDataModule(CropDataModule):
         voc_base: Literal[0, 1] = 1,
         on_bad: Literal["skip", "error"] = "skip",
         allow_outside: bool = False,
-        crop: CropGeometry = CropGeometry(),
+        crop: CropGeometry | None = None,
         jitter: Jitter | None = None,
-        num_targets: Literal[2, 4] = 2,
+        num_targets: Literal[2, 4] | None = None,
         augment: Augment = Augment(),
         batch_size: int = 128,
         draws_per_epoch: int = 20_000,
@@ -110,6 +116,7 @@ class BoxDataModule(CropDataModule):
             msg = "data test_split and test_groups are both set; name the test one way"
             raise BadInput(msg)
         self.root = Path(root)
+        self.rough: RoughBoxes | None = None
         self.classes, self.min_size = classes, min_size
         self.splits = SplitNames(
             *(_as_list(names) for names in (train_split, val_split, test_split))
@@ -154,10 +161,37 @@ class BoxDataModule(CropDataModule):
             index = place[table.image_index[mine]]
             at_hand = zip(table.skipped, table.skipped_index, strict=True)
             skipped = tuple(sentence for sentence, at in at_hand if roles[at] == role)
+            ids = tuple(compress(table.ids, mine.tolist()))
             splits[role] = Items(
-                index, table.boxes[mine], table.labels[mine], index, skipped=skipped
+                index, table.boxes[mine], table.labels[mine], index, skipped=skipped, ids=ids
             )
         return Source(store, splits, table.classes, (table.note, *notes))
+
+    def read_rough(self) -> Source:
+        """Read every box that the annotation files hold, of whatever split, as a proposal."""
+        table = self.read_table(group_pattern=None)
+        reasons = self._unasked(table)
+        chosen = torch.tensor([not reason for reason in reasons], dtype=torch.bool)
+        boxes, index = table.boxes[chosen], table.image_index[chosen]
+        used = torch.tensor(sorted(set(index.tolist())), dtype=torch.int64)
+        store = ImageStore.from_files(
+            [table.root / table.images[at] for at in used.tolist()], table.sizes[used]
+        )
+        place = torch.searchsorted(used, index)
+        items = Items(place, boxes, table.labels[chosen], place, proposals=boxes)
+        self.rough = RoughBoxes(table, chosen.nonzero().flatten(), reasons)
+        return Source(store, {"predict": items}, table.classes, (table.note,))
+
+    def _unasked(self, table: BoxTable) -> list[str]:
+        """Say why a box is not to be refined, or nothing, for each of them."""
+        asked = set(table.of_classes(self.classes).classes if self.classes else table.classes)
+        large = (box_sizes(table.boxes) >= self.min_size).all(dim=1).tolist()
+        labels = [table.classes[label] for label in table.labels.tolist()]
+        reasons = []
+        for label, is_large in zip(labels, large, strict=True):
+            reason = "" if is_large else f"has a side below min_size {self.min_size:g}"
+            reasons.append(reason if label in asked else f"is of class {label}, not of `classes`")
+        return reasons
 
     def _split_table(self) -> tuple[BoxTable, list[str], list[str]]:
         """Read the table and give each picture a role; return notes on how."""
@@ -208,6 +242,20 @@ class BoxDataModule(CropDataModule):
             train = [at for at, name in enumerate(roles) if name == "train"]
             for at in split_pictures(table.pictures(train), fraction, self.split_seed)[1]:
                 roles[train[at]] = role
+
+
+class RoughBoxes(NamedTuple):
+    """The boxes of the files that are to be refined.
+
+    Attributes:
+        table: All that was read.
+        chosen: Which of the table's boxes are refined, in the order of the items.
+        reasons: Why each box of the table is not refined, or nothing.
+    """
+
+    table: BoxTable
+    chosen: Int64[Tensor, " n"]
+    reasons: list[str]
 
 
 class SplitNames(NamedTuple):

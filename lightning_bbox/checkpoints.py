@@ -65,36 +65,6 @@ def read_spec(checkpoint: dict[str, Any]) -> OffsetSpec:
         raise BadInput(msg) from error
 
 
-def refuse_other_crops(ours: OffsetSpec, theirs: OffsetSpec) -> None:
-    """Refuse to apply a model to crops of another kind than it was trained on.
-
-    Args:
-        ours: What the model was trained on.
-        theirs: What it is to be used on.
-
-    Raises:
-        BadInput: Crops or targets differ.
-
-    Examples:
-        >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
-        >>> refuse_other_crops(spec, spec)
-    """
-    for name in ("size", "context", "square", "reference_size"):
-        trained, given = (getattr(spec.geometry, name) for spec in (ours, theirs))
-        if trained != given:
-            msg = (
-                f"the model was trained with crop.{name} = {trained}, the data has {given}; "
-                f"make them equal"
-            )
-            raise BadInput(msg)
-    if ours.num_targets != theirs.num_targets:
-        msg = (
-            f"the model predicts {ours.num_targets} targets, the data asks for "
-            f"{theirs.num_targets}; set num_targets"
-        )
-        raise BadInput(msg)
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write checkpoints beside their place and rename them.
 

@@ -36,8 +36,15 @@ class Part(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401 (passes through any signature)
         """Record the arguments before `__init__` sees them."""
         part = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind_partial(part, *args, **kwargs)
-        init_args = dict(list(bound.arguments.items())[1:])
+        signature = inspect.signature(cls.__init__)
+        # Defaults too, so that those of a later version don't change a model that was saved.
+        init_args = {
+            name: parameter.default
+            for name, parameter in signature.parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+        init_args |= signature.bind_partial(part, *args, **kwargs).arguments
+        init_args.pop(next(iter(signature.parameters)))
         object.__setattr__(part, "_init_args", init_args)
         return part
 

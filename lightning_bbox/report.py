@@ -287,4 +287,6 @@ def _unrefined_scenes(draws: int) -> tuple[CropDataModule, Evaluation]:
     data = SceneDataModule(num_scenes=20, eval_draws=draws, compile=False)
     samples = data.samples("val")
     zeros = torch.zeros(draws)
-    return data, Evaluation(samples, Refined(samples.proposals, zeros, zeros == 0), {}, [])
+    return data, Evaluation(
+        samples, Refined(samples.proposals, zeros, torch.zeros(draws, 2), zeros == 0), {}, []
+    )

@@ -13,15 +13,10 @@ from torch import Tensor, nn
 
 from lightning_bbox.backbones import Backbone, ShallowConvNet
 from lightning_bbox.boxes import Boxes, box_centers, mirror_boxes
-from lightning_bbox.checkpoints import (
-    CHECKPOINT_KEY,
-    read_checkpoint,
-    read_spec,
-    refuse_other_crops,
-)
-from lightning_bbox.codecs import DeltaCodec, MeanStdCodec, OffsetSpec
+from lightning_bbox.checkpoints import CHECKPOINT_KEY, read_checkpoint, read_spec
+from lightning_bbox.codecs import DeltaCodec, MeanStdCodec, OffsetSpec, refuse_other_crops
 from lightning_bbox.compiling import Compile, should_compile
-from lightning_bbox.data import Batch, CropDataModule, Samples
+from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput
 from lightning_bbox.evaluation import Evaluation, evaluate
 from lightning_bbox.heads import BinHead, Head
@@ -33,6 +28,7 @@ from lightning_bbox.metrics import (
 from lightning_bbox.parts import Plain, from_plain, to_plain
 from lightning_bbox.plan import stream_seed
 from lightning_bbox.preprocess import ChannelNorm, Preprocess
+from lightning_bbox.samples import Batch, Samples
 from lightning_bbox.schedules import OneCycle, Schedule
 
 
@@ -127,9 +123,9 @@ class BoxRegressor(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Build the model for the data, and fit the statistics on the training split."""
-        data, built_for = self.data, self.spec
-        if built_for is not None:
-            refuse_other_crops(built_for, data.spec())
+        data = self.data
+        if self.spec is not None:
+            data.follow(self.spec)
             return
         self.build(data.spec(), data.seed)
         samples = data.samples("train", epoch=0)
@@ -261,22 +257,56 @@ class BoxRegressor(pl.LightningModule):
 
     def _begin(self, *splits: Split) -> None:
         for split in splits:
-            self._tables[split] = RefinedBoxes(self.data.num_draws(split)).to(self.device)
+            table = RefinedBoxes(self.data.num_draws(split), self.data.num_targets)
+            self._tables[split] = table.to(self.device)
+
+    def on_predict_epoch_start(self) -> None:
+        """Begin an empty table."""
+        self._begin("predict")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        """Refine a batch of rough boxes."""
+        boxes, stds = self.refine(batch.crops, batch.proposals)
+        nothing = torch.zeros(len(boxes), device=boxes.device)
+        self._tables["predict"].update(batch.rows, batch.valid, boxes, nothing, stds)
+
+    def on_predict_epoch_end(self) -> None:
+        """Put the refined boxes together, over all processes."""
+        self.predictions = self._tables["predict"].compute()
+
+    @torch.no_grad()
+    def refine(
+        self, crops: Float[Tensor, "b 3 s s"], proposals: Boxes
+    ) -> tuple[Boxes, Float[Tensor, "b n"]]:
+        """Return refined boxes, and how far off the model deems them, averaged over flips if set.
+
+        Args:
+            crops: Crops in [0, 1], cut around the proposals.
+            proposals: The boxes to refine.
+
+        Returns:
+            The boxes in the proposals' frame, and their standard deviations in px and log size, NaN
+            where the head can't tell.
+        """
+        return self._refined(self.net(crops), crops, proposals)
 
     def _evaluate(self, batch: Batch, split: Split) -> None:
         outputs = self.net(batch.crops)
-        boxes = self._decode(outputs, batch.proposals)
-        if self.average_flips:
-            boxes = (
-                boxes + sum(self._mirrored(batch, flips) for flips in ((1, 0), (0, 1), (1, 1)))
-            ) / 4
-        self._tables[split].update(batch.rows, batch.valid, boxes, self._losses(outputs, batch))
+        boxes, stds = self._refined(outputs, batch.crops, batch.proposals)
+        losses = self._losses(outputs, batch)
+        self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds)
 
-    def _mirrored(self, batch: Batch, flips: tuple[int, int]) -> Boxes:
-        axes = [dim for dim, flip in zip((3, 2), flips, strict=True) if flip]
-        boxes = self(batch.crops.flip(axes), batch.proposals)
-        centers = box_centers(batch.proposals)
-        return mirror_boxes(boxes, centers, centers.new_tensor(flips).expand_as(centers))
+    def _refined(self, outputs: Tensor, crops: Tensor, proposals: Boxes) -> tuple[Boxes, Tensor]:
+        boxes, stds = [self._decode(outputs, proposals)], [self.net.head.stds(outputs)]
+        centers = box_centers(proposals)
+        for flips in ((1, 0), (0, 1), (1, 1)) if self.average_flips else ():
+            axes = [dim for dim, flip in zip((3, 2), flips, strict=True) if flip]
+            outputs = self.net(crops.flip(axes))
+            mirrored = self._decode(outputs, proposals)
+            axes_flipped = centers.new_tensor(flips).expand_as(centers)
+            boxes.append(mirror_boxes(mirrored, centers, axes_flipped))
+            stds.append(self.net.head.stds(outputs))
+        return torch.stack(boxes).mean(dim=0), torch.stack(stds).mean(dim=0)
 
     def _finish(self, split: Split) -> Evaluation:
         refined = self._tables[split].compute()
@@ -336,7 +366,7 @@ class BoxRegressor(pl.LightningModule):
         """Build the layers that the checkpoint's weights belong to."""
         spec = read_spec(checkpoint)
         if self.spec is not None:
-            refuse_other_crops(spec, self.spec)
+            refuse_other_crops(spec, self.spec.geometry, self.spec.num_targets)
         if self.spec != spec:
             self.build(spec, seed=0)
 

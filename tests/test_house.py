@@ -15,7 +15,7 @@ ORDER = [
     *("errors", "files", "parts", "plan", "compiling", "boxes"),
     *("records", "nested_formats", "line_formats", "pictures", "layouts", "tables", "annotations"),
     "writers",
-    *("images", "crops", "codecs", "jitter", "augment", "loader", "data"),
+    *("images", "crops", "codecs", "jitter", "augment", "loader", "samples", "data"),
     *("box_data", "patch_data", "scenes", "scene_data"),
     *("preprocess", "losses", "backbones", "heads", "schedules"),
     *("metrics", "evaluation", "checkpoints", "tasks"),
