@@ -44,7 +44,7 @@ def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     """
     try:
         with Image.open(path) as image:
-            return _to_rgb(_upright(image))
+            return to_rgb(_upright(image))
     except FileNotFoundError as error:
         msg = f"{path}: no such picture; check the root folder and the annotations' file names"
         raise BadInput(msg) from error
@@ -71,13 +71,24 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a Pillow image as 8-bit RGB.
+
+    Pictures of 16 bits are divided by 257, grey ones repeated, alpha dropped.
+
+    Raises:
+        BadInput: It has 32 bits a pixel, whose range nobody knows.
+
+    Examples:
+        >>> to_rgb(Image.new("L", (3, 2), 7)).shape
+        (2, 3, 3)
+    """
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         msg = f"its mode {image.mode!r} has 32 bits a pixel; save it with 8 or 16"
-        raise ValueError(msg)
+        raise BadInput(msg)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))

@@ -151,3 +151,24 @@ def _build(class_path: str, init_args: Plain) -> Part:
         msg = f"the checkpoint's arguments of {class_path} don't fit it ({error})"
         raise BadInput(msg) from error
     return part
+
+
+def flatten(tree: object, name: str = "") -> dict[str, bool | int | float | str]:
+    """Flatten a configuration to dotted names, classes by their short names, without None.
+
+    Examples:
+        >>> flatten({"head": {"class_path": "lightning_bbox.BinHead", "init_args": {"sigma": 1.0}}})
+        {'head': 'BinHead', 'head.sigma': 1.0}
+    """
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        return {name: tree if isinstance(tree, bool | int | float | str) else str(tree)}
+    if "class_path" in tree:
+        inner = tree.get("init_args") or {}
+        return {name: str(tree["class_path"]).rpartition(".")[2], **flatten(inner, name)}
+    prefix = f"{name}." if name else ""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, prefix + str(key))
+    return flat

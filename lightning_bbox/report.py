@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lightning_bbox.box_data import BoxDataModule
 from lightning_bbox.boxes import Boxes
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.evaluation import Evaluation
@@ -223,6 +224,48 @@ def draw_data(data: CropDataModule, title: str) -> Image.Image:
         ]
         sections.append((name, panels))
     return draw_sheet(sections, LEGEND[:2], COLUMNS)
+
+
+def draw_changes(data: BoxDataModule, boxes: Boxes, chosen: Sequence[int]) -> Image.Image:
+    r"""Draw boxes that were refined, old red and new blue, cut around the old one.
+
+    Args:
+        data: A data module that has read rough boxes.
+        boxes: The new box of each of its table's.
+        chosen: Which to draw, in this order; they must be among those refined.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> root = Path(tempfile.mkdtemp())
+        >>> Image.new("L", (60, 50)).save(root / "a.png")
+        >>> _ = (root / "boxes.csv").write_text("image,x1,y1,x2,y2\na.png,5,6,35,36")
+        >>> data = BoxDataModule(str(root), compile=False)
+        >>> data.setup("predict")
+        >>> draw_changes(data, data.rough.table.boxes + 1, [0]).size
+        (1242, 236)
+    """
+    assert data.rough is not None
+    old = data.rough.table.boxes
+    row_of = {at: row for row, at in enumerate(data.rough.chosen.tolist())}
+    samples = data.samples("predict").take(torch.tensor([row_of[at] for at in chosen]).long())
+    crops = data.crops_of(samples.to(data.source.store.pixels.device)).cpu()
+    crop_boxes = data.geometry.crop_boxes(samples.proposals)
+    moved = error_px(boxes, old, data.geometry.px(old)).norm(dim=1)
+    layers = [
+        (boxes_in_crops(layer[list(chosen)], crop_boxes, PANEL), colour)
+        for layer, colour in ((old, RED), (boxes, BLUE))
+    ]
+    panels = [
+        draw_crop(
+            crop,
+            [(layer[row], colour) for layer, colour in layers],
+            f"{moved[at]:.2f} px, line {at + 2}",
+        )
+        for row, (crop, at) in enumerate(zip(crops, chosen, strict=True))
+    ]
+    title = f"the {len(chosen)} largest changes of {len(old)} boxes, and their lines in changes.csv"
+    return draw_sheet([(title, panels)], (("rough box", RED), ("refined box", BLUE)), COLUMNS)
 
 
 def as_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

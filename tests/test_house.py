@@ -18,8 +18,17 @@ ORDER = [
     *("images", "crops", "codecs", "jitter", "augment", "loader", "samples", "data"),
     *("box_data", "patch_data", "scenes", "scene_data"),
     *("preprocess", "losses", "backbones", "heads", "schedules"),
-    *("metrics", "evaluation", "checkpoints", "tasks"),
-    *("report", "callbacks", "cli"),
+    *(
+        "metrics",
+        "evaluation",
+        "divergence",
+        "stopping",
+        "checkpoints",
+        "models",
+        "tasks",
+        "refiner",
+    ),
+    *("report", "callbacks", "predictions", "arguments", "cli"),
 ]
 
 
