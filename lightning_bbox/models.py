@@ -193,11 +193,12 @@ class OffsetModel(pl.LightningModule):
         """Begin an empty table."""
         self._begin("predict")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        """Refine a batch of rough boxes."""
+    def predict_step(self, batch: Batch, batch_idx: int) -> Boxes:
+        """Refine a batch of rough boxes, and return this process's own of them."""
         boxes, stds = self.refine(batch.crops, batch.proposals)
         nothing = torch.zeros(len(boxes), device=boxes.device)
         self._tables["predict"].update(batch.rows, batch.valid, boxes, nothing, stds)
+        return boxes[batch.valid]
 
     def on_predict_epoch_end(self) -> None:
         """Put the refined boxes together, over all processes."""

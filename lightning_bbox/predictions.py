@@ -78,7 +78,7 @@ class PredictionFiles(pl.Callback):
         text = "".join(f"{sentence}; left as it is\n" for sentence in unchanged)
         write_atomically(self.folder / "unchanged.txt", text.encode())
         moved = shifts_px(boxes, table.boxes, data.geometry)
-        largest = moved.abs().amax(dim=1).argsort(descending=True, stable=True)
+        largest = moved.norm(dim=1).argsort(descending=True, stable=True)
         drawn = [at for at in largest[:_MOST_DRAWN].tolist() if bool(moved[at].any())]
         save_picture(self.folder / "changes.png", draw_changes(data, boxes, drawn))
         rows = change_rows(rough, boxes, stds, data.geometry, reasons)
@@ -95,7 +95,7 @@ class PredictionFiles(pl.Callback):
     def _say(
         self, note: str, moved: Float[Tensor, "n 2"], unchanged: int, geometry: CropGeometry
     ) -> None:
-        distance = moved.abs().amax(dim=1)
+        distance = moved.norm(dim=1)
         where = "written over the originals" if self.overwrite else "the originals are untouched"
         sys.stdout.write(
             f"{note}\n"
