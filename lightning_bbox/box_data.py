@@ -23,7 +23,7 @@ from lightning_bbox.compiling import Compile
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput, listed
-from lightning_bbox.images import ImageStore
+from lightning_bbox.images import ImageStore, PictureFiles
 from lightning_bbox.jitter import Jitter
 from lightning_bbox.records import usual_split
 from lightning_bbox.samples import Items, Source
@@ -173,14 +173,10 @@ class BoxDataModule(CropDataModule):
         reasons = self._unasked(table)
         chosen = torch.tensor([not reason for reason in reasons], dtype=torch.bool)
         boxes, index = table.boxes[chosen], table.image_index[chosen]
-        used = torch.tensor(sorted(set(index.tolist())), dtype=torch.int64)
-        store = ImageStore.from_files(
-            [table.root / table.images[at] for at in used.tolist()], table.sizes[used]
-        )
-        place = torch.searchsorted(used, index)
-        items = Items(place, boxes, table.labels[chosen], place, proposals=boxes)
+        items = Items(index, boxes, table.labels[chosen], index, proposals=boxes)
         self.rough = RoughBoxes(table, chosen.nonzero().flatten(), reasons)
-        return Source(store, {"predict": items}, table.classes, (table.note,))
+        pictures = PictureFiles([table.root / name for name in table.images], table.sizes)
+        return Source(pictures, {"predict": items}, table.classes, (table.note,))
 
     def _unasked(self, table: BoxTable) -> list[str]:
         """Say why a box is not to be refined, or nothing, for each of them."""

@@ -191,7 +191,7 @@ class CropDataModule(pl.LightningDataModule):
         """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
         device = samples.proposals.device
         source = self.source
-        if source.store.pixels.device != device:
+        if source.store.device != device:
             self._source = source = replace(source, store=source.store.to(device))
         crop_boxes = self.geometry.crop_boxes(samples.proposals)
         x1, y1, x2, y2 = crop_boxes.unbind(dim=1)
@@ -201,14 +201,14 @@ class CropDataModule(pl.LightningDataModule):
             torch.where(flip_x, x1, x2), torch.where(flip_y, y1, y2),
         ]  # fmt: skip
         fast = should_compile(self.compile, device, pays_on_cpu=True)
-        return cut_crops(
-            source.store,
-            samples.image_index,
-            torch.stack(corners, dim=1),
-            self.geometry.size,
-            self.geometry.supersample or 1,
-            compiled_bilinear if fast else sample_bilinear,
-        )
+        kernel = compiled_bilinear if fast else sample_bilinear
+        size, supersample = self.geometry.size, self.geometry.supersample or 1
+        boxes, crops, start = torch.stack(corners, dim=1), [], 0
+        for store, index in source.store.parts(samples.image_index):
+            rows = slice(start, start + len(index))
+            crops.append(cut_crops(store, index, boxes[rows], size, supersample, kernel))
+            start += len(index)
+        return torch.cat(crops) if len(crops) > 1 else crops[0]
 
     @torch.no_grad()
     def make_batch(self, rows: Rows) -> Batch:

@@ -1,8 +1,9 @@
 """The image store: every picture decoded once, kept as uint8 on the device, whatever its size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -133,6 +134,7 @@ class ImageStore:
             raise BadInput(msg)
         self.pixels = pixels
         self.offsets: Int64[Tensor, " n"] = areas.cumsum(dim=0) - areas
+        self.device = pixels.device
         self.heights: Int32[Tensor, " n"] = sizes[:, 0].int()
         self.widths: Int32[Tensor, " n"] = sizes[:, 1].int()
 
@@ -145,15 +147,20 @@ class ImageStore:
 
     @classmethod
     def from_files(
-        cls, paths: Sequence[PathLike[str]], sizes: Int64[Tensor, "n 2"], threads: int = 8
+        cls,
+        paths: Sequence[PathLike[str]],
+        sizes: Int64[Tensor, "n 2"],
+        threads: int = 8,
+        progress: bool = True,
     ) -> Self:
-        """Decode files in parallel, with a progress bar on a terminal.
+        """Decode files in parallel.
 
         Args:
             paths: The files.
             sizes: Height and width of each, as its header says.
             threads: How many files are decoded at once (Pillow decodes outside the interpreter's
                 lock).
+            progress: Show a bar, on a terminal.
 
         Raises:
             BadInput: A file can't be decoded, or its size isn't the stated one.
@@ -180,7 +187,7 @@ class ImageStore:
                     "pictures",
                     len(paths),
                     leave=False,
-                    disable=None,
+                    disable=None if progress else True,
                 )
             )
         return store
@@ -188,6 +195,10 @@ class ImageStore:
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self.heights)
+
+    def parts(self, image_index: Int64[Tensor, " b"]) -> Iterator[tuple[Self, Int64[Tensor, " b"]]]:
+        """Yield all that is asked for at once: every picture is here."""
+        yield self, image_index
 
     def to(self, device: torch.device) -> Self:
         """Move the store, once; a store that is there already is returned as it is."""
@@ -205,3 +216,68 @@ class ImageStore:
         start, height, width = (int(t[index]) for t in (self.offsets, self.heights, self.widths))
         packed = self.pixels[start : start + height * width].cpu().numpy()
         return packed.view(np.uint8).reshape(height, width, 4)[..., :3].copy()
+
+
+class PictureFiles:
+    """Pictures that are decoded when they are asked for, so that any number of them will do.
+
+    Args:
+        paths: The files.
+        sizes: Height and width of each, as its header says.
+        most_pixels: How many pixels are held at once, but for one picture that has more.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (5, 4), 7).save(f"{folder}/a.png")
+        ...     files = PictureFiles([f"{folder}/a.png"], torch.tensor([[4, 5]]))
+        ...     [len(store) for store, _ in files.parts(torch.tensor([0, 0]))]
+        [1]
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | PathLike[str]],
+        sizes: Int64[Tensor, "n 2"],
+        most_pixels: int = 1 << 28,
+    ) -> None:
+        self.paths, self.sizes, self.most_pixels = paths, sizes, most_pixels
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> Self:
+        """Decode to another device from now on."""
+        self.device = device
+        return self
+
+    def parts(
+        self, image_index: Int64[Tensor, " b"]
+    ) -> Iterator[tuple[ImageStore, Int64[Tensor, " b"]]]:
+        """Yield stores of the pictures of consecutive samples, each with the samples' places in it.
+
+        Raises:
+            BadInput: A picture can't be decoded, or its size isn't the stated one.
+        """
+        for pictures in self._groups(image_index.tolist()):
+            yield self._decoded(torch.tensor(pictures, dtype=torch.int64))
+
+    def _groups(self, wanted: list[int]) -> Iterator[list[int]]:
+        """Cut a list of pictures where those before would hold too many pixels."""
+        group, held, pixels = list[int](), set[int](), 0
+        for picture in wanted:
+            area = 0 if picture in held else int(self.sizes[picture].prod())
+            if area and group and pixels + area > self.most_pixels:
+                yield group
+                group, held, pixels, area = [], set(), 0, int(self.sizes[picture].prod())
+            group.append(picture)
+            held.add(picture)
+            pixels += area
+        if group or not wanted:
+            yield group
+
+    def _decoded(self, image_index: Int64[Tensor, " b"]) -> tuple[ImageStore, Int64[Tensor, " b"]]:
+        pictures = torch.tensor(sorted(set(image_index.tolist())), dtype=torch.int64)
+        store = ImageStore.from_files(
+            [Path(self.paths[at]) for at in pictures.tolist()], self.sizes[pictures], progress=False
+        )
+        place = torch.searchsorted(pictures, image_index)
+        return store.to(self.device), place.to(self.device)

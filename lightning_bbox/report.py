@@ -136,7 +136,7 @@ def draw_rows(
         3
     """
     samples = evaluation.samples
-    device = data.source.store.pixels.device
+    device = data.source.store.device
     crops = data.crops_of(samples.take(torch.tensor(list(rows))).to(device)).cpu()
     crop_boxes = data.geometry.crop_boxes(samples.proposals)
     before, after = distances_px(data, evaluation)
@@ -203,7 +203,7 @@ def draw_data(data: CropDataModule, title: str) -> Image.Image:
         ("val", 16, "validation crops"),
     )
     for split, count, name in shown:
-        device = data.source.store.pixels.device
+        device = data.source.store.device
         rows = torch.arange(min(count, data.eval_draws, data.draws_per_epoch), device=device)
         batch = data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))
         crop_boxes = data.geometry.crop_boxes(batch.proposals)
@@ -249,7 +249,7 @@ def draw_changes(data: BoxDataModule, boxes: Boxes, chosen: Sequence[int]) -> Im
     old = data.rough.table.boxes
     row_of = {at: row for row, at in enumerate(data.rough.chosen.tolist())}
     samples = data.samples("predict").take(torch.tensor([row_of[at] for at in chosen]).long())
-    crops = data.crops_of(samples.to(data.source.store.pixels.device)).cpu()
+    crops = data.crops_of(samples.to(data.source.store.device)).cpu()
     crop_boxes = data.geometry.crop_boxes(samples.proposals)
     moved = error_px(boxes, old, data.geometry.px(old)).norm(dim=1)
     layers = [

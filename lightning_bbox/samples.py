@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from lightning_bbox.boxes import Boxes
-from lightning_bbox.images import ImageStore
+from lightning_bbox.images import ImageStore, PictureFiles
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Source:
         notes: Sentences a person should read before trusting the data.
     """
 
-    store: ImageStore
+    store: ImageStore | PictureFiles
     splits: dict[str, Items]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()

@@ -107,7 +107,7 @@ class SceneDataModule(CropDataModule):
 
     def error_floor(self, samples: Samples) -> dict[str, float]:
         """Return the mean absolute error of an unbiased estimate at the Cramer-Rao bound."""
-        samples = samples.to(self.source.store.pixels.device)
+        samples = samples.to(self.source.store.device)
         stds = torch.cat(
             [
                 self._cramer_rao(samples.take(rows))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lightning_bbox.errors import BadInput
-from lightning_bbox.images import ImageStore, decode_image, pack_rgb
+from lightning_bbox.images import ImageStore, PictureFiles, decode_image, pack_rgb
 
 RGB = np.array(
     [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [40, 50, 60], [70, 80, 90]]],
@@ -322,3 +322,27 @@ def test_moving_a_store_takes_every_tensor_along():
     for name in ("pixels", "offsets", "heights", "widths"):
         assert getattr(moved, name).device.type == "meta"
         assert getattr(moved, name).shape == getattr(store, name).shape
+
+
+def test_pictures_decoded_when_asked_for_are_those_of_the_store(tmp_path):
+    sizes = torch.tensor([[4, 5], [6, 3], [2, 2]])
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    random = np.random.default_rng(0)
+    for path, (height, width) in zip(paths, sizes.tolist(), strict=True):
+        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    whole = ImageStore.from_files(paths, sizes)
+    wanted = torch.tensor([2, 0, 0, 1, 0, 2])
+    for most_pixels, groups in ((1, 5), (24, 3), (42, 1), (1 << 20, 1)):
+        parts = list(PictureFiles(paths, sizes, most_pixels).parts(wanted))
+        assert len(parts) == groups
+        assert sum(len(index) for _, index in parts) == len(wanted)
+        assert all(len(store.pixels) <= max(most_pixels, 20) for store, _ in parts)
+        found = [store.picture(at) for store, index in parts for at in index.tolist()]
+        for picture, at in zip(found, wanted.tolist(), strict=True):
+            assert np.array_equal(picture, whole.picture(at))
+
+
+def test_a_picture_that_breaks_late_is_refused_by_its_path(tmp_path):
+    files = PictureFiles([tmp_path / "a.png"], torch.tensor([[4, 5]]))
+    with pytest.raises(BadInput, match=r"a\.png: no such picture"):
+        next(files.parts(torch.tensor([0])))
