@@ -34,6 +34,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--annotations", nargs="*", default=None)
     parser.add_argument("--fraction", type=float, default=0.1)
     parser.add_argument("--work", type=Path, default=None, help="where to keep all files")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(args)
     truth = read_annotations(options.root, annotations=options.annotations)
     with tempfile.TemporaryDirectory() as temporary:
@@ -48,8 +49,8 @@ def main(args: list[str] | None = None) -> int:
                 return code
         results = compare(truth, work)
     results["fraction"] = options.fraction
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "refine.json").write_text(json.dumps(results, indent=2) + "\n")
+    options.results.mkdir(exist_ok=True)
+    (options.results / "refine.json").write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
     return 0
 
