@@ -9,10 +9,12 @@ numbers of the boxes came back, and whether the second run gave the same files t
 """
 
 import argparse
+import csv
 import json
 import shutil
 import tempfile
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from lightning_bbox import CropGeometry, UniformJitter
@@ -90,6 +92,7 @@ def compare(truth: BoxTable, work: Path) -> dict[str, Any]:
         "iou after": float(after.mean()),
         "gain, 95 % interval over pictures": bootstrap_interval(after - before, clusters),
         "share improved": float((after > before).double().mean()),
+        "truth within the model's own interval": coverage(truth, rough, work / "first"),
         "all but the boxes came back": all(
             without_boxes(work / "first" / "refined" / name) == without_boxes(work / "rough" / name)
             for name in files
@@ -98,6 +101,23 @@ def compare(truth: BoxTable, work: Path) -> dict[str, Any]:
             (work / "first" / name).read_bytes() == (work / "again" / name).read_bytes()
             for name in [*(f"refined/{name}" for name in files), "changes.csv", "changes.png"]
         ),
+    }
+
+
+def coverage(truth: BoxTable, rough: BoxTable, folder: Path) -> dict[str, float]:
+    """Return how often the true centre lies in the interval of each level, by a normal law."""
+    rows = list(csv.DictReader((folder / "changes.csv").read_text().splitlines()))
+    px = CropGeometry().px(rough.boxes)
+    deviations = []
+    for row, box, unit in zip(rows, truth.boxes, px, strict=True):
+        for axis, name in enumerate("xy") if row["std_x_px"] else ():
+            low, high = float(row[f"new_{name}min"]), float(row[f"new_{name}max"])
+            error = (low + high - float(box[axis] + box[axis + 2])) / 2 / float(unit[axis])
+            deviations.append(abs(error) / max(float(row[f"std_{name}_px"]), 1e-3))
+    within = {level: NormalDist().inv_cdf((1 + level) / 2) for level in (0.5, 0.9, 0.95)}
+    return {
+        f"{level:.0%}": sum(d <= limit for d in deviations) / len(deviations)
+        for level, limit in within.items()
     }
 
 
