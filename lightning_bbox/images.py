@@ -146,6 +146,13 @@ class ImageStore:
         return cls(torch.from_numpy(pack_rgb(pictures).reshape(-1)), sizes)
 
     @classmethod
+    def from_pictures(cls, pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Self:
+        """Store pictures of any sizes that are decoded already."""
+        packed = [torch.from_numpy(pack_rgb(picture).reshape(-1)) for picture in pictures]
+        sizes = torch.tensor([picture.shape[:2] for picture in pictures]).long().reshape(-1, 2)
+        return cls(torch.cat([torch.zeros(0, dtype=torch.int32), *packed]), sizes)
+
+    @classmethod
     def from_files(
         cls,
         paths: Sequence[PathLike[str]],

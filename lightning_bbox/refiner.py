@@ -105,8 +105,7 @@ class Refiner:
             return found.boxes.numpy()
         return found.boxes.to(boxes.device)
 
-    @torch.no_grad()
-    def refine_with_std(self, image: Picture, boxes: BoxArray) -> Refinement:
+    def refine_with_std(self, image: Picture, boxes: np.ndarray | Tensor) -> Refinement:
         """Return the boxes, how far off the model deems each, and why some did not move.
 
         Args:
@@ -116,33 +115,71 @@ class Refiner:
         Raises:
             BadInput: The picture or the boxes are not of a shape and type that can be meant.
         """
-        store = ImageStore.from_array(as_rgb(image)[None]).to(self.model.device)
-        rough, geometry = _as_boxes(boxes), self.spec.geometry
-        size = torch.stack([store.heights, store.widths], dim=1).long().cpu()
-        unmoved = outside_faults(rough, size.expand(len(rough), 2))
+        (refinement,) = self.refine_batch([image], [boxes])
+        return refinement
+
+    @torch.no_grad()
+    def refine_batch(
+        self, images: Sequence[Picture], boxes: Sequence[np.ndarray | Tensor]
+    ) -> list[Refinement]:
+        """Refine the boxes of several pictures at once, of whatever sizes.
+
+        Args:
+            images: The pictures; see `Picture`.
+            boxes: Rough boxes (n, 4) of each, `xyxy` in its pixels.
+
+        Raises:
+            BadInput: A picture or boxes are not of a shape and type that can be meant.
+        """
+        if len(images) != len(boxes):
+            msg = f"there are {len(images)} pictures and {len(boxes)} sets of boxes; give as many"
+            raise BadInput(msg)
+        store = ImageStore.from_pictures([as_rgb(image) for image in images])
+        each = [_as_boxes(one) for one in boxes]
+        counts = torch.tensor([len(one) for one in each], dtype=torch.int64)
+        rough = torch.cat([torch.zeros(0, 4), *each])
+        index = torch.arange(len(each)).repeat_interleave(counts)
+        sizes = torch.stack([store.heights, store.widths], dim=1).long()[index]
+        unmoved = outside_faults(rough, sizes)
         usable = torch.tensor([at for at in range(len(rough)) if at not in unmoved]).long()
-        refined, stds = rough.clone(), torch.full((len(rough), self.spec.num_targets), torch.nan)
-        for rows in torch.split(usable, self.batch_size):
-            proposals = rough[rows].to(self.model.device)
+        refined, stds = self._apply(store, index[usable], rough[usable])
+        settled, reasons = settle(
+            refined, rough[usable], sizes[usable], self.spec.geometry, self.max_shift
+        )
+        unmoved |= {int(usable[at]): reason for at, reason in reasons.items()}
+        all_boxes, all_stds = rough.clone(), rough.new_full((len(rough), stds.shape[1]), torch.nan)
+        all_boxes[usable], all_stds[usable] = settled, stds
+        refinements, start = [], 0
+        for own_boxes, own_stds in zip(
+            all_boxes.split(counts.tolist()), all_stds.split(counts.tolist()), strict=True
+        ):
+            end = start + len(own_boxes)
+            own = {at - start: unmoved[at] for at in sorted(unmoved) if start <= at < end}
+            refinements.append(Refinement(own_boxes, own_stds, own))
+            start = end
+        return refinements
+
+    def _apply(
+        self, store: ImageStore, index: Int64[Tensor, " n"], rough: Boxes
+    ) -> tuple[Boxes, Float[Tensor, "n t"]]:
+        """Cut and refine batch by batch, on the model's device."""
+        device, geometry = self.model.device, self.spec.geometry
+        store = store.to(device)
+        boxes, stds = [rough[:0]], [rough.new_zeros(0, self.spec.num_targets)]
+        for start in range(0, len(rough), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            proposals = rough[rows].to(device)
             crops = cut_crops(
                 store,
-                torch.zeros(len(rows), dtype=torch.int64, device=self.model.device),
+                index[rows].to(device),
                 geometry.crop_boxes(proposals),
                 geometry.size,
                 geometry.supersample or 1,
             )
             found, spread = self.model.refine(crops, proposals)
-            refined[rows], stds[rows] = found.cpu(), spread.cpu()
-        settled, reasons = settle(
-            refined[usable],
-            rough[usable],
-            size.expand(len(usable), 2),
-            geometry,
-            self.max_shift,
-        )
-        refined[usable] = settled
-        unmoved |= {int(usable[at]): reason for at, reason in reasons.items()}
-        return Refinement(refined, stds, dict(sorted(unmoved.items())))
+            boxes.append(found.cpu())
+            stds.append(spread.cpu())
+        return torch.cat(boxes), torch.cat(stds)
 
 
 def refine(

@@ -233,3 +233,19 @@ def test_faults_name_what_is_wrong_first():
         1: "has no positive width and height",
         2: "lies outside the picture",
     }
+
+
+def test_several_pictures_of_several_sizes_give_what_each_gives_alone():
+    images = [picture(), picture(64, 50), picture(120, 100)]
+    boxes = [BOXES, np.zeros((0, 4)), np.vstack([BOXES[:2], [[5, 5, 5, 9]]])]
+    refiner = Refiner(built_model(num_targets=4), batch_size=2)
+    found = refiner.refine_batch(images, boxes)
+    assert [len(one.boxes) for one in found] == [3, 0, 3]
+    assert [one.unmoved for one in found] == [{}, {}, {2: "has no positive width and height"}]
+    for image, rough, one in zip(images, boxes, found, strict=True):
+        alone = refiner.refine_with_std(image, rough)
+        torch.testing.assert_close(one.boxes, alone.boxes, rtol=0, atol=1e-3)
+        torch.testing.assert_close(one.stds, alone.stds, rtol=0, atol=1e-3, equal_nan=True)
+    assert refiner.refine_batch([], []) == []
+    with pytest.raises(BadInput, match="there are 1 pictures and 0 sets of boxes"):
+        refiner.refine_batch(images[:1], [])
