@@ -1,6 +1,7 @@
 """Refine boxes on pictures at hand, from a checkpoint's path alone."""
 
 import warnings
+from collections.abc import Sequence
 from os import PathLike
 from typing import NamedTuple, TypeVar
 
@@ -150,12 +151,10 @@ class Refiner:
         all_boxes, all_stds = rough.clone(), rough.new_full((len(rough), stds.shape[1]), torch.nan)
         all_boxes[usable], all_stds[usable] = settled, stds
         refinements, start = [], 0
-        for own_boxes, own_stds in zip(
-            all_boxes.split(counts.tolist()), all_stds.split(counts.tolist()), strict=True
-        ):
-            end = start + len(own_boxes)
+        for one in each:
+            end = start + len(one)
             own = {at - start: unmoved[at] for at in sorted(unmoved) if start <= at < end}
-            refinements.append(Refinement(own_boxes, own_stds, own))
+            refinements.append(Refinement(all_boxes[start:end], all_stds[start:end], own))
             start = end
         return refinements
 
