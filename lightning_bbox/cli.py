@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -21,6 +21,7 @@ from lightning_bbox.callbacks import PlainProgress, RunReport, TensorBoardPictur
 from lightning_bbox.checkpoints import AtomicCheckpointIO, RunCheckpoint, read_checkpoint
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.options import OneSentenceParser, cause
 from lightning_bbox.tasks import BoxRegressor, DivergedError
 
 PRESET = "preset:"
@@ -28,24 +29,8 @@ _PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 """Where presets lie: inside an installed package, beside it in a checkout."""
 
-LONGEST = 400
-"""Characters of jsonargparse's words to show: it may repeat a whole configuration."""
-
 EPOCHS = 22
 """Under four minutes on two CPU cores, with 20,000 draws an epoch."""
-
-
-class OneSentenceParser(LightningArgumentParser):
-    """Refuse a command line or a config in one sentence, without the usage in front."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise our own refusal where one is the cause, else jsonargparse's words on one line."""
-        refusal = _refusal(ex)
-        if refusal is None:
-            words = " ".join(message.split())
-            text = words if len(words) <= LONGEST else words[:LONGEST] + " ..."
-            refusal = BadInput(f"{text}; `lightning-bbox fit --help` lists the options")
-        raise refusal
 
 
 class BoxCLI(LightningCLI):
@@ -124,6 +109,25 @@ class BoxCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.run_folder)
         trainer_config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         trainer: pl.Trainer = self._instantiate_trainer(trainer_config, callbacks)
+        return trainer
+
+    def _instantiate_trainer(
+        self, config: dict[str, Any], callbacks: list[pl.Callback]
+    ) -> pl.Trainer:
+        """Make the trainer, and refuse devices and precisions that aren't there."""
+        try:
+            with warnings.catch_warnings():
+                # It would go on in bf16-mixed, which is not what was asked for.
+                warnings.filterwarnings("error", message="You passed .*AMP with fp16")
+                trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        except UserWarning as warning:
+            problem = f"is {config['precision']!r}, which a CPU can't do"
+            option = "trainer.precision"
+            raise BadInput.at(option, problem, "choose bf16-mixed or 32-true") from warning
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            first = " ".join(str(error).split()).partition(". ")[0].rstrip(".!")
+            remedy = "correct its accelerator, devices, strategy or precision"
+            raise cause(error, BadInput) or BadInput.at("trainer", first, remedy) from error
         return trainer
 
     def _settings(self) -> dict[str, Any]:
@@ -210,20 +214,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ValueError, MisconfigurationException, SystemExit) as leaving:
         if isinstance(leaving.__context__, KeyboardInterrupt):
             return _stopped("interrupted", 130)
-        if (refusal := _refusal(leaving)) is not None:
-            sys.stderr.write(f"lightning-bbox: {refusal}\n")
+        if (refusal := cause(leaving, BadInput, MisconfigurationException)) is not None:
+            sys.stderr.write(f"lightning-bbox: {' '.join(str(refusal).split())}\n")
             return 2
         if isinstance(leaving, SystemExit):
             return int(leaving.code or 0)
         raise
     return 0
-
-
-def _refusal(error: BaseException | None) -> Exception | None:
-    """Return a refusal, ours or Lightning's, from among the errors it was wrapped in."""
-    while error is not None and not isinstance(error, BadInput | MisconfigurationException):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _as_list(value: object) -> list[object]:

@@ -19,7 +19,7 @@ ORDER = [
     *("box_data", "patch_data", "scenes", "scene_data"),
     *("preprocess", "losses", "backbones", "heads", "schedules"),
     *("metrics", "evaluation", "checkpoints", "tasks"),
-    *("report", "callbacks", "cli"),
+    *("report", "callbacks", "options", "cli"),
 ]
 
 
