@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_bbox.errors import BadInput
+from lightning_bbox.pictures import fault_words
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,7 +58,7 @@ def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        msg = f"{path}: the picture can't be decoded ({error}); replace or remove it"
+        msg = f"{path}: the picture can't be decoded ({fault_words(error)}); replace or remove it"
         raise BadInput(msg) from error
 
 
