@@ -216,7 +216,7 @@ def _check_links(root: Path, files: Sequence[str], allow_outside: bool) -> None:
 def _files_below(root: Path, folder: Path) -> list[str]:
     """List the files at any depth that are not hidden, relative to the root, sorted by folder.
 
-    Links to other folders in the root are not entered, for those are met anyway.
+    Links that lead back are not entered: to another folder in the root, or to one around them.
     """
     found: list[str] = []
     real = os.path.realpath(root)
@@ -224,7 +224,7 @@ def _files_below(root: Path, folder: Path) -> list[str]:
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and not _leads_to(real, Path(parent, name))
+            if not name.startswith(".") and not _leads_back(real, Path(parent, name))
         )
         base = Path(os.path.relpath(parent, root)).as_posix()
         found += (
@@ -235,8 +235,11 @@ def _files_below(root: Path, folder: Path) -> list[str]:
     return found
 
 
-def _leads_to(real: str, path: Path) -> bool:
-    return path.is_symlink() and path.resolve().is_relative_to(real)
+def _leads_back(root: str, path: Path) -> bool:
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    return target.is_relative_to(root) or path.parent.resolve().is_relative_to(target)
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -119,8 +119,10 @@ def _yaml_names(root: Path, file: str) -> dict[int, str]:
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = f"is not well-formed YAML ({' '.join(str(error).split())})"
-        raise BadInput.at(file, problem, "repair it") from error
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark else file
+        problem = f"is not well-formed YAML ({getattr(error, 'problem', error)})"
+        raise BadInput.at(place, problem, "repair it") from error
     names = document.get("names") if isinstance(document, dict) else None
     numbered = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(numbered, dict) or not all(

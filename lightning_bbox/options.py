@@ -200,7 +200,8 @@ def class_names(base: type) -> list[str]:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     by_letters = {word.casefold(): word for word in known}
-    near = difflib.get_close_matches(name.casefold(), by_letters, n=1)
+    begun = [word for word in by_letters if word.startswith(name.casefold())]
+    near = begun[:1] or difflib.get_close_matches(name.casefold(), by_letters, n=1)
     return f"did you mean {by_letters[near[0]]}?" if near else ""
 
 

@@ -366,7 +366,7 @@ def checked_size(root: Path, path: str, picture: Picture) -> tuple[int, int]:
         (60, 50)
     """
     try:
-        with Image.open(root / path) as image:
+        with (root / path).open("rb") as file, Image.open(file) as image:
             width, height, turned = *image.size, ""
             if _may_be_turned(image, root / path) and image.getexif().get(_TURN) in _SIDEWAYS:
                 width, height, turned = height, width, " once EXIF has turned it"
@@ -389,7 +389,7 @@ def fault_words(error: Exception) -> str:
     """
     if isinstance(error, UnidentifiedImageError):
         return "it is empty or of no known format"
-    return str(error).rstrip(".")
+    return (getattr(error, "strerror", "") or str(error)).rstrip(".")
 
 
 def _may_be_turned(image: Image.Image, path: Path) -> bool:
