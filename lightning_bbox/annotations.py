@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 
 from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.headers import checked_size
 from lightning_bbox.layouts import Source, find_annotations
 from lightning_bbox.line_formats import read_csv, read_yolo
 from lightning_bbox.nested_formats import read_coco, read_voc
 from lightning_bbox.pictures import (
     PictureFinder,
-    checked_size,
     find_pictures,
     group_pictures,
     inside,

@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
 
 from lightning_bbox.callbacks import PlainProgress, RunReport, TensorBoardPictures, Throughput
 from lightning_bbox.checkpoints import AtomicCheckpointIO, RunCheckpoint, read_checkpoint
@@ -244,6 +245,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Testing a checkpoint needs none of the callbacks that trained it.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    # We refuse such pictures in a sentence of our own.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # Lightning 2.6.6 hasn't followed torch 2.13's pytree.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 

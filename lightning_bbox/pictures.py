@@ -1,14 +1,11 @@
-"""Where pictures lie: the one that an annotation speaks of, its split and its size."""
+"""Where pictures lie: the one that an annotation speaks of, and its split."""
 
 import os
 import posixpath
 import re
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-
-from PIL import ExifTags, Image, UnidentifiedImageError
 
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.records import Picture, read_lines, split_in_name, usual_split
@@ -16,9 +13,6 @@ from lightning_bbox.records import Picture, read_lines, split_in_name, usual_spl
 _PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _PICTURE_FOLDERS = ("JPEGImages", "images")
 _ANNOTATION_FOLDERS = ("annotations", "labels")
-_PNG_TEXTS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # the chunks that may hold an orientation
-_TURN = ExifTags.Base.Orientation
-_SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
 
 
 def is_picture(file: str) -> bool:
@@ -343,58 +337,3 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         msg = f"group_pattern {pattern!r} has no group; put what names one in parentheses"
         raise BadInput(msg)
     return expression
-
-
-def checked_size(root: Path, path: str, picture: Picture) -> tuple[int, int]:
-    """Read a picture's height and width, and compare them with what the annotations state.
-
-    Args:
-        root: Folder of the data set.
-        path: Path of the picture.
-        picture: What the annotations say of it.
-
-    Raises:
-        BadInput: If the header can't be read, or the sizes differ.
-
-    Examples:
-        >>> import tempfile
-        >>> exif = Image.Exif()
-        >>> exif[ExifTags.Base.Orientation] = 6  # to be shown after a quarter turn
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("L", (60, 50)).save(Path(folder) / "a.jpg", exif=exif)
-        ...     checked_size(Path(folder), "a.jpg", Picture("boxes.csv", "boxes.csv:2"))
-        (60, 50)
-    """
-    try:
-        with (root / path).open("rb") as file, Image.open(file) as image:
-            width, height, turned = *image.size, ""
-            if _may_be_turned(image, root / path) and image.getexif().get(_TURN) in _SIDEWAYS:
-                width, height, turned = height, width, " once EXIF has turned it"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, struct.error) as error:
-        problem = f"the header of {path} can't be read ({fault_words(error)})"
-        raise BadInput.at(picture.place, problem, "replace the picture") from error
-    if picture.size is not None and picture.size != (height, width):
-        stated = f"states {picture.size[1]:.10g} x {picture.size[0]:.10g} pixels"
-        problem = f"{stated}, but {path} has {width} x {height}{turned}"
-        raise BadInput.at(picture.place, problem, "correct that size or replace the picture")
-    return height, width
-
-
-def fault_words(error: Exception) -> str:
-    """Say what is wrong with a file that Pillow refuses, in Pillow's words or better ones.
-
-    Examples:
-        >>> fault_words(OSError("image file is truncated"))
-        'image file is truncated'
-    """
-    if isinstance(error, UnidentifiedImageError):
-        return "it is empty or of no known format"
-    return (getattr(error, "strerror", "") or str(error)).rstrip(".")
-
-
-def _may_be_turned(image: Image.Image, path: Path) -> bool:
-    """Tell whether EXIF may yet turn the size: Pillow has turned a TIFF's, few PNGs have any."""
-    if image.format == "PNG":  # asking for EXIF would decode all of it
-        content = path.read_bytes()
-        return any(text in content for text in _PNG_TEXTS)
-    return image.format != "TIFF"

@@ -8,6 +8,8 @@ exit code is 2, and the sentence stands behind `lightning-bbox: `.
 import io
 import os
 import shlex
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,12 @@ def truncated_png():
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()[:2000]
+
+
+def png_that_claims(width, height):
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    begun = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return b"\x89PNG\r\n\x1a\n" + begun + b"\0\0\0\0IDAT"
 
 
 # Laid out as a table: what is there, the command, the problem, the remedy.
@@ -104,8 +112,8 @@ NOT_THERE = {
         "check its name and permissions"),
     "a picture that may not be read": ({"a.png": UNREADABLE, "b.csv": csv_of(ROW)},
         f"{CSV} --data.allow_outside=true",
-        "b.csv:2: the header of a.png can't be read (Input/output error)",
-        "replace the picture"),
+        "b.csv:2: a.png can't be read as a picture (Input/output error)",
+        "replace it"),
     "a link to nowhere": (A | {"a.xml": Path("gone.xml")}, VOC,
         "a.xml: can't be read (No such file or directory)",
         "check its name and permissions"),
@@ -121,11 +129,21 @@ NOT_THERE = {
 
 PICTURES = {
     "an empty picture": ({"a.png": "", "b.csv": csv_of(ROW)}, CSV,
-        "b.csv:2: the header of a.png can't be read (it is empty or of no known format)",
-        "replace the picture"),
+        "b.csv:2: a.png can't be read as a picture (it is empty or of no known format)",
+        "replace it"),
     "a text named like a picture": ({"a.png": "hello", "b.csv": csv_of(ROW)}, CSV,
-        "b.csv:2: the header of a.png can't be read (it is empty or of no known format)",
-        "replace the picture"),
+        "b.csv:2: a.png can't be read as a picture (it is empty or of no known format)",
+        "replace it"),
+    "a picture of too many pixels": (
+        {"a.png": png_that_claims(10_000, 10_000), "b.csv": csv_of(ROW)}, CSV,
+        ("b.csv:2: a.png can't be read as a picture "
+         "(100000000 pixels, more than the 89478485 allowed)"),
+        "replace it"),
+    "a decompression bomb": (
+        {"a.png": png_that_claims(30_000, 30_000), "b.csv": csv_of(ROW)}, CSV,
+        ("b.csv:2: a.png can't be read as a picture (Image size (900000000 pixels) exceeds limit "
+         "of 178956970 pixels, could be decompression bomb DOS attack)"),
+        "replace it"),
     "a truncated picture": (NINE | {"8.png": truncated_png(), "b.csv": csv_of(*ROWS)}, CSV,
         "{root}/8.png: the picture can't be decoded (image file is truncated)",
         "replace or remove it"),
