@@ -121,14 +121,20 @@ class BoxCLI(LightningCLI):
                 # It would go on in bf16-mixed, which is not what was asked for.
                 warnings.filterwarnings("error", message="You passed .*AMP with fp16")
                 trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        except BadInput:
+            raise
         except UserWarning as warning:
-            problem = f"is {config['precision']!r}, which a CPU can't do"
-            option = "trainer.precision"
-            raise BadInput.at(option, problem, "choose bf16-mixed or 32-true") from warning
+            if "fp16" not in str(warning):
+                raise
+            msg = (
+                f"trainer.precision: is {config['precision']!r}, which a CPU can't do; "
+                f"choose bf16-mixed or 32-true"
+            )
+            raise BadInput(msg) from warning
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             first = " ".join(str(error).split()).partition(". ")[0].rstrip(".!")
-            remedy = "correct its accelerator, devices, strategy or precision"
-            raise cause(error, BadInput) or BadInput.at("trainer", first, remedy) from error
+            msg = f"trainer: {first}; correct its accelerator, devices, strategy or precision"
+            raise BadInput(msg) from error
         return trainer
 
     def _settings(self) -> dict[str, Any]:

@@ -248,6 +248,10 @@ MALFORMED = {
     "a text for a JSON": ({"b.json": '"images"'}, COCO,
         "b.json: holds a str",
         "COCO is an object with images in it"),
+    "no annotations": (
+        {"b.json": {name: DOCUMENT[name] for name in ("images", "categories")}}, COCO,
+        "b.json: 'annotations' is missing, expected list",
+        "correct it"),
     "no categories": ({"b.json": {"images": [], "annotations": []}}, COCO,
         "b.json: 'categories' is missing, expected list",
         "correct it"),
