@@ -143,11 +143,12 @@ class BoxDataModule(CropDataModule):
     def read(self) -> Source:
         """Read the annotations, split the pictures, and decode those that have a box left."""
         table, roles, notes = self._split_table()
-        before = len(table.boxes)
+        whole = table
         table = table.of_min_size(self.min_size)
         table = table.of_classes(self.classes) if self.classes else table
-        if len(table.boxes) < before:
+        if len(table.boxes) < (before := len(whole.boxes)):
             notes.append(f"{len(table.boxes)} of {before} boxes kept by classes and least size")
+        _check_splits(whole, table, roles)
         used = sorted({at for at in table.image_index.tolist() if roles[at]})
         place = torch.full((len(table.images),), -1)
         place[used] = torch.arange(len(used))
@@ -200,6 +201,7 @@ class BoxDataModule(CropDataModule):
         else:
             table = self.read_table()
             origins = list(table.splits)
+        _check_boxes(table)
         if usual and not names.any():
             names = _usual_names(set(origins))
             if names.any() and (shared := _shared_groups(table, names.roles(origins))):
@@ -221,11 +223,16 @@ class BoxDataModule(CropDataModule):
         """Read the pictures that split files name, and after them those that none does."""
         files = names.files()
         tables = [self.read_table(split_file=file) for file in files]
-        origins = [file for file, table in zip(files, tables, strict=True) for _ in table.images]
-        named = {image for table in tables for image in table.images}
+        named: dict[str, str] = {}
+        for file, table in zip(files, tables, strict=True):
+            if twice := [image for image in table.images if image in named]:
+                problem = f"{twice[0]} is named in {named[twice[0]]} too"
+                raise BadInput.at(file, problem, "put each picture into one split")
+            named |= dict.fromkeys(table.images, file)
         whole = self.read_table()
         rest = [at for at, image in enumerate(whole.images) if image not in named]
-        return concat_tables([*tables, whole.pictures(rest)]), origins + [""] * len(rest)
+        origins = [*named.values(), *[""] * len(rest)]
+        return concat_tables([*tables, whole.pictures(rest)]), origins
 
     def _carve(self, table: BoxTable, roles: list[str], names: "SplitNames") -> None:
         """Fill in the test and validation roles that nobody named, from the training pictures."""
@@ -291,6 +298,42 @@ class SplitNames(NamedTuple):
         role_of = {name: role for role in ROLES for name in getattr(self, role)}
         rest = "" if self.train or self.files() else "train"
         return [role_of.get(origin, rest) for origin in origins]
+
+
+def _check_boxes(table: BoxTable) -> None:
+    """Refuse a data set without any box, and say why there is none."""
+    if len(table.boxes):
+        return
+    files = listed(table.files)
+    if not table.skipped:
+        raise BadInput.at(files, "has no boxes", "annotate some or name other files")
+    convention = table.note.partition(", read from")[0]
+    problem = f"none of the {len(table.skipped)} boxes can be used, read as {convention}"
+    first = table.skipped[0].removesuffix("; left out")
+    raise BadInput.at(files, problem, f"correct them, such as {first}")
+
+
+def _check_splits(whole: BoxTable, kept: BoxTable, roles: Sequence[str]) -> None:
+    """Refuse a split without any box, and say where they went."""
+    for role in ROLES:
+        pictures = roles.count(role)
+        bad, had, left = (
+            sum(roles[at] == role for at in index)
+            for index in (
+                whole.skipped_index,
+                whole.image_index.tolist(),
+                kept.image_index.tolist(),
+            )
+        )
+        if not pictures:
+            msg = f"the {role} split has no pictures; name some or give it a fraction above 0"
+            raise BadInput(msg)
+        if not left:
+            msg = (
+                f"the {role} split has no boxes left in its {pictures} pictures ({bad} were bad, "
+                f"{had} not kept by classes and min_size); change these or the splits"
+            )
+            raise BadInput(msg)
 
 
 def _image_sets(root: Path) -> SplitNames:

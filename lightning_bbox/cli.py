@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
 
 from lightning_bbox.arguments import EPOCHS, default_name, default_precision, resolve
 from lightning_bbox.callbacks import PlainProgress, RunReport, TensorBoardPictures, Throughput
@@ -33,27 +34,13 @@ from lightning_bbox.divergence import DivergedError
 from lightning_bbox.errors import BadInput
 from lightning_bbox.files import cannot_write, remove_leftovers, write_atomically
 from lightning_bbox.models import OffsetModel
+from lightning_bbox.options import OneSentenceParser, cause
 from lightning_bbox.parts import flatten
 from lightning_bbox.predictions import PredictionFiles
 from lightning_bbox.stopping import RunStopped, StopBetweenSteps
 from lightning_bbox.tasks import BoxRegressor
 
 _CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LONGEST = 400
-"""Characters of jsonargparse's words to show: it may repeat a whole configuration."""
-
-
-class OneSentenceParser(LightningArgumentParser):
-    """Refuse a command line or a config in one sentence, without the usage in front."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise our own refusal where one is the cause, else jsonargparse's words on one line."""
-        refusal = _refusal(ex)
-        if refusal is None:
-            words = " ".join(message.split())
-            text = words if len(words) <= LONGEST else words[:LONGEST] + " ..."
-            refusal = BadInput(f"{text}; `lightning-bbox fit --help` lists the options")
-        raise refusal
 
 
 class BoxCLI(LightningCLI):
@@ -183,6 +170,31 @@ class BoxCLI(LightningCLI):
         trainer: pl.Trainer = self._instantiate_trainer(trainer_config, callbacks)
         return trainer
 
+    def _instantiate_trainer(
+        self, config: dict[str, Any], callbacks: list[pl.Callback]
+    ) -> pl.Trainer:
+        """Make the trainer, and refuse devices and precisions that aren't there."""
+        try:
+            with warnings.catch_warnings():
+                # It would go on in bf16-mixed, which is not what was asked for.
+                warnings.filterwarnings("error", message="You passed .*AMP with fp16")
+                trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        except BadInput:
+            raise
+        except UserWarning as warning:
+            if "fp16" not in str(warning):
+                raise
+            msg = (
+                f"trainer.precision: is {config['precision']!r}, which a CPU can't do; "
+                f"choose bf16-mixed or 32-true"
+            )
+            raise BadInput(msg) from warning
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            first = " ".join(str(error).split()).partition(". ")[0].rstrip(".!")
+            msg = f"trainer: {first}; correct its accelerator, devices, strategy or precision"
+            raise BadInput(msg) from error
+        return trainer
+
     def _settings(self) -> dict[str, Any]:
         """Return the model's and data's configuration by dotted name, for the hparams view."""
         self._dump_config()
@@ -281,7 +293,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(leaving.__context__, KeyboardInterrupt):
             return _stopped(leaving.__context__, arguments)
         if (refusal := _refusal(leaving)) is not None:
-            sys.stderr.write(f"lightning-bbox: {refusal}\n")
+            sys.stderr.write(f"lightning-bbox: {' '.join(str(refusal).split())}\n")
             return 2
         if isinstance(leaving, SystemExit):
             return int(leaving.code or 0)
@@ -289,13 +301,13 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _refusal(error: BaseException | None) -> Exception | None:
+def _refusal(error: BaseException) -> Exception | None:
     """Return a refusal, ours, Lightning's or the disk's, from among the errors around it."""
-    while error is not None and not isinstance(error, BadInput | MisconfigurationException):
-        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
-            return cannot_write(Path(error.filename or "the run's folder"), error)
-        error = error.__cause__ or error.__context__
-    return error
+    refusal = cause(error, BadInput, MisconfigurationException)
+    unwritten = cause(error, OSError)
+    if refusal is None and unwritten is not None and unwritten.errno in _CANNOT_WRITE:
+        return cannot_write(Path(unwritten.filename or "the run's folder"), unwritten)
+    return refusal
 
 
 def _as_list(value: object) -> list[object]:
@@ -320,5 +332,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Testing a checkpoint needs none of the callbacks that trained it.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    # We refuse such pictures in a sentence of our own.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # Lightning 2.6.6 hasn't followed torch 2.13's pytree.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")

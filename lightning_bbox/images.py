@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_bbox.errors import BadInput
+from lightning_bbox.headers import FAULTS, fault_words, refuse_bomb
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,24 +50,14 @@ def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     except FileNotFoundError as error:
         msg = f"{path}: no such picture; check the root folder and the annotations' file names"
         raise BadInput(msg) from error
-    # Pillow's codecs raise all of these, for one broken file or another.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        RuntimeError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        msg = f"{path}: the picture can't be decoded ({error}); replace or remove it"
+    except FAULTS as error:
+        msg = f"{path}: the picture can't be decoded ({fault_words(error)}); replace or remove it"
         raise BadInput(msg) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turn a picture as EXIF says; only its pixels, for other EXIF entries may be broken."""
-    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        msg = f"{image.width * image.height} pixels, more than the {Image.MAX_IMAGE_PIXELS} allowed"
-        raise ValueError(msg)
+    refuse_bomb(image)
     image.load()
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
