@@ -1,5 +1,6 @@
 """The command line: `lightning-bbox fit|validate|test|predict`, built on LightningCLI."""
 
+import argparse
 import errno
 import logging
 import os
@@ -40,6 +41,12 @@ from lightning_bbox.predictions import PredictionFiles
 from lightning_bbox.stopping import RunStopped, StopBetweenSteps
 from lightning_bbox.tasks import BoxRegressor
 
+COMMANDS = {
+    "fit": "Train a model, and test its best checkpoint.",
+    "validate": "Measure a trained model on the validation split.",
+    "test": "Measure a trained model on the test split.",
+    "predict": "Refine the boxes of annotation files with a trained model.",
+}
 _CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,9 +57,16 @@ class BoxCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the commands and what of the trainer's arguments isn't an option."""
-        unused = {"weights_only", "verbose", "return_predictions"}
+        """Return the commands and what of the trainer's arguments isn't an option, or not as is."""
+        unused = {"ckpt_path", "weights_only", "verbose", "return_predictions"}
         return {name: skip | unused for name, skip in LightningCLI.subcommands().items()}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:  # noqa: ANN401
+        """Say in the help what the commands do here."""
+        super()._add_subcommands(parser, **kwargs)
+        (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        for command in commands._choices_actions:
+            command.help = COMMANDS[command.dest]
 
     def _prepare_subcommand_parser(
         self,
@@ -77,13 +91,19 @@ class BoxCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run folder, and one seed for everything."""
+        """Add the run folder, the checkpoint, and one seed for everything."""
         parser.add_argument(
             "--name",
             type=str | None,
             help="name of the run; by default the config's stem and the time",
         )
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="checkpoint to go on from, or to apply: a file, the folder of a run, or last or "
+            "best of the run of this name",
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:
@@ -124,13 +144,13 @@ class BoxCLI(LightningCLI):
 
     def _refuse_taken_folder(self, resuming: bool) -> None:
         """Refuse to mix two runs in one folder."""
-        predicting = self.subcommand == "predict"
-        if predicting and (self.run_folder / "changes.csv").exists():
+        if self.subcommand == "predict" and (self.run_folder / "changes.csv").exists():
             msg = f"{self.run_folder}: holds refined boxes already; choose another --name"
             raise BadInput(msg)
-        if (self.run_folder / "checkpoints").exists() and not resuming:
-            remedy = "" if predicting else f", or continue it with --resume {self.run_folder}"
-            msg = f"{self.run_folder}: a run of this name exists; choose another --name{remedy}"
+        if any((self.run_folder / "checkpoints").glob("*.ckpt")) and not resuming:
+            more = f", or continue it with --resume {self.run_folder}"
+            remedy = f"choose another --name{more if self.subcommand == 'fit' else ''}"
+            msg = f"{self.run_folder}: a run of this name exists; {remedy}"
             raise BadInput(msg)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
@@ -200,19 +220,24 @@ class BoxCLI(LightningCLI):
         self._dump_config()
         return flatten({key: self.config_dump[key] for key in ("model", "data", "seed_everything")})
 
-    def validate(self, model: OffsetModel, datamodule: CropDataModule, ckpt_path: str) -> None:
+    def fit(self, model: OffsetModel, datamodule: CropDataModule) -> None:
+        """Train, from a checkpoint on where one is given."""
+        checkpoint = self.config[self.subcommand].ckpt_path
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+
+    def validate(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Validate a trained model."""
-        model.restore(ckpt_path)
+        model.restore(self.config[self.subcommand].ckpt_path)
         self.trainer.validate(model, datamodule=datamodule)
 
-    def test(self, model: OffsetModel, datamodule: CropDataModule, ckpt_path: str) -> None:
+    def test(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Test a trained model, without Lightning's own table: ours says it."""
-        model.restore(ckpt_path)
+        model.restore(self.config[self.subcommand].ckpt_path)
         self.trainer.test(model, datamodule=datamodule, verbose=False)
 
-    def predict(self, model: OffsetModel, datamodule: CropDataModule, ckpt_path: str) -> None:
+    def predict(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Refine the boxes of annotation files."""
-        model.restore(ckpt_path)
+        model.restore(self.config[self.subcommand].ckpt_path)
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
 
     def after_fit(self) -> None:
@@ -274,7 +299,12 @@ def main(args: Sequence[str] | None = None) -> int:
             load_from_checkpoint_support=False,
             save_config_callback=ReusableConfig,
             parser_class=OneSentenceParser,
-            parser_kwargs={"allow_abbrev": False, "prog": "lightning-bbox"},
+            parser_kwargs={
+                "allow_abbrev": False,
+                "prog": "lightning-bbox",
+                "description": "Move rough boxes onto their objects.",
+                **{command: {"description": words} for command, words in COMMANDS.items()},
+            },
             trainer_defaults={
                 "max_epochs": EPOCHS,
                 "precision": default_precision(),
@@ -294,6 +324,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return _stopped(leaving.__context__, arguments)
         if (refusal := _refusal(leaving)) is not None:
             sys.stderr.write(f"lightning-bbox: {' '.join(str(refusal).split())}\n")
+            _remove_empty_run()
             return 2
         if isinstance(leaving, SystemExit):
             return int(leaving.code or 0)
@@ -308,6 +339,16 @@ def _refusal(error: BaseException) -> Exception | None:
     if refusal is None and unwritten is not None and unwritten.errno in _CANNOT_WRITE:
         return cannot_write(Path(unwritten.filename or "the run's folder"), unwritten)
     return refusal
+
+
+def _remove_empty_run() -> None:
+    """Remove the folder of a run that was refused before it began: it holds empty events only."""
+    folder = Path(os.environ.get("LIGHTNING_BBOX_RUN", "nowhere"))
+    files = [*folder.iterdir()] if folder.is_dir() else []
+    if files and all(path.name.startswith("events.") for path in files):
+        for path in files:
+            path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _as_list(value: object) -> list[object]:

@@ -53,8 +53,9 @@ class PredictionFiles(pl.Callback):
         rough, table = data.rough, data.rough.table
         old = table.boxes[rough.chosen]
         assert table.convention is not None
+        found = pl_module.predictions
         new, kept = settle(
-            pl_module.predictions.boxes,
+            torch.where(found.seen[:, None], found.boxes, old),
             old,
             table.sizes[table.image_index[rough.chosen]],
             data.geometry,
@@ -63,9 +64,11 @@ class PredictionFiles(pl.Callback):
         )
         boxes = table.boxes.clone()
         boxes[rough.chosen] = new
-        stds = torch.full((len(boxes), pl_module.predictions.stds.shape[1]), math.nan)
-        stds[rough.chosen] = pl_module.predictions.stds
+        stds = torch.full((len(boxes), found.stds.shape[1]), math.nan)
+        stds[rough.chosen] = found.stds.where(found.seen[:, None], math.nan)
         reasons = list(rough.reasons)
+        for at in (~found.seen).nonzero().flatten().tolist():
+            kept[at] = "was left out by trainer.limit_predict_batches"
         for at, reason in kept.items():
             reasons[int(rough.chosen[at])] = reason
 

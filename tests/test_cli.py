@@ -236,6 +236,7 @@ def test_four_targets_and_flip_averaging_run(tmp_path: Path) -> None:
 
 def test_existing_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").touch()
     assert main([*SCENES, f"--runs={tmp_path}", "--name=run"]) == 2
     message = capsys.readouterr().err
     assert "a run of this name exists" in message
@@ -269,6 +270,7 @@ def test_mistakes_are_refused_with_exit_code_2(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
