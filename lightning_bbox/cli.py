@@ -342,10 +342,10 @@ def _refusal(error: BaseException) -> Exception | None:
 
 
 def _remove_empty_run() -> None:
-    """Remove the folder of a run that was refused before it began: it holds empty events only."""
+    """Remove the folder of a run that was refused before it began: it holds only its settings."""
     folder = Path(os.environ.get("LIGHTNING_BBOX_RUN", "nowhere"))
     files = [*folder.iterdir()] if folder.is_dir() else []
-    if files and all(path.name.startswith("events.") for path in files):
+    if files and all(path.name.startswith(("events.", "config.yaml")) for path in files):
         for path in files:
             path.unlink(missing_ok=True)
         folder.rmdir()
