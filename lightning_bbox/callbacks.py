@@ -76,6 +76,13 @@ class RunReport(pl.Callback):
         if not self._said:
             self._say_what_is_there(_regressor(pl_module).data)
 
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the results where validation is all that was asked for."""
+        if trainer.state.fn == "validate":
+            metrics = _regressor(pl_module).evaluations["val"].metrics
+            _say("\n" + format_table(metrics, [], title="validation"))
+
     def _say_what_is_there(self, data: CropDataModule) -> list[str]:
         """Describe the data, and list the boxes that were skipped."""
         self._said = True

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +227,9 @@ class BoxCLI(LightningCLI):
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
 
     def validate(self, model: OffsetModel, datamodule: CropDataModule) -> None:
-        """Validate a trained model."""
+        """Validate a trained model, with our own table too."""
         model.restore(self.config[self.subcommand].ckpt_path)
-        self.trainer.validate(model, datamodule=datamodule)
+        self.trainer.validate(model, datamodule=datamodule, verbose=False)
 
     def test(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Test a trained model, without Lightning's own table: ours says it."""
@@ -287,6 +288,11 @@ def main(args: Sequence[str] | None = None) -> int:
     if "LOCAL_RANK" not in os.environ:
         os.environ.pop("LIGHTNING_BBOX_RUN", None)
     _quieten()
+    with _plain_warnings():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         BoxCLI(
             BoxRegressor,
@@ -361,6 +367,17 @@ def _stopped(stop: BaseException, arguments: Sequence[str]) -> int:
     remedy = f"; continue with fit --resume {folder}" if folder and "fit" in arguments else ""
     sys.stderr.write(f"lightning-bbox: {'terminated' if terminated else 'interrupted'}{remedy}\n")
     return 143 if terminated else 130
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Say warnings as refusals are said, without the line of code that they come from."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"lightning-bbox: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _quieten() -> None:
