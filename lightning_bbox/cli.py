@@ -2,13 +2,11 @@
 
 import argparse
 import errno
-import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,15 @@ import lightning.pytorch as pl
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from PIL import Image
 
 from lightning_bbox.arguments import EPOCHS, default_name, default_precision, resolve
 from lightning_bbox.callbacks import (
     EventLog,
     PlainProgress,
+    ReusableConfig,
     RunReport,
     TensorBoardPictures,
     Throughput,
@@ -40,10 +38,19 @@ from lightning_bbox.data import CropDataModule
 from lightning_bbox.divergence import DivergedError
 from lightning_bbox.errors import BadInput
 from lightning_bbox.files import cannot_write, make_folder, remove_leftovers, write_atomically
+from lightning_bbox.messages import plain_warnings
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.options import OneSentenceParser, cause
 from lightning_bbox.parts import flatten
 from lightning_bbox.predictions import PredictionFiles, put_originals_back
+from lightning_bbox.ranks import (
+    PATIENCE,
+    default_devices,
+    end_launched,
+    one_of_a_run,
+    refuse_other_count,
+    say_once,
+)
 from lightning_bbox.stopping import RunStopped, StopBetweenSteps, sigterm_raises
 from lightning_bbox.tasks import BoxRegressor
 
@@ -179,7 +186,8 @@ class BoxCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
         """Add the logger and callbacks that every run has."""
-        make_folder(self.run_folder)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # Lightning sets it
+            make_folder(self.run_folder)
         config = self._get(self.config_init, "trainer")
         if self.subcommand == "predict":
             kwargs["logger"] = config.logger or False
@@ -198,8 +206,8 @@ class BoxCLI(LightningCLI):
         ]
         if self.subcommand == "predict":
             callbacks = [PredictionFiles(self.run_folder, own.max_shift, own.overwrite)]
+        callbacks.append(StopBetweenSteps())
         if self.subcommand == "fit":
-            callbacks.append(StopBetweenSteps())
             kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(config.plugins)]
         else:
             kwargs["enable_checkpointing"] = False
@@ -214,6 +222,7 @@ class BoxCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.run_folder)
         trainer_config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         trainer: pl.Trainer = self._instantiate_trainer(trainer_config, callbacks)
+        refuse_other_count(trainer)
         return trainer
 
     def _instantiate_trainer(
@@ -245,6 +254,17 @@ class BoxCLI(LightningCLI):
         """Return the model's and data's configuration by dotted name, for the hparams view."""
         self._dump_config()
         return flatten({key: self.config_dump[key] for key in ("model", "data", "seed_everything")})
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it, and let nothing it began outlive it."""
+        patience = 0.0
+        try:
+            super()._run_subcommand(subcommand)
+            patience = PATIENCE
+        finally:
+            end_launched(self.trainer, patience)
+            if isinstance(self.trainer.logger, EventLog):
+                self.trainer.logger.close()
 
     def fit(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Train, from a checkpoint on where one is given."""
@@ -279,20 +299,7 @@ class BoxCLI(LightningCLI):
         )
 
 
-class ReusableConfig(SaveConfigCallback):
-    """Save the configuration without what belongs to this run only, so that it can be run again."""
-
-    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
-        config = config.clone()
-        config.name = config.ckpt_path = None
-        super().__init__(parser, config, save_to_log_dir=False)
-
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write it into the run's folder, whole or not at all."""
-        text = self.parser.dump(self.config, skip_none=False)
-        write_atomically(Path(trainer.default_root_dir) / "config.yaml", text.encode())
-
-
+@one_of_a_run()
 @sigterm_raises()
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
@@ -307,10 +314,7 @@ def main(args: Sequence[str] | None = None) -> int:
         2
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    if "LOCAL_RANK" not in os.environ:
-        os.environ.pop("LIGHTNING_BBOX_RUN", None)
-    _quieten()
-    with _plain_warnings():
+    with plain_warnings():
         return _run(arguments)
 
 
@@ -334,6 +338,7 @@ def _run(arguments: list[str]) -> int:
                 **{command: {"description": words} for command, words in COMMANDS.items()},
             },
             trainer_defaults={
+                "devices": default_devices(),
                 "max_epochs": EPOCHS,
                 "precision": default_precision(),
                 "log_every_n_steps": 50,
@@ -343,7 +348,7 @@ def _run(arguments: list[str]) -> int:
             },
         )
     except DivergedError as error:
-        sys.stderr.write(f"lightning-bbox: {error}\n")
+        say_once(str(error))
         return 1
     except (RunStopped, SIGTERMException, KeyboardInterrupt) as stop:
         return _stopped(stop, arguments)
@@ -351,7 +356,7 @@ def _run(arguments: list[str]) -> int:
         if isinstance(leaving.__context__, KeyboardInterrupt):
             return _stopped(leaving.__context__, arguments)
         if (refusal := _refusal(leaving)) is not None:
-            sys.stderr.write(f"lightning-bbox: {' '.join(str(refusal).split())}\n")
+            say_once(str(refusal))
             _remove_empty_run()
             return 2
         if isinstance(leaving, SystemExit):
@@ -369,6 +374,7 @@ def _refusal(error: BaseException) -> Exception | None:
     return refusal
 
 
+@rank_zero_only
 def _remove_empty_run() -> None:
     """Remove the folder of a run that was refused before it began: it holds only its settings."""
     folder = Path(os.environ.get("LIGHTNING_BBOX_RUN", "nowhere"))
@@ -387,32 +393,5 @@ def _stopped(stop: BaseException, arguments: Sequence[str]) -> int:
     terminated = isinstance(stop, SIGTERMException) or getattr(stop, "signum", 0) == signal.SIGTERM
     folder = os.environ.get("LIGHTNING_BBOX_RUN")
     remedy = f"; continue with fit --resume {folder}" if folder and "fit" in arguments else ""
-    sys.stderr.write(f"lightning-bbox: {'terminated' if terminated else 'interrupted'}{remedy}\n")
+    say_once(f"{'terminated' if terminated else 'interrupted'}{remedy}")
     return 143 if terminated else 130
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Say warnings as refusals are said, without the line of code that they come from."""
-    usual = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: f"lightning-bbox: {message}\n"
-    try:
-        yield
-    finally:
-        warnings.formatwarning = usual
-
-
-def _quieten() -> None:
-    """Silence what Lightning says at every start; its warnings stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    # It expects `args` from Python only, but ours are the command line's, resolved.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-    # A run that is resumed has checkpoints; others are refused before they begin.
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # Testing a checkpoint needs none of the callbacks that trained it.
-    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
-    # We refuse such pictures in a sentence of our own.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    # Lightning 2.6.6 hasn't followed torch 2.13's pytree.
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")

@@ -21,7 +21,7 @@ ORDER = [
     *("preprocess", "losses", "backbones", "heads", "schedules"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
     *("models", "tasks", "refiner"),
-    *("report", "callbacks", "predictions", "arguments", "options", "cli"),
+    *("report", "callbacks", "predictions", "arguments", "options", "messages", "ranks", "cli"),
 ]
 
 
