@@ -8,6 +8,7 @@ from PIL import Image
 
 from benchmarks.make_patches import main as make_patches
 from benchmarks.protocol import ARMS, as_markdown, collect
+from benchmarks.ranks import machine, summary
 from lightning_bbox import PatchDataModule
 from lightning_bbox.arguments import CONFIG_FOLDERS
 
@@ -74,3 +75,9 @@ def test_every_row_of_the_table_has_its_config_and_runs_are_found_by_name(tmp_pa
     found = collect(ARMS[0], tmp_path)
     table = as_markdown({"bccd": found})
     assert "| 2 | 2.40 | 0.600 (0.500 to 0.700) | 4.0 | 0.700 to 0.900 |" in table
+
+
+def test_speeds_are_told_with_their_quartiles_and_machine() -> None:
+    told = summary([3.0, 1.0, 2.0, 5.0, 4.0])
+    assert told == {"median": 3.0, "quartiles": [2.0, 4.0], "all": [3.0, 1.0, 2.0, 5.0, 4.0]}
+    assert {"processor", "cores", "load before", "torch", "precision"} <= machine().keys()
