@@ -180,7 +180,7 @@ def csv_dialect(text: str) -> tuple[str, list[int]]:
         >>> csv_dialect("file;x1;x2;y1;y2\na.png;1;2;3;4")
         (';', [1, 3, 2, 4])
     """
-    _, header = next(_csv_rows(text, ""))
+    _, header = next(_csv_rows(text, ""), (1, []))
     columns = _csv_columns(header, "")
     return _delimiter(text), [columns[name] for name in CORNERS]
 
