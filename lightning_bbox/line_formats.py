@@ -24,6 +24,7 @@ from lightning_bbox.records import (
     parse_number,
     read_lines,
     read_text,
+    whole_text,
 )
 
 ONLY_CLASS = "object"  # the class of a CSV without a label column
@@ -117,18 +118,20 @@ def _yolo_names(root: Path, folder: PurePosixPath) -> tuple[str, dict[int, str]]
 def _yaml_names(root: Path, file: str) -> dict[int, str]:
     text = read_text(root, file)
     try:
-        document = yaml.safe_load(text)
+        # All scalars stay texts: `no` is a name, and tags such as !!int can't fail.
+        document = yaml.load(text, yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = f"is not well-formed YAML ({' '.join(str(error).split())})"
         raise BadInput.at(file, problem, "repair it") from error
     names = document.get("names") if isinstance(document, dict) else None
     numbered = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(numbered, dict) or not all(
-        type(number) is int and isinstance(name, str) for number, name in numbered.items()
+        re.fullmatch(r"\d{1,9}", str(number), re.ASCII) and name and isinstance(name, str)
+        for number, name in numbered.items()
     ):
         problem = f"'names' is {reprlib.repr(names)}, no list or numbered map of texts"
         raise BadInput.at(file, problem, "write names: ['first', 'second']")
-    return numbered
+    return {int(number): whole_text(name, file) for number, name in numbered.items()}
 
 
 def read_csv(root: Path, files: Sequence[str]) -> Listing:

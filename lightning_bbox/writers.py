@@ -203,13 +203,13 @@ def _voc_spans(text: str) -> list[list[Span]]:
             done.clear()
 
     def data(word: str) -> None:
-        place = tuple(path)
+        place = tuple(path[:5])  # files may nest by the thousand
         if place in _VOC_CORNERS and word.strip() and done.isdisjoint((place, place[:-1])):
             begin = parser.CurrentByteIndex + width * (len(word) - len(word.lstrip()))
             objects[-1][path[-1]].append((begin, begin + width * len(word.strip())))
 
     def end(_: str) -> None:
-        done.add(tuple(path))
+        done.add(tuple(path[:5]))
         path.pop()
 
     parser.StartElementHandler, parser.EndElementHandler = start, end
