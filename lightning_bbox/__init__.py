@@ -17,6 +17,7 @@ from lightning_bbox.jitter import LaplaceJitter, OverlapJitter, UniformJitter
 from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
 from lightning_bbox.patch_data import PatchDataModule
 from lightning_bbox.preprocess import ChannelNorm
+from lightning_bbox.refiner import Refiner, refine
 from lightning_bbox.scene_data import SceneDataModule
 from lightning_bbox.schedules import Constant, Cosine, OneCycle
 from lightning_bbox.tasks import BoxRegressor
@@ -43,8 +44,10 @@ __all__ = [
     "OverlapJitter",
     "PatchDataModule",
     "PixelCodec",
+    "Refiner",
     "SceneDataModule",
     "ShallowConvNet",
     "SmoothL1Loss",
     "UniformJitter",
+    "refine",
 ]

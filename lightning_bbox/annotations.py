@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 
 from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.headers import checked_size
 from lightning_bbox.layouts import Source, find_annotations
 from lightning_bbox.line_formats import read_csv, read_yolo
 from lightning_bbox.nested_formats import read_coco, read_voc
 from lightning_bbox.pictures import (
     PictureFinder,
-    checked_size,
     find_pictures,
     group_pictures,
     inside,
@@ -94,6 +94,8 @@ def read_annotations(
         raise BadInput.at(listed(sources[0].files), "no picture is listed", "name other files")
     groups = group_pictures(found, group_pattern)
     table = _table(base, found, listing, on_bad)
+    if repeated := _repeated(table):
+        note += f"; boxes that are there twice are used twice: {listed(repeated)}"
     return replace(table, groups=groups, note=note, files=tuple(sources[0].files))
 
 
@@ -156,6 +158,18 @@ def _table(
     faults = box_faults(table.boxes, values, sizes[image_index], listing.convention)
     faults |= {at: record.fault for at, record in enumerate(records) if record.fault}
     return _without_faulty(table, faults, records, listing.convention.fields, on_bad)
+
+
+def _repeated(table: BoxTable) -> list[str]:
+    """Name the boxes that repeat one before: the same edges and class in the same picture."""
+    places, labels = table.image_index.tolist(), table.labels.tolist()
+    seen = set[tuple[object, ...]]()
+    repeated = []
+    for name, *box in zip(table.ids, places, labels, *table.boxes.T.tolist(), strict=True):
+        if tuple(box) in seen:
+            repeated.append(name)
+        seen.add(tuple(box))
+    return repeated
 
 
 def _without_faulty(

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from lightning_bbox.annotations import (
     BoxTable,
@@ -15,13 +18,15 @@ from lightning_bbox.annotations import (
     split_pictures,
 )
 from lightning_bbox.augment import Augment
+from lightning_bbox.boxes import box_sizes
 from lightning_bbox.compiling import Compile
 from lightning_bbox.crops import CropGeometry
-from lightning_bbox.data import CropDataModule, Items, Source
+from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput, listed
-from lightning_bbox.images import ImageStore
+from lightning_bbox.images import ImageStore, PictureFiles
 from lightning_bbox.jitter import Jitter
 from lightning_bbox.records import usual_split
+from lightning_bbox.samples import Items, Source
 
 ROLES = ("train", "val", "test")
 
@@ -53,11 +58,12 @@ class BoxDataModule(CropDataModule):
         group_pattern: Regular expression whose first group, found in a picture's path, names its
             group.
         voc_base: Coordinate of the first pixel in VOC files.
-        on_bad: Leave bad boxes out and list them, or refuse the first.
+        on_bad: Leave bad boxes out (`predict`: as they are) and list them, or refuse the first.
         allow_outside: Whether files may lie outside the root, as links do.
-        crop: How proposals become crops.
+        crop: How proposals become crops; a trained model knows, others take `CropGeometry()`.
         jitter: Law of the proposals; uniform shifts of 5 px by default.
-        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh).
+        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh); a trained model
+            knows, others learn 2.
         augment: What happens to training crops; flips by default.
         batch_size: Size of the global batch, over all processes.
         draws_per_epoch: Training samples in an epoch; boxes are used evenly.
@@ -85,9 +91,9 @@ class BoxDataModule(CropDataModule):
         voc_base: Literal[0, 1] = 1,
         on_bad: Literal["skip", "error"] = "skip",
         allow_outside: bool = False,
-        crop: CropGeometry = CropGeometry(),
+        crop: CropGeometry | None = None,
         jitter: Jitter | None = None,
-        num_targets: Literal[2, 4] = 2,
+        num_targets: Literal[2, 4] | None = None,
         augment: Augment = Augment(),
         batch_size: int = 128,
         draws_per_epoch: int = 20_000,
@@ -110,6 +116,7 @@ class BoxDataModule(CropDataModule):
             msg = "data test_split and test_groups are both set; name the test one way"
             raise BadInput(msg)
         self.root = Path(root)
+        self.rough: RoughBoxes | None = None
         self.classes, self.min_size = classes, min_size
         self.splits = SplitNames(
             *(_as_list(names) for names in (train_split, val_split, test_split))
@@ -136,11 +143,12 @@ class BoxDataModule(CropDataModule):
     def read(self) -> Source:
         """Read the annotations, split the pictures, and decode those that have a box left."""
         table, roles, notes = self._split_table()
-        before = len(table.boxes)
+        whole = table
         table = table.of_min_size(self.min_size)
         table = table.of_classes(self.classes) if self.classes else table
-        if len(table.boxes) < before:
+        if len(table.boxes) < (before := len(whole.boxes)):
             notes.append(f"{len(table.boxes)} of {before} boxes kept by classes and least size")
+        _check_splits(whole, table, roles)
         used = sorted({at for at in table.image_index.tolist() if roles[at]})
         place = torch.full((len(table.images),), -1)
         place[used] = torch.arange(len(used))
@@ -154,10 +162,33 @@ class BoxDataModule(CropDataModule):
             index = place[table.image_index[mine]]
             at_hand = zip(table.skipped, table.skipped_index, strict=True)
             skipped = tuple(sentence for sentence, at in at_hand if roles[at] == role)
+            ids = tuple(compress(table.ids, mine.tolist()))
             splits[role] = Items(
-                index, table.boxes[mine], table.labels[mine], index, skipped=skipped
+                index, table.boxes[mine], table.labels[mine], index, skipped=skipped, ids=ids
             )
         return Source(store, splits, table.classes, (table.note, *notes))
+
+    def read_rough(self) -> Source:
+        """Read every box that the annotation files hold, of whatever split, as a proposal."""
+        table = self.read_table(group_pattern=None)
+        reasons = self._unasked(table)
+        chosen = torch.tensor([not reason for reason in reasons], dtype=torch.bool)
+        boxes, index = table.boxes[chosen], table.image_index[chosen]
+        items = Items(index, boxes, table.labels[chosen], index, proposals=boxes)
+        self.rough = RoughBoxes(table, chosen.nonzero().flatten(), reasons)
+        pictures = PictureFiles([table.root / name for name in table.images], table.sizes)
+        return Source(pictures, {"predict": items}, table.classes, (table.note,))
+
+    def _unasked(self, table: BoxTable) -> list[str]:
+        """Say why a box is not to be refined, or nothing, for each of them."""
+        asked = set(table.of_classes(self.classes).classes if self.classes else table.classes)
+        large = (box_sizes(table.boxes) >= self.min_size).all(dim=1).tolist()
+        labels = [table.classes[label] for label in table.labels.tolist()]
+        reasons = []
+        for label, is_large in zip(labels, large, strict=True):
+            reason = "" if is_large else f"has a side below min_size {self.min_size:g}"
+            reasons.append(reason if label in asked else f"is of class {label}, not of `classes`")
+        return reasons
 
     def _split_table(self) -> tuple[BoxTable, list[str], list[str]]:
         """Read the table and give each picture a role; return notes on how."""
@@ -170,6 +201,7 @@ class BoxDataModule(CropDataModule):
         else:
             table = self.read_table()
             origins = list(table.splits)
+        _check_boxes(table)
         if usual and not names.any():
             names = _usual_names(set(origins))
             if names.any() and (shared := _shared_groups(table, names.roles(origins))):
@@ -191,11 +223,16 @@ class BoxDataModule(CropDataModule):
         """Read the pictures that split files name, and after them those that none does."""
         files = names.files()
         tables = [self.read_table(split_file=file) for file in files]
-        origins = [file for file, table in zip(files, tables, strict=True) for _ in table.images]
-        named = {image for table in tables for image in table.images}
+        named: dict[str, str] = {}
+        for file, table in zip(files, tables, strict=True):
+            if twice := [image for image in table.images if image in named]:
+                problem = f"{twice[0]} is named in {named[twice[0]]} too"
+                raise BadInput.at(file, problem, "put each picture into one split")
+            named |= dict.fromkeys(table.images, file)
         whole = self.read_table()
         rest = [at for at, image in enumerate(whole.images) if image not in named]
-        return concat_tables([*tables, whole.pictures(rest)]), origins + [""] * len(rest)
+        origins = [*named.values(), *[""] * len(rest)]
+        return concat_tables([*tables, whole.pictures(rest)]), origins
 
     def _carve(self, table: BoxTable, roles: list[str], names: "SplitNames") -> None:
         """Fill in the test and validation roles that nobody named, from the training pictures."""
@@ -208,6 +245,20 @@ class BoxDataModule(CropDataModule):
             train = [at for at, name in enumerate(roles) if name == "train"]
             for at in split_pictures(table.pictures(train), fraction, self.split_seed)[1]:
                 roles[train[at]] = role
+
+
+class RoughBoxes(NamedTuple):
+    """The boxes of the files that are to be refined.
+
+    Attributes:
+        table: All that was read.
+        chosen: Which of the table's boxes are refined, in the order of the items.
+        reasons: Why each box of the table is not refined, or nothing.
+    """
+
+    table: BoxTable
+    chosen: Int64[Tensor, " n"]
+    reasons: list[str]
 
 
 class SplitNames(NamedTuple):
@@ -247,6 +298,42 @@ class SplitNames(NamedTuple):
         role_of = {name: role for role in ROLES for name in getattr(self, role)}
         rest = "" if self.train or self.files() else "train"
         return [role_of.get(origin, rest) for origin in origins]
+
+
+def _check_boxes(table: BoxTable) -> None:
+    """Refuse a data set without any box, and say why there is none."""
+    if len(table.boxes):
+        return
+    files = listed(table.files)
+    if not table.skipped:
+        raise BadInput.at(files, "has no boxes", "annotate some or name other files")
+    convention = table.note.partition(", read from")[0]
+    problem = f"none of the {len(table.skipped)} boxes can be used, read as {convention}"
+    first = table.skipped[0].removesuffix("; left out")
+    raise BadInput.at(files, problem, f"correct them, such as {first}")
+
+
+def _check_splits(whole: BoxTable, kept: BoxTable, roles: Sequence[str]) -> None:
+    """Refuse a split without any box, and say where they went."""
+    for role in ROLES:
+        pictures = roles.count(role)
+        bad, had, left = (
+            sum(roles[at] == role for at in index)
+            for index in (
+                whole.skipped_index,
+                whole.image_index.tolist(),
+                kept.image_index.tolist(),
+            )
+        )
+        if not pictures:
+            msg = f"the {role} split has no pictures; name some or give it a fraction above 0"
+            raise BadInput(msg)
+        if not left:
+            msg = (
+                f"the {role} split has no boxes left in its {pictures} pictures ({bad} were bad, "
+                f"{had} not kept by classes and min_size); change these or the splits"
+            )
+            raise BadInput(msg)
 
 
 def _image_sets(root: Path) -> SplitNames:

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_bbox.data import CropDataModule
 from lightning_bbox.files import save_picture, write_atomically
 from lightning_bbox.metrics import error_px
 from lightning_bbox.report import (
@@ -42,6 +43,7 @@ class RunReport(pl.Callback):
         self.metrics: dict[str, Any] = {}
         self._seconds = 0.0
         self._since = 0.0
+        self._said = False
 
     def state_dict(self) -> dict[str, float]:
         """Keep the time spent, so that a resumed run counts all of it."""
@@ -55,19 +57,36 @@ class RunReport(pl.Callback):
         """Show what the model is going to see."""
         data = _regressor(pl_module).data
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lines = [*data.source.notes, *data.describe()]
+            lines = self._say_what_is_there(data)
             device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
-            _say("\n".join([*lines, f"training on {device} in {trainer.precision}"]))
-            skipped = [
-                sentence for items in data.source.splits.values() for sentence in items.skipped
-            ]
-            if skipped:
-                write_atomically(self.folder / "skipped.txt", ("\n".join(skipped) + "\n").encode())
-                _say(f"skipped boxes are listed in {self.folder / 'skipped.txt'}")
+            _say(f"training on {device} in {trainer.precision}")
             save_picture(self.folder / "data.png", draw_data(data, "\n".join(lines)))
             _say(f"what the model sees: {self.folder / 'data.png'}")
         self._since = time.monotonic()
+
+    @rank_zero_only
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what a trained model is tested on; after a fit it has been said."""
+        if not self._said:
+            self._say_what_is_there(_regressor(pl_module).data)
+
+    @rank_zero_only
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what a trained model is validated on."""
+        if not self._said:
+            self._say_what_is_there(_regressor(pl_module).data)
+
+    def _say_what_is_there(self, data: CropDataModule) -> list[str]:
+        """Describe the data, and list the boxes that were skipped."""
+        self._said = True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [*data.source.notes, *data.describe()]
+        _say("\n".join(lines))
+        skipped = [sentence for items in data.source.splits.values() for sentence in items.skipped]
+        if skipped:
+            write_atomically(self.folder / "skipped.txt", ("\n".join(skipped) + "\n").encode())
+            _say(f"skipped boxes are listed in {self.folder / 'skipped.txt'}")
+        return lines
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note how long training took."""

@@ -3,7 +3,6 @@
 import os
 from io import BytesIO
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_bbox.codecs import OffsetSpec
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
-from lightning_bbox.files import write_atomically
+from lightning_bbox.files import cannot_write, write_atomically
+from lightning_bbox.parts import Plain, flatten
+from lightning_bbox.stopping import RunStopped
 
 CHECKPOINT_KEY = "lightning_bbox"
 """Where a checkpoint keeps what its model must know of the data."""
@@ -38,15 +39,20 @@ def read_checkpoint(
     except FileNotFoundError as error:
         msg = f"{path}: no such checkpoint; check its path"
         raise BadInput(msg) from error
-    except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError) as error:
+    # A file that is none, was cut short, or holds code, makes torch raise any of many errors.
+    except Exception as error:
         msg = f"{path}: can't be read as a checkpoint of lightning_bbox; give one that a run wrote"
         raise BadInput(msg) from error
-    read_spec(checkpoint)
+    read_spec(checkpoint, str(path))
     return checkpoint
 
 
-def read_spec(checkpoint: dict[str, Any]) -> OffsetSpec:
+def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> OffsetSpec:
     """Return what a checkpoint's model knows of its data.
+
+    Args:
+        checkpoint: What was read.
+        path: What to call it in an error.
 
     Raises:
         BadInput: The checkpoint isn't one of ours.
@@ -60,39 +66,58 @@ def read_spec(checkpoint: dict[str, Any]) -> OffsetSpec:
     try:
         plain = dict(checkpoint[CHECKPOINT_KEY]["spec"])
         return OffsetSpec(**{**plain, "geometry": CropGeometry(**plain["geometry"])})
-    except (KeyError, TypeError) as error:
-        msg = f"this checkpoint wasn't written by lightning_bbox (no valid {error} in it)"
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"{path}: wasn't written by lightning_bbox; give a checkpoint that a run of it wrote"
         raise BadInput(msg) from error
 
 
-def refuse_other_crops(ours: OffsetSpec, theirs: OffsetSpec) -> None:
-    """Refuse to apply a model to crops of another kind than it was trained on.
+def refuse_other_parts(recipe: dict[str, Plain], asked: dict[str, Plain]) -> None:
+    """Refuse parts of a model that were asked for, where the checkpoint has others.
 
     Args:
-        ours: What the model was trained on.
-        theirs: What it is to be used on.
+        recipe: The checkpoint's model.
+        asked: What was asked for by name; nothing is None.
 
     Raises:
-        BadInput: Crops or targets differ.
+        BadInput: They differ.
 
     Examples:
-        >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
-        >>> refuse_other_crops(spec, spec)
+        >>> head = {"class_path": "lightning_bbox.heads.LinearHead", "init_args": {}}
+        >>> refuse_other_parts({"head": head, "codec": head}, {"head": head, "codec": None})
     """
-    for name in ("size", "context", "square", "reference_size"):
-        trained, given = (getattr(spec.geometry, name) for spec in (ours, theirs))
-        if trained != given:
+    for name, part in asked.items():
+        if part is None:
+            continue
+        trained, here = flatten({name: recipe[name]}), flatten({name: part})
+        for key in [*here, *trained]:
+            if trained.get(key) != here.get(key):
+                msg = (
+                    f"model.{key} is {trained.get(key)} in the checkpoint and {here.get(key)} in "
+                    f"the configuration; leave model.{name} out, make them equal or train anew"
+                )
+                raise BadInput(msg)
+
+
+def refuse_other_run(then: dict[str, Plain], now: dict[str, Plain]) -> None:
+    """Refuse to go on where the order of samples, or the optimizer, would not be the same.
+
+    Args:
+        then: What the checkpoint says of its run.
+        now: The same of this one.
+
+    Raises:
+        BadInput: They differ.
+
+    Examples:
+        >>> refuse_other_run({"data.seed": 0}, {"data.seed": 0})
+    """
+    for name, value in now.items():
+        if then.get(name) != value:
             msg = (
-                f"the model was trained with crop.{name} = {trained}, the data has {given}; "
-                f"make them equal"
+                f"{name} is {then.get(name)} in the checkpoint and {value} now, so this run can't "
+                f"go on; keep it, or begin a new run from its weights with --model.weights"
             )
             raise BadInput(msg)
-    if ours.num_targets != theirs.num_targets:
-        msg = (
-            f"the model predicts {ours.num_targets} targets, the data asks for "
-            f"{theirs.num_targets}; set num_targets"
-        )
-        raise BadInput(msg)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -111,8 +136,51 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint whole or not at all."""
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(Path(path), error) from error
         write_atomically(Path(path), buffer.getvalue())
+
+
+def checkpoint_of(path: str | os.PathLike[str]) -> Path:
+    """Return the checkpoint that a path means: a file is itself, a run's folder its best one.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoint_of(folder).relative_to(folder).as_posix()
+        'checkpoints/best.ckpt'
+    """
+    return Path(path) / "checkpoints" / "best.ckpt" if Path(path).is_dir() else Path(path)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """Find the checkpoint that stands furthest in training, among those that can be read.
+
+    Args:
+        folder: The checkpoints of a run.
+
+    Returns:
+        Its path, the last one's where several stand equally far, or None where there is none; and
+        why others could not be read.
+
+    Raises:
+        BadInput: There are checkpoints, but none can be read.
+
+    Examples:
+        >>> newest_checkpoint(Path("nowhere"))
+        (None, [])
+    """
+    found, unread = [], []
+    for path in sorted(folder.glob("*.ckpt")):
+        try:
+            found.append((int(read_checkpoint(path)["global_step"]), path.stem == "last", path))
+        except BadInput as error:
+            unread.append(str(error))
+    if unread and not found:
+        raise BadInput("; ".join(unread))
+    return (max(found)[2] if found else None), unread
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -135,6 +203,10 @@ class RunCheckpoint(ModelCheckpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Save where the run stands, as last only: Lightning would overwrite the best one."""
-        if self._should_save_on_exception(trainer):
+        """Save where a run stands that was stopped between two steps, as last only.
+
+        After any other exception weights may be half updated, and the last good checkpoint stays;
+        Lightning would overwrite the best one too.
+        """
+        if isinstance(exception, RunStopped) and self._should_save_on_exception(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

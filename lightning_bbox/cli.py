@@ -1,51 +1,46 @@
-"""The command line: `lightning-bbox fit|validate|test`, built on LightningCLI."""
+"""The command line: `lightning-bbox fit|validate|test|predict`, built on LightningCLI."""
 
+import errno
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveFloat
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
 
+from lightning_bbox.arguments import EPOCHS, default_name, default_precision, resolve
 from lightning_bbox.callbacks import PlainProgress, RunReport, TensorBoardPictures, Throughput
-from lightning_bbox.checkpoints import AtomicCheckpointIO, RunCheckpoint, read_checkpoint
+from lightning_bbox.checkpoints import (
+    AtomicCheckpointIO,
+    RunCheckpoint,
+    checkpoint_of,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from lightning_bbox.data import CropDataModule
-from lightning_bbox.errors import BadInput, listed
-from lightning_bbox.tasks import BoxRegressor, DivergedError
+from lightning_bbox.divergence import DivergedError
+from lightning_bbox.errors import BadInput
+from lightning_bbox.files import cannot_write, remove_leftovers, write_atomically
+from lightning_bbox.models import OffsetModel
+from lightning_bbox.options import OneSentenceParser, cause
+from lightning_bbox.parts import flatten
+from lightning_bbox.predictions import PredictionFiles
+from lightning_bbox.stopping import RunStopped, StopBetweenSteps
+from lightning_bbox.tasks import BoxRegressor
 
-PRESET = "preset:"
-_PACKAGE = Path(__file__).parent
-CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
-"""Where presets lie: inside an installed package, beside it in a checkout."""
-
-LONGEST = 400
-"""Characters of jsonargparse's words to show: it may repeat a whole configuration."""
-
-EPOCHS = 22
-"""Under four minutes on two CPU cores, with 20,000 draws an epoch."""
-
-
-class OneSentenceParser(LightningArgumentParser):
-    """Refuse a command line or a config in one sentence, without the usage in front."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise our own refusal where one is the cause, else jsonargparse's words on one line."""
-        refusal = _refusal(ex)
-        if refusal is None:
-            words = " ".join(message.split())
-            text = words if len(words) <= LONGEST else words[:LONGEST] + " ..."
-            refusal = BadInput(f"{text}; `lightning-bbox fit --help` lists the options")
-        raise refusal
+_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BoxCLI(LightningCLI):
@@ -56,8 +51,30 @@ class BoxCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the commands and what of the trainer's arguments isn't an option."""
-        commands = LightningCLI.subcommands()
-        return {name: commands[name] for name in ("fit", "validate", "test")}
+        unused = {"weights_only", "verbose", "return_predictions"}
+        return {name: skip | unused for name, skip in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_parser(
+        self,
+        klass: type,
+        subcommand: str,
+        **kwargs: Any,  # noqa: ANN401 (Lightning's)
+    ) -> LightningArgumentParser:
+        """Add what `predict` alone takes."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument(
+                "--max_shift",
+                type=PositiveFloat | None,
+                help="leave boxes that would move farther, in px (1/45 of the crop's side)",
+            )
+            parser.add_argument(
+                "--overwrite",
+                type=bool,
+                default=False,
+                help="write over the annotation files too; what they held is kept in before/",
+            )
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder, and one seed for everything."""
@@ -76,45 +93,72 @@ class BoxCLI(LightningCLI):
         """Settle on the run's folder."""
         config = self.config[self.subcommand]
         launched = None if config.name else os.environ.get("LIGHTNING_BBOX_RUN")
-        name = config.name or _default_name(config)
+        name = config.name or default_name(config)
         self.run_folder = Path(launched or Path(config.runs) / name)
         os.environ["LIGHTNING_BBOX_RUN"] = str(self.run_folder)
-        if config.ckpt_path in ("best", "last"):
-            config.ckpt_path = str(self.run_folder / "checkpoints" / f"{config.ckpt_path}.ckpt")
-        checkpoint = config.ckpt_path
-        if checkpoint is None and self.subcommand != "fit":
+        self._find_checkpoint(config)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # Lightning sets it
+            self._refuse_taken_folder(resuming=self.subcommand == "fit" and bool(config.ckpt_path))
+            remove_leftovers(self.run_folder)
+
+    def _find_checkpoint(self, config: Namespace) -> None:
+        """Settle on the checkpoint to go on from, or to apply."""
+        asked = config.ckpt_path
+        if asked is None and self.subcommand != "fit":
             msg = f"{self.subcommand} needs a trained model; add --ckpt_path and a checkpoint"
             raise BadInput(msg)
-        if checkpoint is not None:
-            read_checkpoint(checkpoint)
-        resuming = self.subcommand == "fit" and checkpoint is not None
-        taken = (self.run_folder / "checkpoints").exists() and "LOCAL_RANK" not in os.environ
-        if taken and not resuming:
-            msg = (
-                f"{self.run_folder}: a run of this name exists; choose another --name, "
-                f"or continue it with --resume {self.run_folder}"
-            )
+        if asked is None:
+            return
+        if self.subcommand != "fit" or not (asked == "last" or Path(asked).is_dir()):
+            named = self.run_folder / "checkpoints" / f"{asked}.ckpt"
+            config.ckpt_path = str(named if asked in ("best", "last") else checkpoint_of(asked))
+            read_checkpoint(config.ckpt_path)
+            return
+        folder = self.run_folder if asked == "last" else Path(asked)
+        found, unread = newest_checkpoint(folder / "checkpoints")
+        for sentence in unread:
+            rank_zero_warn(f"{sentence}; going on from {found}")
+        if found is None:
+            rank_zero_warn(f"{folder}: has no checkpoint yet, so the run begins anew")
+        config.ckpt_path = found and str(found)
+
+    def _refuse_taken_folder(self, resuming: bool) -> None:
+        """Refuse to mix two runs in one folder."""
+        predicting = self.subcommand == "predict"
+        if predicting and (self.run_folder / "changes.csv").exists():
+            msg = f"{self.run_folder}: holds refined boxes already; choose another --name"
+            raise BadInput(msg)
+        if (self.run_folder / "checkpoints").exists() and not resuming:
+            remedy = "" if predicting else f", or continue it with --resume {self.run_folder}"
+            msg = f"{self.run_folder}: a run of this name exists; choose another --name{remedy}"
             raise BadInput(msg)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
         """Add the logger and callbacks that every run has."""
         config = self._get(self.config_init, "trainer")
-        if config.logger in (None, True):
+        if self.subcommand == "predict":
+            kwargs["logger"] = config.logger or False
+        elif config.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(
                 str(self.run_folder.parent),
                 name="",
                 version=self.run_folder.name,
                 default_hp_metric=False,
             )
+        own = self.config[self.subcommand]
         callbacks: list[pl.Callback] = [
             RunReport(self.run_folder),
             TensorBoardPictures(self._settings()),
             Throughput(),
         ]
-        if self.subcommand != "fit":
+        if self.subcommand == "predict":
+            callbacks = [PredictionFiles(self.run_folder, own.max_shift, own.overwrite)]
+        if self.subcommand == "fit":
+            callbacks.append(StopBetweenSteps())
+        else:
             kwargs["enable_checkpointing"] = False
             self.save_config_callback = None
-        elif config.enable_checkpointing is not False:
+        if self.subcommand == "fit" and config.enable_checkpointing is not False:
             callbacks.append(RunCheckpoint(self.run_folder / "checkpoints"))
             kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(config.plugins)]
         if config.enable_progress_bar is None:
@@ -126,14 +170,50 @@ class BoxCLI(LightningCLI):
         trainer: pl.Trainer = self._instantiate_trainer(trainer_config, callbacks)
         return trainer
 
+    def _instantiate_trainer(
+        self, config: dict[str, Any], callbacks: list[pl.Callback]
+    ) -> pl.Trainer:
+        """Make the trainer, and refuse devices and precisions that aren't there."""
+        try:
+            with warnings.catch_warnings():
+                # It would go on in bf16-mixed, which is not what was asked for.
+                warnings.filterwarnings("error", message="You passed .*AMP with fp16")
+                trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        except BadInput:
+            raise
+        except UserWarning as warning:
+            if "fp16" not in str(warning):
+                raise
+            msg = (
+                f"trainer.precision: is {config['precision']!r}, which a CPU can't do; "
+                f"choose bf16-mixed or 32-true"
+            )
+            raise BadInput(msg) from warning
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            first = " ".join(str(error).split()).partition(". ")[0].rstrip(".!")
+            msg = f"trainer: {first}; correct its accelerator, devices, strategy or precision"
+            raise BadInput(msg) from error
+        return trainer
+
     def _settings(self) -> dict[str, Any]:
         """Return the model's and data's configuration by dotted name, for the hparams view."""
         self._dump_config()
-        return _flat({key: self.config_dump[key] for key in ("model", "data", "seed_everything")})
+        return flatten({key: self.config_dump[key] for key in ("model", "data", "seed_everything")})
 
-    def test(self, model: pl.LightningModule, **kwargs: Any) -> None:  # noqa: ANN401 (Lightning's)
-        """Test without Lightning's own table: ours says it."""
-        self.trainer.test(model, **{**kwargs, "verbose": False})
+    def validate(self, model: OffsetModel, datamodule: CropDataModule, ckpt_path: str) -> None:
+        """Validate a trained model."""
+        model.restore(ckpt_path)
+        self.trainer.validate(model, datamodule=datamodule)
+
+    def test(self, model: OffsetModel, datamodule: CropDataModule, ckpt_path: str) -> None:
+        """Test a trained model, without Lightning's own table: ours says it."""
+        model.restore(ckpt_path)
+        self.trainer.test(model, datamodule=datamodule, verbose=False)
+
+    def predict(self, model: OffsetModel, datamodule: CropDataModule, ckpt_path: str) -> None:
+        """Refine the boxes of annotation files."""
+        model.restore(ckpt_path)
+        self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the model as it is where none was kept."""
@@ -153,18 +233,23 @@ class BoxCLI(LightningCLI):
 class ReusableConfig(SaveConfigCallback):
     """Save the configuration without what belongs to this run only, so that it can be run again."""
 
-    def __init__(
-        self, parser: LightningArgumentParser, config: Namespace, overwrite: bool = False
-    ) -> None:
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
         config = config.clone()
         config.name = config.ckpt_path = None
-        super().__init__(parser, config, overwrite=overwrite)
+        super().__init__(parser, config, save_to_log_dir=False)
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write it into the run's folder, whole or not at all."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = self.parser.dump(self.config, skip_none=False)
+        write_atomically(folder / "config.yaml", text.encode())
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 is done, 1 diverged, 2 bad input, 130 interrupted, 143 terminated.
+    0 is done, 1 diverged or crashed, 2 bad input, 130 interrupted, 143 terminated.
 
     Args:
         args: The command line; that of the process by default.
@@ -188,7 +273,6 @@ def main(args: Sequence[str] | None = None) -> int:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=ReusableConfig,
-            save_config_kwargs={"overwrite": True},
             parser_class=OneSentenceParser,
             parser_kwargs={"allow_abbrev": False, "prog": "lightning-bbox"},
             trainer_defaults={
@@ -203,15 +287,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except DivergedError as error:
         sys.stderr.write(f"lightning-bbox: {error}\n")
         return 1
-    except SIGTERMException:
-        return _stopped("terminated", 143)
-    except KeyboardInterrupt:
-        return _stopped("interrupted", 130)
-    except (ValueError, MisconfigurationException, SystemExit) as leaving:
+    except (RunStopped, SIGTERMException, KeyboardInterrupt) as stop:
+        return _stopped(stop, arguments)
+    except (ValueError, OSError, MisconfigurationException, SystemExit) as leaving:
         if isinstance(leaving.__context__, KeyboardInterrupt):
-            return _stopped("interrupted", 130)
+            return _stopped(leaving.__context__, arguments)
         if (refusal := _refusal(leaving)) is not None:
-            sys.stderr.write(f"lightning-bbox: {refusal}\n")
+            sys.stderr.write(f"lightning-bbox: {' '.join(str(refusal).split())}\n")
             return 2
         if isinstance(leaving, SystemExit):
             return int(leaving.code or 0)
@@ -219,22 +301,25 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _refusal(error: BaseException | None) -> Exception | None:
-    """Return a refusal, ours or Lightning's, from among the errors it was wrapped in."""
-    while error is not None and not isinstance(error, BadInput | MisconfigurationException):
-        error = error.__cause__ or error.__context__
-    return error
+def _refusal(error: BaseException) -> Exception | None:
+    """Return a refusal, ours, Lightning's or the disk's, from among the errors around it."""
+    refusal = cause(error, BadInput, MisconfigurationException)
+    unwritten = cause(error, OSError)
+    if refusal is None and unwritten is not None and unwritten.errno in _CANNOT_WRITE:
+        return cannot_write(Path(unwritten.filename or "the run's folder"), unwritten)
+    return refusal
 
 
 def _as_list(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else [value] * (value is not None)
 
 
-def _stopped(how: str, code: int) -> int:
+def _stopped(stop: BaseException, arguments: Sequence[str]) -> int:
+    terminated = isinstance(stop, SIGTERMException) or getattr(stop, "signum", 0) == signal.SIGTERM
     folder = os.environ.get("LIGHTNING_BBOX_RUN")
-    remedy = f"; continue a fit with --resume {folder}" if folder else ""
-    sys.stderr.write(f"lightning-bbox: {how}{remedy}\n")
-    return code
+    remedy = f"; continue with fit --resume {folder}" if folder and "fit" in arguments else ""
+    sys.stderr.write(f"lightning-bbox: {'terminated' if terminated else 'interrupted'}{remedy}\n")
+    return 143 if terminated else 130
 
 
 def _quieten() -> None:
@@ -247,90 +332,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Testing a checkpoint needs none of the callbacks that trained it.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    # We refuse such pictures in a sentence of our own.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # Lightning 2.6.6 hasn't followed torch 2.13's pytree.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-
-
-def default_precision() -> str:
-    """Return bf16-mixed where the hardware multiplies in bf16, else fp32.
-
-    Examples:
-        >>> default_precision() in ("bf16-mixed", "32-true")
-        True
-    """
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if fast else "32-true"
-
-
-def resolve(arguments: list[str]) -> list[str]:
-    """Replace presets by their files, and `--resume FOLDER` by the options it stands for.
-
-    Raises:
-        BadInput: There is no such preset, or no run to resume.
-
-    Examples:
-        >>> resolve(["fit", "--trainer.max_epochs=1"])
-        ['fit', '--trainer.max_epochs=1']
-    """
-    resolved: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--resume" or argument.startswith("--resume="):
-            folder = argument.partition("=")[2] or next(rest, "")
-            resolved += _resumed(Path(folder))
-        elif PRESET in argument:
-            option, _, name = argument.partition(PRESET)
-            resolved.append(option + str(_preset(name)))
-        else:
-            resolved.append(argument)
-    return resolved
-
-
-def _preset(name: str) -> Path:
-    for folder in CONFIG_FOLDERS:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    names = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
-    msg = f"there is no preset {name!r}; choose one of {listed(names)}"
-    raise BadInput(msg)
-
-
-def _resumed(folder: Path) -> list[str]:
-    config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
-    for path in (config, checkpoint):
-        if not path.is_file():
-            msg = f"{path}: missing, so this run can't be resumed; start it anew"
-            raise BadInput(msg)
-    return [
-        f"--config={config}",
-        f"--runs={folder.parent}",
-        f"--name={folder.name}",
-        f"--ckpt_path={checkpoint}",
-    ]
-
-
-def _default_name(config: Namespace) -> str:
-    """Name a run after its first config (a saved one: after the run it came from) and the time."""
-    files = config.get("config") or []
-    first = Path(str(files[0])) if files else Path("run")
-    stem = first.resolve().parent.name if first.name == "config.yaml" else first.stem
-    return f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def _flat(tree: object, name: str = "") -> dict[str, bool | int | float | str]:
-    """Flatten a configuration to dotted names, classes by their short names, without None."""
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        return {name: tree if isinstance(tree, bool | int | float | str) else str(tree)}
-    if "class_path" in tree:
-        inner = tree.get("init_args") or {}
-        return {name: str(tree["class_path"]).rpartition(".")[2], **_flat(inner, name)}
-    prefix = f"{name}." if name else ""
-    flat: dict[str, bool | int | float | str] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, prefix + str(key))
-    return flat

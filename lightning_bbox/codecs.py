@@ -94,6 +94,37 @@ class OffsetSpec:
         return [1 / self.geometry.px_per_delta] * 2 + [1.0] * (self.num_targets - 2)
 
 
+def refuse_other_crops(spec: OffsetSpec, geometry: CropGeometry, num_targets: int) -> None:
+    """Refuse to apply a model to crops of another kind than it was trained on.
+
+    Args:
+        spec: What the model was trained on.
+        geometry: The crops it is to be used on.
+        num_targets: How many coordinates it is to predict.
+
+    Raises:
+        BadInput: Crops or targets differ.
+
+    Examples:
+        >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
+        >>> refuse_other_crops(spec, CropGeometry(supersample=2), num_targets=2)
+    """
+    for name in ("size", "context", "square", "reference_size"):
+        trained, given = (getattr(crop, name) for crop in (spec.geometry, geometry))
+        if trained != given:
+            msg = (
+                f"the model was trained with crop.{name} = {trained}, the data has {given}; "
+                f"make them equal"
+            )
+            raise BadInput(msg)
+    if spec.num_targets != num_targets:
+        msg = (
+            f"the model predicts {spec.num_targets} targets, the data asks for {num_targets}; "
+            f"set num_targets"
+        )
+        raise BadInput(msg)
+
+
 class TargetSpace(NamedTuple):
     """How targets relate to px: an offset p in px is the target `origin + p * unit`.
 

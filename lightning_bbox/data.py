@@ -4,108 +4,24 @@ A loader yields row numbers only. The rows' boxes, proposals and random numbers 
 whole epoch by the plan, moved to the device once, and the crops are cut there.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import Literal
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_bbox.augment import Augment, NoiseBank
-from lightning_bbox.boxes import Boxes, box_centers, box_sizes, mirror_boxes
-from lightning_bbox.codecs import OffsetSpec, encode_deltas
+from lightning_bbox.boxes import box_centers, box_sizes, mirror_boxes
+from lightning_bbox.codecs import OffsetSpec, encode_deltas, refuse_other_crops
 from lightning_bbox.compiling import Compile, should_compile
 from lightning_bbox.crops import CropGeometry, compiled_bilinear, cut_crops, sample_bilinear
 from lightning_bbox.errors import BadInput
-from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter, UniformJitter
 from lightning_bbox.loader import PlanLoader, Rows, Split
 from lightning_bbox.plan import EpochPlan, stream_seed
-
-
-@dataclass(frozen=True)
-class Items:
-    """What one split draws from.
-
-    Attributes:
-        image_index: Picture of each item in the store.
-        boxes: True boxes, `xyxy` in picture pixels.
-        labels: Class of each item.
-        clusters: What the bootstrap resamples: pictures, or groups of patches.
-        proposals: Proposals that are given; None draws them from the jitter law.
-        skipped: One sentence for each bad item left out.
-    """
-
-    image_index: Int64[Tensor, " n"]
-    boxes: Boxes
-    labels: Int64[Tensor, " n"]
-    clusters: Int64[Tensor, " n"]
-    proposals: Boxes | None = None
-    skipped: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        """Return the number of items."""
-        return len(self.boxes)
-
-
-@dataclass(frozen=True)
-class Source:
-    """All that a data module reads: the pictures, and the items of each split.
-
-    Attributes:
-        store: The pictures of all splits.
-        splits: Items by "train", "val" and "test".
-        classes: Names of the labels.
-        notes: Sentences a person should read before trusting the data.
-    """
-
-    store: ImageStore
-    splits: dict[str, Items]
-    classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-
-class Samples(NamedTuple):
-    """Every sample of one epoch of a split, a row each, in picture pixels.
-
-    `flips` mirrors a sample about its proposal's centre: `gt_boxes` are mirrored already, the crop
-    is mirrored by the cut.
-    """
-
-    items: Int64[Tensor, " n"]
-    image_index: Int64[Tensor, " n"]
-    gt_boxes: Float[Tensor, "n 4"]
-    proposals: Float[Tensor, "n 4"]
-    flips: Float[Tensor, "n 2"]
-    factors: Float[Tensor, "n f"]
-    noise: Int64[Tensor, " n"]
-
-    def take(self, rows: Int64[Tensor, " b"]) -> "Samples":
-        """Return some rows."""
-        return Samples(*(tensor[rows] for tensor in self))
-
-    def to(self, device: torch.device) -> "Samples":
-        """Move all rows."""
-        return Samples(*(tensor.to(device) for tensor in self))
-
-
-class Batch(NamedTuple):
-    """What a model sees: crops, and the boxes that go with them.
-
-    Attributes:
-        crops: RGB crops, in [0, 1] but for noise.
-        gt_boxes: True boxes, `xyxy` in the (possibly mirrored) picture.
-        proposals: The boxes to refine, same frame.
-        rows: Row of each sample in its epoch.
-        valid: False where a sample only fills up the batch.
-    """
-
-    crops: Float[Tensor, "b 3 s s"]
-    gt_boxes: Float[Tensor, "b 4"]
-    proposals: Float[Tensor, "b 4"]
-    rows: Int64[Tensor, " b"]
-    valid: Bool[Tensor, " b"]
+from lightning_bbox.samples import Batch, Items, Samples, Source
 
 
 class CropDataModule(pl.LightningDataModule):
@@ -114,9 +30,10 @@ class CropDataModule(pl.LightningDataModule):
     Subclasses read the pictures and boxes in `read`.
 
     Args:
-        crop: How proposals become crops.
+        crop: How proposals become crops; a trained model knows how, others take `CropGeometry()`.
         jitter: Law of the proposals; uniform shifts of 5 px by default.
-        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh).
+        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh); a trained model
+            knows how many, others learn 2.
         augment: What happens to training crops; flips by default.
         batch_size: Size of the global batch, over all processes.
         draws_per_epoch: Training samples in an epoch; boxes are used evenly.
@@ -129,9 +46,9 @@ class CropDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        crop: CropGeometry,
+        crop: CropGeometry | None,
         jitter: Jitter | None,
-        num_targets: Literal[2, 4],
+        num_targets: Literal[2, 4] | None,
         augment: Augment,
         batch_size: int,
         draws_per_epoch: int,
@@ -145,7 +62,7 @@ class CropDataModule(pl.LightningDataModule):
             if value < 1:
                 msg = f"data {name} is {value}; expected at least 1"
                 raise BadInput(msg)
-        if num_targets not in (2, 4):
+        if num_targets not in (None, 2, 4):
             msg = f"data num_targets is {num_targets}; expected 2 (dx, dy) or 4 (dx, dy, dw, dh)"
             raise BadInput(msg)
         if draws_per_epoch < batch_size:
@@ -154,9 +71,10 @@ class CropDataModule(pl.LightningDataModule):
                 f"so no batch is full; lower batch_size"
             )
             raise BadInput(msg)
-        self.geometry = crop
+        self._crop, self._num_targets = crop, num_targets
+        self.geometry = crop or CropGeometry()
         self.jitter = jitter or UniformJitter()
-        self.num_targets = num_targets
+        self.num_targets: int = num_targets or 2
         self.augment = augment
         self.batch_size, self.draws_per_epoch, self.eval_draws = (
             batch_size,
@@ -164,20 +82,29 @@ class CropDataModule(pl.LightningDataModule):
             eval_draws,
         )
         self.seed, self.compile, self.sensor_noise = seed, compile, sensor_noise
-        self.noise = NoiseBank(("noise",), window=3 * crop.size**2)
+        self.noise = NoiseBank(("noise",), window=3 * self.geometry.size**2)
         self.failed_draws: dict[str, int] = {}
         self._source: Source | None = None
+        self._rough = False
         self._laid_out: dict[Split, tuple[int, Samples]] = {}
 
     def read(self) -> Source:
         """Read pictures and boxes; called once."""
         raise NotImplementedError
 
+    def read_rough(self) -> Source:
+        """Read the boxes to refine, as the only split, `predict`."""
+        msg = (
+            f"{type(self).__name__} has no rough boxes to refine; give annotated pictures, as with "
+            f"--data BoxDataModule --data.root DIR"
+        )
+        raise BadInput(msg)
+
     @property
     def source(self) -> Source:
         """The pictures and items, read at the first use."""
         if self._source is None:
-            source = self.read()
+            source = self.read_rough() if self._rough else self.read()
             for name, items in source.splits.items():
                 if not len(items):
                     msg = (
@@ -185,15 +112,31 @@ class CropDataModule(pl.LightningDataModule):
                     )
                     raise BadInput(msg)
             self._source = source
-            if self.geometry.supersample is None:
+            if self.geometry.supersample is None and "train" in source.splits:
                 self.geometry = replace(
                     self.geometry, supersample=self._median_shrink(source.splits["train"])
                 )
         return self._source
 
     def setup(self, stage: str) -> None:
-        """Read the data, on every process."""
+        """Read the data, on every process: for `predict` the boxes to refine, else the splits."""
+        if self._rough != (stage == "predict"):
+            self._rough, self._source = stage == "predict", None
+            self._laid_out.clear()
         _ = self.source
+
+    def follow(self, spec: OffsetSpec) -> None:
+        """Cut crops as a trained model knows them; what was not asked for is taken from it.
+
+        Raises:
+            BadInput: Other crops were asked for.
+        """
+        geometry, num_targets = self._crop or spec.geometry, self._num_targets or spec.num_targets
+        refuse_other_crops(spec, geometry, num_targets)
+        if geometry.supersample is None:
+            geometry = replace(geometry, supersample=spec.geometry.supersample)
+        self.geometry, self.num_targets = geometry, num_targets
+        self.noise = NoiseBank(("noise",), window=3 * geometry.size**2)
 
     def spec(self) -> OffsetSpec:
         """Return what a model must know of the data."""
@@ -211,6 +154,8 @@ class CropDataModule(pl.LightningDataModule):
         """Return how many samples an epoch of a split has; the training probe is a quarter."""
         if split == "train":
             return self.draws_per_epoch
+        if split == "predict":
+            return len(self.source.splits[split])
         return -(-self.eval_draws // 4) if split == "train_eval" else self.eval_draws
 
     def samples(self, split: Split, epoch: int = 0) -> Samples:
@@ -219,7 +164,7 @@ class CropDataModule(pl.LightningDataModule):
         training = split == "train"
         seed, epoch = (self.seed, epoch) if training else (stream_seed("evaluation", split), 0)
         plan = EpochPlan(seed, epoch, len(items), self.num_draws(split))
-        order = plan.order
+        order = torch.arange(len(items)) if split == "predict" else plan.order
         gt_boxes = items.boxes[order]
         if items.proposals is None:
             uniforms = plan.uniform("jitter", self.jitter.columns * self.jitter.tries)
@@ -246,7 +191,7 @@ class CropDataModule(pl.LightningDataModule):
         """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
         device = samples.proposals.device
         source = self.source
-        if source.store.pixels.device != device:
+        if source.store.device != device:
             self._source = source = replace(source, store=source.store.to(device))
         crop_boxes = self.geometry.crop_boxes(samples.proposals)
         x1, y1, x2, y2 = crop_boxes.unbind(dim=1)
@@ -256,14 +201,14 @@ class CropDataModule(pl.LightningDataModule):
             torch.where(flip_x, x1, x2), torch.where(flip_y, y1, y2),
         ]  # fmt: skip
         fast = should_compile(self.compile, device, pays_on_cpu=True)
-        return cut_crops(
-            source.store,
-            samples.image_index,
-            torch.stack(corners, dim=1),
-            self.geometry.size,
-            self.geometry.supersample or 1,
-            compiled_bilinear if fast else sample_bilinear,
-        )
+        kernel = compiled_bilinear if fast else sample_bilinear
+        size, supersample = self.geometry.size, self.geometry.supersample or 1
+        boxes, crops, start = torch.stack(corners, dim=1), [], 0
+        for store, index in source.store.parts(samples.image_index):
+            rows = slice(start, start + len(index))
+            crops.append(cut_crops(store, index, boxes[rows], size, supersample, kernel))
+            start += len(index)
+        return torch.cat(crops) if len(crops) > 1 else crops[0]
 
     @torch.no_grad()
     def make_batch(self, rows: Rows) -> Batch:
@@ -309,6 +254,10 @@ class CropDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> PlanLoader:
         """Walk through the test draws."""
         return self._evaluation("test")
+
+    def predict_dataloader(self) -> PlanLoader:
+        """Walk through the boxes to refine."""
+        return self._evaluation("predict")
 
     def error_floor(self, samples: Samples) -> dict[str, float]:
         """Return what is known of the least possible error, to stand beside the metrics."""

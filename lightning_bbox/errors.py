@@ -39,6 +39,16 @@ class BadInput(ValueError):  # noqa: N818 - named by what the user reads, not by
         """
         return cls(f"{place}: {problem}; {remedy}")
 
+    @classmethod
+    def unreadable(cls, place: str, error: OSError) -> Self:
+        """Say that the system can't read a file or folder, and why.
+
+        Examples:
+            >>> str(BadInput.unreadable("boxes.csv", IsADirectoryError(21, "Is a directory")))
+            "boxes.csv: can't be read (Is a directory); check its name and permissions"
+        """
+        return cls.at(place, f"can't be read ({error.strerror})", "check its name and permissions")
+
 
 def listed(names: Sequence[str]) -> str:
     """Join names for a message, the first dozen of them.

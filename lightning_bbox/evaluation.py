@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from lightning_bbox.boxes import Boxes, box_area
-from lightning_bbox.data import CropDataModule, Samples
+from lightning_bbox.data import CropDataModule
 from lightning_bbox.loader import Split
 from lightning_bbox.metrics import Refined, bootstrap_interval, box_metrics, error_px
+from lightning_bbox.samples import Samples
 
 _BESIDE_THE_MEAN = ("mae_px", "error_fraction", "error_picture", "iou_after", "mae_edge_px")
 
@@ -48,7 +49,8 @@ def evaluate(
         >>> from lightning_bbox import SceneDataModule
         >>> data = SceneDataModule(num_scenes=20, eval_draws=30, compile=False)
         >>> samples = data.samples("val")
-        >>> perfect = Refined(samples.gt_boxes, torch.zeros(30), torch.ones(30).bool())
+        >>> zeros = torch.zeros(30)
+        >>> perfect = Refined(samples.gt_boxes, zeros, torch.zeros(30, 2), zeros == 0)
         >>> evaluate(data, "val", samples, perfect, samples.proposals).metrics["iou_after"]
         1.0
     """

@@ -6,9 +6,16 @@ from pathlib import Path
 
 from PIL import Image
 
+from lightning_bbox.errors import BadInput
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a temporary neighbour, synced, then renamed.
+
+    The folder is synced too, so that the new name outlives a power cut.
+
+    Raises:
+        BadInput: The folder can't be written to, or there is no room; what was there stays.
 
     Examples:
         >>> import tempfile
@@ -19,13 +26,43 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path | str, error: OSError) -> BadInput:
+    """Say that something can't be written, and why.
+
+    Examples:
+        >>> print(cannot_write("runs/a", PermissionError(13, "Permission denied")))
+        runs/a: can't be written (Permission denied); make room, or name another folder with --runs
+    """
+    problem = f"can't be written ({error.strerror})"
+    return BadInput.at(str(path), problem, "make room, or name another folder with --runs")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writes that were killed.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / ".last.ckpt.123.tmp").touch()
+        ...     remove_leftovers(Path(folder))
+        ...     list(Path(folder).iterdir())
+        []
+    """
+    for path in folder.rglob(".*.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
@@ -41,3 +78,13 @@ def save_picture(path: Path, picture: Image.Image) -> None:
     buffer = BytesIO()
     picture.save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder can't be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

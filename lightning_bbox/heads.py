@@ -37,6 +37,10 @@ class Head(Part):
         """Return the predicted targets."""
         raise NotImplementedError
 
+    def stds(self, outputs: Tensor) -> Float[Tensor, "b n"]:
+        """Return how far off the head deems itself, in px and log size; NaN where it can't tell."""
+        return torch.full_like(self.decode(outputs), math.nan)
+
 
 class LinearHead(Head):
     """Regress the targets: a linear layer, no non-linearity, and a loss on the error.
@@ -182,6 +186,17 @@ class BinHead(Head):
         """Return the expectation, as targets."""
         offsets = (self.probs(outputs) * self.centers).sum(dim=-1)
         return self.origin + offsets * self.unit
+
+    def stds(self, outputs: Float[Tensor, "b n k"]) -> Float[Tensor, "b n"]:
+        """Return the distributions' standard deviations, without the blur of the soft targets.
+
+        A target's variance is that of its Gaussian, and of a bin's width (Sheppard's correction).
+        """
+        probs = self.probs(outputs)
+        means = (probs * self.centers).sum(dim=-1, keepdim=True)
+        variances = (probs * (self.centers - means).square()).sum(dim=-1)
+        blur = self.spread.square() + (self.spread / self.sigma).square() / 12
+        return (variances - blur).clamp(min=0).sqrt()
 
     def _masked(self, outputs: Tensor) -> Tensor:
         inside: Bool[Tensor, "n k"] = self.inside

@@ -1,8 +1,9 @@
 """The image store: every picture decoded once, kept as uint8 on the device, whatever its size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_bbox.errors import BadInput
+from lightning_bbox.headers import FAULTS, fault_words, refuse_bomb
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,20 +46,12 @@ def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     """
     try:
         with Image.open(path) as image:
-            return _to_rgb(_upright(image))
+            return to_rgb(_upright(image))
     except FileNotFoundError as error:
         msg = f"{path}: no such picture; check the root folder and the annotations' file names"
         raise BadInput(msg) from error
-    # Pillow's codecs raise all of these, for one broken file or another.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        RuntimeError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        msg = f"{path}: the picture can't be decoded ({error}); replace or remove it"
+    except FAULTS as error:
+        msg = f"{path}: the picture can't be decoded ({fault_words(error)}); replace or remove it"
         raise BadInput(msg) from error
     except MemoryError as error:  # a broken PNG may state a chunk of gigabytes
         msg = f"{path}: the picture asks for more memory than there is; replace or remove it"
@@ -66,21 +60,30 @@ def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turn a picture as EXIF says; only its pixels, for other EXIF entries may be broken."""
-    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        msg = f"{image.width * image.height} pixels, more than the {Image.MAX_IMAGE_PIXELS} allowed"
-        raise ValueError(msg)
+    refuse_bomb(image)
     image.load()
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a Pillow image as 8-bit RGB.
+
+    Pictures of 16 bits are divided by 257, grey ones repeated, alpha dropped.
+
+    Raises:
+        BadInput: It has 32 bits a pixel, whose range nobody knows.
+
+    Examples:
+        >>> to_rgb(Image.new("L", (3, 2), 7)).shape
+        (2, 3, 3)
+    """
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         msg = f"its mode {image.mode!r} has 32 bits a pixel; save it with 8 or 16"
-        raise ValueError(msg)
+        raise BadInput(msg)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
@@ -125,6 +128,7 @@ class ImageStore:
             raise BadInput(msg)
         self.pixels = pixels
         self.offsets: Int64[Tensor, " n"] = areas.cumsum(dim=0) - areas
+        self.device = pixels.device
         self.heights: Int32[Tensor, " n"] = sizes[:, 0].int()
         self.widths: Int32[Tensor, " n"] = sizes[:, 1].int()
 
@@ -136,16 +140,28 @@ class ImageStore:
         return cls(torch.from_numpy(pack_rgb(pictures).reshape(-1)), sizes)
 
     @classmethod
+    def from_pictures(cls, pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Self:
+        """Store pictures of any sizes that are decoded already."""
+        packed = [torch.from_numpy(pack_rgb(picture).reshape(-1)) for picture in pictures]
+        sizes = torch.tensor([picture.shape[:2] for picture in pictures]).long().reshape(-1, 2)
+        return cls(torch.cat([torch.zeros(0, dtype=torch.int32), *packed]), sizes)
+
+    @classmethod
     def from_files(
-        cls, paths: Sequence[PathLike[str]], sizes: Int64[Tensor, "n 2"], threads: int = 8
+        cls,
+        paths: Sequence[PathLike[str]],
+        sizes: Int64[Tensor, "n 2"],
+        threads: int = 8,
+        progress: bool = True,
     ) -> Self:
-        """Decode files in parallel, with a progress bar on a terminal.
+        """Decode files in parallel.
 
         Args:
             paths: The files.
             sizes: Height and width of each, as its header says.
             threads: How many files are decoded at once (Pillow decodes outside the interpreter's
                 lock).
+            progress: Show a bar, on a terminal.
 
         Raises:
             BadInput: A file can't be decoded, or its size isn't the stated one.
@@ -172,7 +188,7 @@ class ImageStore:
                     "pictures",
                     len(paths),
                     leave=False,
-                    disable=None,
+                    disable=None if progress else True,
                 )
             )
         return store
@@ -180,6 +196,10 @@ class ImageStore:
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self.heights)
+
+    def parts(self, image_index: Int64[Tensor, " b"]) -> Iterator[tuple[Self, Int64[Tensor, " b"]]]:
+        """Yield all that is asked for at once: every picture is here."""
+        yield self, image_index
 
     def to(self, device: torch.device) -> Self:
         """Move the store, once; a store that is there already is returned as it is."""
@@ -197,3 +217,68 @@ class ImageStore:
         start, height, width = (int(t[index]) for t in (self.offsets, self.heights, self.widths))
         packed = self.pixels[start : start + height * width].cpu().numpy()
         return packed.view(np.uint8).reshape(height, width, 4)[..., :3].copy()
+
+
+class PictureFiles:
+    """Pictures that are decoded when they are asked for, so that any number of them will do.
+
+    Args:
+        paths: The files.
+        sizes: Height and width of each, as its header says.
+        most_pixels: How many pixels are held at once, but for one picture that has more.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (5, 4), 7).save(f"{folder}/a.png")
+        ...     files = PictureFiles([f"{folder}/a.png"], torch.tensor([[4, 5]]))
+        ...     [len(store) for store, _ in files.parts(torch.tensor([0, 0]))]
+        [1]
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | PathLike[str]],
+        sizes: Int64[Tensor, "n 2"],
+        most_pixels: int = 1 << 28,
+    ) -> None:
+        self.paths, self.sizes, self.most_pixels = paths, sizes, most_pixels
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> Self:
+        """Decode to another device from now on."""
+        self.device = device
+        return self
+
+    def parts(
+        self, image_index: Int64[Tensor, " b"]
+    ) -> Iterator[tuple[ImageStore, Int64[Tensor, " b"]]]:
+        """Yield stores of the pictures of consecutive samples, each with the samples' places in it.
+
+        Raises:
+            BadInput: A picture can't be decoded, or its size isn't the stated one.
+        """
+        for pictures in self._groups(image_index.tolist()):
+            yield self._decoded(torch.tensor(pictures, dtype=torch.int64))
+
+    def _groups(self, wanted: list[int]) -> Iterator[list[int]]:
+        """Cut a list of pictures where those before would hold too many pixels."""
+        group, held, pixels = list[int](), set[int](), 0
+        for picture in wanted:
+            area = 0 if picture in held else int(self.sizes[picture].prod())
+            if area and group and pixels + area > self.most_pixels:
+                yield group
+                group, held, pixels, area = [], set(), 0, int(self.sizes[picture].prod())
+            group.append(picture)
+            held.add(picture)
+            pixels += area
+        if group or not wanted:
+            yield group
+
+    def _decoded(self, image_index: Int64[Tensor, " b"]) -> tuple[ImageStore, Int64[Tensor, " b"]]:
+        pictures = torch.tensor(sorted(set(image_index.tolist())), dtype=torch.int64)
+        store = ImageStore.from_files(
+            [Path(self.paths[at]) for at in pictures.tolist()], self.sizes[pictures], progress=False
+        )
+        place = torch.searchsorted(pictures, image_index)
+        return store.to(self.device), place.to(self.device)

@@ -4,7 +4,7 @@ import os
 import posixpath
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.line_formats import looks_like_csv
@@ -72,7 +72,10 @@ def find_annotations(
         [('yolo', ['labels/a.txt']), ('csv', ['boxes.csv'])]
     """
     names = [annotations] if isinstance(annotations, str) else list(annotations or ())
-    sources = _named_sources(root, format, names, allow_outside) if names else _usual_sources(root)
+    if names:
+        sources = _named_sources(root, format, names, allow_outside)
+    else:
+        sources = _usual_sources(root, format)
     sources = [source for source in sources if format in ("auto", source.format)]
     found = [source for source in sources if source.files]
     if not found:
@@ -80,12 +83,13 @@ def find_annotations(
         problem = f"no annotations found, looked for {looked_for}"
         raise BadInput.at(str(root), problem, "name them with annotations=")
     _refuse_rivals(found[0], len(names))
+    _check_links(root, found[0].files, allow_outside)
     return found
 
 
-def _usual_sources(root: Path) -> list[Source]:
+def _usual_sources(root: Path, wanted: str) -> list[Source]:
     below = _files_below(root, root)
-    files, others = _by_format(root, below)
+    files, others = _by_format(root, wanted, below)
     stems = {posixpath.splitext(file)[0] for file in below if is_picture(file)}
     return [
         Source("voc", "*.xml in Annotations", _within("annotations", files["voc"])),
@@ -110,7 +114,7 @@ def _named_sources(
     for name in names:
         file = inside(root, name, "annotations", allow_outside)
         if (root / file).is_dir():
-            by_format, beside = _by_format(root, _files_below(root, root / file))
+            by_format, beside = _by_format(root, wanted, _files_below(root, root / file))
             for kind, found in by_format.items():
                 files[kind] += found
             others += beside
@@ -130,22 +134,39 @@ def _format_of(file: str, wanted: str) -> Format:
     return kind
 
 
-def _by_format(root: Path, files: Iterable[str]) -> tuple[dict[Format, list[str]], list[str]]:
+def _by_format(
+    root: Path, wanted: str, files: Iterable[str]
+) -> tuple[dict[Format, list[str]], list[str]]:
     """Sort out the files that look like annotations, by suffix and a glance at the content.
+
+    Where none looks like the format wanted, all with its suffix are taken: their reader says what
+    is wrong with them.
 
     Returns:
         The files by format, and those of COCO that lie beside instances_*.json but are none.
     """
     found: dict[Format, list[str]] = {kind: [] for kind in _LOOKS}
+    unlike: dict[Format, list[str]] = {kind: [] for kind in _LOOKS}
     for file in files:
         kind = _FORMATS.get(posixpath.splitext(file)[1].casefold())
-        if kind is not None and (root / file).is_file() and _LOOKS[kind](root / file):
-            found[kind].append(file)
+        path = root / file
+        if kind is not None and (path.is_file() or path.is_symlink()):
+            (found if _looks_like(kind, root, file) else unlike)[kind].append(file)
+    for kind in found:
+        if kind == wanted and not found[kind]:
+            found[kind] = unlike[kind]
     folders = {posixpath.dirname(file) for file in found["coco"] if _holds_instances(file)}
     beside = [file for file in found["coco"] if posixpath.dirname(file) in folders]
     others = [file for file in beside if not _holds_instances(file)]
     found["coco"] = [file for file in found["coco"] if file not in others]
     return found, others
+
+
+def _looks_like(kind: Format, root: Path, file: str) -> bool:
+    try:
+        return _LOOKS[kind](root / file)
+    except OSError as error:
+        raise BadInput.unreadable(file, error) from error
 
 
 def _holds_instances(file: str) -> bool:
@@ -185,11 +206,26 @@ def _refuse_rivals(source: Source, named: int) -> None:
         raise BadInput.at(listed(source.files), "any of these may hold the annotations", remedy)
 
 
+def _check_links(root: Path, files: Sequence[str], allow_outside: bool) -> None:
+    """Refuse files found where links lead out of the root and may not."""
+    links = [file for file in files if (root / file).is_symlink()]
+    for name in dict.fromkeys([*map(posixpath.dirname, files), *links]):
+        inside(root, name, "annotations", allow_outside)
+
+
 def _files_below(root: Path, folder: Path) -> list[str]:
-    """List the files at any depth that are not hidden, relative to the root, sorted by folder."""
+    """List the files at any depth that are not hidden, relative to the root, sorted by folder.
+
+    Links that lead back are not entered: to another folder in the root, or to one around them.
+    """
     found: list[str] = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    real = os.path.realpath(root)
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not _leads_back(real, Path(parent, name))
+        )
         base = Path(os.path.relpath(parent, root)).as_posix()
         found += (
             posixpath.normpath(posixpath.join(base, name))
@@ -197,3 +233,14 @@ def _files_below(root: Path, folder: Path) -> list[str]:
             if not name.startswith(".")
         )
     return found
+
+
+def _leads_back(root: str, path: Path) -> bool:
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    return target.is_relative_to(root) or path.parent.resolve().is_relative_to(target)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise BadInput.unreadable(str(error.filename), error) from error

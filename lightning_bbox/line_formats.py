@@ -87,8 +87,8 @@ def _yolo_record(
     place = f"{file}:{line_number}"
     cells = line.split()
     if len(cells) not in (5, 6):
-        problem = f"has {len(cells)} columns, expected class, cx, cy, w, h and perhaps a score"
-        raise BadInput.at(place, problem, "leave out polygons and other texts")
+        problem = f"{reprlib.repr(line)} isn't class, cx, cy, w, h and perhaps a score"
+        raise BadInput.at(place, problem, "write these, separated by spaces, without polygons")
     if not re.fullmatch(r"\d{1,9}", cells[0], re.ASCII):
         raise BadInput.at(place, f"class is {cells[0]!r}, not a whole number", "correct it")
     label = int(cells[0])
@@ -121,8 +121,10 @@ def _yaml_names(root: Path, file: str) -> dict[int, str]:
         # All scalars stay texts: `no` is a name, and tags such as !!int can't fail.
         document = yaml.load(text, yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = f"is not well-formed YAML ({' '.join(str(error).split())})"
-        raise BadInput.at(file, problem, "repair it") from error
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark else file
+        problem = f"is not well-formed YAML ({getattr(error, 'problem', error)})"
+        raise BadInput.at(place, problem, "repair it") from error
     names = document.get("names") if isinstance(document, dict) else None
     numbered = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(numbered, dict) or not all(
@@ -206,6 +208,10 @@ def _delimiter(text: str) -> str:
 
 
 def _csv_columns(header: Sequence[str], place: str) -> dict[str, int]:
+    if len(header) < 2:
+        problem = f"the header {reprlib.repr(''.join(header))} is no list of columns"
+        remedy = "write image,xmin,ymin,xmax,ymax, separated by comma, semicolon or tab"
+        raise BadInput.at(place, problem, remedy)
     names = [cell.strip().casefold() for cell in header]
     columns: dict[str, int] = {}
     for role, synonyms in _CSV_COLUMNS.items():
@@ -217,7 +223,7 @@ def _csv_columns(header: Sequence[str], place: str) -> dict[str, int]:
             columns[role] = found[0]
         elif role in _CSV_NEEDED:
             problem = f"the header {reprlib.repr(','.join(header))} has no column {role}"
-            raise BadInput.at(place, problem, f"name a column {' or '.join(synonyms)}")
+            raise BadInput.at(place, problem, f"name one {' or '.join(synonyms)}")
     return columns
 
 

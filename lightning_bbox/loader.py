@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-Split = Literal["train", "train_eval", "val", "test"]
-"""`train_eval` are fixed, unaugmented training draws: people get stuck there already."""
+Split = Literal["train", "train_eval", "val", "test", "predict"]
+"""`train_eval` are fixed, unaugmented training draws: people get stuck there already. `predict` are
+rough boxes to refine, each once."""
 
 
 class Rows(NamedTuple):

@@ -19,15 +19,16 @@ COORDINATES = ("dx", "dy", "dw", "dh")
 
 
 class RefinedBoxes(Metric):
-    """Collect refined boxes and losses of a fixed set of rows.
+    """Collect refined boxes, losses and standard deviations of a fixed set of rows.
 
     Args:
         num_rows: How many samples the evaluation has.
+        num_targets: How many coordinates are predicted.
 
     Examples:
-        >>> metric = RefinedBoxes(3)
+        >>> metric = RefinedBoxes(3, num_targets=2)
         >>> row, valid = torch.tensor([2]), torch.tensor([True])
-        >>> metric.update(row, valid, boxes=torch.ones(1, 4), losses=torch.tensor([0.5]))
+        >>> metric.update(row, valid, torch.ones(1, 4), losses=torch.ones(1), stds=torch.ones(1, 2))
         >>> metric.compute().boxes[2]
         tensor([1., 1., 1., 1.])
     """
@@ -35,12 +36,14 @@ class RefinedBoxes(Metric):
     full_state_update = False
     boxes: Tensor
     losses: Tensor
+    stds: Tensor
     seen: Tensor
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, num_targets: int) -> None:
         super().__init__()
         self.add_state("boxes", torch.zeros(num_rows, 4), dist_reduce_fx="sum")
         self.add_state("losses", torch.zeros(num_rows), dist_reduce_fx="sum")
+        self.add_state("stds", torch.zeros(num_rows, num_targets), dist_reduce_fx="sum")
         self.add_state("seen", torch.zeros(num_rows), dist_reduce_fx="sum")
 
     def update(
@@ -49,23 +52,29 @@ class RefinedBoxes(Metric):
         valid: Bool[Tensor, " b"],
         boxes: Float[Tensor, "b 4"],
         losses: Float[Tensor, " b"],
+        stds: Float[Tensor, "b t"],
     ) -> None:
         """Write rows; those that aren't valid are left alone."""
         keep = valid.float()
         self.boxes.index_add_(0, rows, torch.where(valid[:, None], boxes.float(), 0.0))
         self.losses.index_add_(0, rows, torch.where(valid, losses.float(), 0.0))
+        self.stds.index_add_(0, rows, torch.where(valid[:, None], stds.float(), 0.0))
         self.seen.index_add_(0, rows, keep)
 
     def compute(self) -> "Refined":
         """Return the table, on the CPU."""
-        return Refined(self.boxes.cpu(), self.losses.cpu(), self.seen.cpu() > 0)
+        return Refined(*(t.cpu() for t in (self.boxes, self.losses, self.stds, self.seen > 0)))
 
 
 class Refined(NamedTuple):
-    """Refined boxes and losses by row; `seen` is false for rows that were left out."""
+    """Refined boxes by row, their losses, and what the model deems its standard deviations.
+
+    These are in px and log size, NaN where the head has none; `seen` is false for rows left out.
+    """
 
     boxes: Boxes
     losses: Float[Tensor, " n"]
+    stds: Float[Tensor, "n t"]
     seen: Bool[Tensor, " n"]
 
 

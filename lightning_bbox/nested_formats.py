@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from xml.etree.ElementTree import Element  # the type only: parsing goes through defusedxml
 
-from defusedxml import ElementTree
+from defusedxml import DefusedXmlException, ElementTree
 
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.records import (
@@ -52,7 +52,10 @@ def read_voc(root: Path, files: Sequence[str], base: Literal[0, 1]) -> Listing:
         [Record(place='a.xml: object 1', values=(1.0, 2.0, 3.0, 4.0), label='cell', ...)]
     """
     pictures = [_voc_picture(root, file) for file in files]
-    return Listing(pictures, labels_met(pictures), VOC[base])
+    records = (record for picture in pictures for record in picture.records)
+    zero = next((record.place for record in records if 0 <= min(record.values) < base), None)
+    note = f"a corner is 0 at {zero}: set voc_base=0 if pixels are counted from 0" if zero else ""
+    return Listing(pictures, labels_met(pictures), VOC[base], note)
 
 
 def _voc_picture(root: Path, file: str) -> Picture:
@@ -72,9 +75,12 @@ def _parse_xml(root: Path, file: str) -> Element:
     content = read_bytes(root, file)
     try:
         tree: Element = ElementTree.fromstring(content)
-    # ParseError is a SyntaxError, defusedxml's refusals are ValueErrors; LookupError: encodings.
+    except DefusedXmlException as error:
+        problem = "declares entities, as files do that blow up or read others"
+        raise BadInput.at(file, problem, "remove its <!DOCTYPE ...>") from error
+    # ParseError is a SyntaxError; ValueError: bytes after a text's end; LookupError: encodings.
     except (SyntaxError, ValueError, LookupError) as error:
-        raise BadInput.at(file, f"is not safe, well-formed XML ({error})", "repair it") from error
+        raise BadInput.at(file, f"is not well-formed XML ({error})", "repair it") from error
     if tree.tag != "annotation":
         raise BadInput.at(
             file, f"has the root <{tree.tag}>, VOC has <annotation>", "move it elsewhere"
@@ -90,14 +96,14 @@ def _voc_size(tree: Element, file: str) -> tuple[float, float] | None:
 
 def _voc_child(node: Element, tag: str, place: str) -> Element:
     if (child := node.find(tag)) is None:
-        raise BadInput.at(place, f"has no <{tag}>", "add it or remove the object")
+        raise BadInput.at(place, f"has no <{tag}>", f"add it or remove the <{node.tag}>")
     return child
 
 
 def _voc_text(node: Element, tag: str, place: str) -> str:
     text = (_voc_child(node, tag, place).text or "").strip()
     if not text:
-        raise BadInput.at(place, f"has an empty <{tag}>", "fill it or remove the object")
+        raise BadInput.at(place, f"has an empty <{tag}>", f"fill it or remove the <{node.tag}>")
     return text
 
 
@@ -227,6 +233,9 @@ def _coco_size(entry: Mapping[str, Any], place: str) -> tuple[float, float] | No
 
 
 def _coco_box(entry: Mapping[str, Any], place: str) -> tuple[float, float, float, float]:
+    if "bbox" not in entry:
+        remedy = "add the box around its polygons, which aren't read, or remove the annotation"
+        raise BadInput.at(place, "has no bbox", remedy)
     numbers = _take(entry, "bbox", list, place)
     if len(numbers) != 4 or any(type(number) not in (int, float) for number in numbers):
         problem = f"bbox is {reprlib.repr(numbers)}, not four numbers"

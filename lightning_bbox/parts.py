@@ -36,8 +36,15 @@ class Part(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401 (passes through any signature)
         """Record the arguments before `__init__` sees them."""
         part = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind_partial(part, *args, **kwargs)
-        init_args = dict(list(bound.arguments.items())[1:])
+        signature = inspect.signature(cls.__init__)
+        # Defaults too, so that those of a later version don't change a model that was saved.
+        init_args = {
+            name: parameter.default
+            for name, parameter in signature.parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+        init_args |= signature.bind_partial(part, *args, **kwargs).arguments
+        init_args.pop(next(iter(signature.parameters)))
         object.__setattr__(part, "_init_args", init_args)
         return part
 
@@ -144,3 +151,24 @@ def _build(class_path: str, init_args: Plain) -> Part:
         msg = f"the checkpoint's arguments of {class_path} don't fit it ({error})"
         raise BadInput(msg) from error
     return part
+
+
+def flatten(tree: object, name: str = "") -> dict[str, bool | int | float | str]:
+    """Flatten a configuration to dotted names, classes by their short names, without None.
+
+    Examples:
+        >>> flatten({"head": {"class_path": "lightning_bbox.BinHead", "init_args": {"sigma": 1.0}}})
+        {'head': 'BinHead', 'head.sigma': 1.0}
+    """
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        return {name: tree if isinstance(tree, bool | int | float | str) else str(tree)}
+    if "class_path" in tree:
+        inner = tree.get("init_args") or {}
+        return {name: str(tree["class_path"]).rpartition(".")[2], **flatten(inner, name)}
+    prefix = f"{name}." if name else ""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, prefix + str(key))
+    return flat

@@ -12,10 +12,11 @@ from lightning_bbox.augment import Augment
 from lightning_bbox.boxes import shift_boxes
 from lightning_bbox.compiling import Compile
 from lightning_bbox.crops import CropGeometry
-from lightning_bbox.data import CropDataModule, Items, Source
+from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter, UniformJitter
+from lightning_bbox.samples import Items, Source
 from lightning_bbox.tables import hold_out_groups
 
 

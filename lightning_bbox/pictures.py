@@ -1,14 +1,11 @@
-"""Where pictures lie: the one that an annotation speaks of, its split and its size."""
+"""Where pictures lie: the one that an annotation speaks of, and its split."""
 
 import os
 import posixpath
 import re
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-
-from PIL import ExifTags, Image
 
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.records import Picture, read_lines, split_in_name, usual_split
@@ -16,8 +13,6 @@ from lightning_bbox.records import Picture, read_lines, split_in_name, usual_spl
 _PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _PICTURE_FOLDERS = ("JPEGImages", "images")
 _ANNOTATION_FOLDERS = ("annotations", "labels")
-_PNG_TEXTS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # the chunks that may hold an orientation
-_SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
 
 
 def is_picture(file: str) -> bool:
@@ -170,9 +165,7 @@ class PictureFinder:
         """Return the names of the pictures in a folder by their stems."""
         if folder not in self._names:
             self._names[folder] = {}
-            path = self._root / folder
-            names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-            for name in filter(is_picture, names):
+            for name in filter(is_picture, _names_in(self._root, folder)):
                 self._names[folder].setdefault(PurePosixPath(name).stem, []).append(name)
         return self._names[folder]
 
@@ -203,13 +196,23 @@ def _split_folders(root: Path, folders: Iterable[str], file: str) -> list[str]:
     if split is None:
         return []
     found = []
-    for folder in filter(lambda folder: (root / folder).is_dir(), folders):
-        names = [path.name for path in (root / folder).iterdir() if usual_split(path.name) == split]
+    for folder in folders:
+        names = [name for name in _names_in(root, folder) if usual_split(name) == split]
         # train2017 before train and train2014 for instances_train2017.json
         names.sort(key=lambda name: (name.casefold() not in file.casefold(), -len(name), name))
         inner = [posixpath.join(folder, name) for name in names]
         found += [name for name in inner if (root / name).is_dir()]
     return found
+
+
+def _names_in(root: Path, folder: str) -> list[str]:
+    """List what is in a folder, if it is one."""
+    try:
+        return sorted(path.name for path in (root / folder).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise BadInput.unreadable(folder, error) from error
 
 
 def find_pictures(pictures: Iterable[Picture], finder: PictureFinder) -> dict[str, Picture]:
@@ -334,52 +337,3 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         msg = f"group_pattern {pattern!r} has no group; put what names one in parentheses"
         raise BadInput(msg)
     return expression
-
-
-def checked_size(root: Path, path: str, picture: Picture) -> tuple[int, int]:
-    """Read a picture's height and width, and compare them with what the annotations state.
-
-    Args:
-        root: Folder of the data set.
-        path: Path of the picture.
-        picture: What the annotations say of it.
-
-    Raises:
-        BadInput: If the header can't be read, or the sizes differ.
-
-    Examples:
-        >>> import tempfile
-        >>> exif = Image.Exif()
-        >>> exif[ExifTags.Base.Orientation] = 6  # to be shown after a quarter turn
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("L", (60, 50)).save(Path(folder) / "a.jpg", exif=exif)
-        ...     checked_size(Path(folder), "a.jpg", Picture("boxes.csv", "boxes.csv:2"))
-        (60, 50)
-    """
-    try:
-        with Image.open(root / path) as image:
-            width, height = image.size
-            if _may_be_turned(image, root / path) and _orientation(image) in _SIDEWAYS:
-                width, height = height, width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, struct.error) as error:
-        problem = f"the header of {path} can't be read ({error})"
-        raise BadInput.at(picture.place, problem, "replace the picture") from error
-    if picture.size is not None and picture.size != (height, width):
-        stated = f"{picture.size[1]:.10g} x {picture.size[0]:.10g}"
-        problem = (
-            f"states {stated} pixels, but {path} has {width} x {height} once EXIF has turned it"
-        )
-        raise BadInput.at(picture.place, problem, "correct the size or replace the picture")
-    return height, width
-
-
-def _may_be_turned(image: Image.Image, path: Path) -> bool:
-    """Tell whether EXIF may yet turn the size: Pillow has turned a TIFF's, few PNGs have any."""
-    if image.format == "PNG":  # asking for EXIF would decode all of it
-        content = path.read_bytes()
-        return any(text in content for text in _PNG_TEXTS)
-    return image.format != "TIFF"
-
-
-def _orientation(image: Image.Image) -> object:
-    return image.getexif().get(ExifTags.Base.Orientation)

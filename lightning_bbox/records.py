@@ -386,9 +386,9 @@ def read_bytes(root: Path, file: str) -> bytes:
     Examples:
         >>> read_bytes(Path("nowhere"), "boxes.json")
         Traceback (most recent call last):
-        lightning_bbox.errors.BadInput: boxes.json: can't be read (...); check the file
+        lightning_bbox.errors.BadInput: boxes.json: can't be read ...
     """
     try:
         return (root / file).read_bytes()
     except OSError as error:
-        raise BadInput.at(file, f"can't be read ({error.strerror})", "check the file") from error
+        raise BadInput.unreadable(file, error) from error

@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lightning_bbox.box_data import BoxDataModule
 from lightning_bbox.boxes import Boxes
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.evaluation import Evaluation
@@ -135,7 +136,7 @@ def draw_rows(
         3
     """
     samples = evaluation.samples
-    device = data.source.store.pixels.device
+    device = data.source.store.device
     crops = data.crops_of(samples.take(torch.tensor(list(rows))).to(device)).cpu()
     crop_boxes = data.geometry.crop_boxes(samples.proposals)
     before, after = distances_px(data, evaluation)
@@ -202,7 +203,7 @@ def draw_data(data: CropDataModule, title: str) -> Image.Image:
         ("val", 16, "validation crops"),
     )
     for split, count, name in shown:
-        device = data.source.store.pixels.device
+        device = data.source.store.device
         rows = torch.arange(min(count, data.eval_draws, data.draws_per_epoch), device=device)
         batch = data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))
         crop_boxes = data.geometry.crop_boxes(batch.proposals)
@@ -223,6 +224,48 @@ def draw_data(data: CropDataModule, title: str) -> Image.Image:
         ]
         sections.append((name, panels))
     return draw_sheet(sections, LEGEND[:2], COLUMNS)
+
+
+def draw_changes(data: BoxDataModule, boxes: Boxes, chosen: Sequence[int]) -> Image.Image:
+    r"""Draw boxes that were refined, old red and new blue, cut around the old one.
+
+    Args:
+        data: A data module that has read rough boxes.
+        boxes: The new box of each of its table's.
+        chosen: Which to draw, in this order; they must be among those refined.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> root = Path(tempfile.mkdtemp())
+        >>> Image.new("L", (60, 50)).save(root / "a.png")
+        >>> _ = (root / "boxes.csv").write_text("image,x1,y1,x2,y2\na.png,5,6,35,36")
+        >>> data = BoxDataModule(str(root), compile=False)
+        >>> data.setup("predict")
+        >>> draw_changes(data, data.rough.table.boxes + 1, [0]).size
+        (1242, 236)
+    """
+    assert data.rough is not None
+    old = data.rough.table.boxes
+    row_of = {at: row for row, at in enumerate(data.rough.chosen.tolist())}
+    samples = data.samples("predict").take(torch.tensor([row_of[at] for at in chosen]).long())
+    crops = data.crops_of(samples.to(data.source.store.device)).cpu()
+    crop_boxes = data.geometry.crop_boxes(samples.proposals)
+    moved = error_px(boxes, old, data.geometry.px(old)).norm(dim=1)
+    layers = [
+        (boxes_in_crops(layer[list(chosen)], crop_boxes, PANEL), colour)
+        for layer, colour in ((old, RED), (boxes, BLUE))
+    ]
+    panels = [
+        draw_crop(
+            crop,
+            [(layer[row], colour) for layer, colour in layers],
+            f"{moved[at]:.2f} px, line {at + 2}",
+        )
+        for row, (crop, at) in enumerate(zip(crops, chosen, strict=True))
+    ]
+    title = f"the {len(chosen)} largest changes of {len(old)} boxes, and their lines in changes.csv"
+    return draw_sheet([(title, panels)], (("rough box", RED), ("refined box", BLUE)), COLUMNS)
 
 
 def as_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
@@ -287,4 +330,6 @@ def _unrefined_scenes(draws: int) -> tuple[CropDataModule, Evaluation]:
     data = SceneDataModule(num_scenes=20, eval_draws=draws, compile=False)
     samples = data.samples("val")
     zeros = torch.zeros(draws)
-    return data, Evaluation(samples, Refined(samples.proposals, zeros, zeros == 0), {}, [])
+    return data, Evaluation(
+        samples, Refined(samples.proposals, zeros, torch.zeros(draws, 2), zeros == 0), {}, []
+    )

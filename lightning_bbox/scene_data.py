@@ -11,11 +11,12 @@ from lightning_bbox.augment import Augment
 from lightning_bbox.boxes import shift_boxes
 from lightning_bbox.compiling import Compile
 from lightning_bbox.crops import CropGeometry
-from lightning_bbox.data import CropDataModule, Items, Samples, Source
+from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput
 from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter
 from lightning_bbox.plan import stream_seed
+from lightning_bbox.samples import Items, Samples, Source
 from lightning_bbox.scenes import SceneKind, SceneStyle, cramer_rao_std, make_scenes
 
 
@@ -31,9 +32,10 @@ class SceneDataModule(CropDataModule):
         plain: Discs on a flat background without clutter, the textbook case.
         num_scenes: Training scenes; validation and test have a tenth and a fifth of it more.
         noise: Standard deviation of the noise, as a fraction of the range.
-        crop: How proposals become crops.
+        crop: How proposals become crops; a trained model knows, others take `CropGeometry()`.
         jitter: Law of the proposals; uniform shifts of 5 px by default.
-        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh).
+        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh); a trained model
+            knows, others learn 2.
         augment: What happens to training crops; flips by default.
         batch_size: Size of the global batch, over all processes.
         draws_per_epoch: Training samples in an epoch.
@@ -54,9 +56,9 @@ class SceneDataModule(CropDataModule):
         plain: bool = False,
         num_scenes: int = 4_000,
         noise: float = 0.05,
-        crop: CropGeometry = CropGeometry(),
+        crop: CropGeometry | None = None,
         jitter: Jitter | None = None,
-        num_targets: Literal[2, 4] = 2,
+        num_targets: Literal[2, 4] | None = None,
         augment: Augment = Augment(),
         batch_size: int = 128,
         draws_per_epoch: int = 20_000,
@@ -105,7 +107,7 @@ class SceneDataModule(CropDataModule):
 
     def error_floor(self, samples: Samples) -> dict[str, float]:
         """Return the mean absolute error of an unbiased estimate at the Cramer-Rao bound."""
-        samples = samples.to(self.source.store.pixels.device)
+        samples = samples.to(self.source.store.device)
         stds = torch.cat(
             [
                 self._cramer_rao(samples.take(rows))

@@ -257,8 +257,11 @@ def hold_out_groups(groups: Set[str], fraction: float, seed: int) -> set[str]:
     if fraction == 0:
         return set()
     if len(groups) < 2:
-        names = listed(sorted(groups))
-        msg = f"all are of one group, {names}; give more groups or hold out none"
+        names = listed(sorted(groups)) or "none"
+        msg = (
+            f"there are too few groups to hold one out ({names}); "
+            f"give three at least, to train, validate and test on"
+        )
         raise BadInput(msg)
     ordered = sorted(groups, key=lambda group: _digest(f"{seed}:{group}"))
     count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)

@@ -1,61 +1,29 @@
 """The LightningModule that learns box offsets by gradient descent."""
 
-from dataclasses import asdict
-from os import PathLike
-from typing import Any, Self
+from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_bbox.backbones import Backbone, ShallowConvNet
-from lightning_bbox.boxes import Boxes, box_centers, mirror_boxes
-from lightning_bbox.checkpoints import (
-    CHECKPOINT_KEY,
-    read_checkpoint,
-    read_spec,
-    refuse_other_crops,
-)
-from lightning_bbox.codecs import DeltaCodec, MeanStdCodec, OffsetSpec
-from lightning_bbox.compiling import Compile, should_compile
-from lightning_bbox.data import Batch, CropDataModule, Samples
+from lightning_bbox.backbones import Backbone
+from lightning_bbox.checkpoints import CHECKPOINT_KEY, read_checkpoint, refuse_other_run
+from lightning_bbox.codecs import DeltaCodec
+from lightning_bbox.compiling import Compile
+from lightning_bbox.divergence import DivergedError, LossWatch, Moment, divergence_message
 from lightning_bbox.errors import BadInput
-from lightning_bbox.evaluation import Evaluation, evaluate
-from lightning_bbox.heads import BinHead, Head
-from lightning_bbox.loader import Split
-from lightning_bbox.metrics import (
-    Refined,
-    RefinedBoxes,
-)
-from lightning_bbox.parts import Plain, from_plain, to_plain
-from lightning_bbox.plan import stream_seed
-from lightning_bbox.preprocess import ChannelNorm, Preprocess
+from lightning_bbox.heads import Head
+from lightning_bbox.models import OffsetModel
+from lightning_bbox.parts import Plain
+from lightning_bbox.preprocess import Preprocess
+from lightning_bbox.samples import Batch
 from lightning_bbox.schedules import OneCycle, Schedule
 
 
-class DivergedError(RuntimeError):
-    """Training produced a loss that is not finite."""
-
-
-class OffsetNet(nn.Module):
-    """Preprocessing, backbone and head in one module, so that they compile to one graph."""
-
-    def __init__(self, preprocess: Preprocess, backbone: Backbone, head: Head) -> None:
-        super().__init__()
-        self.preprocess, self.backbone, self.head = preprocess, backbone, head
-
-    def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Tensor:
-        """Return the head's outputs for raw crops in [0, 1]."""
-        normal = self.preprocess(crops.contiguous(memory_format=torch.channels_last))
-        outputs: Tensor = self.head(self.backbone(normal.to(next(self.parameters()).dtype)))
-        return outputs
-
-
-class BoxRegressor(pl.LightningModule):
-    """Learn how far the true box lies from a proposal, from the crop around it.
+class BoxRegressor(OffsetModel):
+    """Learn by gradient descent how far the true box lies from a proposal.
 
     What depends on the data (sizes, statistics, bins) is built when training begins and travels in
     the checkpoint.
@@ -68,13 +36,14 @@ class BoxRegressor(pl.LightningModule):
         optimizer: AdamW with a learning rate of 3e-3 and a weight decay of 0.1 by default.
         schedule: Of the learning rate; `OneCycle` by default.
         average_flips: At evaluation, average the boxes found on the crop and its three mirror
-            images.
+            images; as its checkpoint says by default, else not.
         weights: A checkpoint whose weights training starts from (fine-tuning), with its
             preprocessing; the targets' statistics are fitted anew.
         compile: Compile the network; `auto` does on CUDA.
 
     Examples:
-        >>> from lightning_bbox import CropGeometry
+        >>> from lightning_bbox import CropGeometry, ShallowConvNet
+        >>> from lightning_bbox.codecs import OffsetSpec
         >>> model = BoxRegressor(backbone=ShallowConvNet(channels=(8, 16, 16)))
         >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
         >>> model.build(spec, seed=0)
@@ -90,68 +59,38 @@ class BoxRegressor(pl.LightningModule):
         preprocess: Preprocess | None = None,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
-        average_flips: bool = False,
+        average_flips: bool | None = None,
         weights: str | None = None,
         compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
     ) -> None:
-        super().__init__()
-        self.net = OffsetNet(
-            preprocess or ChannelNorm(), backbone or ShallowConvNet(), head or BinHead()
-        )
-        self.codec = codec or MeanStdCodec()
+        super().__init__(backbone, head, codec, preprocess, average_flips, compile)
         self.optimizer = optimizer
         self.schedule = schedule or OneCycle()
-        self.average_flips, self.weights, self.compile_choice = average_flips, weights, compile
-        self.spec: OffsetSpec | None = None
-        self.evaluations: dict[Split, Evaluation] = {}
-        self._tables: dict[Split, RefinedBoxes] = {}
+        self.weights = weights
+        self._resumed_run: dict[str, Plain] | None = None
 
-    @property
-    def data(self) -> CropDataModule:
-        """The data module of the running trainer."""
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, CropDataModule):
-            msg = f"BoxRegressor needs a data module of lightning_bbox; got {type(data).__name__}"
-            raise BadInput(msg)
-        return data
-
-    def build(self, spec: OffsetSpec, seed: int) -> None:
-        """Make the layers and buffers, initialised by the seed alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed("init", seed))
-            self.net.backbone.build(spec.geometry.size)
-            self.net.head.build(self.net.backbone.out_features, spec.bounds)
-        self.codec.build(spec)
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lags
-        self.spec = spec
-
-    def setup(self, stage: str) -> None:
-        """Build the model for the data, and fit the statistics on the training split."""
-        data, built_for = self.data, self.spec
-        if built_for is not None:
-            refuse_other_crops(built_for, data.spec())
+    def fit_statistics(self) -> None:
+        """Build the model and fit its parts, or take the weights to start from."""
+        super().fit_statistics()
+        if self.weights is None or not self.trainer.training:
             return
-        self.build(data.spec(), data.seed)
-        samples = data.samples("train", epoch=0)
-        self.codec.fit(samples.gt_boxes, samples.proposals)
-        with torch.no_grad():
-            crops = data.cut(data.samples("train_eval").to(self.trainer.strategy.root_device))
-        self.net.preprocess.fit(crops)
-        if self.weights is not None and stage == "fit":
-            self._load_weights(self.weights)
+        if self.trainer.ckpt_path is not None:
+            rank_zero_warn("model.weights is not loaded: the run goes on from its own checkpoint")
+            return
+        self._load_weights(self.weights)
         self.net.head.fit(self.codec.space())
-
-    def configure_model(self) -> None:
-        """Compile the network in place, so that names in the checkpoint don't change."""
-        if self.net._compiled_call_impl is None and should_compile(
-            self.compile_choice, self.trainer.strategy.root_device, pays_on_cpu=False
-        ):
-            self.net.compile(fullgraph=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and a schedule over the whole run."""
         parameters = list(self.parameters())
         optimizer = (self.optimizer or self._adamw)(parameters)
+        self._run = self._describe_run(optimizer)
+        if self._resumed_run is not None:
+            refuse_other_run(self._resumed_run, self._run)
+        self._asked_groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             msg = "the run has no end to plan the learning rate for; set trainer.max_epochs"
@@ -165,45 +104,53 @@ class BoxRegressor(pl.LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def _describe_run(self, optimizer: torch.optim.Optimizer) -> dict[str, Plain]:
+        """Return what must not change when a run goes on."""
+        return {
+            "the optimizer": type(optimizer).__name__,
+            "data.seed": self.data.seed,
+            "data.batch_size": self.data.batch_size,
+            "data.draws_per_epoch": self.data.draws_per_epoch,
+        }
+
     def _adamw(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         # Lightning 2.6.6 refuses to clip the gradients of a fused optimizer in mixed precision.
         fused = not self.trainer.gradient_clip_val and self.device.type in ("cpu", "cuda")
         return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1, fused=fused)
 
-    def forward(self, crops: Float[Tensor, "b 3 s s"], proposals: Boxes) -> Boxes:
-        """Return refined boxes, in fp32 and in the proposals' frame.
-
-        Args:
-            crops: Crops in [0, 1], cut around the proposals.
-            proposals: The boxes to refine.
-        """
-        return self._decode(self.net(crops), proposals)
-
-    def _decode(self, outputs: Tensor, proposals: Boxes) -> Boxes:
-        return self.codec.decode(self.net.head.decode(outputs), proposals)
-
     def on_train_start(self) -> None:
         """Train, whatever mode the model came in, and reset what is gathered between two logs."""
         self.train()
-        self._loss_sum = torch.zeros((), device=self.device)
-        self._loss_steps = 0
-        self._first_bad_step = torch.full((), -1, device=self.device)
+        self._set_what_was_asked()
+        self._watch = LossWatch(self.device)
+
+    def _set_what_was_asked(self) -> None:
+        """Let the configuration's optimizer win over what a checkpoint restored, and say so."""
+        (optimizer,), (config,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        schedule = config.scheduler
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        for index, (group, asked) in enumerate(
+            zip(optimizer.param_groups, self._asked_groups, strict=True)
+        ):
+            for name, value in asked.items():
+                old = group["initial_lr" if name == "lr" else name]
+                if old != value:
+                    rank_zero_warn(f"the optimizer's {name} was {old} so far and is {value} now")
+            schedule.base_lrs[index] = asked["lr"]
+            rate = asked["lr"] * schedule.lr_lambdas[index](schedule.last_epoch)
+            group.update(asked | {"initial_lr": asked["lr"], "lr": rate})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, weighted so that the ranks' gradients average to the global batch's."""
         losses = self._losses(self.net(batch.crops), batch)
         loss = losses.sum() * (self.trainer.world_size / self.data.batch_size)
-        detached = loss.detach()
-        step = self.trainer.global_step
-        bad = ~torch.isfinite(detached) & (self._first_bad_step < 0)
-        self._first_bad_step = torch.where(bad, step, self._first_bad_step)
-        self._loss_sum = self._loss_sum + detached
-        self._loss_steps += 1
+        step, rate = self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"]
+        moment = Moment(self.trainer.current_epoch, rate)
+        self._watch.update(step, moment, loss.detach(), losses.detach(), batch.rows)
         if self.logs_after(step + 1):
             self.refuse_divergence()
-            self.log("train/loss", self._loss_sum / self._loss_steps, sync_dist=True)
-            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-            self._loss_sum, self._loss_steps = torch.zeros_like(self._loss_sum), 0
+            self.log("train/loss", self._watch.mean(), sync_dist=True)
+            self.log("train/lr", rate)
         return loss
 
     def logs_after(self, steps: int) -> bool:
@@ -215,130 +162,37 @@ class BoxRegressor(pl.LightningModule):
         """Stop the run where a loss was not finite.
 
         Raises:
-            DivergedError: Says at which step.
+            DivergedError: Says at which step, with what learning rate and which samples.
         """
-        first = self.trainer.strategy.reduce(self._first_bad_step.float(), reduce_op="max")
-        step = int(first)
-        if step >= 0:
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            msg = (
-                f"the loss is not finite since step {step} (learning rate now {rate:.3g}); lower "
-                f"the learning rate, clip gradients (trainer.gradient_clip_val) or use a 32-bit "
-                f"precision"
-            )
-            raise DivergedError(msg)
-
-    def _losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " b"]:
-        return self.net.head.loss(outputs, self.codec.encode(batch.gt_boxes, batch.proposals))
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin empty tables."""
-        self._begin("val", "train_eval")
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Refine a batch of the validation or the fixed training draws."""
-        self._evaluate(batch, "val" if dataloader_idx == 0 else "train_eval")
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of validation, and the error on the fixed training draws."""
-        for name, value in self._finish("val").metrics.items():
-            self.log(f"val/{name}", value, sync_dist=True)
-        error = self._finish("train_eval").metrics["mae_px"]
-        self.log("train/mae_px", error, sync_dist=True)
-
-    def on_test_epoch_start(self) -> None:
-        """Begin an empty table."""
-        self._begin("test")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Refine a batch of the test draws."""
-        self._evaluate(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test."""
-        for name, value in self._finish("test").metrics.items():
-            self.log(f"test/{name}", value, sync_dist=True)
-
-    def _begin(self, *splits: Split) -> None:
-        for split in splits:
-            self._tables[split] = RefinedBoxes(self.data.num_draws(split)).to(self.device)
-
-    def _evaluate(self, batch: Batch, split: Split) -> None:
-        outputs = self.net(batch.crops)
-        boxes = self._decode(outputs, batch.proposals)
-        if self.average_flips:
-            boxes = (
-                boxes + sum(self._mirrored(batch, flips) for flips in ((1, 0), (0, 1), (1, 1)))
-            ) / 4
-        self._tables[split].update(batch.rows, batch.valid, boxes, self._losses(outputs, batch))
-
-    def _mirrored(self, batch: Batch, flips: tuple[int, int]) -> Boxes:
-        axes = [dim for dim, flip in zip((3, 2), flips, strict=True) if flip]
-        boxes = self(batch.crops.flip(axes), batch.proposals)
-        centers = box_centers(batch.proposals)
-        return mirror_boxes(boxes, centers, centers.new_tensor(flips).expand_as(centers))
-
-    def _finish(self, split: Split) -> Evaluation:
-        refined = self._tables[split].compute()
-        seen = refined.seen
-        samples = self.data.samples(split).take(seen)
-        refined = Refined(*(tensor[seen] for tensor in refined))
-        evaluation = evaluate(self.data, split, samples, refined, self._predict_mean(samples))
-        self.evaluations[split] = evaluation
-        return evaluation
-
-    def _predict_mean(self, samples: Samples) -> Boxes:
-        """Return the boxes of the training targets' mean: the baseline of every evaluation."""
-        proposals = samples.proposals.to(self.device)
-        return self.codec.decode(self.codec.mean.expand(len(proposals), -1), proposals).cpu()
+        if (bad := self._watch.first_bad()) is not None:
+            items = self.data.samples("train", bad.moment.epoch).items[bad.rows].tolist()
+            train = self.data.source.splits["train"]
+            raise DivergedError(divergence_message(bad, [train.name(item) for item in items]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the recipe of the model and the spec of its data, as plain data."""
-        if self.trainer.training:
-            self.refuse_divergence()
-        assert self.spec is not None
-        checkpoint[CHECKPOINT_KEY] = {"model": self.recipe(), "spec": asdict(self.spec)}
-
-    def recipe(self) -> dict[str, Plain]:
-        """Return the arguments that rebuild this model, as plain data (without the optimizer)."""
-        arguments = {
-            "preprocess": self.net.preprocess,
-            "backbone": self.net.backbone,
-            "head": self.net.head,
-            "codec": self.codec,
-            "schedule": self.schedule,
-            "average_flips": self.average_flips,
-            "compile": self.compile_choice,
-        }
-        return {name: to_plain(part, f"BoxRegressor's {name}") for name, part in arguments.items()}
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override] # one way to load: by path, without code
-        cls, checkpoint_path: str | PathLike[str], map_location: str | torch.device = "cpu"
-    ) -> Self:
-        """Rebuild a trained model from its checkpoint's path alone, ready to predict.
-
-        Args:
-            checkpoint_path: A file that a run wrote.
-            map_location: The device to load it to.
+        """Add what must not change when the run goes on.
 
         Raises:
-            BadInput: The file isn't a checkpoint of ours.
+            DivergedError: A loss is not finite: nothing is saved.
         """
-        checkpoint = read_checkpoint(checkpoint_path, map_location)
-        recipe = checkpoint[CHECKPOINT_KEY]["model"]
-        model = cls(**{name: from_plain(value) for name, value in recipe.items()})
-        model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"])
-        return model.to(map_location).eval()
+        super().on_save_checkpoint(checkpoint)
+        if self.trainer.training:
+            self.refuse_divergence()
+            training_set = self.data.source.splits["train"].digest()
+            checkpoint[CHECKPOINT_KEY] |= {"run": self._run, "training_set": training_set}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the layers that the checkpoint's weights belong to."""
-        spec = read_spec(checkpoint)
-        if self.spec is not None:
-            refuse_other_crops(spec, self.spec)
-        if self.spec != spec:
-            self.build(spec, seed=0)
+        """Build the layers of the weights, and see that a fit can go on.
+
+        Raises:
+            BadInput: Crops, parts or the run's settings differ from what was asked for.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self.trainer.state.fn == "fit":
+            self._resumed_run = checkpoint[CHECKPOINT_KEY].get("run", {})
+            training_set = self.data.source.splits["train"].digest()
+            if checkpoint[CHECKPOINT_KEY].get("training_set") != training_set:
+                rank_zero_warn("the training boxes are not those this run began with")
 
     def _load_weights(self, path: str) -> None:
         checkpoint = read_checkpoint(path)

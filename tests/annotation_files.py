@@ -1,6 +1,7 @@
 """Data sets that the tests of the readers write."""
 
 import json
+from pathlib import Path
 
 from PIL import Image
 
@@ -13,12 +14,14 @@ SCENE = {
 
 
 def write(root, files):
-    """Write texts by path; a (width, height) becomes a picture."""
+    """Write texts by path; a (width, height) becomes a picture, a path a link to there."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, tuple):
             Image.new("L", content).save(path)
+        elif isinstance(content, Path):
+            path.symlink_to(content)
         elif isinstance(content, bytes):
             path.write_bytes(content)
         else:
@@ -94,3 +97,22 @@ def write_csv(root):
 
 def csv_of(*rows, header="image,xmin,ymin,xmax,ymax"):
     return "\n".join([header, *rows])
+
+
+# One picture and box in every format, and nine of them in CSV.
+A = {"a.png": (64, 48)}
+ROW = "a.png,1,1,20,20"
+NINE = {f"{n}.png": (64, 48) for n in range(9)}
+ROWS = [f"{n}.png,1,1,20,20" for n in range(9)]
+CELLS = [("cell", (1, 1, 5, 5))]
+XML = voc("a.png", (64, 48), ("cell", (1, 1, 9, 9)))
+DOCUMENT = coco(("a.png", (64, 48), CELLS))
+RESULTS = [{"image_id": 0, "category_id": 5, "bbox": [1, 1, 5, 5], "score": 0.5}]
+
+
+def changed(key, **changes):
+    """Change the first entry of a list of the COCO document; None takes a key out."""
+    document = json.loads(json.dumps(DOCUMENT))
+    entry = document[key][0] | changes
+    document[key][0] = {name: value for name, value in entry.items() if value is not None}
+    return document

@@ -9,7 +9,7 @@ from PIL import Image
 from benchmarks.make_patches import main as make_patches
 from benchmarks.protocol import ARMS, as_markdown, collect
 from lightning_bbox import PatchDataModule
-from lightning_bbox.cli import CONFIG_FOLDERS
+from lightning_bbox.arguments import CONFIG_FOLDERS
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from lightning_bbox import BoxRegressor, LinearHead, SceneDataModule, ShallowConvNet
-from lightning_bbox.cli import CONFIG_FOLDERS, main, resolve
+from lightning_bbox.arguments import CONFIG_FOLDERS, resolve
+from lightning_bbox.cli import main
 from lightning_bbox.errors import BadInput
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -151,7 +152,7 @@ def test_a_stop_leaves_the_best_checkpoint_alone(tmp_path: Path) -> None:
 def test_sigterm_ends_with_143_and_can_be_resumed(tmp_path: Path) -> None:
     whole = weights(fit(tmp_path, "whole"))
     callback = ["--trainer.callbacks+=tests.test_cli.StopAt", "--trainer.callbacks.step=3"]
-    callback += ["--trainer.callbacks.signal=15"]
+    callback += ["--trainer.callbacks.signum=15"]
     assert main([*SCENES, f"--runs={tmp_path}", "--name=cut", *callback]) == 143
     resumed = [*SCENES, f"--runs={tmp_path}", "--name=cut", "--ckpt_path=last"]
     assert main(resumed) == 0
@@ -364,12 +365,10 @@ def test_compiled_run_reloads_like_any_other(tmp_path: Path) -> None:
 class StopAt(pl.Callback):
     """Press Ctrl-C, or send another signal, after some steps."""
 
-    def __init__(self, step: int, signal: int | None = None) -> None:
-        self.step, self.signal = step, signal
+    def __init__(self, step: int, signum: int = 2) -> None:
+        self.step, self.signum = step, signum
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Interrupt."""
         if trainer.global_step == self.step:
-            if self.signal is None:
-                raise KeyboardInterrupt
-            os.kill(os.getpid(), self.signal)
+            os.kill(os.getpid(), self.signum)

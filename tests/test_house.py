@@ -13,13 +13,15 @@ import lightning_bbox
 PACKAGE = Path(lightning_bbox.__file__).parent
 ORDER = [
     *("errors", "files", "parts", "plan", "compiling", "boxes"),
-    *("records", "nested_formats", "line_formats", "pictures", "layouts", "tables", "annotations"),
+    *("records", "nested_formats", "line_formats", "headers", "pictures", "layouts", "tables"),
+    "annotations",
     "writers",
-    *("images", "crops", "codecs", "jitter", "augment", "loader", "data"),
+    *("images", "crops", "codecs", "jitter", "augment", "loader", "samples", "data"),
     *("box_data", "patch_data", "scenes", "scene_data"),
     *("preprocess", "losses", "backbones", "heads", "schedules"),
-    *("metrics", "evaluation", "checkpoints", "tasks"),
-    *("report", "callbacks", "cli"),
+    *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
+    *("models", "tasks", "refiner"),
+    *("report", "callbacks", "predictions", "arguments", "options", "cli"),
 ]
 
 

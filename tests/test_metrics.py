@@ -35,7 +35,7 @@ def fill(metric, rows, *, valid=None, seed=0):
     boxes, _, _, _ = made_up_evaluation(seed=seed)
     rows = torch.as_tensor(rows)
     valid = torch.ones(len(rows), dtype=torch.bool) if valid is None else torch.tensor(valid)
-    metric.update(rows, valid, boxes[rows].float(), rows / 8)
+    metric.update(rows, valid, boxes[rows].float(), rows / 8, boxes[rows, :2] / 100)
     return metric
 
 
@@ -155,8 +155,8 @@ def test_error_fraction_is_by_the_true_width_and_height():
 @given(st.permutations(range(ROWS)), st.lists(st.integers(0, ROWS), max_size=4))
 @THOROUGH
 def test_rows_in_any_order_and_any_batches_give_the_same_table(order, cuts):
-    whole = fill(RefinedBoxes(ROWS), range(ROWS))
-    parts = RefinedBoxes(ROWS)
+    whole = fill(RefinedBoxes(ROWS, num_targets=2), range(ROWS))
+    parts = RefinedBoxes(ROWS, num_targets=2)
     bounds = sorted([0, *cuts, ROWS])
     for first, last in pairwise(bounds):
         fill(parts, torch.tensor(order[first:last], dtype=torch.int64))
@@ -165,26 +165,37 @@ def test_rows_in_any_order_and_any_batches_give_the_same_table(order, cuts):
 
 def test_the_table_holds_what_was_written():
     boxes, _, _, _ = made_up_evaluation()
-    refined = fill(RefinedBoxes(ROWS), [3, 17]).compute()
+    refined = fill(RefinedBoxes(ROWS, num_targets=2), [3, 17]).compute()
     assert refined.seen.nonzero().flatten().tolist() == [3, 17]
     assert torch.equal(refined.boxes[[3, 17]], boxes[[3, 17]].float())
     assert refined.losses[[3, 17]].tolist() == [3 / 8, 17 / 8]
+    assert torch.equal(refined.stds[[3, 17]], (boxes[[3, 17], :2] / 100).float())
     assert not bool(refined.boxes[~refined.seen].any())
 
 
 def test_rows_that_are_not_valid_are_ignored_whatever_they_hold():
-    metric = fill(RefinedBoxes(ROWS), [4, 5, 4, 6], valid=[True, True, False, False])
+    metric = fill(RefinedBoxes(ROWS, num_targets=2), [4, 5, 4, 6], valid=[True, True, False, False])
     bad = torch.tensor([math.nan, math.inf])
     metric.update(
-        torch.tensor([4, 7]), torch.tensor([False, False]), bad[:, None].repeat(1, 4), bad
+        torch.tensor([4, 7]),
+        torch.tensor([False, False]),
+        bad[:, None].repeat(1, 4),
+        bad,
+        bad[:, None].repeat(1, 2),
     )
-    assert same_table(metric, fill(RefinedBoxes(ROWS), [4, 5]))
+    assert same_table(metric, fill(RefinedBoxes(ROWS, num_targets=2), [4, 5]))
 
 
 def test_a_valid_row_that_is_not_finite_stays_so():
-    metric = RefinedBoxes(2)
+    metric = RefinedBoxes(2, num_targets=2)
     bad = torch.full((1,), math.nan)
-    metric.update(torch.tensor([1]), torch.tensor([True]), bad[:, None].repeat(1, 4), bad)
+    metric.update(
+        torch.tensor([1]),
+        torch.tensor([True]),
+        bad[:, None].repeat(1, 4),
+        bad,
+        bad[:, None].repeat(1, 2),
+    )
     refined = metric.compute()
     assert bool(refined.boxes[1].isnan().all())
     assert not bool(refined.boxes[0].isnan().any())
@@ -192,36 +203,43 @@ def test_a_valid_row_that_is_not_finite_stays_so():
 
 
 def test_two_ranks_equal_one():
-    whole = fill(RefinedBoxes(ROWS), range(ROWS))
-    first = fill(RefinedBoxes(ROWS), range(0, ROWS, 2))
+    whole = fill(RefinedBoxes(ROWS, num_targets=2), range(ROWS))
+    first = fill(RefinedBoxes(ROWS, num_targets=2), range(0, ROWS, 2))
     # The last rank's share is filled up with rows that another one writes.
-    second = fill(RefinedBoxes(ROWS), [*range(1, ROWS, 2), 0], valid=[True] * (ROWS // 2) + [False])
+    second = fill(
+        RefinedBoxes(ROWS, num_targets=2),
+        [*range(1, ROWS, 2), 0],
+        valid=[True] * (ROWS // 2) + [False],
+    )
     first.merge_state(second)
     assert same_table(first, whole)
 
 
 def test_every_state_is_summed_over_ranks():
-    first, second = fill(RefinedBoxes(ROWS), [1, 2]), fill(RefinedBoxes(ROWS), [3])
+    first, second = (
+        fill(RefinedBoxes(ROWS, num_targets=2), [1, 2]),
+        fill(RefinedBoxes(ROWS, num_targets=2), [3]),
+    )
     states, others = (dict(metric.metric_state) for metric in (first, second))
     first.merge_state(second)
-    assert states.keys() == {"boxes", "losses", "seen"}
+    assert states.keys() == {"boxes", "losses", "stds", "seen"}
     for name, merged in first.metric_state.items():
         assert torch.equal(merged, states[name] + others[name])
 
 
 def test_boxes_in_bf16_are_collected_in_fp32():
-    metric = RefinedBoxes(1)
+    metric = RefinedBoxes(1, num_targets=2)
     boxes, losses = torch.full((1, 4), 300.0).bfloat16(), torch.ones(1).bfloat16()
-    metric.update(torch.tensor([0]), torch.tensor([True]), boxes, losses)
+    metric.update(torch.tensor([0]), torch.tensor([True]), boxes, losses, boxes[:, :2])
     refined = metric.compute()
     assert refined.boxes.dtype == refined.losses.dtype == torch.float32
     assert refined.boxes.unique().tolist() == boxes.float().unique().tolist()
 
 
 def test_a_reset_table_is_empty():
-    metric = fill(RefinedBoxes(ROWS), [1, 2])
+    metric = fill(RefinedBoxes(ROWS, num_targets=2), [1, 2])
     metric.reset()
-    assert same_table(fill(metric, [5]), fill(RefinedBoxes(ROWS), [5]))
+    assert same_table(fill(metric, [5]), fill(RefinedBoxes(ROWS, num_targets=2), [5]))
 
 
 def clustered_values(num_clusters=30):

@@ -1,5 +1,6 @@
 import copy
 import enum
+import inspect
 import io
 import pickle
 import re
@@ -87,11 +88,13 @@ def test_a_part_is_rebuilt_from_a_file_that_holds_no_code(part):
     assert repr(again) == repr(part)
 
 
-def test_a_recipe_holds_what_was_given_and_leaves_defaults_out():
+def test_a_recipe_holds_what_was_given_and_the_defaults_of_the_rest():
     recipe = ShallowConvNet((8, 16, 16), batch_norm=False).recipe()
-    assert recipe == {
-        "class_path": "lightning_bbox.backbones.ShallowConvNet",
-        "init_args": {"channels": [8, 16, 16], "batch_norm": False},
+    assert recipe["class_path"] == "lightning_bbox.backbones.ShallowConvNet"
+    given = {"channels": [8, 16, 16], "batch_norm": False}
+    parameters = inspect.signature(ShallowConvNet).parameters
+    assert recipe["init_args"] == {n: p.default for n, p in parameters.items()} | given | {
+        "fc": list(parameters["fc"].default)
     }
 
 
@@ -178,7 +181,7 @@ def test_copies_keep_weights_and_buffers_and_share_none(duplicate):
 def test_arguments_are_recorded_as_they_were_given():
     sizes = [8, 16]
     part = Wrapper(first=sizes)
-    assert part.recipe()["init_args"] == {"first": [8, 16]}
+    assert part.recipe()["init_args"] == {"first": [8, 16], "parts": [], "options": None}
     with pytest.raises(TypeError, match="last"):
         Wrapper(1, last=2)
 

@@ -1,9 +1,15 @@
 """The real data sets are split as their protocols say."""
 
+import json
+from pathlib import Path
+
+import pytest
 import torch
 
+from benchmarks.refine import main as refine
 from lightning_bbox.annotations import held_out, read_annotations
 from lightning_bbox.box_data import BoxDataModule
+from lightning_bbox.cli import main
 
 SPLITS = ("train", "val", "test")
 
@@ -90,3 +96,45 @@ def test_three_boards_of_deeppcb_are_held_out(real_data):
 def test_the_own_splits_of_deeppcb_share_boards_and_are_not_used(real_data):
     data = read(real_data / "deeppcb", min_size=60)
     assert any("share groups" in note for note in data.source.notes)
+
+
+@pytest.fixture(scope="module")
+def run_on_rbc(real_data, tmp_path_factory):
+    """Train a small net on RBC for some seconds, sizes too."""
+    runs = tmp_path_factory.mktemp("runs")
+    config = Path(__file__).parent.parent / "configs" / "rbc.yaml"
+    options = ["--data.num_targets=4", "--data.draws_per_epoch=4000", "--trainer.max_epochs=2"]
+    options += ["--data.jitter=UniformJitter", "--data.jitter.log_scale=0.15"]
+    options += ["--data.compile=false", "--data.crop.supersample=1", "--data.eval_draws=200"]
+    options += ["--model.backbone=ShallowConvNet", "--model.backbone.channels=[16,32,32]"]
+    options += ["--model.backbone.convs_per_scale=1", "--trainer.log_every_n_steps=10"]
+    base = ["fit", f"--config={config}", f"--data.root={real_data / 'rbc'}", f"--runs={runs}"]
+    assert main([*base, "--name=run", *options]) == 0
+    return runs / "run"
+
+
+@pytest.mark.slow
+def test_predict_brings_roughened_cells_nearer_to_the_truth(real_data, run_on_rbc, tmp_path):
+    splits = [f"{name}/_annotations.coco.json" for name in ("valid", "test")]
+    command = ["--root", str(real_data / "rbc"), "--checkpoint", str(run_on_rbc)]
+    assert refine([*command, "--annotations", *splits, "--results", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "refine.json").read_text())
+    low, _ = found["gain, 95 % interval over pictures"]
+    assert low > 0.01
+    assert found["boxes refined"] > 600
+    assert found["all but the boxes came back"]
+    assert found["second run equal to the byte"]
+
+
+@pytest.mark.slow
+def test_predict_leaves_the_bad_boxes_of_bccd_as_they_are(real_data, run_on_rbc, tmp_path):
+    root = real_data / "bccd"
+    command = ["predict", "-c", "preset:voc", f"--data.root={root}", f"--ckpt_path={run_on_rbc}"]
+    assert main([*command, f"--runs={tmp_path}", "--name=out"]) == 0
+    unchanged = (tmp_path / "out" / "unchanged.txt").read_text().splitlines()
+    for name in ("BloodImage_00338", "BloodImage_00343"):
+        place = f"Annotations/{name}.xml: object "
+        (line,) = (line for line in unchanged if line.startswith(place) and "no positive" in line)
+        assert line.endswith("; left as it is")
+    refined = read_annotations(root).files
+    assert all((tmp_path / "out" / "refined" / file).is_file() for file in refined)

@@ -155,7 +155,7 @@ def test_a_fraction_outside_is_refused(fraction):
 
 
 def test_one_group_cannot_be_split():
-    with pytest.raises(BadInput, match="all are of one group, x"):
+    with pytest.raises(BadInput, match="too few groups to hold one out \\(x\\)"):
         split_pictures(make_table(groups="xxx"), 0.1, 0)
 
 

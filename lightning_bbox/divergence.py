@@ -1,0 +1,124 @@
+"""Watch the losses without waiting for the device, and say where they first were not finite."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, distributed
+
+from lightning_bbox.errors import listed
+
+
+class DivergedError(RuntimeError):
+    """Training produced a loss that is not finite."""
+
+
+class Moment(NamedTuple):
+    """What is known of a step on the host: epoch and learning rate."""
+
+    epoch: int
+    rate: float
+
+
+class FirstBadStep(NamedTuple):
+    """The first step whose loss was not finite.
+
+    Attributes:
+        step: Its number.
+        moment: Its epoch and learning rate.
+        rows: Rows of the epoch, of this process, whose losses were not finite.
+    """
+
+    step: int
+    moment: Moment
+    rows: list[int]
+
+
+class LossWatch:
+    """Sum the losses between two logs, and keep the first step that went wrong, on the device.
+
+    Args:
+        device: Where the losses are.
+
+    Examples:
+        >>> watch = LossWatch(torch.device("cpu"))
+        >>> losses, rows = torch.tensor([1.0, torch.nan]), torch.tensor([40, 41])
+        >>> watch.update(7, Moment(epoch=0, rate=0.1), losses.sum(), losses, rows)
+        >>> watch.first_bad()
+        FirstBadStep(step=7, moment=Moment(epoch=0, rate=0.1), rows=[41])
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sum = torch.zeros((), device=device)
+        self._step = torch.full((), -1, device=device)
+        self._rows = torch.full((0,), -1, device=device)
+        self._moments: dict[int, Moment] = {}
+
+    def update(
+        self,
+        step: int,
+        moment: Moment,
+        loss: Float[Tensor, ""],
+        losses: Float[Tensor, " b"],
+        rows: Int64[Tensor, " b"],
+    ) -> None:
+        """Take in a step; nothing here waits for the device.
+
+        Args:
+            step: Its number.
+            moment: Its epoch and learning rate.
+            loss: What is minimised.
+            losses: The loss of each sample.
+            rows: The row of each sample in the epoch.
+        """
+        self._moments[step] = moment
+        self._sum = self._sum + loss
+        first = ~torch.isfinite(loss) & (self._step < 0)
+        self._step = torch.where(first, step, self._step)
+        if len(self._rows) != len(rows):
+            self._rows = torch.full_like(rows, -1)
+        self._rows = torch.where(first, torch.where(torch.isfinite(losses), -1, rows), self._rows)
+
+    def mean(self) -> Float[Tensor, ""]:
+        """Return the mean loss since the last call."""
+        mean = self._sum / max(1, len(self._moments))
+        self._sum = torch.zeros_like(self._sum)
+        self._moments.clear()
+        return mean
+
+    def first_bad(self) -> FirstBadStep | None:
+        """Wait for the device, and return where the loss was first not finite, on any process."""
+        mine = None
+        if (step := int(self._step)) >= 0:
+            rows = [row for row in self._rows.tolist() if row >= 0]
+            mine = FirstBadStep(step, self._moments[step], rows)
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return mine
+        every = [mine] * distributed.get_world_size()
+        distributed.all_gather_object(every, mine)
+        found = [bad for bad in every if bad is not None]
+        if not found:
+            return None
+        first = min(found, key=lambda bad: bad.step)
+        rows = sorted(row for bad in found if bad.step == first.step for row in bad.rows)
+        return first._replace(rows=rows)
+
+
+def divergence_message(bad: FirstBadStep, names: list[str]) -> str:
+    """Say where and with what a run diverged, and what helps.
+
+    Args:
+        bad: The first step whose loss was not finite.
+        names: The samples of it whose losses were not finite.
+
+    Examples:
+        >>> print(divergence_message(FirstBadStep(7, Moment(0, 0.1), [41]), ["boxes.csv:12"]))
+        the loss is not finite since step 7 (learning rate 0.1; samples boxes.csv:12); lower the
+        learning rate, clip gradients (trainer.gradient_clip_val) or use a 32-bit precision
+    """
+    samples = f"; samples {listed(names)}" if names else ""
+    return (
+        f"the loss is not finite since step {bad.step} (learning rate {bad.moment.rate:.3g}"
+        f"{samples}); lower the learning rate, clip gradients (trainer.gradient_clip_val) or use "
+        f"a 32-bit precision"
+    )

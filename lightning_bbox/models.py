@@ -1,0 +1,326 @@
+"""The base of all models: how they are built, restored, applied and measured."""
+
+from dataclasses import asdict
+from os import PathLike
+from typing import Any, Self
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_bbox.backbones import Backbone, ShallowConvNet
+from lightning_bbox.boxes import Boxes, box_centers, mirror_boxes
+from lightning_bbox.checkpoints import (
+    CHECKPOINT_KEY,
+    checkpoint_of,
+    read_checkpoint,
+    read_spec,
+    refuse_other_parts,
+)
+from lightning_bbox.codecs import DeltaCodec, MeanStdCodec, OffsetSpec, refuse_other_crops
+from lightning_bbox.compiling import Compile, should_compile
+from lightning_bbox.data import CropDataModule
+from lightning_bbox.errors import BadInput
+from lightning_bbox.evaluation import Evaluation, evaluate
+from lightning_bbox.heads import BinHead, Head
+from lightning_bbox.loader import Split
+from lightning_bbox.metrics import Refined, RefinedBoxes
+from lightning_bbox.parts import Plain, from_plain, to_plain
+from lightning_bbox.plan import stream_seed
+from lightning_bbox.preprocess import ChannelNorm, Preprocess
+from lightning_bbox.samples import Batch, Samples
+
+
+class OffsetNet(nn.Module):
+    """Preprocessing, backbone and head in one module, so that they compile to one graph."""
+
+    def __init__(self, preprocess: Preprocess, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.preprocess, self.backbone, self.head = preprocess, backbone, head
+
+    def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Tensor:
+        """Return the head's outputs for raw crops in [0, 1]."""
+        normal = self.preprocess(crops.contiguous(memory_format=torch.channels_last))
+        outputs: Tensor = self.head(self.backbone(normal.to(next(self.parameters()).dtype)))
+        return outputs
+
+
+class OffsetModel(pl.LightningModule):
+    """Say how far the true box lies from a proposal, from the crop around it.
+
+    What depends on the data (sizes, statistics, bins) is built when training begins and travels in
+    the checkpoint. Subclasses say how the head learns.
+
+    Args:
+        backbone: Crops to features; a `ShallowConvNet` by default.
+        head: Features to targets, with its loss; a `BinHead` by default.
+        codec: Boxes to targets and back; a `MeanStdCodec` by default.
+        preprocess: Fitted on training crops; a `ChannelNorm` by default.
+        average_flips: At evaluation, average the boxes found on the crop and its three mirror
+            images; as its checkpoint says by default, else not.
+        compile: Compile the network; `auto` does on CUDA.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        head: Head | None,
+        codec: DeltaCodec | None,
+        preprocess: Preprocess | None,
+        average_flips: bool | None,
+        compile: Compile,  # noqa: A002 (the name of the option everywhere)
+    ) -> None:
+        super().__init__()
+        self._asked = {"preprocess": preprocess, "backbone": backbone, "head": head, "codec": codec}
+        self._take_parts(
+            preprocess or ChannelNorm(),
+            backbone or ShallowConvNet(),
+            head or BinHead(),
+            codec or MeanStdCodec(),
+        )
+        self.average_flips, self.compile_choice = average_flips, compile
+        self.spec: OffsetSpec | None = None
+        self.evaluations: dict[Split, Evaluation] = {}
+        self._tables: dict[Split, RefinedBoxes] = {}
+
+    def _take_parts(
+        self, preprocess: Preprocess, backbone: Backbone, head: Head, codec: DeltaCodec
+    ) -> None:
+        self.net, self.codec = OffsetNet(preprocess, backbone, head), codec
+
+    @property
+    def data(self) -> CropDataModule:
+        """The data module of the running trainer."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, CropDataModule):
+            ours, theirs = type(self).__name__, type(data).__name__
+            msg = f"{ours} needs a data module of lightning_bbox; got {theirs}"
+            raise BadInput(msg)
+        return data
+
+    def build(self, spec: OffsetSpec, seed: int) -> None:
+        """Make the layers and buffers, initialised by the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed("init", seed))
+            self.net.backbone.build(spec.geometry.size)
+            self.net.head.build(self.net.backbone.out_features, spec.bounds)
+        self.codec.build(spec)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lags
+        self.spec = spec
+
+    def setup(self, stage: str) -> None:
+        """Build the model for the data, and fit the statistics on the training split.
+
+        Raises:
+            BadInput: The model isn't trained and is to predict, or was trained on other crops.
+        """
+        if self.spec is not None:
+            self.data.follow(self.spec)
+        elif stage == "predict":
+            msg = "the model isn't trained; load one with BoxRegressor.load_from_checkpoint(path)"
+            raise BadInput(msg)
+        else:
+            self.fit_statistics()
+
+    def fit_statistics(self) -> None:
+        """Build the model and fit codec, preprocessing and head on the training split."""
+        data = self.data
+        self.build(data.spec(), data.seed)
+        samples = data.samples("train", epoch=0)
+        self.codec.fit(samples.gt_boxes, samples.proposals)
+        with torch.no_grad():
+            crops = data.cut(data.samples("train_eval").to(self.trainer.strategy.root_device))
+        self.net.preprocess.fit(crops)
+        self.net.head.fit(self.codec.space())
+
+    def configure_model(self) -> None:
+        """Compile the network in place, so that names in the checkpoint don't change."""
+        if self.net._compiled_call_impl is None and should_compile(
+            self.compile_choice, self.trainer.strategy.root_device, pays_on_cpu=False
+        ):
+            self.net.compile(fullgraph=True)
+
+    def forward(self, crops: Float[Tensor, "b 3 s s"], proposals: Boxes) -> Boxes:
+        """Return refined boxes, in fp32 and in the proposals' frame.
+
+        Args:
+            crops: Crops in [0, 1], cut around the proposals.
+            proposals: The boxes to refine.
+        """
+        return self._decode(self.net(crops), proposals)
+
+    def _decode(self, outputs: Tensor, proposals: Boxes) -> Boxes:
+        return self.codec.decode(self.net.head.decode(outputs), proposals)
+
+    def _losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " b"]:
+        return self.net.head.loss(outputs, self.codec.encode(batch.gt_boxes, batch.proposals))
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin empty tables."""
+        self._begin("val", "train_eval")
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Refine a batch of the validation or the fixed training draws."""
+        self._evaluate(batch, "val" if dataloader_idx == 0 else "train_eval")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of validation, and the error on the fixed training draws."""
+        for name, value in self._finish("val").metrics.items():
+            self.log(f"val/{name}", value, sync_dist=True)
+        error = self._finish("train_eval").metrics["mae_px"]
+        self.log("train/mae_px", error, sync_dist=True)
+
+    def on_test_epoch_start(self) -> None:
+        """Begin an empty table."""
+        self._begin("test")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Refine a batch of the test draws."""
+        self._evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test."""
+        for name, value in self._finish("test").metrics.items():
+            self.log(f"test/{name}", value, sync_dist=True)
+
+    def _begin(self, *splits: Split) -> None:
+        for split in splits:
+            table = RefinedBoxes(self.data.num_draws(split), self.data.num_targets)
+            self._tables[split] = table.to(self.device)
+
+    def on_predict_epoch_start(self) -> None:
+        """Begin an empty table."""
+        self._begin("predict")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Boxes:
+        """Refine a batch of rough boxes, and return this process's own of them."""
+        boxes, stds = self.refine(batch.crops, batch.proposals)
+        nothing = torch.zeros(len(boxes), device=boxes.device)
+        self._tables["predict"].update(batch.rows, batch.valid, boxes, nothing, stds)
+        return boxes[batch.valid]
+
+    def on_predict_epoch_end(self) -> None:
+        """Put the refined boxes together, over all processes."""
+        self.predictions = self._tables["predict"].compute()
+
+    @torch.no_grad()
+    def refine(
+        self, crops: Float[Tensor, "b 3 s s"], proposals: Boxes
+    ) -> tuple[Boxes, Float[Tensor, "b n"]]:
+        """Return refined boxes, and how far off the model deems them, averaged over flips if set.
+
+        Args:
+            crops: Crops in [0, 1], cut around the proposals.
+            proposals: The boxes to refine.
+
+        Returns:
+            The boxes in the proposals' frame, and their standard deviations in px and log size, NaN
+            where the head can't tell.
+        """
+        return self._refined(self.net(crops), crops, proposals)
+
+    def _evaluate(self, batch: Batch, split: Split) -> None:
+        outputs = self.net(batch.crops)
+        boxes, stds = self._refined(outputs, batch.crops, batch.proposals)
+        losses = self._losses(outputs, batch)
+        self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds)
+
+    def _refined(self, outputs: Tensor, crops: Tensor, proposals: Boxes) -> tuple[Boxes, Tensor]:
+        boxes, stds = [self._decode(outputs, proposals)], [self.net.head.stds(outputs)]
+        centers = box_centers(proposals)
+        for flips in ((1, 0), (0, 1), (1, 1)) if self.average_flips else ():
+            axes = [dim for dim, flip in zip((3, 2), flips, strict=True) if flip]
+            outputs = self.net(crops.flip(axes))
+            mirrored = self._decode(outputs, proposals)
+            axes_flipped = centers.new_tensor(flips).expand_as(centers)
+            boxes.append(mirror_boxes(mirrored, centers, axes_flipped))
+            stds.append(self.net.head.stds(outputs))
+        return torch.stack(boxes).mean(dim=0), torch.stack(stds).mean(dim=0)
+
+    def _finish(self, split: Split) -> Evaluation:
+        refined = self._tables[split].compute()
+        seen = refined.seen
+        samples = self.data.samples(split).take(seen)
+        refined = Refined(*(tensor[seen] for tensor in refined))
+        evaluation = evaluate(self.data, split, samples, refined, self._predict_mean(samples))
+        self.evaluations[split] = evaluation
+        return evaluation
+
+    def _predict_mean(self, samples: Samples) -> Boxes:
+        """Return the boxes of the training targets' mean: the baseline of every evaluation."""
+        proposals = samples.proposals.to(self.device)
+        return self.codec.decode(self.codec.mean.expand(len(proposals), -1), proposals).cpu()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the recipe of the model and the spec of its data, as plain data."""
+        assert self.spec is not None
+        checkpoint[CHECKPOINT_KEY] = {"model": self.recipe(), "spec": asdict(self.spec)}
+
+    def recipe(self) -> dict[str, Plain]:
+        """Return the arguments that rebuild this model, as plain data (without the optimizer)."""
+        arguments = {
+            "preprocess": self.net.preprocess,
+            "backbone": self.net.backbone,
+            "head": self.net.head,
+            "codec": self.codec,
+            "average_flips": bool(self.average_flips),
+        }
+        return {name: to_plain(part, f"BoxRegressor's {name}") for name, part in arguments.items()}
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override] # one way to load: by path, without code
+        cls, checkpoint_path: str | PathLike[str], map_location: str | torch.device = "cpu"
+    ) -> Self:
+        """Rebuild a trained model from its checkpoint's path alone, ready to predict.
+
+        Args:
+            checkpoint_path: A file that a run wrote.
+            map_location: The device to load it to.
+
+        Raises:
+            BadInput: The file isn't a checkpoint of ours.
+        """
+        model = cls()  # type: ignore[call-arg] # subclasses have defaults for all arguments
+        model.restore(checkpoint_path)
+        return model.to(map_location).eval()
+
+    def restore(self, path: str | PathLike[str]) -> None:
+        """Become the model of a checkpoint; parts that were asked for by name must be its own.
+
+        Args:
+            path: A file that a run wrote, or the run's folder: then its best one.
+
+        Raises:
+            BadInput: The file isn't a checkpoint of ours, or has other parts.
+        """
+        path = checkpoint_of(path)
+        checkpoint = read_checkpoint(path)
+        self._become(checkpoint)
+        try:
+            self.load_state_dict(checkpoint["state_dict"])
+        except (RuntimeError, KeyError) as error:
+            msg = f"{path}: its weights don't fit its own model; give one that a run wrote"
+            raise BadInput(msg) from error
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the layers that the checkpoint's weights belong to.
+
+        Raises:
+            BadInput: The checkpoint has other crops or parts than were asked for.
+        """
+        if self.spec is not None:
+            refuse_other_crops(read_spec(checkpoint), self.spec.geometry, self.spec.num_targets)
+        self._become(checkpoint)
+        self.configure_model()
+
+    def _become(self, checkpoint: dict[str, Any]) -> None:
+        recipe, spec = checkpoint[CHECKPOINT_KEY]["model"], read_spec(checkpoint)
+        asked = {name: to_plain(part, f"model.{name}") for name, part in self._asked.items()}
+        refuse_other_parts(recipe, asked)
+        if self.average_flips is None:
+            self.average_flips = bool(recipe["average_flips"])
+        mine = self.recipe()
+        if self.spec != spec or any(mine[name] != recipe[name] for name in asked):
+            self._take_parts(**{name: from_plain(recipe[name]) for name in asked})
+            self.build(spec, seed=0)

@@ -1,0 +1,83 @@
+"""Stop a run between two steps when a signal asks for it, so that it can go on to the bit."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+_Handler = Callable[[int, FrameType | None], Any] | int | None
+
+
+class RunStopped(BaseException):
+    """The run stands between two steps, where a signal asked it to stop.
+
+    Args:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class StopBetweenSteps(pl.Callback):
+    """Turn SIGINT and SIGTERM into a stop at the end of the step, or of the validation.
+
+    An interrupt in the midst of an optimizer's step would leave half of the weights updated. Of
+    several processes, any may be signalled: they agree at the next log.
+    """
+
+    def __init__(self) -> None:
+        self._signum = 0
+        self._before: dict[int, _Handler] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._note)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Stop where a signal came."""
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
+        if trainer.world_size == 1:
+            self._stop(self._signum)
+        elif trainer.global_step % every == 0:
+            noted = torch.tensor(float(self._signum), device=pl_module.device)
+            self._stop(int(trainer.strategy.reduce(noted, reduce_op="max")))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the signals back; what came since the last step stops the run here."""
+        self._give_back()
+        if trainer.world_size == 1:
+            self._stop(self._signum)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum:
+            self._give_back()
+            os.kill(os.getpid(), signum)
+            return
+        self._signum = signum
+        # Unbuffered: the signal may have come in the midst of a write.
+        os.write(2, b"lightning-bbox: stopping after this step; once more stops at once\n")
+
+    def _stop(self, signum: int) -> None:
+        if signum:
+            raise RunStopped(signum)
+
+    def _give_back(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
