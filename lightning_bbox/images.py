@@ -53,9 +53,6 @@ def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     except FAULTS as error:
         msg = f"{path}: the picture can't be decoded ({fault_words(error)}); replace or remove it"
         raise BadInput(msg) from error
-    except MemoryError as error:  # a broken PNG may state a chunk of gigabytes
-        msg = f"{path}: the picture asks for more memory than there is; replace or remove it"
-        raise BadInput(msg) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

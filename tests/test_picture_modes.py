@@ -308,6 +308,18 @@ def test_damaged_files_are_decoded_or_refused(tmp_path, kind):
     assert refusals > 0
 
 
+def test_pictures_that_claim_all_memory_are_refused(tmp_path, monkeypatch):
+    def claim(*_):
+        raise MemoryError
+
+    path = save(tmp_path / "a.png", RGB)
+    write(tmp_path, {"b.csv": csv_of("a.png,1,1,2,2")})
+    monkeypatch.setattr(Image, "open", claim)
+    assert refused(path, "can't be decoded (it asks for more memory than there is)")
+    with pytest.raises(BadInput, match=r"as a picture \(it asks for more memory than there is\);"):
+        read_annotations(tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [11, 20, 100])
 def test_decompression_bombs_are_refused(tmp_path, monkeypatch, side):

@@ -260,6 +260,16 @@ def test_numbers_in_pieces_are_refused_unless_they_stay(tmp_path, file, text):
     torch.testing.assert_close(read_annotations(tmp_path / "out").boxes, last)
 
 
+def test_deep_nesting_beside_the_boxes_stays(tmp_path):
+    nest = "<a>x" * 50_000 + "</a>" * 50_000
+    write(tmp_path, ONE | {"a.xml": XML.replace("<object>", f"{nest}<object>", 1)})
+    table = read_annotations(tmp_path)
+    (path,) = write_boxes(table, table.boxes + 1, tmp_path / "out")
+    moved = XML.replace(">2<", ">3<").replace(">9<", ">10<").replace(">12<", ">13<")
+    expected = moved.replace(">19<", ">20<").replace("<object>", f"{nest}<object>", 1)
+    assert path.read_text() == expected
+
+
 CHANGED = {
     "shorter": (write_csv, lambda text: text[:60]),
     "empty": (write_csv, lambda _: ""),

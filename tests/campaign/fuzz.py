@@ -26,9 +26,10 @@ from pathlib import Path
 from tests.campaign.cases import KINDS, case_of
 from tests.conftest import DATA
 
-_PATIENCE = (
+PATIENCE = (
     20.0  # seconds on the clock until a case counts as hanging; other work may share the core
 )
+COMMAND = ("-m", "tests.campaign.fuzz")  # what a worker runs
 _CASES_A_WORKER = 20_000  # a leak would show as a finding, a slow one not at all
 _SLACK = 1 << 29  # bytes a worker may map beyond what it may hold
 
@@ -79,7 +80,7 @@ class _Worker:
     """The process that runs cases, one after the other."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        command = [sys.executable, "-m", "tests.campaign.fuzz", "--work", "--seed", options.seed]
+        command = [sys.executable, *COMMAND, "--work", "--seed", options.seed]
         command += ["--made-up"] if options.made_up else []
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         self._process = subprocess.Popen(
@@ -90,7 +91,11 @@ class _Worker:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         self.cases = 0
-        self._line(patience=120)  # until it has imported everything
+        try:
+            self._line(patience=120)  # until it has imported everything
+        except (TimeoutError, EOFError):
+            self.stop()
+            raise
 
     def verdict(self, number: int) -> dict:
         self.cases += 1
@@ -98,7 +103,7 @@ class _Worker:
             self._process.stdin.write(f"{number}\n".encode())
             self._process.stdin.flush()
         try:
-            return json.loads(self._line(_PATIENCE))
+            return json.loads(self._line(PATIENCE))
         except (TimeoutError, EOFError) as error:
             kind = KINDS[number % len(KINDS)]
             return {"kind": kind, "outcome": "failed", "finding": str(error)} | dict.fromkeys(
