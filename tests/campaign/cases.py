@@ -406,8 +406,14 @@ def _pictures(data: Path | None) -> list[tuple[str, bytes]]:
         ),
         ("tif", rgb.convert("1"), {"compression": "group4"}),
         ("tif", rgb, {"save_all": True, "append_images": [rgb]}),
+        # Pillow looks at the content, so a file of any suffix may be one of these.
+        *((name, rgb, {}) for name in ("avif", "dds", "ico", "im", "jp2", "pcx", "sgi", "tga")),
+        *((name, palette, {}) for name in ("im", "pcx", "tga")),
+        *((name, rgb.convert("1"), {}) for name in ("im", "msp", "xbm")),
+        ("mpo", rgb, {"save_all": True, "append_images": [rgb]}),
+        ("icns", rgb.resize((16, 16)), {}),
     ]
-    formats = {"jpg": "JPEG", "tif": "TIFF"}
+    formats = {"jpg": "JPEG", "tif": "TIFF", "jp2": "JPEG2000"}
     made = []
     for suffix, image, options in saved:
         buffer = BytesIO()

@@ -186,13 +186,14 @@ class _Tally:
     def __init__(self) -> None:
         self._outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         self._slowest = (0.0, 0, "")
-        self._megabytes = 0.0
+        self._largest = (0.0, 0, "")
         self.findings = 0
 
     def add(self, number: int, verdict: dict) -> None:
         self._outcomes[verdict["kind"]][verdict["outcome"]] += 1
         self._slowest = max(self._slowest, (verdict["seconds"], number, verdict["kind"]))
-        self._megabytes = max(self._megabytes, verdict["megabytes"])
+        if verdict["megabytes"] > self._largest[0]:  # the peak of the process, so never less
+            self._largest = (verdict["megabytes"], number, verdict["kind"])
         self.findings += bool(verdict["finding"])
 
     def tell(self) -> None:
@@ -201,7 +202,8 @@ class _Tally:
             print(f"{kind}: {sum(outcomes.values())} cases: {parts}")
         seconds, number, kind = self._slowest
         print(f"slowest: {seconds:.2f} s, case {number} ({kind})")
-        print(f"memory: {self._megabytes:.0f} MiB above the start at most")
+        megabytes, number, kind = self._largest
+        print(f"memory: {megabytes:.0f} MiB above the start at most, case {number} ({kind})")
         print(f"findings: {self.findings}", flush=True)
 
 
