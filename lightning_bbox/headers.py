@@ -13,6 +13,10 @@ FAULTS = (
     SyntaxError,
     ValueError,
     RuntimeError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
     struct.error,
     MemoryError,  # a chunk of a broken PNG may claim gigabytes
     Image.DecompressionBombError,

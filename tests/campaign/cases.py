@@ -407,9 +407,9 @@ def _pictures(data: Path | None) -> list[tuple[str, bytes]]:
         ("tif", rgb.convert("1"), {"compression": "group4"}),
         ("tif", rgb, {"save_all": True, "append_images": [rgb]}),
         # Pillow looks at the content, so a file of any suffix may be one of these.
-        *((name, rgb, {}) for name in ("avif", "dds", "ico", "im", "jp2", "pcx", "sgi", "tga")),
-        *((name, palette, {}) for name in ("im", "pcx", "tga")),
-        *((name, rgb.convert("1"), {}) for name in ("im", "msp", "xbm")),
+        *((name, rgb, {}) for name in ("avif", "dds", "ico", "jp2", "pcx", "sgi", "tga")),
+        *((name, palette, {}) for name in ("pcx", "tga")),
+        *((name, rgb.convert("1"), {}) for name in ("msp", "xbm")),
         ("mpo", rgb, {"save_all": True, "append_images": [rgb]}),
         ("icns", rgb.resize((16, 16)), {}),
     ]
