@@ -73,7 +73,7 @@ def test_moved_boxes_read_back_within_a_thousandth_of_a_pixel(writer, data):
         write_boxes(table, torch.tensor(new), out)
         found = read_annotations(out)
         torch.testing.assert_close(found.boxes, torch.tensor(new), rtol=0, atol=0.001)
-        for name in ("images", "ids", "classes", "skipped", "note", "entries", "splits", "groups"):
+        for name in ("images", "ids", "classes", "skipped", "entries", "splits", "groups"):
             assert getattr(found, name) == getattr(table, name)
         for name in ("labels", "sizes", "image_index"):
             assert getattr(found, name).equal(getattr(table, name))

@@ -11,6 +11,7 @@ _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _LINE_ENDS = (b"\n", b"\r\n", b"\r", b"\n\n", b"\x0b", b"\xe2\x80\xa8", b"\0", b"")
 _OPENINGS = (b"[", b"{", b'{"a":', b"<a>", b"<object>", b"(", b"- ", b'"', b"<!--", b"a: ", b"? ")
 _PAIRS = ((b"[", b"]"), (b'{"a":', b"}"), (b"<a>x", b"</a>"), (b"<object>", b"</object>"))
+_LARGEST = 4_000_000  # bytes: changes multiply
 _WIDE = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-7", "utf-8-sig", "cp037")
 
 
@@ -28,6 +29,7 @@ def mutated(content: bytes, dice: Dice, tokens: Sequence[str]) -> bytes:
             content = _insert(content, dice, dice.choice(tokens or ODD_WORDS).encode())
         else:
             content = dice.choice(changes)(content, dice)
+        content = content[:_LARGEST]
     return content
 
 
