@@ -17,13 +17,18 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 
 from lightning_bbox.arguments import EPOCHS, default_name, default_precision, resolve
-from lightning_bbox.callbacks import PlainProgress, RunReport, TensorBoardPictures, Throughput
+from lightning_bbox.callbacks import (
+    EventLog,
+    PlainProgress,
+    RunReport,
+    TensorBoardPictures,
+    Throughput,
+)
 from lightning_bbox.checkpoints import (
     AtomicCheckpointIO,
     RunCheckpoint,
@@ -34,12 +39,12 @@ from lightning_bbox.checkpoints import (
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.divergence import DivergedError
 from lightning_bbox.errors import BadInput
-from lightning_bbox.files import cannot_write, remove_leftovers, write_atomically
+from lightning_bbox.files import cannot_write, make_folder, remove_leftovers, write_atomically
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.options import OneSentenceParser, cause
 from lightning_bbox.parts import flatten
-from lightning_bbox.predictions import PredictionFiles
-from lightning_bbox.stopping import RunStopped, StopBetweenSteps
+from lightning_bbox.predictions import PredictionFiles, put_originals_back
+from lightning_bbox.stopping import RunStopped, StopBetweenSteps, sigterm_raises
 from lightning_bbox.tasks import BoxRegressor
 
 COMMANDS = {
@@ -55,6 +60,7 @@ class BoxCLI(LightningCLI):
     """LightningCLI with a run folder, our trainer defaults, and a test at the end of `fit`."""
 
     run_folder: Path
+    _kept: RunCheckpoint | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -117,10 +123,27 @@ class BoxCLI(LightningCLI):
         name = config.name or default_name(config)
         self.run_folder = Path(launched or Path(config.runs) / name)
         os.environ["LIGHTNING_BBOX_RUN"] = str(self.run_folder)
+        resuming = self.subcommand == "fit" and self._is_own(config.ckpt_path)
         self._find_checkpoint(config)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # Lightning sets it
-            self._refuse_taken_folder(resuming=self.subcommand == "fit" and bool(config.ckpt_path))
+            self._refuse_taken_folder(resuming)
             remove_leftovers(self.run_folder)
+            if resuming and config.ckpt_path:
+                self._begin_last(Path(config.ckpt_path))
+            if self.subcommand == "predict":
+                put_originals_back(self.run_folder)
+
+    def _is_own(self, checkpoint: str | None) -> bool:
+        """Tell whether a checkpoint, or a folder of some, is this run's."""
+        if checkpoint in (None, "best", "last"):
+            return checkpoint is not None
+        return self.run_folder.resolve() in (Path(str(checkpoint)).resolve() / "any").parents
+
+    def _begin_last(self, checkpoint: Path) -> None:
+        """Make the checkpoint that a run goes on from its last, whichever it is."""
+        last = self.run_folder / "checkpoints" / "last.ckpt"
+        if checkpoint.resolve() != last.resolve():
+            write_atomically(last, checkpoint.read_bytes())
 
     def _find_checkpoint(self, config: Namespace) -> None:
         """Settle on the checkpoint to go on from, or to apply."""
@@ -156,11 +179,12 @@ class BoxCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
         """Add the logger and callbacks that every run has."""
+        make_folder(self.run_folder)
         config = self._get(self.config_init, "trainer")
         if self.subcommand == "predict":
             kwargs["logger"] = config.logger or False
         elif config.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
+            kwargs["logger"] = EventLog(
                 str(self.run_folder.parent),
                 name="",
                 version=self.run_folder.name,
@@ -176,12 +200,13 @@ class BoxCLI(LightningCLI):
             callbacks = [PredictionFiles(self.run_folder, own.max_shift, own.overwrite)]
         if self.subcommand == "fit":
             callbacks.append(StopBetweenSteps())
+            kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(config.plugins)]
         else:
             kwargs["enable_checkpointing"] = False
             self.save_config_callback = None
         if self.subcommand == "fit" and config.enable_checkpointing is not False:
-            callbacks.append(RunCheckpoint(self.run_folder / "checkpoints"))
-            kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(config.plugins)]
+            self._kept = RunCheckpoint(self.run_folder / "checkpoints")
+            callbacks.append(self._kept)
         if config.enable_progress_bar is None:
             kwargs["enable_progress_bar"] = sys.stderr.isatty()
         if not kwargs.get("enable_progress_bar", config.enable_progress_bar):
@@ -243,14 +268,12 @@ class BoxCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the model as it is where none was kept."""
-        settings = self._get(self.config_init, "trainer")
-        if settings.fast_dev_run:
+        if self._get(self.config_init, "trainer").fast_dev_run:
             return
-        checkpoint = None if settings.enable_checkpointing is False else "best"
         self.trainer.test(
             self.model,
             datamodule=self.datamodule,
-            ckpt_path=checkpoint,
+            ckpt_path=(self._kept.best_model_path or None) if self._kept else None,
             weights_only=True,
             verbose=False,
         )
@@ -266,12 +289,11 @@ class ReusableConfig(SaveConfigCallback):
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write it into the run's folder, whole or not at all."""
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(self.config, skip_none=False)
-        write_atomically(folder / "config.yaml", text.encode())
+        write_atomically(Path(trainer.default_root_dir) / "config.yaml", text.encode())
 
 
+@sigterm_raises()
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
