@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -402,8 +403,16 @@ def _plain_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
+def _print_unless_told(failed: threading.ExceptHookArgs) -> None:
+    """Print a thread's error, but not that of TensorBoard's writer: it hands it on as well."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in _CANNOT_WRITE):
+        threading.__excepthook__(failed)
+
+
 def _quieten() -> None:
     """Silence what Lightning says at every start; its warnings stay."""
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _print_unless_told
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     # It expects `args` from Python only, but ours are the command line's, resolved.
