@@ -44,17 +44,19 @@ def resolve(arguments: list[str]) -> list[str]:
         ['fit', '--trainer.max_epochs=1']
     """
     resolved: list[str] = []
+    resumed: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if argument == "--resume" or argument.startswith("--resume="):
             folder = argument.partition("=")[2] or next(rest, "")
-            resolved += _resumed(Path(folder))
+            resumed = _resumed(Path(folder))
         elif PRESET in argument:
             option, _, name = argument.partition(PRESET)
             resolved.append(option + str(_preset(name)))
         else:
             resolved.append(argument)
-    return [*resolved[:1], *_config_of_run(resolved), *resolved[1:]]
+    # First, so that what else the command line says wins.
+    return [*resolved[:1], *(resumed or _config_of_run(resolved)), *resolved[1:]]
 
 
 def _config_of_run(arguments: list[str]) -> list[str]:
@@ -78,6 +80,7 @@ def _preset(name: str) -> Path:
 
 
 def _resumed(folder: Path) -> list[str]:
+    folder = folder if folder.name else folder.resolve()
     config = folder / "config.yaml"
     if not config.is_file():
         msg = f"{config}: missing, so this run can't be resumed; start it anew"

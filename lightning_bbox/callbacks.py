@@ -76,6 +76,13 @@ class RunReport(pl.Callback):
         if not self._said:
             self._say_what_is_there(_regressor(pl_module).data)
 
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the results where validation is all that was asked for."""
+        if trainer.state.fn == "validate":
+            metrics = _regressor(pl_module).evaluations["val"].metrics
+            _say("\n" + format_table(metrics, [], title="validation"))
+
     def _say_what_is_there(self, data: CropDataModule) -> list[str]:
         """Describe the data, and list the boxes that were skipped."""
         self._said = True
@@ -88,10 +95,10 @@ class RunReport(pl.Callback):
             _say(f"skipped boxes are listed in {self.folder / 'skipped.txt'}")
         return lines
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how long training took."""
-        self._seconds = self.state_dict()["seconds"]
-        self.metrics |= {"train_seconds": self._seconds, "train_steps": trainer.global_step}
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note how long training took, also where it had only to be tested."""
+        seconds = self.state_dict()["seconds"]
+        self.metrics |= {"train_seconds": seconds, "train_steps": trainer.global_step}
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the results and show them."""
@@ -100,8 +107,6 @@ class RunReport(pl.Callback):
         model = _regressor(pl_module)
         evaluation = model.evaluations["test"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self._seconds:
-            self.metrics["train_seconds"] = self._seconds
         self.metrics |= {f"test/{name}": value for name, value in evaluation.metrics.items()}
         self.metrics["test/rows"] = [
             {"kind": kind, "name": name, "draws": count, "mae_px": mae}
@@ -115,6 +120,14 @@ class RunReport(pl.Callback):
             f"run folder              {self.folder}\n"
             f"curves and pictures     tensorboard --logdir {self.folder.parent}\n"
         )
+
+
+class EventLog(TensorBoardLogger):
+    """Write TensorBoard's events only: the settings are in `config.yaml`, which is whole."""
+
+    def save(self) -> None:
+        """Write the events so far."""
+        self.experiment.flush()
 
 
 class TensorBoardPictures(pl.Callback):

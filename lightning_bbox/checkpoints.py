@@ -4,16 +4,18 @@ import os
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_bbox.codecs import OffsetSpec
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
-from lightning_bbox.files import cannot_write, write_atomically
+from lightning_bbox.files import make_folder, write_atomically
 from lightning_bbox.parts import Plain, flatten
 from lightning_bbox.stopping import RunStopped
 
@@ -35,7 +37,10 @@ def read_checkpoint(
         lightning_bbox.errors.BadInput: nowhere.ckpt: no such checkpoint; check its path
     """
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
+        with ZipFile(path) as file:
+            # torch 2.13 writes the checksums but doesn't compare them.
+            damaged = file.testzip()
+        checkpoint = torch.load(path, map_location, weights_only=True)
     except FileNotFoundError as error:
         msg = f"{path}: no such checkpoint; check its path"
         raise BadInput(msg) from error
@@ -43,8 +48,12 @@ def read_checkpoint(
     except Exception as error:
         msg = f"{path}: can't be read as a checkpoint of lightning_bbox; give one that a run wrote"
         raise BadInput(msg) from error
-    read_spec(checkpoint, str(path))
-    return checkpoint
+    if damaged is not None:
+        msg = f"{path}: is damaged (the checksum of {damaged} is wrong); give another checkpoint"
+        raise BadInput(msg)
+    ours: dict[str, Any] = checkpoint if isinstance(checkpoint, dict) else {}
+    read_spec(ours, str(path))
+    return ours
 
 
 def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> OffsetSpec:
@@ -136,11 +145,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint whole or not at all."""
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(Path(path), error) from error
+        make_folder(Path(path).parent)
         write_atomically(Path(path), buffer.getvalue())
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: object = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint of ours, without running any code of its own."""
+        return read_checkpoint(path)
 
 
 def checkpoint_of(path: str | os.PathLike[str]) -> Path:
@@ -199,6 +214,31 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_exception=True,
             enable_version_counter=False,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep how good the best checkpoint is; where it lies is known."""
+        return {"best_model_score": self.best_model_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best checkpoint so far, if it lies here and can be read."""
+        score = state_dict["best_model_score"]
+        if score is None:
+            return
+        path = self.format_checkpoint_name({})
+        try:
+            read_checkpoint(path)
+        except BadInput as error:
+            rank_zero_warn(f"{error}; the best of the epochs to come takes its place")
+            return
+        self.best_model_path = self.kth_best_model_path = path
+        self.best_model_score = self.kth_value = score
+        self.best_k_models = {path: score}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the best where it is better, and the last in any case."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -1,12 +1,15 @@
 """The command line: `lightning-bbox fit|validate|test|predict`, built on LightningCLI."""
 
+import argparse
 import errno
 import logging
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,18 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 
 from lightning_bbox.arguments import EPOCHS, default_name, default_precision, resolve
-from lightning_bbox.callbacks import PlainProgress, RunReport, TensorBoardPictures, Throughput
+from lightning_bbox.callbacks import (
+    EventLog,
+    PlainProgress,
+    RunReport,
+    TensorBoardPictures,
+    Throughput,
+)
 from lightning_bbox.checkpoints import (
     AtomicCheckpointIO,
     RunCheckpoint,
@@ -32,14 +40,20 @@ from lightning_bbox.checkpoints import (
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.divergence import DivergedError
 from lightning_bbox.errors import BadInput
-from lightning_bbox.files import cannot_write, remove_leftovers, write_atomically
+from lightning_bbox.files import cannot_write, make_folder, remove_leftovers, write_atomically
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.options import OneSentenceParser, cause
 from lightning_bbox.parts import flatten
-from lightning_bbox.predictions import PredictionFiles
-from lightning_bbox.stopping import RunStopped, StopBetweenSteps
+from lightning_bbox.predictions import PredictionFiles, put_originals_back
+from lightning_bbox.stopping import RunStopped, StopBetweenSteps, sigterm_raises
 from lightning_bbox.tasks import BoxRegressor
 
+COMMANDS = {
+    "fit": "Train a model, and test its best checkpoint.",
+    "validate": "Measure a trained model on the validation split.",
+    "test": "Measure a trained model on the test split.",
+    "predict": "Refine the boxes of annotation files with a trained model.",
+}
 _CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -47,12 +61,20 @@ class BoxCLI(LightningCLI):
     """LightningCLI with a run folder, our trainer defaults, and a test at the end of `fit`."""
 
     run_folder: Path
+    _kept: RunCheckpoint | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the commands and what of the trainer's arguments isn't an option."""
-        unused = {"weights_only", "verbose", "return_predictions"}
+        """Return the commands and what of the trainer's arguments isn't an option, or not as is."""
+        unused = {"ckpt_path", "weights_only", "verbose", "return_predictions"}
         return {name: skip | unused for name, skip in LightningCLI.subcommands().items()}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:  # noqa: ANN401
+        """Say in the help what the commands do here."""
+        super()._add_subcommands(parser, **kwargs)
+        (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        for command in commands._choices_actions:
+            command.help = COMMANDS[command.dest]
 
     def _prepare_subcommand_parser(
         self,
@@ -77,13 +99,19 @@ class BoxCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run folder, and one seed for everything."""
+        """Add the run folder, the checkpoint, and one seed for everything."""
         parser.add_argument(
             "--name",
             type=str | None,
             help="name of the run; by default the config's stem and the time",
         )
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="checkpoint to go on from, or to apply: a file, the folder of a run, or last or "
+            "best of the run of this name",
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:
@@ -96,10 +124,27 @@ class BoxCLI(LightningCLI):
         name = config.name or default_name(config)
         self.run_folder = Path(launched or Path(config.runs) / name)
         os.environ["LIGHTNING_BBOX_RUN"] = str(self.run_folder)
+        resuming = self.subcommand == "fit" and self._is_own(config.ckpt_path)
         self._find_checkpoint(config)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # Lightning sets it
-            self._refuse_taken_folder(resuming=self.subcommand == "fit" and bool(config.ckpt_path))
+            self._refuse_taken_folder(resuming)
             remove_leftovers(self.run_folder)
+            if resuming and config.ckpt_path:
+                self._begin_last(Path(config.ckpt_path))
+            if self.subcommand == "predict":
+                put_originals_back(self.run_folder)
+
+    def _is_own(self, checkpoint: str | None) -> bool:
+        """Tell whether a checkpoint, or a folder of some, is this run's."""
+        if checkpoint in (None, "best", "last"):
+            return checkpoint is not None
+        return self.run_folder.resolve() in (Path(str(checkpoint)).resolve() / "any").parents
+
+    def _begin_last(self, checkpoint: Path) -> None:
+        """Make the checkpoint that a run goes on from its last, whichever it is."""
+        last = self.run_folder / "checkpoints" / "last.ckpt"
+        if checkpoint.resolve() != last.resolve():
+            write_atomically(last, checkpoint.read_bytes())
 
     def _find_checkpoint(self, config: Namespace) -> None:
         """Settle on the checkpoint to go on from, or to apply."""
@@ -124,22 +169,23 @@ class BoxCLI(LightningCLI):
 
     def _refuse_taken_folder(self, resuming: bool) -> None:
         """Refuse to mix two runs in one folder."""
-        predicting = self.subcommand == "predict"
-        if predicting and (self.run_folder / "changes.csv").exists():
+        if self.subcommand == "predict" and (self.run_folder / "changes.csv").exists():
             msg = f"{self.run_folder}: holds refined boxes already; choose another --name"
             raise BadInput(msg)
-        if (self.run_folder / "checkpoints").exists() and not resuming:
-            remedy = "" if predicting else f", or continue it with --resume {self.run_folder}"
-            msg = f"{self.run_folder}: a run of this name exists; choose another --name{remedy}"
+        if any((self.run_folder / "checkpoints").glob("*.ckpt")) and not resuming:
+            more = f", or continue it with --resume {self.run_folder}"
+            remedy = f"choose another --name{more if self.subcommand == 'fit' else ''}"
+            msg = f"{self.run_folder}: a run of this name exists; {remedy}"
             raise BadInput(msg)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
         """Add the logger and callbacks that every run has."""
+        make_folder(self.run_folder)
         config = self._get(self.config_init, "trainer")
         if self.subcommand == "predict":
             kwargs["logger"] = config.logger or False
         elif config.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
+            kwargs["logger"] = EventLog(
                 str(self.run_folder.parent),
                 name="",
                 version=self.run_folder.name,
@@ -155,12 +201,13 @@ class BoxCLI(LightningCLI):
             callbacks = [PredictionFiles(self.run_folder, own.max_shift, own.overwrite)]
         if self.subcommand == "fit":
             callbacks.append(StopBetweenSteps())
+            kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(config.plugins)]
         else:
             kwargs["enable_checkpointing"] = False
             self.save_config_callback = None
         if self.subcommand == "fit" and config.enable_checkpointing is not False:
-            callbacks.append(RunCheckpoint(self.run_folder / "checkpoints"))
-            kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(config.plugins)]
+            self._kept = RunCheckpoint(self.run_folder / "checkpoints")
+            callbacks.append(self._kept)
         if config.enable_progress_bar is None:
             kwargs["enable_progress_bar"] = sys.stderr.isatty()
         if not kwargs.get("enable_progress_bar", config.enable_progress_bar):
@@ -200,31 +247,34 @@ class BoxCLI(LightningCLI):
         self._dump_config()
         return flatten({key: self.config_dump[key] for key in ("model", "data", "seed_everything")})
 
-    def validate(self, model: OffsetModel, datamodule: CropDataModule, ckpt_path: str) -> None:
-        """Validate a trained model."""
-        model.restore(ckpt_path)
-        self.trainer.validate(model, datamodule=datamodule)
+    def fit(self, model: OffsetModel, datamodule: CropDataModule) -> None:
+        """Train, from a checkpoint on where one is given."""
+        checkpoint = self.config[self.subcommand].ckpt_path
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
 
-    def test(self, model: OffsetModel, datamodule: CropDataModule, ckpt_path: str) -> None:
+    def validate(self, model: OffsetModel, datamodule: CropDataModule) -> None:
+        """Validate a trained model, with our own table too."""
+        model.restore(self.config[self.subcommand].ckpt_path)
+        self.trainer.validate(model, datamodule=datamodule, verbose=False)
+
+    def test(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Test a trained model, without Lightning's own table: ours says it."""
-        model.restore(ckpt_path)
+        model.restore(self.config[self.subcommand].ckpt_path)
         self.trainer.test(model, datamodule=datamodule, verbose=False)
 
-    def predict(self, model: OffsetModel, datamodule: CropDataModule, ckpt_path: str) -> None:
+    def predict(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Refine the boxes of annotation files."""
-        model.restore(ckpt_path)
+        model.restore(self.config[self.subcommand].ckpt_path)
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the model as it is where none was kept."""
-        settings = self._get(self.config_init, "trainer")
-        if settings.fast_dev_run:
+        if self._get(self.config_init, "trainer").fast_dev_run:
             return
-        checkpoint = None if settings.enable_checkpointing is False else "best"
         self.trainer.test(
             self.model,
             datamodule=self.datamodule,
-            ckpt_path=checkpoint,
+            ckpt_path=(self._kept.best_model_path or None) if self._kept else None,
             weights_only=True,
             verbose=False,
         )
@@ -240,12 +290,11 @@ class ReusableConfig(SaveConfigCallback):
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write it into the run's folder, whole or not at all."""
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(self.config, skip_none=False)
-        write_atomically(folder / "config.yaml", text.encode())
+        write_atomically(Path(trainer.default_root_dir) / "config.yaml", text.encode())
 
 
+@sigterm_raises()
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
@@ -262,6 +311,11 @@ def main(args: Sequence[str] | None = None) -> int:
     if "LOCAL_RANK" not in os.environ:
         os.environ.pop("LIGHTNING_BBOX_RUN", None)
     _quieten()
+    with _plain_warnings():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         BoxCLI(
             BoxRegressor,
@@ -274,7 +328,12 @@ def main(args: Sequence[str] | None = None) -> int:
             load_from_checkpoint_support=False,
             save_config_callback=ReusableConfig,
             parser_class=OneSentenceParser,
-            parser_kwargs={"allow_abbrev": False, "prog": "lightning-bbox"},
+            parser_kwargs={
+                "allow_abbrev": False,
+                "prog": "lightning-bbox",
+                "description": "Move rough boxes onto their objects.",
+                **{command: {"description": words} for command, words in COMMANDS.items()},
+            },
             trainer_defaults={
                 "max_epochs": EPOCHS,
                 "precision": default_precision(),
@@ -294,6 +353,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return _stopped(leaving.__context__, arguments)
         if (refusal := _refusal(leaving)) is not None:
             sys.stderr.write(f"lightning-bbox: {' '.join(str(refusal).split())}\n")
+            _remove_empty_run()
             return 2
         if isinstance(leaving, SystemExit):
             return int(leaving.code or 0)
@@ -310,6 +370,16 @@ def _refusal(error: BaseException) -> Exception | None:
     return refusal
 
 
+def _remove_empty_run() -> None:
+    """Remove the folder of a run that was refused before it began: it holds only its settings."""
+    folder = Path(os.environ.get("LIGHTNING_BBOX_RUN", "nowhere"))
+    files = [*folder.iterdir()] if folder.is_dir() else []
+    if files and all(path.name.startswith(("events.", "config.yaml")) for path in files):
+        for path in files:
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+
+
 def _as_list(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else [value] * (value is not None)
 
@@ -322,8 +392,27 @@ def _stopped(stop: BaseException, arguments: Sequence[str]) -> int:
     return 143 if terminated else 130
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Say warnings as refusals are said, without the line of code that they come from."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"lightning-bbox: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
+def _print_unless_told(failed: threading.ExceptHookArgs) -> None:
+    """Print a thread's error, but not that of TensorBoard's writer: it hands it on as well."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in _CANNOT_WRITE):
+        threading.__excepthook__(failed)
+
+
 def _quieten() -> None:
     """Silence what Lightning says at every start; its warnings stay."""
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _print_unless_told
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     # It expects `args` from Python only, but ours are the command line's, resolved.

@@ -1,5 +1,6 @@
 """Watch the losses without waiting for the device, and say where they first were not finite."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from lightning_bbox.errors import listed
 
 
 class DivergedError(RuntimeError):
-    """Training produced a loss that is not finite."""
+    """Training produced a loss, or weights, that are not finite."""
 
 
 class Moment(NamedTuple):
@@ -21,17 +22,20 @@ class Moment(NamedTuple):
 
 
 class FirstBadStep(NamedTuple):
-    """The first step whose loss was not finite.
+    """The first step whose loss was not finite, or whose gradient spoilt the weights.
 
     Attributes:
         step: Its number.
         moment: Its epoch and learning rate.
-        rows: Rows of the epoch, of this process, whose losses were not finite.
+        rows: Rows of the epoch, of this process, whose losses were not finite, or which spoilt
+            the weights.
+        what: What is not finite.
     """
 
     step: int
     moment: Moment
     rows: list[int]
+    what: str = "loss is"
 
 
 class LossWatch:
@@ -45,7 +49,7 @@ class LossWatch:
         >>> losses, rows = torch.tensor([1.0, torch.nan]), torch.tensor([40, 41])
         >>> watch.update(7, Moment(epoch=0, rate=0.1), losses.sum(), losses, rows)
         >>> watch.first_bad()
-        FirstBadStep(step=7, moment=Moment(epoch=0, rate=0.1), rows=[41])
+        FirstBadStep(step=7, moment=Moment(epoch=0, rate=0.1), rows=[41], what='loss is')
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -53,6 +57,7 @@ class LossWatch:
         self._step = torch.full((), -1, device=device)
         self._rows = torch.full((0,), -1, device=device)
         self._moments: dict[int, Moment] = {}
+        self._newest: tuple[int, Moment, Tensor] | None = None
 
     def update(
         self,
@@ -72,6 +77,7 @@ class LossWatch:
             rows: The row of each sample in the epoch.
         """
         self._moments[step] = moment
+        self._newest = (step, moment, rows)
         self._sum = self._sum + loss
         first = ~torch.isfinite(loss) & (self._step < 0)
         self._step = torch.where(first, step, self._step)
@@ -86,12 +92,20 @@ class LossWatch:
         self._moments.clear()
         return mean
 
-    def first_bad(self) -> FirstBadStep | None:
-        """Wait for the device, and return where the loss was first not finite, on any process."""
+    def first_bad(self, weights: Iterable[Tensor] = ()) -> FirstBadStep | None:
+        """Wait for the device, and return where the loss was first not finite, on any process.
+
+        Args:
+            weights: Weights that must be finite too; after losses that were, it is the newest step
+                that spoilt them.
+        """
         mine = None
         if (step := int(self._step)) >= 0:
             rows = [row for row in self._rows.tolist() if row >= 0]
             mine = FirstBadStep(step, self._moments[step], rows)
+        elif self._newest and not all(bool(weight.isfinite().all()) for weight in weights):
+            step, moment, spoiling = self._newest
+            mine = FirstBadStep(step, moment, spoiling.tolist(), "weights are")
         if not (distributed.is_available() and distributed.is_initialized()):
             return mine
         every = [mine] * distributed.get_world_size()
@@ -109,7 +123,7 @@ def divergence_message(bad: FirstBadStep, names: list[str]) -> str:
 
     Args:
         bad: The first step whose loss was not finite.
-        names: The samples of it whose losses were not finite.
+        names: The samples of it that are to blame.
 
     Examples:
         >>> print(divergence_message(FirstBadStep(7, Moment(0, 0.1), [41]), ["boxes.csv:12"]))
@@ -118,7 +132,7 @@ def divergence_message(bad: FirstBadStep, names: list[str]) -> str:
     """
     samples = f"; samples {listed(names)}" if names else ""
     return (
-        f"the loss is not finite since step {bad.step} (learning rate {bad.moment.rate:.3g}"
+        f"the {bad.what} not finite since step {bad.step} (learning rate {bad.moment.rate:.3g}"
         f"{samples}); lower the learning rate, clip gradients (trainer.gradient_clip_val) or use "
         f"a 32-bit precision"
     )

@@ -50,6 +50,23 @@ def cannot_write(path: Path | str, error: OSError) -> BadInput:
     return BadInput.at(str(path), problem, "make room, or name another folder with --runs")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, with those above it, where it isn't there.
+
+    Raises:
+        BadInput: It can't be made, or a file has its name.
+
+    Examples:
+        >>> make_folder(Path("/dev/null/run"))
+        Traceback (most recent call last):
+        lightning_bbox.errors.BadInput: /dev/null/run: can't be written (Not a directory); ...
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of writes that were killed.
 

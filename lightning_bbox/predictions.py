@@ -1,7 +1,9 @@
 """What `predict` leaves behind: refined annotation files, a table and a sheet of the changes."""
 
 import csv
+import glob
 import io
+import json
 import math
 import sys
 from pathlib import Path
@@ -9,13 +11,14 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from lightning_bbox.box_data import BoxDataModule, RoughBoxes
 from lightning_bbox.boxes import Boxes, box_sizes
 from lightning_bbox.crops import CropGeometry
-from lightning_bbox.files import save_picture, write_atomically
+from lightning_bbox.errors import BadInput
+from lightning_bbox.files import make_folder, save_picture, write_atomically
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.refiner import settle, shifts_px
 from lightning_bbox.report import draw_changes
@@ -23,6 +26,7 @@ from lightning_bbox.writers import write_boxes
 
 _DIGITS = 3
 _MOST_DRAWN = 48
+_RECORD = "overwritten.json"
 
 
 class PredictionFiles(pl.Callback):
@@ -30,7 +34,8 @@ class PredictionFiles(pl.Callback):
 
     The copies lie in `refined/`, laid out as the originals. `changes.csv` has a line for each box,
     `changes.png` shows the largest changes, `unchanged.txt` says which boxes stay and why. What the
-    files had before is kept in `before/` where they are overwritten.
+    files had before is kept in `before/` where they are overwritten, and `overwritten.json` says
+    which is which.
 
     Args:
         folder: The run's folder.
@@ -53,8 +58,9 @@ class PredictionFiles(pl.Callback):
         rough, table = data.rough, data.rough.table
         old = table.boxes[rough.chosen]
         assert table.convention is not None
+        found = pl_module.predictions
         new, kept = settle(
-            pl_module.predictions.boxes,
+            torch.where(found.seen[:, None], found.boxes, old),
             old,
             table.sizes[table.image_index[rough.chosen]],
             data.geometry,
@@ -63,13 +69,15 @@ class PredictionFiles(pl.Callback):
         )
         boxes = table.boxes.clone()
         boxes[rough.chosen] = new
-        stds = torch.full((len(boxes), pl_module.predictions.stds.shape[1]), math.nan)
-        stds[rough.chosen] = pl_module.predictions.stds
+        stds = torch.full((len(boxes), found.stds.shape[1]), math.nan)
+        stds[rough.chosen] = found.stds.where(found.seen[:, None], math.nan)
         reasons = list(rough.reasons)
+        for at in (~found.seen).nonzero().flatten().tolist():
+            kept[at] = "was left out by trainer.limit_predict_batches"
         for at, reason in kept.items():
             reasons[int(rough.chosen[at])] = reason
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         refined = write_boxes(table, boxes, self.folder / "refined")
         if self.overwrite:
             self._overwrite(rough, refined)
@@ -88,9 +96,14 @@ class PredictionFiles(pl.Callback):
     def _overwrite(self, rough: RoughBoxes, refined: list[Path]) -> None:
         """Exchange the originals, each whole, once all of them are saved in `before/`."""
         before = write_boxes(rough.table, rough.table.boxes, self.folder / "before")
-        assert len(before) == len(refined)
-        for file, path in zip(rough.table.files, refined, strict=True):
-            write_atomically(rough.table.root / file, path.read_bytes())
+        originals = [(rough.table.root / file).resolve() for file in rough.table.files]
+        record = {
+            str(original): [str(path.relative_to(self.folder)) for path in copies]
+            for original, *copies in zip(originals, before, refined, strict=True)
+        }
+        write_atomically(self.folder / _RECORD, json.dumps(record, indent=2).encode())
+        for original, path in zip(originals, refined, strict=True):
+            write_atomically(original, path.read_bytes())
 
     def _say(
         self, note: str, moved: Float[Tensor, "n 2"], unchanged: int, geometry: CropGeometry
@@ -108,6 +121,49 @@ class PredictionFiles(pl.Callback):
             f"{unchanged} boxes left as they are, and why: {self.folder / 'unchanged.txt'}\n"
         )
         sys.stdout.flush()
+
+
+def put_originals_back(folder: Path) -> None:
+    """Put back what a stopped `predict` had begun to overwrite, so that it can begin again.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        BadInput: An original was changed since.
+
+    Examples:
+        >>> import tempfile, warnings
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     original, run = Path(name) / "boxes.csv", Path(name) / "run"
+        ...     run.mkdir()
+        ...     for path in (original, run / "new"):
+        ...         _ = path.write_text("exchanged")
+        ...     _ = (run / "old").write_text("as it was")
+        ...     record = json.dumps({str(original): ["old", "new"]})
+        ...     _ = (run / "overwritten.json").write_text(record)
+        ...     with warnings.catch_warnings(action="ignore"):
+        ...         put_originals_back(run)
+        ...     original.read_text()
+        'as it was'
+    """
+    record = folder / _RECORD
+    if not record.is_file():
+        return
+    originals = {Path(name): copies for name, copies in json.loads(record.read_text()).items()}
+    for original, copies in originals.items():
+        now = original.read_bytes() if original.is_file() else None
+        if now not in [(folder / copy).read_bytes() for copy in copies]:
+            problem = (
+                f"was changed since a predict that was stopped kept it in {folder / copies[0]}"
+            )
+            raise BadInput.at(str(original), problem, f"see which you want, and remove {record}")
+    for original, (kept, _) in originals.items():
+        for leftover in original.parent.glob(f".{glob.escape(original.name)}.*.tmp"):
+            leftover.unlink()
+        write_atomically(original, (folder / kept).read_bytes())
+    record.unlink()
+    rank_zero_warn("a predict was stopped while it overwrote; the originals are put back first")
 
 
 def change_rows(

@@ -278,12 +278,15 @@ def as_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(image)
 
 
-def format_table(metrics: dict[str, float], rows: Sequence[tuple[str, str, int, float]]) -> str:
+def format_table(
+    metrics: dict[str, float], rows: Sequence[tuple[str, str, int, float]], title: str = "test"
+) -> str:
     """Format the end of a run: the model beside predicting the mean, then the parts of the set.
 
     Args:
         metrics: Metrics of the test, by their names without a prefix.
         rows: Parts of the set: (kind, name, samples, mae_px).
+        title: What was measured on.
 
     Examples:
         >>> metrics = {"mae_px": 0.8, "mae_px_predict_mean": 2.5, "iou_after": 0.9}
@@ -292,8 +295,8 @@ def format_table(metrics: dict[str, float], rows: Sequence[tuple[str, str, int, 
         error of the centre, px         0.800              2.500
         IoU after (before: 0.700)       0.900                  -
     """
-    lines = [("test", "model", "predict the mean")]
-    for name, title in (
+    lines = [(title, "model", "predict the mean")]
+    for name, words in (
         ("mae_px", "error of the centre, px"),
         ("mae_edge_px", "error of the edges, px"),
         ("error_fraction", "  as a fraction of the box"),
@@ -303,9 +306,9 @@ def format_table(metrics: dict[str, float], rows: Sequence[tuple[str, str, int, 
         if name in metrics:
             baseline = metrics.get(f"{name}_predict_mean")
             lines.append(
-                (title, f"{metrics[name]:.3f}", "-" if baseline is None else f"{baseline:.3f}")
+                (words, f"{metrics[name]:.3f}", "-" if baseline is None else f"{baseline:.3f}")
             )
-    text = [f"{title:<28}{model:>9}{mean:>19}" for title, model, mean in lines]
+    text = [f"{words:<28}{model:>9}{mean:>19}" for words, model, mean in lines]
     if "mae_px_low" in metrics:
         low, high = metrics["mae_px_low"], metrics["mae_px_high"]
         text.append(f"95 % interval over pictures  {low:.3f} to {high:.3f} px")

@@ -3,12 +3,14 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 
@@ -23,6 +25,29 @@ class RunStopped(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM stop at once, as Ctrl-C does, wherever no run has taken it over.
+
+    Lightning alone would only note it, and look at the note between two batches.
+
+    Examples:
+        >>> with sigterm_raises():
+        ...     os.kill(os.getpid(), signal.SIGTERM)
+        Traceback (most recent call last):
+        lightning.pytorch.utilities.exceptions.SIGTERMException: 143
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _raise)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class StopBetweenSteps(pl.Callback):
@@ -45,7 +70,9 @@ class StopBetweenSteps(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Stop where a signal came."""
+        """Stop where a signal came, but not while gradients are being accumulated."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
         if trainer.world_size == 1:
             self._stop(self._signum)
@@ -81,3 +108,7 @@ class StopBetweenSteps(pl.Callback):
     def _give_back(self) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
+
+
+def _raise(signum: int, _: FrameType | None) -> None:
+    raise SIGTERMException(128 + signum)

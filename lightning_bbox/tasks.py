@@ -1,5 +1,6 @@
 """The LightningModule that learns box offsets by gradient descent."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,7 +10,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_bbox.backbones import Backbone
-from lightning_bbox.checkpoints import CHECKPOINT_KEY, read_checkpoint, refuse_other_run
+from lightning_bbox.checkpoints import (
+    CHECKPOINT_KEY,
+    checkpoint_of,
+    read_checkpoint,
+    refuse_other_run,
+)
 from lightning_bbox.codecs import DeltaCodec
 from lightning_bbox.compiling import Compile
 from lightning_bbox.divergence import DivergedError, LossWatch, Moment, divergence_message
@@ -37,8 +43,8 @@ class BoxRegressor(OffsetModel):
         schedule: Of the learning rate; `OneCycle` by default.
         average_flips: At evaluation, average the boxes found on the crop and its three mirror
             images; as its checkpoint says by default, else not.
-        weights: A checkpoint whose weights training starts from (fine-tuning), with its
-            preprocessing; the targets' statistics are fitted anew.
+        weights: A checkpoint (or a run's folder) whose weights training starts from (fine-tuning),
+            with its preprocessing; the targets' statistics are fitted anew.
         compile: Compile the network; `auto` does on CUDA.
 
     Examples:
@@ -67,18 +73,23 @@ class BoxRegressor(OffsetModel):
         self.optimizer = optimizer
         self.schedule = schedule or OneCycle()
         self.weights = weights
+        self._is_new = False
         self._resumed_run: dict[str, Plain] | None = None
+        self._watch = LossWatch(torch.device("cpu"))
 
     def fit_statistics(self) -> None:
-        """Build the model and fit its parts, or take the weights to start from."""
+        """Build the model and fit its parts."""
         super().fit_statistics()
-        if self.weights is None or not self.trainer.training:
-            return
-        if self.trainer.ckpt_path is not None:
+        self._is_new = True
+
+    def on_fit_start(self) -> None:
+        """Take the weights to start from, unless the run goes on from a checkpoint."""
+        if self.weights is not None and self._resumed_run is not None:
             rank_zero_warn("model.weights is not loaded: the run goes on from its own checkpoint")
-            return
-        self._load_weights(self.weights)
-        self.net.head.fit(self.codec.space())
+        elif self.weights is not None and self._is_new:
+            self._load_weights(self.weights)
+            self.net.head.fit(self.codec.space())
+        self._is_new = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and a schedule over the whole run."""
@@ -106,11 +117,13 @@ class BoxRegressor(OffsetModel):
 
     def _describe_run(self, optimizer: torch.optim.Optimizer) -> dict[str, Plain]:
         """Return what must not change when a run goes on."""
+        spec = self.data.spec()
         return {
             "the optimizer": type(optimizer).__name__,
             "data.seed": self.data.seed,
             "data.batch_size": self.data.batch_size,
             "data.draws_per_epoch": self.data.draws_per_epoch,
+            "data.jitter's largest shift": spec.max_shift,
         }
 
     def _adamw(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -158,13 +171,22 @@ class BoxRegressor(OffsetModel):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
         return steps % every == 0
 
-    def refuse_divergence(self) -> None:
+    def on_validation_epoch_start(self) -> None:
+        """Begin empty tables, unless there is nothing to validate any more."""
+        if self.trainer.state.fn == "fit":
+            self.refuse_divergence(self.parameters())
+        super().on_validation_epoch_start()
+
+    def refuse_divergence(self, weights: Iterable[Tensor] = ()) -> None:
         """Stop the run where a loss was not finite.
+
+        Args:
+            weights: What must be finite too.
 
         Raises:
             DivergedError: Says at which step, with what learning rate and which samples.
         """
-        if (bad := self._watch.first_bad()) is not None:
+        if (bad := self._watch.first_bad(weights)) is not None:
             items = self.data.samples("train", bad.moment.epoch).items[bad.rows].tolist()
             train = self.data.source.splits["train"]
             raise DivergedError(divergence_message(bad, [train.name(item) for item in items]))
@@ -173,11 +195,11 @@ class BoxRegressor(OffsetModel):
         """Add what must not change when the run goes on.
 
         Raises:
-            DivergedError: A loss is not finite: nothing is saved.
+            DivergedError: A loss or the weights are not finite: nothing is saved.
         """
         super().on_save_checkpoint(checkpoint)
-        if self.trainer.training:
-            self.refuse_divergence()
+        if self.trainer.state.fn == "fit":
+            self.refuse_divergence(self.parameters())
             training_set = self.data.source.splits["train"].digest()
             checkpoint[CHECKPOINT_KEY] |= {"run": self._run, "training_set": training_set}
 
@@ -195,6 +217,7 @@ class BoxRegressor(OffsetModel):
                 rank_zero_warn("the training boxes are not those this run began with")
 
     def _load_weights(self, path: str) -> None:
+        path = str(checkpoint_of(path))
         checkpoint = read_checkpoint(path)
         prefix = "net."
         weights = {

@@ -40,6 +40,12 @@ def csv_folder(tmp_path: Path) -> Path:
     """Twelve pictures with three bright rectangles each, in CSV."""
     folder = tmp_path / "data"
     folder.mkdir()
+    write_rectangles(folder)
+    return folder
+
+
+def write_rectangles(folder: Path) -> None:
+    """Write twelve pictures with three bright rectangles each, and a CSV of their boxes."""
     random = np.random.default_rng(0)
     lines = ["image,xmin,ymin,xmax,ymax,label"]
     for index in range(12):
@@ -51,4 +57,3 @@ def csv_folder(tmp_path: Path) -> Path:
             lines.append(f"{index}.png,{x},{y},{x + width},{y + height},part")
         Image.fromarray(picture).save(folder / f"{index}.png")
     (folder / "boxes.csv").write_text("\n".join(lines) + "\n")
-    return folder

@@ -166,6 +166,22 @@ def test_boxes_that_would_move_too_far_stay_and_are_listed(
     assert all("px, more than max_shift 1e-06; left as it is" in line for line in unchanged)
 
 
+def test_boxes_beyond_the_limit_of_batches_stay_and_are_listed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_set(tmp_path / "data", "csv", monkeypatch)
+    limits = ["--data.batch_size=3", "--trainer.limit_predict_batches=1"]
+    folder = predict(run, root, "out", *limits)
+    whole = predict(run, root, "whole", "--data.batch_size=3")
+    lines, old, new = (
+        (path / "boxes.csv").read_text().splitlines()
+        for path in (folder / "refined", root, whole / "refined")
+    )
+    assert lines == [*new[:4], *old[4:]]
+    reason = "boxes.csv:5: was left out by trainer.limit_predict_batches; left as it is\n"
+    assert (folder / "unchanged.txt").read_text() == reason
+
+
 def test_overwrite_exchanges_the_originals_and_keeps_what_they_held(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

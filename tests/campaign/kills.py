@@ -1,0 +1,321 @@
+"""Runs that are hit by signals at random moments of their life lose nothing.
+
+`python -m tests.campaign.kills --kills 200 --terms 50 --seed 0` hits tiny fits and predictions with
+SIGKILL, SIGTERM and SIGINT, lets them go on each time, looks at every file they left, and compares
+what they end with to what an undisturbed run gives, to the bit.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from PIL import Image
+
+from lightning_bbox.checkpoints import read_checkpoint
+from lightning_bbox.errors import BadInput
+from tests.campaign.forked import Ended, Hit, run
+from tests.conftest import write_rectangles
+from tests.test_cli import SCENES, yolo_folder
+
+COMMON = ["--trainer.callbacks+=tests.campaign.forked.Phases", "--trainer.accelerator=cpu"]
+# So fast that the last epoch is not the best one.
+FIT = [
+    *SCENES, "--trainer.max_epochs=3", "--data.draws_per_epoch=192",
+    "--model.backbone.dropout=0.5", "--model.optimizer=AdamW", "--model.optimizer.lr=0.1", *COMMON,
+]  # fmt: skip
+CODES = {
+    signal.SIGKILL: (-signal.SIGKILL,),
+    signal.SIGTERM: (143, -signal.SIGTERM),
+    signal.SIGINT: (130, -signal.SIGINT),
+}
+# Phases that a moment chosen evenly over a run's life would seldom meet.
+SHORT = {
+    "fit": ("training", "validation", "saving", "test"),
+    "predict": ("predicting", "writing"),
+}
+
+
+@dataclass
+class Tally:
+    """What happened, and what was wrong."""
+
+    signals: Counter[str] = field(default_factory=Counter)
+    phases: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def check(self, kind: str, problem: object, good: bool) -> None:
+        """Note what is not as it should be."""
+        if not good:
+            self.counts[kind] += 1
+            self.wrong.append(f"{kind}: {problem}")
+
+    def summary(self) -> str:
+        """Compose the line of counts."""
+        counts = self.counts
+        return (
+            f"{self.signals.total()} hits ({_listed(self.signals)}) on {counts['fit']} fits and "
+            f"{counts['predict']} predictions; by phase: {_listed(self.phases)}; "
+            f"{counts['resume']} resumes, {counts['mismatch']} mismatches, "
+            f"{counts['unreadable']} unreadable files, {counts['exit code']} wrong exit codes, "
+            f"{counts['traceback']} tracebacks"
+        )
+
+
+def _listed(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counter.items()))
+
+
+def moments(
+    signals: list[signal.Signals], command: str, seconds: float, seed: int
+) -> Iterator[Hit]:
+    """Draw when each signal hits: half of them evenly over a run's life, half in short phases."""
+    for number, signum in enumerate(signals):
+        draw = random.Random(f"{seed}:{command}:{number}")
+        if draw.random() < 0.5:
+            yield Hit(signum, "start", draw.uniform(0, seconds))
+        else:
+            yield Hit(signum, draw.choice(SHORT[command]), draw.uniform(0, 0.05))
+
+
+def unreadable(folder: Path) -> list[str]:
+    """Return the files of a run that can't be read; the event log is appended to, and left out."""
+    found = []
+    for path in folder.rglob("[!.]*"):
+        try:
+            if path.suffix == ".ckpt":
+                read_checkpoint(path)
+            elif path.suffix == ".png":
+                Image.open(path).load()
+            elif path.suffix == ".json":
+                json.loads(path.read_text())
+            elif path.suffix == ".yaml" and not isinstance(yaml.safe_load(path.read_text()), dict):
+                found.append(f"{path}: is no mapping")
+        except (BadInput, OSError, ValueError, SyntaxError, yaml.YAMLError) as error:
+            found.append(f"{path}: {error}")
+    return found
+
+
+def same(first: object, second: object) -> bool:
+    """Tell whether two trees of tensors and plain values are equal to the bit."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        alike = first.dtype == second.dtype and first.shape == second.shape
+        return alike and first.numpy().tobytes() == second.numpy().tobytes()
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+def end_of(folder: Path) -> dict[str, object]:
+    """Return what a finished run must have in common with one that was not hit."""
+    end: dict[str, object] = {}
+    for name in ("last", "best"):
+        checkpoint = read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+            end[f"{name}.{key}"] = checkpoint[key]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return end | {"metrics": {key: metrics[key] for key in metrics if key != "train_seconds"}}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file, by its path below a folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+class Campaign:
+    """Run commands, hit them, let them go on, and note what is wrong.
+
+    Args:
+        folder: Where all of it goes.
+        seed: Of the moments.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed, self.tally = folder, seed, Tally()
+        self._logs = folder / "logs"
+        self._logs.mkdir(parents=True)
+        self._processes = 0
+
+    def undisturbed(self, arguments: list[str], name: str) -> float:
+        """Run a command that nothing hits, and return how long it takes."""
+        ended = self._process([*arguments, f"--name={name}"], None)
+        if ended.code:
+            sys.exit(ended.log)
+        return ended.seconds
+
+    def _process(self, arguments: list[str], hit: Hit | None) -> Ended:
+        self._processes += 1
+        ended = run(arguments, self._logs / f"{self._processes:04}.txt", hit)
+        what = f"log {self._processes}, {ended.hit or 'not hit'} in {ended.phase}"
+        self.tally.check("traceback", what, "Traceback" not in ended.log)
+        codes = CODES[ended.hit.signum] if ended.hit else ()
+        self.tally.check("exit code", f"{ended.code}, {what}", ended.code in (0, *codes))
+        if ended.hit:
+            self.tally.signals[ended.hit.signum.name] += 1
+            self.tally.phases[ended.phase] += 1
+        return ended
+
+    def hit_all(self, signals: list[signal.Signals], command: str, seconds: float) -> None:
+        """Hit one run after the other until all signals are spent, and let each get through.
+
+        A run that was hit is hit again every second time, so that many of them end.
+        """
+        left = moments(signals, command, seconds, self.seed)
+        hit = next(left, None)
+        again = random.Random(f"{self.seed}:{command}:again")
+        while hit:
+            self.tally.counts[command] += 1
+            trial = _TRIALS[command](self, self.tally.counts[command])
+            spared = finished = False
+            while not finished:
+                ended = self._process(trial.arguments(), None if spared else hit)
+                if ended.hit:
+                    hit, spared = next(left, None), again.random() < 0.5
+                elif hit and not spared:  # it came too late
+                    hit = hit._replace(seconds=hit.seconds / 2)
+                for sentence in unreadable(trial.folder):
+                    self.tally.check("unreadable", sentence, False)
+                trial.look()
+                finished = trial.finished(ended)
+                if not finished and not ended.hit:
+                    self.tally.check("mismatch", f"{trial.folder} can't go on: {ended.log}", False)
+                    break
+                self.tally.counts["resume"] += not finished
+            else:
+                trial.compare()
+
+
+class FitTrial:
+    """A fit that is resumed after each hit."""
+
+    def __init__(self, campaign: Campaign, number: int) -> None:
+        self.campaign, self.folder = campaign, campaign.folder / f"fit-{number}"
+
+    def arguments(self) -> list[str]:
+        """Begin, or go on where there is a configuration to go on from."""
+        if (self.folder / "config.yaml").exists():
+            return ["fit", f"--resume={self.folder}"]
+        return [*FIT, f"--runs={self.folder.parent}", f"--name={self.folder.name}"]
+
+    def look(self) -> None:
+        """See no more than that all files can be read."""
+
+    def finished(self, ended: Ended) -> bool:
+        return ended.code == 0
+
+    def compare(self) -> None:
+        """Compare with the run that nothing hit."""
+        check, expected = self.campaign.tally.check, end_of(self.folder.parent / "whole")
+        for key, value in end_of(self.folder).items():
+            check("mismatch", f"{self.folder}: {key}", same(value, expected[key]))
+        leftovers = [path for path in self.folder.rglob(".*") if path.suffix == ".tmp"]
+        check("mismatch", f"left over: {leftovers}", not leftovers)
+
+
+class PredictTrial:
+    """Boxes refined on a copy of a data set, over the originals or not, begun again when hit."""
+
+    def __init__(self, campaign: Campaign, number: int) -> None:
+        draw = random.Random(f"{campaign.seed}:predict:{number}")
+        self.kind, self.overwrite = draw.choice(["csv", "yolo"]), draw.random() < 0.6
+        self.check, self.runs = campaign.tally.check, campaign.folder
+        self.folder, self.data = self.runs / f"predict-{number}", self.runs / f"copy-{number}"
+        shutil.copytree(self.runs / f"data-{self.kind}", self.data)
+        self.old = self._annotations()
+        self.expected = files_of(self.runs / f"whole-{self.kind}")
+        self.new = {name: self.expected[f"refined/{name}"] for name in self.old}
+
+    def _annotations(self) -> dict[str, bytes]:
+        files = files_of(self.data)
+        return {name: content for name, content in files.items() if not name.endswith(".png")}
+
+    def arguments(self) -> list[str]:
+        """Always the same."""
+        overwrite = [f"--overwrite={str(self.overwrite).lower()}", f"--name={self.folder.name}"]
+        return [*predict(self.runs, self.data), *overwrite]
+
+    def look(self) -> None:
+        """See that each original is the old or the new, and the old is kept if any is new."""
+        now = {name: (self.data / name).read_bytes() for name in self.old}
+        whole = all(now[name] in (self.old[name], self.new[name]) for name in now)
+        self.check("mismatch", f"{self.data}: neither old nor new", whole)
+        kept = now == self.old or files_of(self.folder / "before") == self.old
+        self.check("mismatch", f"{self.folder}: before/ is not complete", kept)
+
+    def finished(self, ended: Ended) -> bool:
+        """Tell whether the table of changes, which is written last, is there."""
+        return (self.folder / "changes.csv").exists()
+
+    def compare(self) -> None:
+        """Compare with the predictions that nothing hit."""
+        made, expected = files_of(self.folder), self.expected
+        if self.overwrite:
+            expected = expected | {f"before/{name}": old for name, old in self.old.items()}
+        for name, content in expected.items():
+            self.check("mismatch", f"{self.folder / name}", made.get(name) == content)
+        right = self._annotations() == (self.new if self.overwrite else self.old)
+        self.check("mismatch", f"{self.data}: not as it is to be", right)
+
+
+_TRIALS = {"fit": FitTrial, "predict": PredictTrial}
+
+
+def predict(runs: Path, data: Path) -> list[str]:
+    """Return the command that refines a data set with the undisturbed fit's model."""
+    checkpoint = runs / "whole" / "checkpoints" / "best.ckpt"
+    return [
+        *("predict", "--model=BoxRegressor", "--data=BoxDataModule", "--data.compile=false"),
+        *("--trainer.precision=32-true", f"--ckpt_path={checkpoint}", f"--data.root={data}"),
+        *(f"--runs={runs}", *COMMON),
+    ]
+
+
+def campaign(kills: int, terms: int, seed: int, folder: Path) -> Tally:
+    """Hit so many times, every third time a prediction, and return what happened."""
+    signals = [signal.SIGKILL] * kills
+    signals += [signal.SIGINT if at % 4 == 3 else signal.SIGTERM for at in range(terms)]
+    random.Random(f"{seed}:order").shuffle(signals)
+    torch.set_num_threads(1)
+    work = Campaign(folder, seed)
+    seconds = work.undisturbed([*FIT, f"--runs={folder}"], "whole")
+    work.hit_all(signals[len(signals) // 3 :], "fit", seconds)
+    for kind in ("csv", "yolo"):
+        data = folder / f"data-{kind}"
+        data.mkdir()
+        write_rectangles(data)
+        if kind == "yolo":
+            yolo_folder(data)
+        seconds = work.undisturbed(predict(folder, data), f"whole-{kind}")
+    work.hit_all(signals[: len(signals) // 3], "predict", seconds)
+    return work.tally
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--terms", type=int, default=50, help="one in four is a SIGINT")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="a new folder to leave everything in")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    options = parse()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary) / "runs"
+        found = campaign(options.kills, options.terms, options.seed, folder)
+    sys.stdout.write("\n".join([*found.wrong, found.summary()]) + "\n")
+    sys.exit(bool(found.wrong))
