@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -62,6 +64,9 @@ class RunReport(pl.Callback):
             _say(f"training on {device} in {trainer.precision}")
             save_picture(self.folder / "data.png", draw_data(data, "\n".join(lines)))
             _say(f"what the model sees: {self.folder / 'data.png'}")
+        # Lightning comes next, with its own answer to SIGTERM until training begins: a process that
+        # waits for the others would go out of step with them. So none waits there for long.
+        trainer.strategy.barrier("data.png")
         self._since = time.monotonic()
 
     @rank_zero_only
@@ -123,11 +128,19 @@ class RunReport(pl.Callback):
 
 
 class EventLog(TensorBoardLogger):
-    """Write TensorBoard's events only: the settings are in `config.yaml`, which is whole."""
+    """Write TensorBoard's events only, to one file: the settings are in `config.yaml`."""
 
     def save(self) -> None:
         """Write the events so far."""
         self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        """Leave the file open for the test that follows training."""
+
+    def close(self) -> None:
+        """Close the file, where there is one."""
+        if self._experiment is not None:
+            self._experiment.close()
 
 
 class TensorBoardPictures(pl.Callback):
@@ -233,6 +246,20 @@ class PlainProgress(pl.Callback):
             f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}  {shown}  "
             f"{time.perf_counter() - self._since:.1f} s"
         )
+
+
+class ReusableConfig(SaveConfigCallback):
+    """Save the configuration without what belongs to this run only, so that it can be run again."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        config = config.clone()
+        config.name = config.ckpt_path = None
+        super().__init__(parser, config, save_to_log_dir=False)
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write it into the run's folder, whole or not at all."""
+        text = self.parser.dump(self.config, skip_none=False)
+        write_atomically(Path(trainer.default_root_dir) / "config.yaml", text.encode())
 
 
 def _regressor(pl_module: pl.LightningModule) -> BoxRegressor:

@@ -237,12 +237,24 @@ class CropDataModule(pl.LightningDataModule):
         return self.make_batch(batch)
 
     def train_dataloader(self) -> PlanLoader:
-        """Walk through the epochs' full batches."""
+        """Walk through the epochs' full batches.
+
+        Raises:
+            BadInput: There are more processes than samples in a batch.
+        """
+        rank, world_size = self._ranks()
+        if self.batch_size < world_size:
+            msg = (
+                f"data batch_size is {self.batch_size}, but there are {world_size} processes; "
+                f"expected at least a sample for each"
+            )
+            raise BadInput(msg)
         return PlanLoader(
             "train",
             self.draws_per_epoch,
             self.batch_size,
-            *self._ranks(),
+            rank,
+            world_size,
             position=self._position,
             full=True,
         )

@@ -313,6 +313,8 @@ class OffsetModel(pl.LightningModule):
             refuse_other_crops(read_spec(checkpoint), self.spec.geometry, self.spec.num_targets)
         self._become(checkpoint)
         self.configure_model()
+        # Lightning does it later, when the weights of a run in 64-true would be rounded already.
+        self.trainer.precision_plugin.convert_module(self.net)
 
     def _become(self, checkpoint: dict[str, Any]) -> None:
         recipe, spec = checkpoint[CHECKPOINT_KEY]["model"], read_spec(checkpoint)

@@ -54,7 +54,8 @@ class StopBetweenSteps(pl.Callback):
     """Turn SIGINT and SIGTERM into a stop at the end of the step, or of the validation.
 
     An interrupt in the midst of an optimizer's step would leave half of the weights updated. Of
-    several processes, any may be signalled: they agree at the next log.
+    several processes, any may be signalled: they agree at the next log. Where nothing is trained,
+    SIGTERM stops at once.
     """
 
     def __init__(self) -> None:
@@ -74,17 +75,25 @@ class StopBetweenSteps(pl.Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
-        if trainer.world_size == 1:
-            self._stop(self._signum)
-        elif trainer.global_step % every == 0:
-            noted = torch.tensor(float(self._signum), device=pl_module.device)
-            self._stop(int(trainer.strategy.reduce(noted, reduce_op="max")))
+        if trainer.world_size == 1 or trainer.global_step % every == 0:
+            self._stop_if_noted(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the signals back; what came since the last step stops the run here."""
-        self._give_back()
-        if trainer.world_size == 1:
-            self._stop(self._signum)
+        """Stop here where a signal came since the last step; Lightning gives the signals back."""
+        self._stop_if_noted(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once where the validation is no part of training."""
+        if trainer.state.fn != "fit":
+            self._stop_at_once()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once."""
+        self._stop_at_once()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once."""
+        self._stop_at_once()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -95,15 +104,30 @@ class StopBetweenSteps(pl.Callback):
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._signum:
             self._give_back()
+            self._take_sigterm()
             os.kill(os.getpid(), signum)
             return
         self._signum = signum
         # Unbuffered: the signal may have come in the midst of a write.
         os.write(2, b"lightning-bbox: stopping after this step; once more stops at once\n")
 
-    def _stop(self, signum: int) -> None:
+    def _stop_if_noted(self, trainer: pl.Trainer) -> None:
+        signum = self._signum
+        if trainer.world_size > 1:
+            noted = torch.tensor(float(signum), device=trainer.strategy.root_device)
+            signum = int(trainer.strategy.reduce(noted, reduce_op="max"))
         if signum:
             raise RunStopped(signum)
+
+    def _stop_at_once(self) -> None:
+        if self._signum:
+            raise RunStopped(self._signum)
+        self._take_sigterm()
+
+    def _take_sigterm(self) -> None:
+        """Replace Lightning's handler, in which the processes wait for each other."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _raise)
 
     def _give_back(self) -> None:
         while self._before:
