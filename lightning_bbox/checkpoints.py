@@ -40,7 +40,7 @@ def read_checkpoint(
         with ZipFile(path) as file:
             # torch 2.13 writes the checksums but doesn't compare them.
             damaged = file.testzip()
-        checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location, weights_only=True)
     except FileNotFoundError as error:
         msg = f"{path}: no such checkpoint; check its path"
         raise BadInput(msg) from error
@@ -51,8 +51,9 @@ def read_checkpoint(
     if damaged is not None:
         msg = f"{path}: is damaged (the checksum of {damaged} is wrong); give another checkpoint"
         raise BadInput(msg)
-    read_spec(checkpoint, str(path))
-    return checkpoint
+    ours: dict[str, Any] = checkpoint if isinstance(checkpoint, dict) else {}
+    read_spec(ours, str(path))
+    return ours
 
 
 def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> OffsetSpec:

@@ -1,7 +1,6 @@
 """The command line: `lightning-bbox fit|validate|test|predict`, built on LightningCLI."""
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_bbox.arguments import EPOCHS, default_name, default_precision, resolve
@@ -30,19 +28,20 @@ from lightning_bbox.callbacks import (
 from lightning_bbox.checkpoints import (
     AtomicCheckpointIO,
     RunCheckpoint,
-    checkpoint_of,
-    newest_checkpoint,
-    read_checkpoint,
 )
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.divergence import DivergedError
 from lightning_bbox.errors import BadInput
-from lightning_bbox.files import cannot_write, make_folder, remove_leftovers, write_atomically
+from lightning_bbox.files import (
+    CANNOT_WRITE,
+    cannot_write,
+    make_folder,
+)
 from lightning_bbox.messages import plain_warnings
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.options import OneSentenceParser, cause
 from lightning_bbox.parts import flatten
-from lightning_bbox.predictions import PredictionFiles, put_originals_back
+from lightning_bbox.predictions import PredictionFiles
 from lightning_bbox.ranks import (
     PATIENCE,
     default_devices,
@@ -51,6 +50,7 @@ from lightning_bbox.ranks import (
     refuse_other_count,
     say_once,
 )
+from lightning_bbox.run_folders import begin_run, remove_empty_run
 from lightning_bbox.stopping import RunStopped, StopBetweenSteps, sigterm_raises
 from lightning_bbox.tasks import BoxRegressor
 
@@ -60,7 +60,6 @@ COMMANDS = {
     "test": "Measure a trained model on the test split.",
     "predict": "Refine the boxes of annotation files with a trained model.",
 }
-_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BoxCLI(LightningCLI):
@@ -130,59 +129,7 @@ class BoxCLI(LightningCLI):
         name = config.name or default_name(config)
         self.run_folder = Path(launched or Path(config.runs) / name)
         os.environ["LIGHTNING_BBOX_RUN"] = str(self.run_folder)
-        resuming = self.subcommand == "fit" and self._is_own(config.ckpt_path)
-        self._find_checkpoint(config)
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # Lightning sets it
-            self._refuse_taken_folder(resuming)
-            remove_leftovers(self.run_folder)
-            if resuming and config.ckpt_path:
-                self._begin_last(Path(config.ckpt_path))
-            if self.subcommand == "predict":
-                put_originals_back(self.run_folder)
-
-    def _is_own(self, checkpoint: str | None) -> bool:
-        """Tell whether a checkpoint, or a folder of some, is this run's."""
-        if checkpoint in (None, "best", "last"):
-            return checkpoint is not None
-        return self.run_folder.resolve() in (Path(str(checkpoint)).resolve() / "any").parents
-
-    def _begin_last(self, checkpoint: Path) -> None:
-        """Make the checkpoint that a run goes on from its last, whichever it is."""
-        last = self.run_folder / "checkpoints" / "last.ckpt"
-        if checkpoint.resolve() != last.resolve():
-            write_atomically(last, checkpoint.read_bytes())
-
-    def _find_checkpoint(self, config: Namespace) -> None:
-        """Settle on the checkpoint to go on from, or to apply."""
-        asked = config.ckpt_path
-        if asked is None and self.subcommand != "fit":
-            msg = f"{self.subcommand} needs a trained model; add --ckpt_path and a checkpoint"
-            raise BadInput(msg)
-        if asked is None:
-            return
-        if self.subcommand != "fit" or not (asked == "last" or Path(asked).is_dir()):
-            named = self.run_folder / "checkpoints" / f"{asked}.ckpt"
-            config.ckpt_path = str(named if asked in ("best", "last") else checkpoint_of(asked))
-            read_checkpoint(config.ckpt_path)
-            return
-        folder = self.run_folder if asked == "last" else Path(asked)
-        found, unread = newest_checkpoint(folder / "checkpoints")
-        for sentence in unread:
-            rank_zero_warn(f"{sentence}; going on from {found}")
-        if found is None:
-            rank_zero_warn(f"{folder}: has no checkpoint yet, so the run begins anew")
-        config.ckpt_path = found and str(found)
-
-    def _refuse_taken_folder(self, resuming: bool) -> None:
-        """Refuse to mix two runs in one folder."""
-        if self.subcommand == "predict" and (self.run_folder / "changes.csv").exists():
-            msg = f"{self.run_folder}: holds refined boxes already; choose another --name"
-            raise BadInput(msg)
-        if any((self.run_folder / "checkpoints").glob("*.ckpt")) and not resuming:
-            more = f", or continue it with --resume {self.run_folder}"
-            remedy = f"choose another --name{more if self.subcommand == 'fit' else ''}"
-            msg = f"{self.run_folder}: a run of this name exists; {remedy}"
-            raise BadInput(msg)
+        config.ckpt_path = begin_run(str(self.subcommand), self.run_folder, config.ckpt_path)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
         """Add the logger and callbacks that every run has."""
@@ -357,7 +304,7 @@ def _run(arguments: list[str]) -> int:
             return _stopped(leaving.__context__, arguments)
         if (refusal := _refusal(leaving)) is not None:
             say_once(str(refusal))
-            _remove_empty_run()
+            remove_empty_run(Path(os.environ.get("LIGHTNING_BBOX_RUN", "nowhere")))
             return 2
         if isinstance(leaving, SystemExit):
             return int(leaving.code or 0)
@@ -369,20 +316,9 @@ def _refusal(error: BaseException) -> Exception | None:
     """Return a refusal, ours, Lightning's or the disk's, from among the errors around it."""
     refusal = cause(error, BadInput, MisconfigurationException)
     unwritten = cause(error, OSError)
-    if refusal is None and unwritten is not None and unwritten.errno in _CANNOT_WRITE:
+    if refusal is None and unwritten is not None and unwritten.errno in CANNOT_WRITE:
         return cannot_write(Path(unwritten.filename or "the run's folder"), unwritten)
     return refusal
-
-
-@rank_zero_only
-def _remove_empty_run() -> None:
-    """Remove the folder of a run that was refused before it began: it holds only its settings."""
-    folder = Path(os.environ.get("LIGHTNING_BBOX_RUN", "nowhere"))
-    files = [*folder.iterdir()] if folder.is_dir() else []
-    if files and all(path.name.startswith(("events.", "config.yaml")) for path in files):
-        for path in files:
-            path.unlink(missing_ok=True)
-        folder.rmdir()
 
 
 def _as_list(value: object) -> list[object]:

@@ -4,17 +4,25 @@ from collections.abc import Sequence
 from typing import Self
 
 _MOST_LISTED = 12
+_LONGEST = 2000  # characters: a file may hold a megabyte where a name should be
 
 
 class BadInput(ValueError):  # noqa: N818 - named by what the user reads, not by how it is raised
     """Say in one sentence what cannot be used and what to do about it.
 
-    The command line prints the sentence and exits with 2.
+    The command line prints the sentence and exits with 2. It is kept to one line of bearable
+    length, whatever it quotes.
 
     Examples:
         >>> str(BadInput("context is -1; expected > 0"))
         'context is -1; expected > 0'
     """
+
+    def __init__(self, sentence: str) -> None:
+        line = " ".join(sentence.splitlines())
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}"
+        super().__init__(line)
 
     @classmethod
     def at(cls, place: str, problem: str, remedy: str) -> Self:

@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import errno
 import os
 from io import BytesIO
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from lightning_bbox.errors import BadInput
+
+CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that is full or may not be written to."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -13,7 +13,12 @@ FAULTS = (
     SyntaxError,
     ValueError,
     RuntimeError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
     struct.error,
+    MemoryError,  # a chunk of a broken PNG may claim gigabytes
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
@@ -84,6 +89,8 @@ def fault_words(error: Exception) -> str:
     """
     if isinstance(error, UnidentifiedImageError):
         return "it is empty or of no known format"
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
     return (getattr(error, "strerror", "") or str(error)).rstrip(".")
 
 

@@ -24,6 +24,7 @@ from lightning_bbox.records import (
     parse_number,
     read_lines,
     read_text,
+    whole_text,
 )
 
 ONLY_CLASS = "object"  # the class of a CSV without a label column
@@ -117,7 +118,8 @@ def _yolo_names(root: Path, folder: PurePosixPath) -> tuple[str, dict[int, str]]
 def _yaml_names(root: Path, file: str) -> dict[int, str]:
     text = read_text(root, file)
     try:
-        document = yaml.safe_load(text)
+        # All scalars stay texts: `no` is a name, and tags such as !!int can't fail.
+        document = yaml.load(text, yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else file
@@ -126,11 +128,12 @@ def _yaml_names(root: Path, file: str) -> dict[int, str]:
     names = document.get("names") if isinstance(document, dict) else None
     numbered = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(numbered, dict) or not all(
-        type(number) is int and isinstance(name, str) for number, name in numbered.items()
+        re.fullmatch(r"\d{1,9}", str(number), re.ASCII) and name and isinstance(name, str)
+        for number, name in numbered.items()
     ):
         problem = f"'names' is {reprlib.repr(names)}, no list or numbered map of texts"
         raise BadInput.at(file, problem, "write names: ['first', 'second']")
-    return numbered
+    return {int(number): whole_text(name, file) for number, name in numbered.items()}
 
 
 def read_csv(root: Path, files: Sequence[str]) -> Listing:
@@ -182,7 +185,7 @@ def csv_dialect(text: str) -> tuple[str, list[int]]:
         >>> csv_dialect("file;x1;x2;y1;y2\na.png;1;2;3;4")
         (';', [1, 3, 2, 4])
     """
-    _, header = next(_csv_rows(text, ""))
+    _, header = next(_csv_rows(text, ""), (1, []))
     columns = _csv_columns(header, "")
     return _delimiter(text), [columns[name] for name in CORNERS]
 

@@ -1,11 +1,14 @@
 """What a command says beside its results: warnings, a line each, and little of Lightning's own."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from PIL import Image
+
+from lightning_bbox.files import CANNOT_WRITE
 
 
 @contextmanager
@@ -28,7 +31,15 @@ def plain_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
+def _print_unless_told(failed: threading.ExceptHookArgs) -> None:
+    """Print a thread's error, but not that of TensorBoard's writer: it hands it on as well."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in CANNOT_WRITE):
+        threading.__excepthook__(failed)
+
+
 def _quieten() -> None:
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _print_unless_told
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     # It expects `args` from Python only, but ours are the command line's, resolved.

@@ -25,6 +25,7 @@ from lightning_bbox.records import (
     parse_number,
     read_bytes,
     read_text,
+    whole_text,
 )
 
 T = TypeVar("T")
@@ -159,7 +160,7 @@ def _coco_listing(
         for number, place, entry in _coco_entries(document, "images", file)
     }
     names = {
-        number: _take(entry, "name", str, place)
+        number: whole_text(_take(entry, "name", str, place), place)
         for number, place, entry in _coco_entries(document, "categories", file)
     }
     for source, number, place, entry in _coco_boxes(document, file, results):
@@ -211,11 +212,17 @@ def _coco_entries(
     for number, entry in enumerate(_take(document, key, list, file), 1):
         place = f"{file}: {word} number {number}"
         identity = _take(_object(entry, place), "id", (int, str), place)
-        place = f"{file}: {word} {identity}"
+        place = f"{file}: {word} {_shown(identity)}"
         if identity in seen:
             raise BadInput.at(place, "this id is there twice", f"give each {word} an id of its own")
         seen.add(identity)
         yield identity, place, entry
+
+
+def _shown(identity: int | str) -> str:
+    """Return an id as it is, unless it doesn't fit into a line."""
+    text = str(identity)
+    return text if text.isprintable() and len(text) < 100 else reprlib.repr(identity)
 
 
 def _coco_size(entry: Mapping[str, Any], place: str) -> tuple[float, float] | None:

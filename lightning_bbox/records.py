@@ -39,9 +39,10 @@ _SPLIT_WORDS = re.compile(
     rf"(?<![^\W\d_])(?:{'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))})(?![^\W\d_])"
 )
 
-# Narrower than float(), which also takes 1_000 and the digits of every script.
+# Narrower than float(), which also takes 1_000 and the digits of every script. No two parts of it
+# take the same digits: trying all their divisions would take hours for a megabyte of them.
 _NUMBER = re.compile(
-    r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE
+    r"[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE
 )
 
 
@@ -294,6 +295,27 @@ def parse_number(text: str, name: str, place: str) -> float:
     if not _NUMBER.fullmatch(text):
         raise BadInput.at(place, f"{name} is {reprlib.repr(text)}, not a number", "correct it")
     return float(text)
+
+
+def whole_text(text: str, place: str) -> str:
+    r"""Return a text that files can hold; the escapes of JSON and YAML can name what none can.
+
+    Args:
+        text: The name of a class.
+        place: Where it stands.
+
+    Raises:
+        BadInput: If it has half of a character.
+
+    Examples:
+        >>> whole_text("\ud83d", "data.yaml")
+        Traceback (most recent call last):
+        lightning_bbox.errors.BadInput: data.yaml: '\ud83d' has half of a character; write it whole
+    """
+    if re.search("[\ud800-\udfff]", text):
+        problem = f"{reprlib.repr(text)} has half of a character"
+        raise BadInput.at(place, problem, "write it whole")
+    return text
 
 
 def read_lines(root: Path, file: str) -> list[tuple[int, str]]:

@@ -198,7 +198,7 @@ def _join(first: BoxTable, second: BoxTable) -> BoxTable:
         skipped=first.skipped + second.skipped,
         note="; ".join(dict.fromkeys([first.note, second.note])),
         skipped_index=first.skipped_index + tuple(at + start for at in second.skipped_index),
-        convention=first.convention,
+        convention=first.convention if first.convention == second.convention else None,
         files=tuple(dict.fromkeys(first.files + second.files)),
         entries=first.entries + second.entries,
     )

@@ -73,19 +73,23 @@ class BoxRegressor(OffsetModel):
         self.optimizer = optimizer
         self.schedule = schedule or OneCycle()
         self.weights = weights
+        self._is_new = False
         self._resumed_run: dict[str, Plain] | None = None
         self._watch = LossWatch(torch.device("cpu"))
 
     def fit_statistics(self) -> None:
-        """Build the model and fit its parts, or take the weights to start from."""
+        """Build the model and fit its parts."""
         super().fit_statistics()
-        if self.weights is None or not self.trainer.training:
-            return
-        if self.trainer.ckpt_path is not None:
+        self._is_new = True
+
+    def on_fit_start(self) -> None:
+        """Take the weights to start from, unless the run goes on from a checkpoint."""
+        if self.weights is not None and self._resumed_run is not None:
             rank_zero_warn("model.weights is not loaded: the run goes on from its own checkpoint")
-            return
-        self._load_weights(self.weights)
-        self.net.head.fit(self.codec.space())
+        elif self.weights is not None and self._is_new:
+            self._load_weights(self.weights)
+            self.net.head.fit(self.codec.space())
+        self._is_new = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and a schedule over the whole run."""

@@ -5,20 +5,31 @@ fields, their order, comments and line ends.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import AnyStr
 from xml.parsers import expat  # only for content that defusedxml has passed already
 
 import numpy as np
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from lightning_bbox.boxes import Boxes
+from lightning_bbox.errors import BadInput
 from lightning_bbox.files import write_atomically
 from lightning_bbox.line_formats import csv_dialect
-from lightning_bbox.records import COCO, CORNERS, CSV, YOLO, Convention, plain_text, read_bytes
+from lightning_bbox.records import (
+    COCO,
+    CORNERS,
+    CSV,
+    VOC,
+    YOLO,
+    Convention,
+    plain_text,
+    read_bytes,
+)
 from lightning_bbox.tables import BoxTable
 
 Span = tuple[int, int]
@@ -29,7 +40,7 @@ DECIMALS = 3
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"[^\s,\[\]]+")
 _DECODER = json.JSONDecoder()
-_UTF_16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+_VOC_CORNERS = tuple(("annotation", "object", "bndbox", name) for name in CORNERS)
 
 
 def write_boxes(table: BoxTable, boxes: Boxes, folder: Path) -> list[Path]:
@@ -46,6 +57,10 @@ def write_boxes(table: BoxTable, boxes: Boxes, folder: Path) -> list[Path]:
     Returns:
         The files written.
 
+    Raises:
+        BadInput: If a new box is not finite, a file has changed since it was read, or its numbers
+            are written in a way that can't be exchanged, such as with XML's character references.
+
     Examples:
         >>> import tempfile
         >>> from PIL import Image
@@ -58,19 +73,20 @@ def write_boxes(table: BoxTable, boxes: Boxes, folder: Path) -> list[Path]:
         >>> path.read_text().splitlines()[1]
         'a.png,6,7,21.5,31,dark'
     """
-    assert table.convention is not None
     numbers = _numbers(table, boxes)
-    moved = (boxes != table.boxes).any(dim=1).tolist()
+    moved = (boxes != table.boxes).any(dim=1)
+    if len(lost := (moved & ~boxes.isfinite().all(dim=1)).nonzero()):
+        place = table.ids[int(lost[0])]
+        raise BadInput.at(place, "its new box is not finite", "leave it where it was")
     new: dict[str, dict[int, list[str]]] = {file: {} for file in table.files}
-    for (file, number), texts, has_moved in zip(table.entries, numbers, moved, strict=True):
-        if has_moved:
-            new[file][number] = texts
+    for at in moved.nonzero().flatten().tolist():
+        new[table.entries[at][0]][at] = numbers[at]
     written = []
-    for file, by_number in new.items():
-        content = _exchanged(read_bytes(table.root, file), by_number, table.convention)
+    for file, texts in new.items():
+        content = read_bytes(table.root, file)
         path = folder / _below(file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+        write_atomically(path, _exchanged(content, file, table, texts) if texts else content)
         written.append(path)
     return written
 
@@ -96,15 +112,20 @@ def written_boxes(table: BoxTable, boxes: Boxes) -> Float64[Tensor, "n 4"]:
         >>> written_boxes(table, table.boxes)
         tensor([[0.5000, 0.5000, 0.1000, 0.2000]], dtype=torch.float64)
     """
-    assert table.convention is not None
-    edges = boxes.double().round(decimals=DECIMALS)
-    return table.convention.numbers(edges, table.sizes[table.image_index])
+    edges = boxes.double().round(decimals=DECIMALS) + 0.0  # -0.0 becomes 0
+    return _convention(table).numbers(edges, table.sizes[table.image_index])
+
+
+def _convention(table: BoxTable) -> Convention:
+    if table.convention is None:
+        msg = "the table is not of one format; write the boxes of each format's table"
+        raise BadInput(msg)
+    return table.convention
 
 
 def _numbers(table: BoxTable, boxes: Boxes) -> list[list[str]]:
-    assert table.convention is not None
     # A fraction of a picture 100,000 pixels wide still tells a thousandth of a pixel.
-    digits = DECIMALS + 6 if table.convention.fractions else DECIMALS
+    digits = DECIMALS + 6 if _convention(table).fractions else DECIMALS
     return [
         [np.format_float_positional(number, digits, trim="-") for number in row]
         for row in written_boxes(table, boxes).numpy()
@@ -116,66 +137,85 @@ def _below(file: str) -> PurePosixPath:
     return PurePosixPath(*("outside" if part == ".." else part for part in file.split("/")))
 
 
-def _exchanged(content: bytes, texts: Mapping[int, Sequence[str]], convention: Convention) -> bytes:
-    """Put new numbers in the place of old ones, by the number of their box in the file."""
-    if not texts:
-        return content
-    if convention.inclusive:
-        encoding = _UTF_16.get(content[:2], "ascii")
-        new = {number: [text.encode(encoding) for text in four] for number, four in texts.items()}
-        return _spliced(content, _voc_spans(content), new)
-    find = {COCO: _coco_spans, YOLO: _yolo_spans, CSV: _csv_spans}[convention]
-    text = content.decode()
-    return _spliced(text, list(find(text)), texts).encode()
+def _exchanged(
+    content: bytes, file: str, table: BoxTable, texts: Mapping[int, Sequence[str]]
+) -> bytes:
+    """Put new numbers, by index of the box in the table, in the place of the old ones."""
+    convention = _convention(table)
+    # Of XML the bytes are counted, whatever they encode, and Latin-1 is one character a byte.
+    xml = convention.inclusive
+    outer, inner = ("latin-1", _xml_encoding(content)) if xml else ("utf-8", "utf-8")
+    try:
+        text = content.decode(outer)
+        found = list(_SPANS[convention](text))
+        spans = {at: found[table.entries[at][1]] for at in texts}
+    except (LookupError, ValueError, RecursionError, expat.ExpatError) as error:
+        raise BadInput.at(file, "has changed since it was read", "read it again") from error
+    old = [[text[start:end].encode(outer) for start, end in four] for four in spans.values()]
+    _check_old(table, [*texts], [[word.decode(inner, "replace") for word in four] for four in old])
+    pieces, position = [], 0
+    exchanges = (pair for at, four in spans.items() for pair in zip(four, texts[at], strict=True))
+    for (start, end), new in sorted(exchanges):
+        pieces += [text[position:start], new.encode(inner).decode(outer)]
+        position = end
+    return "".join([*pieces, text[position:]]).encode(outer)
 
 
-def _spliced(
-    content: AnyStr, spans: Sequence[Sequence[Span]], texts: Mapping[int, Sequence[AnyStr]]
-) -> AnyStr:
-    pieces: list[AnyStr] = []
-    position = 0
-    for number in sorted(texts):
-        for (start, end), new in sorted(zip(spans[number], texts[number], strict=True)):
-            pieces += [content[position:start], new]
-            position = end
-    pieces.append(content[position:])
-    return content[:0].join(pieces)
+def _check_old(table: BoxTable, indices: Sequence[int], texts: Sequence[Sequence[str]]) -> None:
+    """Refuse boxes whose old numbers, as they were found in the file, don't make them up."""
+    values = torch.tensor([_values(four) for four in texts], dtype=torch.float64)
+    index = torch.tensor(indices)
+    found = _convention(table).edges(values, table.sizes[table.image_index[index]])
+    if len(other := (found.float() != table.boxes[index]).any(dim=1).nonzero()):
+        problem = "its numbers are not found where they were read"
+        remedy = "read it again if it has changed, or write plain digits"
+        raise BadInput.at(table.ids[indices[int(other[0])]], problem, remedy)
 
 
-def _voc_spans(content: bytes) -> list[list[Span]]:
-    """Find the byte spans of each object's corners, in the order xmin, ymin, xmax, ymax."""
+def _values(texts: Sequence[str]) -> list[float]:
+    try:
+        first, second, third, fourth = map(float, texts)
+    except ValueError:
+        return [math.nan] * 4
+    return [first, second, third, fourth]
+
+
+def _xml_encoding(content: bytes) -> str:
+    """Tell in which encoding the digits of an XML file are."""
+    if content[:2] == b"\xff\xfe" or content[1:2] == b"\0":
+        return "utf-16-le"
+    return "utf-16-be" if content[:2] == b"\xfe\xff" or content[:1] == b"\0" else "latin-1"
+
+
+def _voc_spans(text: str) -> list[list[Span]]:
+    """Find each object's corners; one that is in pieces, around a comment, has several spans."""
+    content = text.encode("latin-1")
+    width = len("0".encode(_xml_encoding(content)))
     path: list[str] = []
-    objects: list[dict[str, Span]] = []
-    box_seen = False
-    begin = -1
-    parser = expat.ParserCreate()
+    done: set[tuple[str, ...]] = set()  # of an object's elements only the first of a name counts
+    objects: list[dict[str, list[Span]]] = []
+    parser = expat.ParserCreate(namespace_separator="}")
 
     def start(name: str, _: Mapping[str, str]) -> None:
-        nonlocal box_seen
         path.append(name)
         if path == ["annotation", "object"]:
-            objects.append({})
-            box_seen = False
+            objects.append({name: [] for name in CORNERS})
+            done.clear()
 
-    def text(_: str = "") -> None:
-        nonlocal begin
-        inside = len(path) == 4 and path[:3] == ["annotation", "object", "bndbox"]
-        if inside and not box_seen and begin < 0:
-            begin = parser.CurrentByteIndex
+    def data(word: str) -> None:
+        place = tuple(path[:5])  # files may nest by the thousand
+        if place in _VOC_CORNERS and word.strip() and done.isdisjoint((place, place[:-1])):
+            begin = parser.CurrentByteIndex + width * (len(word) - len(word.lstrip()))
+            objects[-1][path[-1]].append((begin, begin + width * len(word.strip())))
 
-    def end(name: str) -> None:
-        nonlocal box_seen, begin
-        if begin >= 0 and name in CORNERS:
-            objects[-1].setdefault(name, (begin, parser.CurrentByteIndex))
-        begin = -1
-        if path == ["annotation", "object", "bndbox"]:
-            box_seen = True
+    def end(_: str) -> None:
+        done.add(tuple(path[:5]))
         path.pop()
 
     parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler, parser.StartCdataSectionHandler = text, text
+    parser.CharacterDataHandler = data
     parser.Parse(content, True)
-    return [[spans[name] for name in CORNERS] for spans in objects]
+    return [[span for name in CORNERS for span in spans[name]] for spans in objects]
 
 
 def _coco_spans(text: str) -> Iterator[list[Span]]:
@@ -234,14 +274,15 @@ def _csv_spans(text: str) -> Iterator[list[Span]]:
     """Find the corners in each row; a quoted cell may hold delimiters, quotes and line ends."""
     delimiter, columns = csv_dialect(plain_text(text))
     rest = rf"[^{re.escape(delimiter)}\r\n]*"
-    cell = re.compile(rf'"((?:[^"]|"")*)(?:"{rest}|\Z)|({rest})')
+    cell = re.compile(rf'"((?:[^"]|"")*)(?:"({rest})|\Z)|{rest}')
     position, header = 1 if text.startswith("\ufeff") else 0, True
     while position < len(text):
         cells: list[Span] = []
         while True:
             match = cell.match(text, position)
             assert match is not None
-            cells.append(match.span(1 if match[1] is not None else 2))
+            plain = match[1] is None or (match[2] or "").strip()  # text may follow a closing quote
+            cells.append(match.span(0 if plain else 1))
             position = match.end()
             if text[position : position + 1] != delimiter:
                 break
@@ -258,3 +299,12 @@ def _stripped(text: str, span: Span) -> Span:
     inner = text[slice(*span)]
     start = span[0] + len(inner) - len(inner.lstrip())
     return start, start + len(inner.strip())
+
+
+_SPANS = {
+    VOC[0]: _voc_spans,
+    VOC[1]: _voc_spans,
+    COCO: _coco_spans,
+    YOLO: _yolo_spans,
+    CSV: _csv_spans,
+}

@@ -187,6 +187,31 @@ def test_yolo_class_names(tmp_path, files, classes):
 
 
 @pytest.mark.parametrize(
+    ("identity", "shown"),
+    [
+        ("cell 7", "cell 7"),
+        ("细胞", "细胞"),
+        ("1f0c5e0a-7a51-4c5e-9d2b-0d2f3f6d8f11", "1f0c5e0a-7a51-4c5e-9d2b-0d2f3f6d8f11"),
+        ("a\nb", r"'a\nb'"),
+        ("\ud83d", r"'\ud83d'"),
+        ("7" * 100_000, "'777777777777...7777777777777'"),
+    ],
+)
+def test_ids_of_coco_fit_into_a_line(tmp_path, identity, shown):
+    document = coco(("a.png", (64, 48), [("cell", (1, 1, 5, 5))]))
+    document["annotations"][0]["id"] = identity
+    write(tmp_path, {"a.png": (64, 48), "boxes.json": document})
+    assert read_annotations(tmp_path).ids == (f"boxes.json: annotation {shown}",)
+
+
+def test_class_names_of_yaml_are_read_as_written(tmp_path):
+    names = "names: [no, 007, 1.0, 2001-99-99, !!int x, !!bool y, !!timestamp z, =, ~]"
+    write(tmp_path, {"a.png": (64, 48), "a.txt": "", "data.yaml": names})
+    expected = ("no", "007", "1.0", "2001-99-99", "x", "y", "z", "=", "~")
+    assert read_annotations(tmp_path).classes == expected
+
+
+@pytest.mark.parametrize(
     ("xml", "image", "filename"),
     [
         ("Annotations/a.xml", "JPEGImages/a.png", "a.png"),

@@ -269,6 +269,10 @@ MALFORMED = {
         COCO,
         "b.json: annotation 0: this id is there twice",
         "give each annotation an id of its own"),
+    "half of a character in JSON": (
+        A | {"b.json": changed("categories", name="cell\ud83d")}, COCO,
+        r"b.json: category 5: 'cell\ud83d' has half of a character",
+        "write it whole"),
     "a category id twice": (A | {"b.json": DOCUMENT | {"categories": DOCUMENT["categories"] * 2}},
         COCO,
         "b.json: category 5: this id is there twice",
@@ -308,6 +312,10 @@ MALFORMED = {
     "a class name for its number": (A | {"a.txt": "cell .5 .5 .1 .1"}, YOLO,
         "a.txt:1: class is 'cell', not a whole number",
         "correct it"),
+    "two hundred thousand digits and a letter": (
+        A | {"a.txt": f"0 .5 .5 .1 {'1' * 200_000}x"}, YOLO,
+        "a.txt:1: h is '111111111111...111111111111x', not a number",
+        "correct it"),
     "a number as Python writes it": (A | {"a.txt": "0 .5 .5 1_0 .1"}, YOLO,
         "a.txt:1: w is '1_0', not a number",
         "correct it"),
@@ -322,8 +330,17 @@ MALFORMED = {
     "broken YAML": (A | {"a.txt": "", "data.yaml": "names:\n- [a"}, YOLO,
         "data.yaml:2: is not well-formed YAML (expected ',' or ']', but got '<stream end>')",
         "repair it"),
-    "yes and no for class names": (A | {"a.txt": "", "data.yaml": "names: [yes, no]"}, YOLO,
-        "data.yaml: 'names' is [True, False], no list or numbered map of texts",
+    "half of a character in YAML": (A | {"a.txt": "", "data.yaml": 'names: ["\\ud83d"]'}, YOLO,
+        r"data.yaml: '\ud83d' has half of a character",
+        "write it whole"),
+    "a list for a class name": (A | {"a.txt": "", "data.yaml": "names: [a, [b]]"}, YOLO,
+        "data.yaml: 'names' is ['a', ['b']], no list or numbered map of texts",
+        "write names: ['first', 'second']"),
+    "an empty class name": (A | {"a.txt": "", "data.yaml": "names: {0: a, 1: }"}, YOLO,
+        "data.yaml: 'names' is {'0': 'a', '1': ''}, no list or numbered map of texts",
+        "write names: ['first', 'second']"),
+    "a word for a class number": (A | {"a.txt": "", "data.yaml": "names: {one: a}"}, YOLO,
+        "data.yaml: 'names' is {'one': 'a'}, no list or numbered map of texts",
         "write names: ['first', 'second']"),
     "an empty CSV": (A | {"b.csv": ""}, CSV,
         "b.csv:1: the header '' is no list of columns",
@@ -629,6 +646,19 @@ def test_the_command_says_in_one_sentence(
     sentence = f"{problem}; {remedy}".replace("{root}", str(root))
     sentence = sentence.replace("{commands}", ", ".join(BoxCLI.subcommands()))
     assert capsys.readouterr().err == f"lightning-bbox: {sentence}\n"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\x0b", "\x85", "\u2028"])
+def test_a_refusal_is_one_line_whatever_it_quotes(end):
+    assert str(BadInput.at(f"a{end}b", "is none", "go")) == "a b: is none; go"
+
+
+def test_a_refusal_can_be_read_whatever_it_quotes():
+    sentence = str(BadInput.at("a.txt:1", "1" * 1_000_000, "correct it"))
+    assert len(sentence) < 2000
+    assert sentence.startswith("a.txt:1: 1")
+    assert " ... " in sentence
+    assert sentence.endswith("1; correct it")
 
 
 def test_without_a_compiler_compiling_is_refused(tmp_path, monkeypatch, capsys):

@@ -1,12 +1,10 @@
-"""What a user runs: every config, the run folder, determinism, resuming, reloading."""
+"""What a user runs: every config, the run folder, determinism, reloading."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -46,14 +44,6 @@ def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
     checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
     state: dict[str, torch.Tensor] = checkpoint["state_dict"]
     return state
-
-
-def without_callbacks(folder: Path) -> None:
-    """Take the callback that stopped a run out of its configuration."""
-    config = folder / "config.yaml"
-    content = yaml.safe_load(config.read_text())
-    content["trainer"]["callbacks"] = None
-    config.write_text(yaml.safe_dump(content))
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -136,29 +126,6 @@ def test_one_seed_gives_one_run_and_another_seed_another(tmp_path: Path) -> None
     assert not same(first, other)
 
 
-def test_a_stop_leaves_the_best_checkpoint_alone(tmp_path: Path) -> None:
-    stop = ["--trainer.callbacks+=tests.test_cli.StopAt", "--trainer.callbacks.step=6"]
-    assert main([*SCENES, f"--runs={tmp_path}", "--name=cut", *stop]) == 130
-    steps = {
-        name: torch.load(tmp_path / "cut" / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        for name in ("best", "last")
-    }
-    assert {name: checkpoint["global_step"] for name, checkpoint in steps.items()} == {
-        "best": 4,
-        "last": 6,
-    }
-
-
-def test_sigterm_ends_with_143_and_can_be_resumed(tmp_path: Path) -> None:
-    whole = weights(fit(tmp_path, "whole"))
-    callback = ["--trainer.callbacks+=tests.test_cli.StopAt", "--trainer.callbacks.step=3"]
-    callback += ["--trainer.callbacks.signum=15"]
-    assert main([*SCENES, f"--runs={tmp_path}", "--name=cut", *callback]) == 143
-    resumed = [*SCENES, f"--runs={tmp_path}", "--name=cut", "--ckpt_path=last"]
-    assert main(resumed) == 0
-    assert same(whole, weights(tmp_path / "cut"))
-
-
 def test_the_saved_config_repeats_the_run(tmp_path: Path) -> None:
     first = fit(tmp_path, "first")
     config = f"--config={first / 'config.yaml'}"
@@ -170,21 +137,6 @@ def test_without_checkpoints_the_model_is_tested_as_it_is(tmp_path: Path) -> Non
     folder = fit(tmp_path, "run", "--trainer.enable_checkpointing=false")
     assert json.loads((folder / "metrics.json").read_text())["test/mae_px"] > 0
     assert not (folder / "checkpoints").exists()
-
-
-@pytest.mark.parametrize("steps", [2, 4, 5])
-def test_resume_is_bit_exact(steps: int, tmp_path: Path) -> None:
-    whole = weights(fit(tmp_path, "whole", "--model.backbone.dropout=0.5"))
-    callback = "--trainer.callbacks+=tests.test_cli.StopAt"
-    options = ["--model.backbone.dropout=0.5", callback, f"--trainer.callbacks.step={steps}"]
-    assert main([*SCENES, f"--runs={tmp_path}", "--name=cut", *options]) == 130
-    without_callbacks(tmp_path / "cut")
-    assert main(["fit", f"--resume={tmp_path / 'cut'}"]) == 0
-    assert same(whole, weights(tmp_path / "cut"))
-    metrics = [
-        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "cut")
-    ]
-    assert metrics[0]["test/mae_px"] == metrics[1]["test/mae_px"]
 
 
 def test_reload_by_path_gives_the_tested_model(tmp_path: Path) -> None:
@@ -282,13 +234,6 @@ def test_a_device_that_is_not_there_is_refused(
     assert "CUDAAccelerator" in capsys.readouterr().err
 
 
-def test_divergence_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--model.optimizer=SGD", "--model.optimizer.lr=1e30", "--model.head=LinearHead"]
-    loss = "--model.head.loss=L2Loss"
-    assert main([*SCENES, f"--runs={tmp_path}", "--name=bad", *options, loss]) == 1
-    assert "not finite since step" in capsys.readouterr().err
-
-
 def test_presets_are_the_files_in_configs() -> None:
     assert resolve(["-c", "preset:voc"]) == ["-c", str(CONFIGS / "voc.yaml")]
     assert CONFIG_FOLDERS[1] == CONFIGS
@@ -362,15 +307,3 @@ def test_compiled_run_reloads_like_any_other(tmp_path: Path) -> None:
     folder = fit(tmp_path, "run", "--model.compile=true", "--data.compile=true")
     assert not any("_orig_mod" in name for name in weights(folder))
     BoxRegressor.load_from_checkpoint(folder / "checkpoints" / "best.ckpt")
-
-
-class StopAt(pl.Callback):
-    """Press Ctrl-C, or send another signal, after some steps."""
-
-    def __init__(self, step: int, signum: int = 2) -> None:
-        self.step, self.signum = step, signum
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        """Interrupt."""
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), self.signum)

@@ -21,7 +21,8 @@ ORDER = [
     *("preprocess", "losses", "backbones", "heads", "schedules"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
     *("models", "tasks", "refiner"),
-    *("report", "callbacks", "predictions", "arguments", "options", "messages", "ranks", "cli"),
+    *("report", "callbacks", "predictions", "arguments", "options", "messages", "ranks"),
+    *("run_folders", "cli"),
 ]
 
 

@@ -218,6 +218,11 @@ READ = {
         {"annotations": ["b.json", "r.json"]},
         [CELL],
     ),
+    "YAML's other values for class names": (
+        A | {"a.txt": "3 .5 .5 .5 .5", "data.yaml": "names: [no, 2001-99-99, !!int x, 1.0]"},
+        {},
+        [HALF],
+    ),
     "another class map than a list": (
         A | {"a.txt": "7 .5 .5 .5 .5", "data.yaml": "names: {7: cell}"},
         {},

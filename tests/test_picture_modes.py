@@ -308,6 +308,27 @@ def test_damaged_files_are_decoded_or_refused(tmp_path, kind):
     assert refusals > 0
 
 
+def test_a_tiff_whose_pixels_begin_at_a_fraction_is_refused(tmp_path):
+    path = save(tmp_path / "a.tif", GREY)
+    offsets, whole, fraction = 273, 4, 11
+    tag = struct.pack("<HH", offsets, whole)
+    assert tag in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(tag, struct.pack("<HH", offsets, fraction)))
+    assert refused(path, "can't be decoded")
+
+
+def test_pictures_that_claim_all_memory_are_refused(tmp_path, monkeypatch):
+    def claim(*_):
+        raise MemoryError
+
+    path = save(tmp_path / "a.png", RGB)
+    write(tmp_path, {"b.csv": csv_of("a.png,1,1,2,2")})
+    monkeypatch.setattr(Image, "open", claim)
+    assert refused(path, "can't be decoded (it asks for more memory than there is)")
+    with pytest.raises(BadInput, match=r"as a picture \(it asks for more memory than there is\);"):
+        read_annotations(tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [11, 20, 100])
 def test_decompression_bombs_are_refused(tmp_path, monkeypatch, side):

@@ -1,0 +1,160 @@
+"""What may befall a file: flipped bytes, cuts, swaps, extreme numbers, bombs, other encodings."""
+
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+
+from tests.campaign.dice import ODD_NUMBERS, ODD_WORDS, Dice
+
+_NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_LINE_ENDS = (b"\n", b"\r\n", b"\r", b"\n\n", b"\x0b", b"\xe2\x80\xa8", b"\0", b"")
+_OPENINGS = (b"[", b"{", b'{"a":', b"<a>", b"<object>", b"(", b"- ", b'"', b"<!--", b"a: ", b"? ")
+_PAIRS = ((b"[", b"]"), (b'{"a":', b"}"), (b"<a>x", b"</a>"), (b"<object>", b"</object>"))
+_LARGEST = 4_000_000  # bytes: changes multiply
+_WIDE = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-7", "utf-8-sig", "cp037")
+
+
+def mutated(content: bytes, dice: Dice, tokens: Sequence[str]) -> bytes:
+    """Change a file one to four times.
+
+    Args:
+        content: The file.
+        dice: What decides.
+        tokens: Words that mean something in its format.
+    """
+    changes = (_flip, _cut, _swap, _double, _insert_bytes, _rare, *[_replace_number] * 3)
+    for _ in range(dice.choice((1, 1, 1, 1, 2, 4))):
+        if dice.chance(0.3):
+            content = _insert(content, dice, dice.choice(tokens or ODD_WORDS).encode())
+        else:
+            content = dice.choice(changes)(content, dice)
+        content = content[:_LARGEST]
+    return content
+
+
+def _rare(content: bytes, dice: Dice) -> bytes:
+    changes = (_end_lines_otherwise, _encode_otherwise, _lengthen, _nest, _repeat)
+    return dice.choice(changes)(content, dice)
+
+
+def _span(content: bytes, dice: Dice) -> tuple[int, int]:
+    """Choose a part of a file, half of the time one of whole lines."""
+    start = dice.randint(0, len(content))
+    end = min(len(content), start + int(2 ** dice.uniform(0, 9)))
+    if dice.chance(0.5):
+        start = content.rfind(b"\n", 0, start) + 1
+        end = (content.find(b"\n", end) + 1) or len(content)
+    return start, end
+
+
+def _insert(content: bytes, dice: Dice, inserted: bytes) -> bytes:
+    at = dice.randint(0, len(content))
+    return content[:at] + inserted + content[at:]
+
+
+def _flip(content: bytes, dice: Dice) -> bytes:
+    changed = bytearray(content)
+    for _ in range(dice.choice((1, 1, 3, 20)) if changed else 0):
+        at = dice.randrange(len(changed))
+        changed[at] = dice.choice((changed[at] ^ 1 << dice.randrange(8), dice.randrange(256)))
+    return bytes(changed)
+
+
+def _cut(content: bytes, dice: Dice) -> bytes:
+    start, end = _span(content, dice)
+    part = content[:start] + content[end:]
+    return dice.choice((part, part, part, content[:start], content[end:]))
+
+
+def _swap(content: bytes, dice: Dice) -> bytes:
+    first, second = sorted((_span(content, dice), _span(content, dice)))
+    (a, b), (c, d) = (first[0], min(first[1], second[0])), second
+    return content[:a] + content[c:d] + content[b:c] + content[a:b] + content[d:]
+
+
+def _double(content: bytes, dice: Dice) -> bytes:
+    start, end = _span(content, dice)
+    double = content[:end] + content[start:]
+    return dice.choice((double, _insert(content, dice, content[start:end])))
+
+
+def _replace_number(content: bytes, dice: Dice) -> bytes:
+    spans = [match.span() for match in _NUMBER.finditer(content)]
+    if not spans:
+        return content
+    start, end = dice.choice(spans)
+    return content[:start] + dice.choice(ODD_NUMBERS).encode() + content[end:]
+
+
+def _insert_bytes(content: bytes, dice: Dice) -> bytes:
+    odd = dice.choice(ODD_WORDS).encode()
+    return _insert(content, dice, dice.choice((odd, dice.randbytes(dice.randint(1, 9)))))
+
+
+def _end_lines_otherwise(content: bytes, dice: Dice) -> bytes:
+    return content.replace(b"\n", dice.choice(_LINE_ENDS))
+
+
+def _encode_otherwise(content: bytes, dice: Dice) -> bytes:
+    return content.decode("utf-8", "replace").encode(dice.choice(_WIDE), "replace")
+
+
+def _lengthen(content: bytes, dice: Dice) -> bytes:
+    token = dice.choice((b"1", b"a", b" ", b"0", b".", b"\t", b'""', b"e1", b"\xc2\xa0", b"&#49;"))
+    count = int(10 ** dice.uniform(3, 5.7))
+    spans = [match.span() for match in _NUMBER.finditer(content)]
+    if spans and dice.chance(0.5):
+        start, end = dice.choice(spans)
+        tail = dice.choice((b"", b"x"))
+        return content[:start] + token * count + tail + content[end:]
+    return _insert(content, dice, token * count)
+
+
+def _nest(content: bytes, dice: Dice) -> bytes:
+    depth = int(10 ** dice.uniform(1, 5))
+    opening, closing = dice.choice((dice.choice(_PAIRS), (dice.choice(_OPENINGS), b"")))
+    nest = opening * depth + b"1" + closing * depth
+    places = [match.start() + 1 for match in re.finditer(rb"[>:,\[]", content)]
+    if not places or dice.chance(0.3):
+        return _insert(content, dice, nest)
+    at = dice.choice(places)  # where it may well fit
+    return content[:at] + nest + content[at:]
+
+
+def _repeat(content: bytes, dice: Dice) -> bytes:
+    start, end = _span(content, dice)
+    return _insert(content, dice, content[start:end] * dice.choice((10, 100, 1000)))
+
+
+def mutated_picture(content: bytes, dice: Dice) -> bytes:
+    """Change the file of a picture; half of the PNGs get checksums that fit again."""
+    changes = (_flip, _flip, _cut, _swap, _double, _insert_bytes, _extreme_field, _extreme_field)
+    for _ in range(dice.choice((1, 1, 2, 3, 8))):
+        content = dice.choice(changes)(content, dice)
+    return _with_checksums(content) if dice.chance(0.5) else content
+
+
+def _extreme_field(content: bytes, dice: Dice) -> bytes:
+    """Overwrite a field, more often one near the beginning, by a number that is hard to bear."""
+    reach = min(len(content), dice.choice((64, 256, 1 << 20)))
+    order, form = dice.choice("<>"), dice.choice("BHIQ")
+    top = (1 << 8 * struct.calcsize(form)) - 1
+    value = dice.choice((0, 1, top, top // 2, top // 2 + 1, 9000, 30_000, 65_535, 100_000))
+    field = struct.pack(order + form, min(value, top))
+    at = dice.randint(0, reach)
+    return content[:at] + field + content[at + len(field) :]
+
+
+def _with_checksums(content: bytes) -> bytes:
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return content
+    fixed, at = bytearray(content), 8
+    while at + 12 <= len(fixed):
+        (length,) = struct.unpack_from(">I", fixed, at)
+        end = at + 8 + length
+        if end + 4 > len(fixed):
+            break
+        struct.pack_into(">I", fixed, end, zlib.crc32(fixed[at + 4 : end]))
+        at = end + 4
+    return bytes(fixed)
