@@ -7,6 +7,7 @@ import random
 import re
 import resource
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -659,3 +660,9 @@ def test_a_predict_stopped_while_it_overwrote_begins_again(
     assert main(arguments) == 2
     assert f"{data / '3.txt'}: was changed since a predict that was stopped" in refusal(capsys)
     assert files_of(data) == new | {"3.txt": b"0 0.5 0.5 0.1 0.1"}
+
+
+def test_a_background_job_goes_on_ignoring_interrupts(whole: Path, tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert begin(tmp_path / "run", *interfered("training", 5, 2)) == 0
+    assert equal(tmp_path / "run", whole)

@@ -170,7 +170,7 @@ def test_boxes_beyond_the_limit_of_batches_stay_and_are_listed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_set(tmp_path / "data", "csv", monkeypatch)
-    limits = ["--data.batch_size=3", "--trainer.limit_predict_batches=1"]
+    limits = ["--data.batch_size=3", "--trainer.limit_predict_batches=0.5"]
     folder = predict(run, root, "out", *limits)
     whole = predict(run, root, "whole", "--data.batch_size=3")
     lines, old, new = (
