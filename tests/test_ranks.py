@@ -122,6 +122,7 @@ class Strike(pl.Callback):
 
     def __init__(self, signum: int, whom: str, step: int, rank: int) -> None:
         self.signum, self.whom, self.step, self.rank = signum, whom, step, rank
+        self.main = os.getppid()  # once that one is gone, another's
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         if trainer.global_step == self.step:
@@ -136,13 +137,13 @@ class Strike(pl.Callback):
             self._strike(trainer)
 
     def _strike(self, trainer: pl.Trainer) -> None:
-        if trainer.global_rank != self.rank:
+        if trainer.global_rank != self.rank or os.getppid() != self.main:
             return
         (Path(trainer.default_root_dir) / "struck").touch()
         if not self.signum:
             msg = "one process fails"
             raise RuntimeError(msg)
-        whom = {"itself": os.getpid(), "main": os.getppid(), "group": 0}[self.whom]
+        whom = {"itself": os.getpid(), "main": self.main, "group": 0}[self.whom]
         (os.killpg if self.whom == "group" else os.kill)(whom, self.signum)
 
 
