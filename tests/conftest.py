@@ -36,12 +36,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Let SIGINT interrupt, also where the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Let SIGINT interrupt, also where the tests run in the background, and after Lightning."""
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+def interruptible_again() -> Iterator[None]:
+    """Let SIGINT interrupt again after Lightning, which ignores it once it came."""
     yield
-    signal.signal(signal.SIGINT, usual)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
