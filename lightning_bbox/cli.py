@@ -304,7 +304,8 @@ def _run(arguments: list[str]) -> int:
             return _stopped(leaving.__context__, arguments)
         if (refusal := _refusal(leaving)) is not None:
             say_once(str(refusal))
-            remove_empty_run(Path(os.environ.get("LIGHTNING_BBOX_RUN", "nowhere")))
+            if "--resume" not in " ".join(arguments):  # what is resumed keeps its settings
+                remove_empty_run(Path(os.environ.get("LIGHTNING_BBOX_RUN", "nowhere")))
             return 2
         if isinstance(leaving, SystemExit):
             return int(leaving.code or 0)

@@ -54,7 +54,7 @@ def remove_empty_run(folder: Path) -> None:
         False
     """
     files = [*folder.iterdir()] if folder.is_dir() else []
-    if files and all(path.name.startswith(("events.", "config.yaml")) for path in files):
+    if folder.is_dir() and all(path.name.startswith(("events.", "config.yaml")) for path in files):
         for path in files:
             path.unlink(missing_ok=True)
         folder.rmdir()

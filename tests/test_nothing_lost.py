@@ -666,3 +666,14 @@ def test_a_background_job_goes_on_ignoring_interrupts(whole: Path, tmp_path: Pat
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert begin(tmp_path / "run", *interfered("training", 5, 2)) == 0
     assert equal(tmp_path / "run", whole)
+
+
+def test_a_refused_resume_leaves_the_settings_of_a_run_that_had_only_begun(
+    whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    shutil.copyfile(whole / "config.yaml", folder / "config.yaml")
+    with pytest.warns(UserWarning, match="has no checkpoint yet"):
+        assert main(["fit", f"--resume={folder}", "--model.weights=no.ckpt"]) == 2
+    assert (folder / "config.yaml").is_file()
