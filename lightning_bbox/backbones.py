@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_bbox.errors import BadInput
 from lightning_bbox.parts import Part
+from lightning_bbox.preprocess import ChannelNorm, Preprocess
 
 Downsample = Literal["stride", "max", "avg", "none"]
 
@@ -18,13 +19,25 @@ class Backbone(Part):
 
     Attributes:
         out_features: Length of the feature vector, set by `build`.
+        frozen: Whether the features stay what they are: nothing in it learns.
     """
 
     out_features: int
+    frozen: bool = False
 
     def build(self, crop_size: int) -> "Backbone":
         """Make the layers for square crops of this side; torch's global generator is used."""
         raise NotImplementedError
+
+    def load_pretrained(self) -> None:
+        """Take over weights that a new model begins with; nothing by default.
+
+        A model that comes out of a checkpoint does without: its weights are in there.
+        """
+
+    def default_preprocess(self) -> Preprocess:
+        """Return the preprocessing that the weights expect, where none is asked for."""
+        return ChannelNorm()
 
 
 class ShallowConvNet(Backbone):
@@ -104,6 +117,7 @@ class ShallowConvNet(Backbone):
         with torch.no_grad():
             width = self.convs(torch.zeros(1, 3, crop_size, crop_size)).flatten(1).shape[1]
         self.convs.train()
+        self.pool = nn.AdaptiveAvgPool2d(1) if self.global_pool else nn.Identity()
         widths = [self.channels[-1] if self.global_pool else width, *self.fc]
         self.fcs = nn.Sequential(*self._fc_layers(widths))
         self.out_features = widths[-1]
@@ -142,7 +156,5 @@ class ShallowConvNet(Backbone):
 
     def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b f"]:
         """Return the features of preprocessed crops."""
-        maps = self.convs(crops)
-        pooled = maps.mean(dim=(2, 3)) if self.global_pool else maps.flatten(1)
-        features: Tensor = self.fcs(pooled)
+        features: Tensor = self.fcs(self.pool(self.convs(crops)).flatten(1))
         return features

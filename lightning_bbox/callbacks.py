@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.files import save_picture, write_atomically
 from lightning_bbox.metrics import error_px
+from lightning_bbox.models import OffsetModel
 from lightning_bbox.report import (
     COLUMNS,
     LEGEND,
@@ -25,7 +26,6 @@ from lightning_bbox.report import (
     draw_sheet,
     format_table,
 )
-from lightning_bbox.tasks import BoxRegressor
 
 _HPARAM_METRICS = ("mae_px", "mae_px_predict_mean", "p95_px", "iou_before", "iou_after")
 
@@ -57,7 +57,7 @@ class RunReport(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show what the model is going to see."""
-        data = _regressor(pl_module).data
+        data = _offset_model(pl_module).data
         if trainer.is_global_zero:
             lines = self._say_what_is_there(data)
             device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
@@ -73,19 +73,19 @@ class RunReport(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what a trained model is tested on; after a fit it has been said."""
         if not self._said:
-            self._say_what_is_there(_regressor(pl_module).data)
+            self._say_what_is_there(_offset_model(pl_module).data)
 
     @rank_zero_only
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what a trained model is validated on."""
         if not self._said:
-            self._say_what_is_there(_regressor(pl_module).data)
+            self._say_what_is_there(_offset_model(pl_module).data)
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the results where validation is all that was asked for."""
         if trainer.state.fn == "validate":
-            metrics = _regressor(pl_module).evaluations["val"].metrics
+            metrics = _offset_model(pl_module).evaluations["val"].metrics
             _say("\n" + format_table(metrics, [], title="validation"))
 
     def _say_what_is_there(self, data: CropDataModule) -> list[str]:
@@ -109,7 +109,7 @@ class RunReport(pl.Callback):
         """Write the results and show them."""
         if not trainer.is_global_zero:
             return
-        model = _regressor(pl_module)
+        model = _offset_model(pl_module)
         evaluation = model.evaluations["test"]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics |= {f"test/{name}": value for name, value in evaluation.metrics.items()}
@@ -160,7 +160,7 @@ class TensorBoardPictures(pl.Callback):
         """Show the first validation draws, and how predicted offsets compare with true ones."""
         if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking:
             return
-        model = _regressor(pl_module)
+        model = _offset_model(pl_module)
         evaluation = model.evaluations["val"]
         writer, step = trainer.logger.experiment, trainer.global_step
         panels = draw_rows(model.data, evaluation, range(min(16, len(evaluation.samples.items))))
@@ -180,7 +180,7 @@ class TensorBoardPictures(pl.Callback):
         """Log the settings with the final metrics, and the sheet of worst and random crops."""
         if not isinstance(trainer.logger, TensorBoardLogger):
             return
-        model = _regressor(pl_module)
+        model = _offset_model(pl_module)
         evaluation = model.evaluations["test"]
         metrics = {f"test/{name}": evaluation.metrics[name] for name in _HPARAM_METRICS}
         trainer.logger.log_hyperparams(self.settings, metrics)
@@ -210,7 +210,7 @@ class Throughput(pl.Callback):
     ) -> None:
         """Count, and log with the other scalars."""
         self._steps += 1
-        model = _regressor(pl_module)
+        model = _offset_model(pl_module)
         if model.logs_after(trainer.global_step):
             rate = self._steps * model.data.batch_size / (time.perf_counter() - self._since)
             pl_module.log("perf/crops_per_s", rate)
@@ -262,8 +262,8 @@ class ReusableConfig(SaveConfigCallback):
         write_atomically(Path(trainer.default_root_dir) / "config.yaml", text.encode())
 
 
-def _regressor(pl_module: pl.LightningModule) -> BoxRegressor:
-    assert isinstance(pl_module, BoxRegressor)
+def _offset_model(pl_module: pl.LightningModule) -> OffsetModel:
+    assert isinstance(pl_module, OffsetModel)
     return pl_module
 
 

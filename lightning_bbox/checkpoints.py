@@ -74,7 +74,9 @@ def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> Offse
     """
     try:
         plain = dict(checkpoint[CHECKPOINT_KEY]["spec"])
-        return OffsetSpec(**{**plain, "geometry": CropGeometry(**plain["geometry"])})
+        classes = tuple(plain.pop("classes", ()))  # checkpoints of 0.1.0 have none
+        geometry = CropGeometry(**plain.pop("geometry"))
+        return OffsetSpec(geometry=geometry, classes=classes, **plain)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{path}: wasn't written by lightning_bbox; give a checkpoint that a run of it wrote"
         raise BadInput(msg) from error

@@ -52,7 +52,6 @@ from lightning_bbox.ranks import (
 )
 from lightning_bbox.run_folders import begin_run, remove_empty_run
 from lightning_bbox.stopping import RunStopped, StopBetweenSteps, sigterm_raises
-from lightning_bbox.tasks import BoxRegressor
 
 COMMANDS = {
     "fit": "Train a model, and test its best checkpoint.",
@@ -268,7 +267,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         BoxCLI(
-            BoxRegressor,
+            OffsetModel,
             CropDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -76,12 +76,14 @@ class OffsetSpec:
         num_targets: 2 for (dx, dy), 4 for (dx, dy, dw, dh).
         max_shift: Largest shift to expect, in px.
         max_log_size: Largest change of log size to expect.
+        classes: Names of the classes.
     """
 
     geometry: CropGeometry
     num_targets: int
     max_shift: float
     max_log_size: float
+    classes: tuple[str, ...] = ()
 
     @property
     def bounds(self) -> list[float]:

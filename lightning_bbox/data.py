@@ -9,7 +9,7 @@ from typing import Literal
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightning_bbox.augment import Augment, NoiseBank
@@ -17,7 +17,7 @@ from lightning_bbox.boxes import box_centers, box_sizes, mirror_boxes
 from lightning_bbox.codecs import OffsetSpec, encode_deltas, refuse_other_crops
 from lightning_bbox.compiling import Compile, should_compile
 from lightning_bbox.crops import CropGeometry, compiled_bilinear, cut_crops, sample_bilinear
-from lightning_bbox.errors import BadInput
+from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.jitter import Jitter, UniformJitter
 from lightning_bbox.loader import PlanLoader, Rows, Split
 from lightning_bbox.plan import EpochPlan, stream_seed
@@ -87,6 +87,7 @@ class CropDataModule(pl.LightningDataModule):
         self._source: Source | None = None
         self._rough = False
         self._laid_out: dict[Split, tuple[int, Samples]] = {}
+        self._known_classes: tuple[str, ...] | None = None
 
     def read(self) -> Source:
         """Read pictures and boxes; called once."""
@@ -125,11 +126,16 @@ class CropDataModule(pl.LightningDataModule):
             self._laid_out.clear()
         _ = self.source
 
-    def follow(self, spec: OffsetSpec) -> None:
+    def follow(self, spec: OffsetSpec, needs_class: bool = False) -> None:
         """Cut crops as a trained model knows them; what was not asked for is taken from it.
 
+        Args:
+            spec: What the model was trained on.
+            needs_class: Whether it can only refine boxes of the classes it was trained on; they are
+                numbered as it numbers them.
+
         Raises:
-            BadInput: Other crops were asked for.
+            BadInput: Other crops were asked for, or there are other classes.
         """
         geometry, num_targets = self._crop or spec.geometry, self._num_targets or spec.num_targets
         refuse_other_crops(spec, geometry, num_targets)
@@ -137,6 +143,21 @@ class CropDataModule(pl.LightningDataModule):
             geometry = replace(geometry, supersample=spec.geometry.supersample)
         self.geometry, self.num_targets = geometry, num_targets
         self.noise = NoiseBank(("noise",), window=3 * geometry.size**2)
+        self._known_classes = spec.classes if needs_class else None
+        others = sorted(set(self.source.classes) - set(spec.classes)) if needs_class else []
+        if others:
+            msg = (
+                f"the model has a regressor for each of {listed(spec.classes)}, but the data has "
+                f"{listed(others)} too; leave them out with data.classes"
+            )
+            raise BadInput(msg)
+
+    @property
+    def label_numbers(self) -> Int64[Tensor, " c"]:
+        """The number that the model knows each class of the data by."""
+        classes = self.source.classes
+        known = self._known_classes or classes
+        return torch.tensor([known.index(name) for name in classes], dtype=torch.int64)
 
     def spec(self) -> OffsetSpec:
         """Return what a model must know of the data."""
@@ -148,7 +169,8 @@ class CropDataModule(pl.LightningDataModule):
         if self.geometry.square:
             width, height = box_sizes(train.boxes).unbind(dim=1)
             max_log_size += float((width / height).log().abs().max())
-        return OffsetSpec(self.geometry, self.num_targets, max_shift, max_log_size)
+        classes = tuple(self.source.classes)
+        return OffsetSpec(self.geometry, self.num_targets, max_shift, max_log_size, classes)
 
     def num_draws(self, split: Split) -> int:
         """Return how many samples an epoch of a split has; the training probe is a quarter."""
@@ -179,6 +201,7 @@ class CropDataModule(pl.LightningDataModule):
         factors = self.augment.factors(plan) if training else None
         return Samples(
             items=order,
+            labels=self.label_numbers[items.labels[order]],
             image_index=items.image_index[order],
             gt_boxes=mirror_boxes(gt_boxes, box_centers(proposals), flips),
             proposals=proposals,
@@ -215,7 +238,9 @@ class CropDataModule(pl.LightningDataModule):
         """Cut and augment the crops of some rows, on the rows' device."""
         samples = self._on_device(rows).take(rows.rows)
         crops = self.crops_of(samples, augment=rows.split == "train")
-        return Batch(crops, samples.gt_boxes, samples.proposals, rows.rows, rows.valid)
+        return Batch(
+            crops, samples.gt_boxes, samples.proposals, rows.rows, rows.valid, samples.labels
+        )
 
     @torch.no_grad()
     def crops_of(self, samples: Samples, augment: bool = False) -> Float[Tensor, "b 3 s s"]:

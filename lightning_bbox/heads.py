@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from lightning_bbox.codecs import TargetSpace
@@ -21,13 +21,23 @@ class Head(Part):
     are known. Losses and decoding run in fp32 whatever the network runs in.
     """
 
-    def build(self, in_features: int, bounds: list[float]) -> "Head":
+    per_class: bool = False
+    """Whether it can only refine boxes whose class is known."""
+
+    def build(self, in_features: int, bounds: list[float], num_classes: int = 1) -> "Head":
         """Make the layer; `bounds` holds each coordinate's largest offset, in px or log size."""
         raise NotImplementedError
 
     def fit(self, space: TargetSpace) -> None:
         """Take over the codec's target space."""
         raise NotImplementedError
+
+    def fit_features(self, features: Float[Tensor, "n f"]) -> None:
+        """Take over statistics of training features; none by default."""
+
+    def select(self, outputs: Tensor, labels: Int64[Tensor, " b"]) -> Tensor:
+        """Return the outputs that belong to each sample's class; all by default."""
+        return outputs
 
     def loss(self, outputs: Tensor, targets: Targets) -> Float[Tensor, " b"]:
         """Return each sample's loss."""
@@ -45,8 +55,13 @@ class Head(Part):
 class LinearHead(Head):
     """Regress the targets: a linear layer, no non-linearity, and a loss on the error.
 
+    The layer runs in fp32 whatever the network runs in: an exact solution is worth its digits.
+
     Args:
         loss: A loss of `lightning_bbox.losses`; smooth L1 by default.
+        standardize: Centre and scale the features by their training mean and standard deviation, so
+            that plain gradient descent gets on: uncentred features allow but a small learning rate.
+        per_class: A regressor for each class, as in R-CNN, instead of one for all.
 
     Examples:
         >>> head = LinearHead().build(8, bounds=[5.0, 5.0])
@@ -55,27 +70,55 @@ class LinearHead(Head):
     """
 
     std: Tensor
+    feature_mean: Tensor
+    feature_std: Tensor
 
-    def __init__(self, loss: Part | None = None) -> None:
+    def __init__(
+        self, loss: Part | None = None, standardize: bool = False, per_class: bool = False
+    ) -> None:
         super().__init__()
         self.criterion = loss or SmoothL1Loss()
+        self.standardize, self.per_class = standardize, per_class
 
-    def build(self, in_features: int, bounds: list[float]) -> "LinearHead":
+    def build(self, in_features: int, bounds: list[float], num_classes: int = 1) -> "LinearHead":
         """Make the layer, near zero, so that the first prediction is the training mean."""
-        self.linear = nn.Linear(in_features, len(bounds))
+        regressors = num_classes if self.per_class else 1
+        self.linear = nn.Linear(in_features, regressors * len(bounds))
         nn.init.normal_(self.linear.weight, std=0.001)
         nn.init.zeros_(self.linear.bias)
         self.register_buffer("std", torch.ones(len(bounds)))
+        if self.standardize:
+            self.register_buffer("feature_mean", torch.zeros(in_features))
+            self.register_buffer("feature_std", torch.ones(in_features))
         return self
 
     def fit(self, space: TargetSpace) -> None:
         """Take over the targets' standard deviation, the unit of the loss's lengths."""
         self.std.copy_(space.std)
 
-    def forward(self, features: Float[Tensor, "b f"]) -> Targets:
-        """Return the predicted targets."""
-        outputs: Tensor = self.linear(features)
-        return outputs
+    def fit_features(self, features: Float[Tensor, "n f"]) -> None:
+        """Take over the features' mean and standard deviation; constant ones are only centred."""
+        if self.standardize:
+            double = features.double()
+            std = double.std(dim=0)
+            self.feature_mean.copy_(double.mean(dim=0))
+            self.feature_std.copy_(torch.where(std > 1e-6 * std.max(), std, 1.0))
+
+    def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b m"]:
+        """Return the predicted targets, one class after the other where each has its regressor."""
+        with torch.autocast(features.device.type, enabled=False):
+            exact = features.to(self.linear.weight.dtype)
+            if self.standardize:
+                exact = (exact - self.feature_mean.to(exact)) / self.feature_std.to(exact)
+            outputs: Tensor = self.linear(exact)
+            return outputs
+
+    def select(self, outputs: Float[Tensor, "b m"], labels: Int64[Tensor, " b"]) -> Targets:
+        """Return the targets that the regressor of each sample's class predicts."""
+        if not self.per_class:
+            return outputs
+        regressors = outputs.view(len(outputs), -1, len(self.std))
+        return regressors[torch.arange(len(labels), device=labels.device), labels]
 
     def loss(self, outputs: Targets, targets: Targets) -> Float[Tensor, " b"]:
         """Apply the loss in fp32."""
@@ -130,7 +173,7 @@ class BinHead(Head):
             raise BadInput(msg)
         self.bin_width, self.log_bin_width, self.sigma = bin_width, log_bin_width, sigma
 
-    def build(self, in_features: int, bounds: list[float]) -> "BinHead":
+    def build(self, in_features: int, bounds: list[float], num_classes: int = 1) -> "BinHead":
         """Lay the bins out, symmetric about 0, in px and log size; the shorter rows are masked."""
         widths = torch.tensor([self.bin_width] * 2 + [self.log_bin_width] * (len(bounds) - 2))
         reach = [

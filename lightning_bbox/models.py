@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from lightning_bbox.backbones import Backbone, ShallowConvNet
@@ -28,7 +28,7 @@ from lightning_bbox.loader import Split
 from lightning_bbox.metrics import Refined, RefinedBoxes
 from lightning_bbox.parts import Plain, from_plain, to_plain
 from lightning_bbox.plan import stream_seed
-from lightning_bbox.preprocess import ChannelNorm, Preprocess
+from lightning_bbox.preprocess import Preprocess
 from lightning_bbox.samples import Batch, Samples
 
 
@@ -41,9 +41,14 @@ class OffsetNet(nn.Module):
 
     def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Tensor:
         """Return the head's outputs for raw crops in [0, 1]."""
-        normal = self.preprocess(crops.contiguous(memory_format=torch.channels_last))
-        outputs: Tensor = self.head(self.backbone(normal.to(next(self.parameters()).dtype)))
+        outputs: Tensor = self.head(self.features(crops))
         return outputs
+
+    def features(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b f"]:
+        """Return what the backbone makes of raw crops in [0, 1]."""
+        normal = self.preprocess(crops.contiguous(memory_format=torch.channels_last))
+        features: Tensor = self.backbone(normal.to(next(self.parameters()).dtype))
+        return features
 
 
 class OffsetModel(pl.LightningModule):
@@ -56,7 +61,8 @@ class OffsetModel(pl.LightningModule):
         backbone: Crops to features; a `ShallowConvNet` by default.
         head: Features to targets, with its loss; a `BinHead` by default.
         codec: Boxes to targets and back; a `MeanStdCodec` by default.
-        preprocess: Fitted on training crops; a `ChannelNorm` by default.
+        preprocess: Fitted on training crops; what the backbone's weights expect by default, else a
+            `ChannelNorm`.
         average_flips: At evaluation, average the boxes found on the crop and its three mirror
             images; as its checkpoint says by default, else not.
         compile: Compile the network; `auto` does on CUDA.
@@ -73,9 +79,10 @@ class OffsetModel(pl.LightningModule):
     ) -> None:
         super().__init__()
         self._asked = {"preprocess": preprocess, "backbone": backbone, "head": head, "codec": codec}
+        backbone = backbone or ShallowConvNet()
         self._take_parts(
-            preprocess or ChannelNorm(),
-            backbone or ShallowConvNet(),
+            preprocess or backbone.default_preprocess(),
+            backbone,
             head or BinHead(),
             codec or MeanStdCodec(),
         )
@@ -104,7 +111,8 @@ class OffsetModel(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed("init", seed))
             self.net.backbone.build(spec.geometry.size)
-            self.net.head.build(self.net.backbone.out_features, spec.bounds)
+            num_classes = max(1, len(spec.classes))
+            self.net.head.build(self.net.backbone.out_features, spec.bounds, num_classes)
         self.codec.build(spec)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lags
         self.spec = spec
@@ -116,7 +124,7 @@ class OffsetModel(pl.LightningModule):
             BadInput: The model isn't trained and is to predict, or was trained on other crops.
         """
         if self.spec is not None:
-            self.data.follow(self.spec)
+            self.data.follow(self.spec, needs_class=self.net.head.per_class)
         elif stage == "predict":
             msg = "the model isn't trained; load one with BoxRegressor.load_from_checkpoint(path)"
             raise BadInput(msg)
@@ -127,6 +135,7 @@ class OffsetModel(pl.LightningModule):
         """Build the model and fit codec, preprocessing and head on the training split."""
         data = self.data
         self.build(data.spec(), data.seed)
+        self.net.backbone.load_pretrained()
         samples = data.samples("train", epoch=0)
         self.codec.fit(samples.gt_boxes, samples.proposals)
         with torch.no_grad():
@@ -141,20 +150,42 @@ class OffsetModel(pl.LightningModule):
         ):
             self.net.compile(fullgraph=True)
 
-    def forward(self, crops: Float[Tensor, "b 3 s s"], proposals: Boxes) -> Boxes:
+    def forward(
+        self,
+        crops: Float[Tensor, "b 3 s s"],
+        proposals: Boxes,
+        labels: Int64[Tensor, " b"] | None = None,
+    ) -> Boxes:
         """Return refined boxes, in fp32 and in the proposals' frame.
 
         Args:
             crops: Crops in [0, 1], cut around the proposals.
             proposals: The boxes to refine.
+            labels: Their classes, for a head that has a regressor for each.
         """
-        return self._decode(self.net(crops), proposals)
+        return self._decode(self._outputs(crops, labels), proposals)
+
+    def _outputs(
+        self, crops: Tensor, labels: Tensor | None, features: Tensor | None = None
+    ) -> Tensor:
+        outputs: Tensor = self.net(crops) if features is None else self.net.head(features)
+        if labels is not None:
+            return self.net.head.select(outputs, labels)
+        if self.net.head.per_class:
+            msg = "the model has a regressor for each class; say the boxes' labels"
+            raise BadInput(msg)
+        return outputs
 
     def _decode(self, outputs: Tensor, proposals: Boxes) -> Boxes:
         return self.codec.decode(self.net.head.decode(outputs), proposals)
 
     def _losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " b"]:
         return self.net.head.loss(outputs, self.codec.encode(batch.gt_boxes, batch.proposals))
+
+    def logs_after(self, steps: int) -> bool:
+        """Tell whether scalars are logged once this many steps are done."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
+        return steps % every == 0
 
     def on_validation_epoch_start(self) -> None:
         """Begin empty tables."""
@@ -195,7 +226,7 @@ class OffsetModel(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Boxes:
         """Refine a batch of rough boxes, and return this process's own of them."""
-        boxes, stds = self.refine(batch.crops, batch.proposals)
+        boxes, stds = self.refine(batch.crops, batch.proposals, batch.labels)
         nothing = torch.zeros(len(boxes), device=boxes.device)
         self._tables["predict"].update(batch.rows, batch.valid, boxes, nothing, stds)
         return boxes[batch.valid]
@@ -206,32 +237,38 @@ class OffsetModel(pl.LightningModule):
 
     @torch.no_grad()
     def refine(
-        self, crops: Float[Tensor, "b 3 s s"], proposals: Boxes
+        self,
+        crops: Float[Tensor, "b 3 s s"],
+        proposals: Boxes,
+        labels: Int64[Tensor, " b"] | None = None,
     ) -> tuple[Boxes, Float[Tensor, "b n"]]:
         """Return refined boxes, and how far off the model deems them, averaged over flips if set.
 
         Args:
             crops: Crops in [0, 1], cut around the proposals.
             proposals: The boxes to refine.
+            labels: Their classes, for a head that has a regressor for each.
 
         Returns:
             The boxes in the proposals' frame, and their standard deviations in px and log size, NaN
             where the head can't tell.
         """
-        return self._refined(self.net(crops), crops, proposals)
+        return self._refined(self._outputs(crops, labels), crops, proposals, labels)
 
     def _evaluate(self, batch: Batch, split: Split) -> None:
-        outputs = self.net(batch.crops)
-        boxes, stds = self._refined(outputs, batch.crops, batch.proposals)
+        outputs = self._outputs(batch.crops, batch.labels, batch.features)
+        boxes, stds = self._refined(outputs, batch.crops, batch.proposals, batch.labels)
         losses = self._losses(outputs, batch)
         self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds)
 
-    def _refined(self, outputs: Tensor, crops: Tensor, proposals: Boxes) -> tuple[Boxes, Tensor]:
+    def _refined(
+        self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
+    ) -> tuple[Boxes, Tensor]:
         boxes, stds = [self._decode(outputs, proposals)], [self.net.head.stds(outputs)]
         centers = box_centers(proposals)
         for flips in ((1, 0), (0, 1), (1, 1)) if self.average_flips else ():
             axes = [dim for dim, flip in zip((3, 2), flips, strict=True) if flip]
-            outputs = self.net(crops.flip(axes))
+            outputs = self._outputs(crops.flip(axes), labels)
             mirrored = self._decode(outputs, proposals)
             axes_flipped = centers.new_tensor(flips).expand_as(centers)
             boxes.append(mirror_boxes(mirrored, centers, axes_flipped))

@@ -75,6 +75,7 @@ class Samples(NamedTuple):
     """
 
     items: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
     image_index: Int64[Tensor, " n"]
     gt_boxes: Float[Tensor, "n 4"]
     proposals: Float[Tensor, "n 4"]
@@ -100,6 +101,9 @@ class Batch(NamedTuple):
         proposals: The boxes to refine, same frame.
         rows: Row of each sample in its epoch.
         valid: False where a sample only fills up the batch.
+        labels: Class of each sample, as the model numbers them.
+        features: What the backbone makes of the crops, where that is known already: then there are
+            no crops, (b, 3, 0, 0).
     """
 
     crops: Float[Tensor, "b 3 s s"]
@@ -107,3 +111,5 @@ class Batch(NamedTuple):
     proposals: Float[Tensor, "b 4"]
     rows: Int64[Tensor, " b"]
     valid: Bool[Tensor, " b"]
+    labels: Int64[Tensor, " b"]
+    features: Float[Tensor, "b f"] | None = None

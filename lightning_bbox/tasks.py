@@ -38,7 +38,8 @@ class BoxRegressor(OffsetModel):
         backbone: Crops to features; a `ShallowConvNet` by default.
         head: Features to targets, with its loss; a `BinHead` by default.
         codec: Boxes to targets and back; a `MeanStdCodec` by default.
-        preprocess: Fitted on training crops; a `ChannelNorm` by default.
+        preprocess: Fitted on training crops; what the backbone's weights expect by default, else a
+            `ChannelNorm`.
         optimizer: AdamW with a learning rate of 3e-3 and a weight decay of 0.1 by default.
         schedule: Of the learning rate; `OneCycle` by default.
         average_flips: At evaluation, average the boxes found on the crop and its three mirror
@@ -94,7 +95,7 @@ class BoxRegressor(OffsetModel):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and a schedule over the whole run, once the weights are there."""
         self._take_weights()  # only now is it known whether the run goes on from a checkpoint
-        parameters = list(self.parameters())
+        parameters = [weights for weights in self.parameters() if weights.requires_grad]
         optimizer = (self.optimizer or self._adamw)(parameters)
         self._run = self._describe_run(optimizer)
         if self._resumed_run is not None:
@@ -156,7 +157,7 @@ class BoxRegressor(OffsetModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, weighted so that the ranks' gradients average to the global batch's."""
-        losses = self._losses(self.net(batch.crops), batch)
+        losses = self._losses(self._outputs(batch.crops, batch.labels, batch.features), batch)
         loss = losses.sum() * (self.trainer.world_size / self.data.batch_size)
         step, rate = self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"]
         moment = Moment(self.trainer.current_epoch, rate)
@@ -166,11 +167,6 @@ class BoxRegressor(OffsetModel):
             self.log("train/loss", self._watch.mean(), sync_dist=True)
             self.log("train/lr", rate)
         return loss
-
-    def logs_after(self, steps: int) -> bool:
-        """Tell whether scalars are logged once this many steps are done."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
-        return steps % every == 0
 
     def on_validation_epoch_start(self) -> None:
         """Begin empty tables, unless there is nothing to validate any more."""
