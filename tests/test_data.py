@@ -55,7 +55,8 @@ def walk(data, split, epoch=0, world_size=1):
 
 
 def same(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert first.features is None and second.features is None
+    return all(torch.equal(a, b) for a, b in zip(first[:-1], second[:-1], strict=True))
 
 
 def rows_of(split, num, epoch=0):
