@@ -226,3 +226,13 @@ def cluster_bootstrap(values, clusters, resamples, level, rng):
         drawn = rng.integers(len(members), size=len(members))
         means.append(np.concatenate([members[index] for index in drawn]).mean())
     return quantile(means, (1 - level) / 2), quantile(means, (1 + level) / 2)
+
+
+def dense_gcv(x: np.ndarray, y: np.ndarray, lam: float) -> float:
+    """Return generalised cross-validation from the matrix that makes residuals of targets."""
+    count = len(x)
+    centred = x - x.mean(axis=0)
+    residual_maker = lam * np.linalg.inv(centred @ centred.T + lam * np.eye(count))
+    residual_maker -= np.ones((count, count)) / count  # the mean is fitted without a penalty
+    residual = residual_maker @ y
+    return float(count * (residual**2).sum() / np.trace(residual_maker) ** 2)

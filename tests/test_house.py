@@ -19,6 +19,7 @@ ORDER = [
     *("images", "crops", "codecs", "jitter", "augment", "loader", "samples", "data"),
     *("box_data", "patch_data", "scenes", "scene_data"),
     *("preprocess", "losses", "backbones", "heads", "schedules"),
+    *("least_squares", "ridge"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
     *("models", "tasks", "refiner"),
     *("report", "callbacks", "predictions", "arguments", "options", "messages", "ranks"),

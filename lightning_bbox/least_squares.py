@@ -1,0 +1,351 @@
+"""Exact linear least squares with a ridge: one factorisation serves a whole grid of lambdas.
+
+The penalty is `||Y - XW||^2 + lambda ||W||^2` on features that are centred and scaled; the
+intercept isn't penalised.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_bbox.plan import keyed_generator
+
+Scaling = Literal["standard", "norm20", "none"]
+"""What features are divided by before they are penalised: each by its own standard deviation, all
+so that their mean norm is 20 (R-CNN's), or nothing. They are always centred."""
+
+LEAF = 256
+"""Rows of a Gram matrix whose whole block is computed; of larger ones only the lower triangle."""
+
+CHUNK = 2048
+"""Samples converted to fp64 at once."""
+
+ILL_CONDITIONED = 1e12
+"""Condition number from which fewer than four digits of fp64 are left."""
+
+
+class RidgeSolution(NamedTuple):
+    """Weights and intercept for features as they are, neither centred nor scaled.
+
+    Attributes:
+        weight: As in `nn.Linear`.
+        bias: The same.
+        lam: The lambda they belong to.
+        condition: Largest over smallest eigenvalue of what was solved, lambda included; estimated
+            from below where that was by Cholesky.
+    """
+
+    weight: Float[Tensor, "t p"]
+    bias: Float[Tensor, " t"]
+    lam: float
+    condition: float
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The eigenvectors of scaled features, from which every lambda's solution follows at once.
+
+    Directions that the samples don't span are left out, so that lambda 0 gives the solution of
+    minimum norm.
+
+    Attributes:
+        count: How many samples there are.
+        mean: Mean of the features.
+        scale: What they are divided by.
+        target_mean: Mean of the targets.
+        target_squares: Centred sum of squares of the targets.
+        values: Eigenvalues of the centred, scaled Gram matrix.
+        basis: Their eigenvectors.
+        cross: Products of the features along these with the targets.
+    """
+
+    count: int
+    mean: Float[Tensor, " p"]
+    scale: Float[Tensor, " p"]
+    target_mean: Float[Tensor, " t"]
+    target_squares: Float[Tensor, " t"]
+    values: Float[Tensor, " k"]
+    basis: Float[Tensor, "p k"]
+    cross: Float[Tensor, "k t"]
+
+    def solution(self, lam: float) -> RidgeSolution:
+        """Return the solution of one lambda; 0 gives that of minimum norm."""
+        weight = (self.basis @ (self.cross / (self.values + lam)[:, None])).T
+        values = self.values if len(self.values) else self.values.new_ones(1)
+        condition = float((values.max() + lam) / (values.min() + lam))
+        return _unscaled(weight, self.mean, self.scale, self.target_mean, lam, condition)
+
+    def gcv(self, lambdas: Float[Tensor, " l"]) -> Float[Tensor, " l"]:
+        """Return the generalised cross-validation of lambdas, infinite where nothing is left over.
+
+        It takes samples for independent; several draws of one object aren't.
+
+        References:
+            Golub, Heath and Wahba, Generalized cross-validation (1979).
+        """
+        values = self.values[:, None]
+        explained = self.cross.square().sum(dim=1)[:, None] / values
+        left = lambdas / (values + lambdas)  # of each direction; no difference, so no lost digits
+        outside = self.count - 1 - len(values)
+        residual = (explained * left.square()).sum(dim=0)
+        if outside:
+            residual = residual + (self.target_squares.sum() - explained.sum()).clamp(min=0)
+        free = outside + left.sum(dim=0)
+        return torch.where(free > 0, self.count * residual / free.square(), torch.inf)
+
+    def leave_one_out(
+        self,
+        features: Float[Tensor, "n p"],
+        targets: Float[Tensor, "n t"],
+        lambdas: Float[Tensor, " l"],
+    ) -> Float[Tensor, " l"]:
+        """Return the mean squared error of predicting each sample from all others.
+
+        Args:
+            features: The samples that the spectrum was made of.
+            targets: Theirs.
+            lambdas: Which lambdas to try.
+
+        References:
+            Allen, The relationship between variable selection and data augmentation (1974): the
+            error over one minus the leverage.
+        """
+        total = torch.zeros_like(lambdas)
+        for chunk, truth in chunks(features, targets):
+            along = ((chunk - self.mean) / self.scale) @ self.basis
+            centred = truth - self.target_mean
+            for index, lam in enumerate(lambdas):
+                share = 1 / (self.values + lam)
+                error = centred - along @ (self.cross * share[:, None])
+                free = 1 - 1 / self.count - along.square() @ share
+                total[index] += (error / free[:, None]).square().sum()
+        return total / targets.numel()
+
+
+class Moments:
+    """Means and centred products of samples, in fp64: all that a solution needs of many samples.
+
+    Args:
+        count: How many samples there are.
+        mean: Mean of the features.
+        target_mean: Mean of the targets.
+        gram: Centred products of the features; only the lower triangle is filled.
+        cross: Centred products of features and targets.
+        target_squares: Centred sums of squares of the targets.
+        mean_norm: Mean Euclidean norm of a sample's features.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        mean: Float[Tensor, " p"],
+        target_mean: Float[Tensor, " t"],
+        gram: Float[Tensor, "p p"],
+        cross: Float[Tensor, "p t"],
+        target_squares: Float[Tensor, " t"],
+        mean_norm: Float[Tensor, ""],
+    ) -> None:
+        self.count, self.mean, self.target_mean = count, mean, target_mean
+        self.gram, self.cross = gram, cross
+        self.target_squares, self.mean_norm = target_squares, mean_norm
+
+    def scale(self, scaling: Scaling) -> Float[Tensor, " p"]:
+        """Return what features are divided by; those that are constant by infinity, so they go."""
+        variances = self.gram.diagonal() / self.count
+        return _scale(scaling, variances, self.mean, self.mean_norm)
+
+    def _scaled(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        return self.gram / scale[:, None] / scale, self.cross / scale[:, None]
+
+    def spectrum(self, scaling: Scaling) -> Spectrum:
+        """Decompose the Gram matrix."""
+        scale = self.scale(scaling)
+        gram, cross = self._scaled(scale)
+        values, vectors = torch.linalg.eigh(gram)
+        spanned = _spanned(values, self.count)
+        values, basis = values[spanned], vectors[:, spanned]
+        return Spectrum(
+            self.count, self.mean, scale, self.target_mean, self.target_squares,
+            values, basis, basis.T @ cross,
+        )  # fmt: skip
+
+    def solve(self, lam: float, scaling: Scaling) -> RidgeSolution:
+        """Solve for one lambda by Cholesky, or by the spectrum where that breaks down."""
+        scale = self.scale(scaling)
+        solved = _solve(*self._scaled(scale), lam)
+        if solved is None:
+            return self.spectrum(scaling).solution(lam)
+        weight, condition = solved
+        return _unscaled(weight.T, self.mean, scale, self.target_mean, lam, condition)
+
+    def squared_error(self, solution: RidgeSolution) -> float:
+        """Return the sum of squared errors of a solution on these samples."""
+        weight, bias, *_ = solution
+        lower = self.gram.tril()
+        full = weight @ lower + weight @ lower.tril(-1).T
+        spread = (full * weight).sum() - 2 * (weight.T * self.cross).sum()
+        offset = self.target_mean - bias - weight @ self.mean
+        return float(self.target_squares.sum() + spread + self.count * offset.square().sum())
+
+
+class Rows:
+    """Samples as they are, for fewer samples than features: the dual form.
+
+    Args:
+        features: A row a sample.
+        targets: The same.
+    """
+
+    def __init__(self, features: Float[Tensor, "n p"], targets: Float[Tensor, "n t"]) -> None:
+        self.features, self.targets = features, targets
+
+    def _scaled(self, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return scaled features and centred targets, and what they were centred and scaled by."""
+        x, y = self.features.double(), self.targets.double()
+        mean, target_mean = x.mean(dim=0), y.mean(dim=0)
+        mean_norm = x.norm(dim=1).mean() if scaling == "norm20" else mean.new_ones(())
+        x = x - mean
+        if scaling == "none":
+            return x, y - target_mean, mean, torch.ones_like(mean), target_mean
+        variances = torch.linalg.vector_norm(x, dim=0).square() / len(x)
+        scale = _scale(scaling, variances, mean, mean_norm)
+        return x.div_(scale), y - target_mean, mean, scale, target_mean
+
+    def spectrum(self, scaling: Scaling) -> Spectrum:
+        """Decompose the samples' own products."""
+        x, y, mean, scale, target_mean = self._scaled(scaling)
+        values, vectors = torch.linalg.eigh(_lower_product(x))
+        spanned = _spanned(values, x.shape[1])
+        values, vectors = values[spanned], vectors[:, spanned]
+        return Spectrum(
+            len(x), mean, scale, target_mean, y.square().sum(dim=0),
+            values, x.T @ (vectors / values.sqrt()), values.sqrt()[:, None] * (vectors.T @ y),
+        )  # fmt: skip
+
+    def solve(self, lam: float, scaling: Scaling) -> RidgeSolution:
+        """Solve for one lambda by Cholesky, or by the spectrum where that breaks down."""
+        x, y, mean, scale, target_mean = self._scaled(scaling)
+        solved = _solve(_lower_product(x), y, lam)
+        if solved is None:
+            return self.spectrum(scaling).solution(lam)
+        weight, condition = solved
+        return _unscaled(weight.T @ x, mean, scale, target_mean, lam, condition)
+
+    def squared_error(self, solution: RidgeSolution) -> float:
+        """Return the sum of squared errors of a solution on these samples."""
+        weight, bias, *_ = solution
+        error = self.targets.double() - bias - self.features.double() @ weight.T
+        return float(error.square().sum())
+
+
+def lambda_grid(spectra: list[Spectrum], steps: int = 21) -> Float[Tensor, " l"]:
+    """Return lambdas from a millionth to ten thousand times the mean eigenvalue.
+
+    Args:
+        spectra: What the lambdas are for.
+        steps: How many.
+
+    Examples:
+        >>> x = torch.randn(50, 3, dtype=torch.float64)
+        >>> lambda_grid([Rows(x, x).spectrum("none")], steps=3).log10().diff()
+        tensor([5., 5.], dtype=torch.float64)
+    """
+    trace = sum(float(spectrum.values.sum()) for spectrum in spectra)
+    directions = max(1, sum(len(spectrum.values) for spectrum in spectra))
+    factors = torch.logspace(-6, 4, steps, dtype=torch.float64)
+    return factors * (trace / directions or 1.0)
+
+
+def add_lower_product(product: Float[Tensor, "m m"], rows: Float[Tensor, "m k"]) -> None:
+    """Add `rows @ rows.T` to the lower triangle, by halves: torch has no product of half the work.
+
+    What lies above the diagonal means nothing.
+
+    Args:
+        product: Where to add.
+        rows: In the same dtype.
+
+    Examples:
+        >>> product = torch.zeros(2, 2)
+        >>> add_lower_product(product, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        >>> product.tril()
+        tensor([[ 5.,  0.],
+                [11., 25.]])
+    """
+    if len(rows) <= LEAF:
+        product.addmm_(rows, rows.T)
+        return
+    half = len(rows) // 2
+    add_lower_product(product[:half, :half], rows[:half])
+    product[half:, :half].addmm_(rows[half:], rows[:half].T)
+    add_lower_product(product[half:, half:], rows[half:])
+
+
+def chunks(
+    features: Float[Tensor, "n p"], targets: Float[Tensor, "n t"]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Walk through samples, in fp64 and a few at once, so that a large table isn't copied.
+
+    Examples:
+        >>> [len(x) for x, _ in chunks(torch.ones(3000, 1), torch.ones(3000, 1))]
+        [2048, 952]
+    """
+    for start in range(0, len(features), CHUNK):
+        rows = slice(start, start + CHUNK)
+        yield features[rows].double(), targets[rows].double()
+
+
+def _lower_product(rows: Float[Tensor, "m k"]) -> Float[Tensor, "m m"]:
+    product = rows.new_zeros(len(rows), len(rows))
+    add_lower_product(product, rows)
+    return product
+
+
+def _scale(scaling: Scaling, variances: Tensor, mean: Tensor, mean_norm: Tensor) -> Tensor:
+    """Return what features are divided by: infinity where all that varies is rounding."""
+    if scaling == "none":
+        return torch.ones_like(mean)
+    if scaling == "norm20":
+        return (mean_norm / 20).expand_as(mean)
+    rounding = 100 * torch.finfo(torch.float64).eps * mean.square()
+    return torch.where(variances > rounding, variances.clamp(min=0).sqrt(), torch.inf)
+
+
+def _spanned(values: Tensor, other_side: int) -> Tensor:
+    """Tell which eigenvalues are more than rounding."""
+    eps = torch.finfo(torch.float64).eps
+    return values > eps * max(len(values), other_side) * values.abs().max()
+
+
+def _unscaled(
+    weight: Tensor, mean: Tensor, scale: Tensor, target_mean: Tensor, lam: float, condition: float
+) -> RidgeSolution:
+    weight = weight / scale
+    return RidgeSolution(weight, target_mean - weight @ mean, lam, condition)
+
+
+def _solve(
+    products: Float[Tensor, "m m"], right: Float[Tensor, "m t"], lam: float
+) -> tuple[Float[Tensor, "m t"], float] | None:
+    """Solve `(products + lam) w = right` and estimate the condition number; None if that fails.
+
+    Only the lower triangle is read. A few steps of power iteration each way, downwards from the
+    smallest pivot, give the condition from below, most often within a factor of three.
+    """
+    products.diagonal().add_(lam)
+    factor, failed = torch.linalg.cholesky_ex(products)
+    if lam <= 0 or bool(failed):
+        return None
+    large = torch.randn(len(right), 1, generator=keyed_generator("condition")).to(right)
+    small = 1e-3 * large / large.norm()
+    small[factor.diagonal().argmin()] += 1
+    solved = torch.cholesky_solve(torch.cat([right, small], dim=1), factor)
+    small = solved[:, -1:]
+    for _ in range(2):
+        small = torch.cholesky_solve(small / small.norm(), factor)
+        large = factor @ (factor.T @ (large / large.norm()))
+    return solved[:, :-1], float(large.norm() * small.norm())
