@@ -9,6 +9,7 @@ from lightning_bbox.codecs import (
     MaxShiftCodec,
     MeanStdCodec,
     PixelCodec,
+    WhitenedCodec,
 )
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
@@ -49,5 +50,6 @@ __all__ = [
     "ShallowConvNet",
     "SmoothL1Loss",
     "UniformJitter",
+    "WhitenedCodec",
     "refine",
 ]

@@ -2,7 +2,7 @@
 
 One codec serves sampler, loss, decoder and exporter; its statistics are buffers and travel in the
 checkpoint. Targets are Girshick's deltas (dx, dy) or (dx, dy, dw, dh), shifted and scaled
-coordinate by coordinate.
+coordinate by coordinate, or whitened together.
 """
 
 import math
@@ -135,12 +135,14 @@ class TargetSpace(NamedTuple):
         origin: The target of a perfect proposal.
         std: Standard deviation of the training targets.
         bound: Largest offset to expect, in px and in log size.
+        mixed: Whether targets mix the coordinates, so that units and origins mean nothing.
     """
 
     unit: Float[Tensor, " n"]
     origin: Float[Tensor, " n"]
     std: Float[Tensor, " n"]
     bound: Float[Tensor, " n"]
+    mixed: bool = False
 
 
 class DeltaCodec(Part):
@@ -190,12 +192,15 @@ class DeltaCodec(Part):
                 f"nothing to learn; check the jitter, or use 2 targets where sizes don't change"
             )
             raise BadInput(msg)
-        shift, scale = self._scaling(deltas)
-        targets = (deltas - shift) / scale
-        self.shift.copy_(shift)
-        self.scale.copy_(scale)
+        self._fit_scaling(deltas)
+        targets = self._scaled(deltas)
         self.mean.copy_(targets.mean(dim=0))
         self.std.copy_(targets.std(dim=0))
+
+    def _fit_scaling(self, deltas: Tensor) -> None:
+        shift, scale = self._scaling(deltas)
+        self.shift.copy_(shift)
+        self.scale.copy_(scale)
 
     def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(deltas[0]), torch.ones_like(deltas[0])
@@ -203,16 +208,21 @@ class DeltaCodec(Part):
     def encode(self, gt_boxes: Boxes, proposals: Boxes) -> Float[Tensor, "*#b n"]:
         """Return the targets of true boxes, in fp32."""
         anchors = self.spec.geometry.anchors(proposals.float())
-        deltas = encode_deltas(gt_boxes.float(), anchors)[..., : self.spec.num_targets]
-        return (deltas - self.shift) / self.scale
+        return self._scaled(encode_deltas(gt_boxes.float(), anchors)[..., : self.spec.num_targets])
 
     def decode(self, targets: Float[Tensor, "*#b n"], proposals: Boxes) -> Boxes:
         """Return the boxes of targets, in fp32; with two targets proposals keep their size."""
-        deltas = targets.float() * self.scale + self.shift
+        deltas = self._unscaled(targets.float())
         anchors = self.spec.geometry.anchors(proposals.float())
         if self.spec.num_targets == 4:
             return decode_deltas(deltas, anchors)
         return shift_boxes(proposals.float(), deltas * box_sizes(anchors))
+
+    def _scaled(self, deltas: Tensor) -> Tensor:
+        return (deltas - self.shift) / self.scale
+
+    def _unscaled(self, targets: Tensor) -> Tensor:
+        return targets * self.scale + self.shift
 
     def space(self) -> TargetSpace:
         """Return the way from px to targets."""
@@ -289,3 +299,59 @@ class PixelCodec(DeltaCodec):
 
     def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(deltas[0]), deltas.new_tensor(self.spec.units)
+
+
+class WhitenedCodec(DeltaCodec):
+    """Deltas with all correlations taken out: centred, times the covariance's inverse root.
+
+    Args:
+        eps: What is added to the covariance's eigenvalues, as a share of their mean.
+
+    References:
+        Girshick et al., Rich feature hierarchies (2014): its code whitens the targets of its box
+        regressors, with an absolute eps of 0.001; ours is relative, since deltas are small.
+
+    Examples:
+        >>> codec = WhitenedCodec().build(OffsetSpec(CropGeometry(), 2, 5.0, 0.0))
+        >>> proposals = torch.tensor([[0.0, 0.0, 30.0, 30.0]]).expand(4, 4)
+        >>> boxes = shift_boxes(proposals, torch.tensor([[3.0, 0], [-3, 0], [0, 3], [0, -3]]))
+        >>> codec.fit(boxes, proposals)
+        >>> codec.encode(boxes, proposals).std(dim=0)
+        tensor([0.9995, 0.9995])
+    """
+
+    whitening: Tensor
+    coloring: Tensor
+
+    def __init__(self, eps: float = 0.001) -> None:
+        super().__init__()
+        if eps < 0:
+            msg = f"WhitenedCodec eps is {eps}; expected 0 or more"
+            raise BadInput(msg)
+        self.eps = eps
+
+    def build(self, spec: OffsetSpec) -> "WhitenedCodec":
+        """Make the buffers for a number of targets."""
+        super().build(spec)
+        self.register_buffer("whitening", torch.eye(spec.num_targets))
+        self.register_buffer("coloring", torch.eye(spec.num_targets))
+        return self
+
+    def _fit_scaling(self, deltas: Tensor) -> None:
+        self.shift.copy_(deltas.mean(dim=0))
+        variances, axes = torch.linalg.eigh(deltas.T.cov())
+        stds = (variances.clamp(min=0) + self.eps * variances.mean()).sqrt()
+        self.whitening.copy_(axes / stds @ axes.T)
+        self.coloring.copy_(axes * stds @ axes.T)
+
+    def _scaled(self, deltas: Tensor) -> Tensor:
+        # A sum, not a matrix product: this stays in fp32 under autocast and without TF32.
+        whitening = self.whitening.to(deltas)
+        return ((deltas - self.shift)[..., None, :] * whitening).sum(dim=-1)
+
+    def _unscaled(self, targets: Tensor) -> Tensor:
+        return (targets[..., None, :] * self.coloring).sum(dim=-1) + self.shift
+
+    def space(self) -> TargetSpace:
+        """Return the targets' spread; the coordinates are mixed."""
+        return super().space()._replace(mixed=True)

@@ -195,7 +195,17 @@ class BinHead(Head):
         return self
 
     def fit(self, space: TargetSpace) -> None:
-        """Take over where px lie in target units."""
+        """Take over where px lie in target units.
+
+        Raises:
+            BadInput: The codec mixes the coordinates, so that bins of one mean nothing.
+        """
+        if space.mixed:
+            msg = (
+                "BinHead needs a codec that keeps the coordinates apart, which WhitenedCodec does "
+                "not; choose MeanStdCodec, or LinearHead"
+            )
+            raise BadInput(msg)
         self.origin.copy_(space.origin)
         self.unit.copy_(space.unit)
 

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +15,7 @@ from lightning_bbox.codecs import (
     MeanStdCodec,
     OffsetSpec,
     PixelCodec,
+    WhitenedCodec,
     decode_deltas,
     encode_deltas,
 )
@@ -25,8 +27,9 @@ from tests.draws import THOROUGH, box_sets
 
 GEOMETRY = CropGeometry(context=1.5, reference_size=45.0)
 MAX_SHIFT, MAX_LOG = 5.0, 0.2
-CODECS = [DeltaCodec, FixedStdCodec, MeanStdCodec, MaxShiftCodec, PixelCodec]
+CODECS = [DeltaCodec, FixedStdCodec, MeanStdCodec, MaxShiftCodec, PixelCodec, WhitenedCodec]
 each_codec = pytest.mark.parametrize("kind", CODECS)
+each_unmixed_codec = pytest.mark.parametrize("kind", CODECS[:-1])
 two_or_four = pytest.mark.parametrize("num_targets", [2, 4])
 
 
@@ -124,7 +127,7 @@ def test_encode_inverts_decode(kind, num_targets, numbers):
     torch.testing.assert_close(again, targets, rtol=1e-4, atol=1e-3)
 
 
-@each_codec
+@each_unmixed_codec
 @two_or_four
 def test_an_offset_in_px_is_the_target_origin_plus_px_times_unit(kind, num_targets):
     codec, gt_boxes, anchors, offsets = fitted(kind, num_targets)
@@ -147,7 +150,7 @@ def test_the_space_knows_the_training_targets_spread_and_the_bounds(kind, num_ta
     assert bool((space.unit > 0).all())
 
 
-@each_codec
+@each_unmixed_codec
 @two_or_four
 def test_a_perfect_proposal_has_the_origin_as_target(kind, num_targets):
     codec, _, anchors, _ = fitted(kind, num_targets)
@@ -221,7 +224,7 @@ def test_targets_ignore_a_shift_and_a_scale_of_the_picture(kind, drawn, x, y, sc
     torch.testing.assert_close(moved, targets, rtol=1e-3, atol=2e-2)
 
 
-@each_codec
+@each_unmixed_codec
 def test_mirroring_the_picture_changes_the_sign_of_the_shift(kind):
     codec, gt_boxes, anchors, _ = fitted(kind, 4)
     centers, across = torch.full((400, 2), 100.0), torch.tensor([1.0, 0.0]).expand(400, 2)
@@ -270,7 +273,8 @@ def test_statistics_travel_in_the_state(kind, num_targets):
     copy.load_state_dict(codec.state_dict())
     assert torch.equal(copy.encode(gt_boxes, anchors), codec.encode(gt_boxes, anchors))
     assert all(
-        torch.equal(ours, theirs) for ours, theirs in zip(copy.space(), codec.space(), strict=True)
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(copy.space()[:4], codec.space()[:4], strict=True)
     )
 
 
@@ -325,3 +329,36 @@ def test_a_square_crop_leaves_the_size_of_a_shifted_box_alone():
     targets = codec.encode(boxes, proposals)
     torch.testing.assert_close(targets, torch.tensor([[0.1, -0.05]]))
     torch.testing.assert_close(codec.decode(targets, proposals), boxes)
+
+
+@two_or_four
+def test_whitened_targets_have_unit_covariance_and_equal_the_formula(num_targets):
+    codec, gt_boxes, anchors, _ = fitted(WhitenedCodec, num_targets)
+    targets = codec.encode(gt_boxes, anchors).double().numpy()
+    deltas = reference.each(reference.encode, gt_boxes, anchors)[:, :num_targets]
+    values, axes = np.linalg.eigh(np.cov(deltas.T))
+    whitening = axes @ np.diag((values + 0.001 * values.mean()) ** -0.5) @ axes.T
+    np.testing.assert_allclose(targets, (deltas - deltas.mean(axis=0)) @ whitening, atol=1e-4)
+    np.testing.assert_allclose(np.cov(targets.T), np.eye(num_targets), atol=0.01)
+
+
+def test_whitening_takes_out_a_correlation():
+    shifts = drawn_offsets(400, 2)[:, :2]
+    shifts[:, 1] = shifts[:, 0] + 0.1 * shifts[:, 1]
+    anchors = made_up_anchors(400)
+    gt_boxes = shift_boxes(anchors, shifts * GEOMETRY.px(anchors))
+    codec = WhitenedCodec(eps=0).build(OffsetSpec(GEOMETRY, 2, MAX_SHIFT, 0.0))
+    codec.fit(gt_boxes, anchors)
+    targets = codec.encode(gt_boxes, anchors)
+    torch.testing.assert_close(targets.T.cov(), torch.eye(2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(codec.decode(targets, anchors), gt_boxes.float())
+
+
+def test_whitened_targets_mix_the_coordinates():
+    assert fitted(WhitenedCodec, 4)[0].space().mixed
+    assert not fitted(MeanStdCodec, 4)[0].space().mixed
+
+
+def test_whitening_with_a_negative_eps_is_refused():
+    with pytest.raises(BadInput, match="WhitenedCodec eps is -1"):
+        WhitenedCodec(eps=-1)
