@@ -4,6 +4,7 @@ A loader yields row numbers only. The rows' boxes, proposals and random numbers 
 whole epoch by the plan, moved to the device once, and the crops are cut there.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -242,6 +243,26 @@ class CropDataModule(pl.LightningDataModule):
             crops, samples.gt_boxes, samples.proposals, rows.rows, rows.valid, samples.labels
         )
 
+    def batches(self, split: Split, epoch: int, device: torch.device) -> Iterator[Batch]:
+        """Walk through an epoch outside of the trainer's own loops: this process's share of it."""
+        loader = self._loader(split, lambda: (epoch, 0))
+        for index, (_, _, rows, valid) in enumerate(loader):
+            if split == "train":
+                self._seed_step(epoch * len(loader) + index)
+            yield self.make_batch(Rows(split, epoch, rows.to(device), valid.to(device)))
+
+    def _loader(
+        self, split: Split, position: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    ) -> PlanLoader:
+        full = split == "train"
+        return PlanLoader(
+            split, self.num_draws(split), self.batch_size, *self._ranks(), position, full
+        )
+
+    def _seed_step(self, step: int) -> None:
+        """Seed what can't be keyed by sample."""
+        torch.manual_seed(stream_seed("step", self.seed, step, self._ranks()[0]))
+
     @torch.no_grad()
     def crops_of(self, samples: Samples, augment: bool = False) -> Float[Tensor, "b 3 s s"]:
         """Cut the crops of samples as a model sees them."""
@@ -257,8 +278,7 @@ class CropDataModule(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: Rows, dataloader_idx: int) -> Batch:
         """Turn rows into crops, after seeding what can't be keyed by sample with the step."""
         if batch.split == "train" and self.trainer is not None:
-            key = ("step", self.seed, self.trainer.global_step, self.trainer.global_rank)
-            torch.manual_seed(stream_seed(*key))
+            self._seed_step(self.trainer.global_step)
         return self.make_batch(batch)
 
     def train_dataloader(self) -> PlanLoader:
@@ -267,34 +287,26 @@ class CropDataModule(pl.LightningDataModule):
         Raises:
             BadInput: There are more processes than samples in a batch.
         """
-        rank, world_size = self._ranks()
+        world_size = self._ranks()[1]
         if self.batch_size < world_size:
             msg = (
                 f"data batch_size is {self.batch_size}, but there are {world_size} processes; "
                 f"expected at least a sample for each"
             )
             raise BadInput(msg)
-        return PlanLoader(
-            "train",
-            self.draws_per_epoch,
-            self.batch_size,
-            rank,
-            world_size,
-            position=self._position,
-            full=True,
-        )
+        return self._loader("train", self._position)
 
     def val_dataloader(self) -> list[PlanLoader]:
         """Walk through the validation draws, then the fixed training draws."""
-        return [self._evaluation("val"), self._evaluation("train_eval")]
+        return [self._loader("val"), self._loader("train_eval")]
 
     def test_dataloader(self) -> PlanLoader:
         """Walk through the test draws."""
-        return self._evaluation("test")
+        return self._loader("test")
 
     def predict_dataloader(self) -> PlanLoader:
         """Walk through the boxes to refine."""
-        return self._evaluation("predict")
+        return self._loader("predict")
 
     def error_floor(self, samples: Samples) -> dict[str, float]:
         """Return what is known of the least possible error, to stand beside the metrics."""
@@ -323,9 +335,6 @@ class CropDataModule(pl.LightningDataModule):
                 line + (f", {failed} of {len(deltas)} draws left unjittered" if failed else "")
             )
         return lines
-
-    def _evaluation(self, split: Split) -> PlanLoader:
-        return PlanLoader(split, self.num_draws(split), self.batch_size, *self._ranks())
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -4,7 +4,7 @@ The penalty is `||Y - XW||^2 + lambda ||W||^2` on features that are centred and 
 intercept isn't penalised.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -201,7 +201,7 @@ class Rows:
     """
 
     def __init__(self, features: Float[Tensor, "n p"], targets: Float[Tensor, "n t"]) -> None:
-        self.features, self.targets = features, targets
+        self.features, self.targets, self.count = features, targets, len(features)
 
     def _scaled(self, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return scaled features and centred targets, and what they were centred and scaled by."""
@@ -242,22 +242,41 @@ class Rows:
         return float(error.square().sum())
 
 
-def lambda_grid(spectra: list[Spectrum], steps: int = 21) -> Float[Tensor, " l"]:
-    """Return lambdas from a millionth to ten thousand times the mean eigenvalue.
+def score_lambdas(
+    spectra: Sequence[Spectrum | None],
+    held_out: Sequence[Moments | Rows | None] | None = None,
+    steps: int = 21,
+) -> tuple[Float[Tensor, " l"], Float[Tensor, " l"]]:
+    """Score lambdas from a millionth to ten thousand times the mean eigenvalue: less is better.
 
     Args:
-        spectra: What the lambdas are for.
-        steps: How many.
+        spectra: What they are for; several regressors share one lambda.
+        held_out: Samples to score each regressor on, by its squared error; without them generalised
+            cross-validation scores it.
+        steps: How many lambdas.
+
+    Returns:
+        The lambdas, and their scores.
 
     Examples:
-        >>> x = torch.randn(50, 3, dtype=torch.float64)
-        >>> lambda_grid([Rows(x, x).spectrum("none")], steps=3).log10().diff()
-        tensor([5., 5.], dtype=torch.float64)
+        >>> x = torch.arange(12.0).view(6, 2) ** 2
+        >>> lambdas, scores = score_lambdas([Rows(x, x).spectrum("none")], steps=3)
+        >>> lambdas.log10().diff(), scores.argmin()
+        (tensor([5., 5.], dtype=torch.float64), tensor(0))
     """
-    trace = sum(float(spectrum.values.sum()) for spectrum in spectra)
-    directions = max(1, sum(len(spectrum.values) for spectrum in spectra))
-    factors = torch.logspace(-6, 4, steps, dtype=torch.float64)
-    return factors * (trace / directions or 1.0)
+    there = [spectrum for spectrum in spectra if spectrum]
+    trace = sum(float(spectrum.values.sum()) for spectrum in there)
+    directions = max(1, sum(len(spectrum.values) for spectrum in there))
+    grid = torch.logspace(-6, 4, steps, dtype=torch.float64) * (trace / directions or 1.0)
+    if held_out is None:
+        scores = [each.count * each.gcv(grid.to(each.values)).cpu() for each in there]
+        return grid, torch.stack(scores).sum(dim=0)
+    errors = [
+        [held.squared_error(each.solution(float(lam))) for lam in grid]
+        for each, held in zip(spectra, held_out, strict=True)
+        if each and held
+    ]
+    return grid, torch.tensor(errors, dtype=torch.float64).sum(dim=0)
 
 
 def add_lower_product(product: Float[Tensor, "m m"], rows: Float[Tensor, "m k"]) -> None:

@@ -1,14 +1,28 @@
 """What a command says beside its results: warnings, a line each, and little of Lightning's own."""
 
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from lightning_bbox.files import CANNOT_WRITE
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print what a person wants to read, once for all processes.
+
+    Examples:
+        >>> say("training on 1 x cpu")
+        training on 1 x cpu
+    """
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager
@@ -46,6 +60,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     # A run that is resumed has checkpoints; others are refused before they begin.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # A ridge needs no optimizer.
+    warnings.filterwarnings("ignore", message="`LightningModule.configure_optimizers` returned")
     # Testing a checkpoint needs none of the callbacks that trained it.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
     # We refuse such pictures in a sentence of our own.

@@ -7,6 +7,7 @@ from typing import Any, Self
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float, Int64
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_bbox.backbones import Backbone, ShallowConvNet
@@ -17,6 +18,7 @@ from lightning_bbox.checkpoints import (
     read_checkpoint,
     read_spec,
     refuse_other_parts,
+    refuse_other_run,
 )
 from lightning_bbox.codecs import DeltaCodec, MeanStdCodec, OffsetSpec, refuse_other_crops
 from lightning_bbox.compiling import Compile, should_compile
@@ -90,6 +92,8 @@ class OffsetModel(pl.LightningModule):
         self.spec: OffsetSpec | None = None
         self.evaluations: dict[Split, Evaluation] = {}
         self._tables: dict[Split, RefinedBoxes] = {}
+        self._run: dict[str, Plain] = {}
+        self._resumed_run: dict[str, Plain] | None = None
 
     def _take_parts(
         self, preprocess: Preprocess, backbone: Backbone, head: Head, codec: DeltaCodec
@@ -290,9 +294,15 @@ class OffsetModel(pl.LightningModule):
         return self.codec.decode(self.codec.mean.expand(len(proposals), -1), proposals).cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the recipe of the model and the spec of its data, as plain data."""
+        """Add what rebuilds the model, and what must not change when a run goes on."""
         assert self.spec is not None
-        checkpoint[CHECKPOINT_KEY] = {"model": self.recipe(), "spec": asdict(self.spec)}
+        ours: dict[str, Any] = {"model": self.recipe(), "spec": asdict(self.spec)}
+        if self.trainer.state.fn == "fit":
+            ours |= {
+                "run": self._run,
+                "training_set": self.data.source.splits["train"].digest(),
+            }
+        checkpoint[CHECKPOINT_KEY] = ours
 
     def recipe(self) -> dict[str, Plain]:
         """Return the arguments that rebuild this model, as plain data (without the optimizer)."""
@@ -352,6 +362,30 @@ class OffsetModel(pl.LightningModule):
         self.configure_model()
         # Lightning does it later, when the weights of a run in 64-true would be rounded already.
         self.trainer.precision_plugin.convert_module(self.net)
+        if self.trainer.state.fn == "fit":
+            self._resumed_run = checkpoint[CHECKPOINT_KEY].get("run", {})
+            training_set = self.data.source.splits["train"].digest()
+            if checkpoint[CHECKPOINT_KEY].get("training_set") != training_set:
+                rank_zero_warn("the training boxes are not those this run began with")
+
+    def keep_to_the_run(self, run: dict[str, Plain]) -> None:
+        """Remember what must not change when a run goes on, and refuse what did.
+
+        Args:
+            run: Settings of the subclass.
+
+        Raises:
+            BadInput: The checkpoint's run was another.
+        """
+        spec = self.data.spec()
+        self._run = run | {
+            "data.seed": self.data.seed,
+            "data.batch_size": self.data.batch_size,
+            "data.draws_per_epoch": self.data.draws_per_epoch,
+            "data.jitter's largest shift": spec.max_shift,
+        }
+        if self._resumed_run is not None:
+            refuse_other_run(self._resumed_run, self._run)
 
     def _become(self, checkpoint: dict[str, Any]) -> None:
         recipe, spec = checkpoint[CHECKPOINT_KEY]["model"], read_spec(checkpoint)

@@ -17,7 +17,25 @@ from lightning_bbox.least_squares import (
 )
 
 
-class RidgeSums(Metric):
+class Gathering(Metric):
+    """What is gathered of samples, and can be kept while a pass is stopped."""
+
+    full_state_update = False
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what all processes gathered."""
+        with self.sync_context():
+            return {name: dim_zero_cat(getattr(self, name)).clone() for name in self._defaults}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from what was gathered; one process takes it, the others begin empty."""
+        for name, default in self._defaults.items():
+            held = state[name].to(self.device)
+            setattr(self, name, [held] if isinstance(default, list) else held)
+        self._update_count += 1
+
+
+class RidgeSums(Gathering):
     """Sum up features and targets over batches and processes, in fp64.
 
     The memory is that of one Gram matrix, however many samples there are.
@@ -35,7 +53,6 @@ class RidgeSums(Metric):
         (2.0, 1.0)
     """
 
-    full_state_update = False
     count: Tensor
     feature_sum: Tensor
     target_sum: Tensor
@@ -69,16 +86,11 @@ class RidgeSums(Metric):
             self.norms += x.norm(dim=1).sum()
             add_lower_product(self.gram, x.T)
 
-    def compute(self) -> Moments:
-        """Return means and centred products.
-
-        Raises:
-            BadInput: There are no samples.
-        """
+    def compute(self) -> Moments | None:
+        """Return means and centred products; None where there are no samples."""
         count = int(self.count)
         if count == 0:
-            msg = "a ridge needs samples; none were given"
-            raise BadInput(msg)
+            return None
         mean, target_mean = self.feature_sum / count, self.target_sum / count
         return Moments(
             count,
@@ -91,7 +103,7 @@ class RidgeSums(Metric):
         )
 
 
-class RidgeRows(Metric):
+class RidgeRows(Gathering):
     """Keep samples, over batches and processes, for fewer samples than features.
 
     Examples:
@@ -101,7 +113,6 @@ class RidgeRows(Metric):
         tensor([[ 0.5000, -0.5000,  0.0000]], dtype=torch.float64)
     """
 
-    full_state_update = False
     features: list[Tensor]
     targets: list[Tensor]
 
@@ -115,16 +126,10 @@ class RidgeRows(Metric):
         self.features.append(features)
         self.targets.append(targets)
 
-    def compute(self) -> Rows:
-        """Return all samples.
-
-        Raises:
-            BadInput: There are no samples.
-        """
-        if not len(self.features):
-            msg = "a ridge needs samples; none were given"
-            raise BadInput(msg)
-        return Rows(dim_zero_cat(self.features), dim_zero_cat(self.targets))
+    def compute(self) -> Rows | None:
+        """Return all samples; None where there are none."""
+        features = dim_zero_cat(self.features) if len(self.features) else torch.zeros(0)
+        return Rows(features, dim_zero_cat(self.targets)) if len(features) else None
 
 
 def ridge(
@@ -173,4 +178,8 @@ def gather(features: Float[Tensor, "n p"], targets: Float[Tensor, "n t"]) -> Mom
         return Rows(features, targets)
     sums = RidgeSums(features.shape[1], targets.shape[1]).to(features.device)
     sums.update(features, targets)
-    return sums.compute()
+    moments = sums.compute()
+    if moments is None:
+        msg = "a ridge needs samples; none were given"
+        raise BadInput(msg)
+    return moments

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from lightning_bbox.backbones import Backbone
 from lightning_bbox.checkpoints import (
-    CHECKPOINT_KEY,
     checkpoint_of,
     read_checkpoint,
-    refuse_other_run,
 )
 from lightning_bbox.codecs import DeltaCodec
 from lightning_bbox.compiling import Compile
@@ -22,7 +20,6 @@ from lightning_bbox.divergence import DivergedError, LossWatch, Moment, divergen
 from lightning_bbox.errors import BadInput
 from lightning_bbox.heads import Head
 from lightning_bbox.models import OffsetModel
-from lightning_bbox.parts import Plain
 from lightning_bbox.preprocess import Preprocess
 from lightning_bbox.samples import Batch
 from lightning_bbox.schedules import OneCycle, Schedule
@@ -75,7 +72,6 @@ class BoxRegressor(OffsetModel):
         self.schedule = schedule or OneCycle()
         self.weights = weights
         self._is_new = False
-        self._resumed_run: dict[str, Plain] | None = None
         self._watch = LossWatch(torch.device("cpu"))
 
     def fit_statistics(self) -> None:
@@ -97,9 +93,7 @@ class BoxRegressor(OffsetModel):
         self._take_weights()  # only now is it known whether the run goes on from a checkpoint
         parameters = [weights for weights in self.parameters() if weights.requires_grad]
         optimizer = (self.optimizer or self._adamw)(parameters)
-        self._run = self._describe_run(optimizer)
-        if self._resumed_run is not None:
-            refuse_other_run(self._resumed_run, self._run)
+        self.keep_to_the_run({"the optimizer": type(optimizer).__name__})
         self._asked_groups = [
             {name: value for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
@@ -115,17 +109,6 @@ class BoxRegressor(OffsetModel):
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def _describe_run(self, optimizer: torch.optim.Optimizer) -> dict[str, Plain]:
-        """Return what must not change when a run goes on."""
-        spec = self.data.spec()
-        return {
-            "the optimizer": type(optimizer).__name__,
-            "data.seed": self.data.seed,
-            "data.batch_size": self.data.batch_size,
-            "data.draws_per_epoch": self.data.draws_per_epoch,
-            "data.jitter's largest shift": spec.max_shift,
         }
 
     def _adamw(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -189,7 +172,7 @@ class BoxRegressor(OffsetModel):
             raise DivergedError(divergence_message(bad, [train.name(item) for item in items]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what must not change when the run goes on.
+        """Save nothing that diverged.
 
         Raises:
             DivergedError: A loss or the weights are not finite: nothing is saved.
@@ -197,21 +180,6 @@ class BoxRegressor(OffsetModel):
         super().on_save_checkpoint(checkpoint)
         if self.trainer.state.fn == "fit":
             self.refuse_divergence(self.parameters())
-            training_set = self.data.source.splits["train"].digest()
-            checkpoint[CHECKPOINT_KEY] |= {"run": self._run, "training_set": training_set}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the layers of the weights, and see that a fit can go on.
-
-        Raises:
-            BadInput: Crops, parts or the run's settings differ from what was asked for.
-        """
-        super().on_load_checkpoint(checkpoint)
-        if self.trainer.state.fn == "fit":
-            self._resumed_run = checkpoint[CHECKPOINT_KEY].get("run", {})
-            training_set = self.data.source.splits["train"].digest()
-            if checkpoint[CHECKPOINT_KEY].get("training_set") != training_set:
-                rank_zero_warn("the training boxes are not those this run began with")
 
     def _load_weights(self, path: str) -> None:
         path = str(checkpoint_of(path))

@@ -12,7 +12,7 @@ import lightning_bbox
 
 PACKAGE = Path(lightning_bbox.__file__).parent
 ORDER = [
-    *("errors", "files", "parts", "plan", "compiling", "boxes"),
+    *("errors", "files", "messages", "parts", "plan", "compiling", "boxes"),
     *("records", "nested_formats", "line_formats", "headers", "pictures", "layouts", "tables"),
     "annotations",
     "writers",
@@ -21,8 +21,8 @@ ORDER = [
     *("preprocess", "losses", "backbones", "heads", "schedules"),
     *("least_squares", "ridge"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
-    *("models", "tasks", "refiner"),
-    *("report", "callbacks", "predictions", "arguments", "options", "messages", "ranks"),
+    *("models", "tasks", "ridge_regressor", "refiner"),
+    *("report", "callbacks", "predictions", "arguments", "options", "ranks"),
     *("run_folders", "cli"),
 ]
 

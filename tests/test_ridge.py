@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from lightning_bbox import BadInput
-from lightning_bbox.least_squares import LEAF, Rows, Spectrum, add_lower_product, lambda_grid
+from lightning_bbox.least_squares import LEAF, Rows, Spectrum, add_lower_product, score_lambdas
 from lightning_bbox.ridge import RidgeRows, RidgeSums, gather, ridge
 from tests.reference import dense_gcv
 
@@ -218,7 +218,7 @@ def test_condition_number_is_near_the_true_one(count, features, lam):
 def test_lambda_grid_spans_ten_decades_about_the_mean_eigenvalue():
     spectrum = gather(*tensors(*problem(300, 40))).spectrum("standard")
     assert float(spectrum.values.mean()) == pytest.approx(300, rel=1e-6)
-    grid = lambda_grid([spectrum])
+    grid, _ = score_lambdas([spectrum])
     assert float(grid[0]) == pytest.approx(3e-4, rel=1e-6)
     assert float(grid[-1]) == pytest.approx(3e6, rel=1e-6)
 
@@ -232,10 +232,14 @@ def test_lower_product_equals_the_whole_product(size):
 
 
 def test_no_samples_are_refused():
-    for gathered in (RidgeSums(3, 2), RidgeRows()):
-        gathered._update_count = 1  # torchmetrics would warn of the very thing
-        with pytest.raises(BadInput, match="needs samples"):
-            gathered.compute()
+    with pytest.raises(BadInput, match="needs samples"):
+        ridge(torch.ones(0, 2), torch.ones(0, 1), 1.0)
+
+
+@pytest.mark.parametrize("gathered", [RidgeSums(3, 2), RidgeRows()])
+def test_no_samples_gather_nothing(gathered):
+    gathered.update(torch.ones(0, 3), torch.ones(0, 2))
+    assert gathered.compute() is None
 
 
 def test_negative_lambda_is_refused():
