@@ -229,7 +229,10 @@ class Rows:
     def solve(self, lam: float, scaling: Scaling) -> RidgeSolution:
         """Solve for one lambda by Cholesky, or by the spectrum where that breaks down."""
         x, y, mean, scale, target_mean = self._scaled(scaling)
-        solved = _solve(_lower_product(x), y, lam)
+        products = _lower_product(x)
+        # Centred rows add up to zero; targets do too, so lifting that direction changes nothing.
+        products += products.diagonal().mean() / len(x)
+        solved = _solve(products, y, lam)
         if solved is None:
             return self.spectrum(scaling).solution(lam)
         weight, condition = solved

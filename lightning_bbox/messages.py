@@ -60,8 +60,6 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     # A run that is resumed has checkpoints; others are refused before they begin.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # A ridge needs no optimizer.
-    warnings.filterwarnings("ignore", message="`LightningModule.configure_optimizers` returned")
     # Testing a checkpoint needs none of the callbacks that trained it.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
     # We refuse such pictures in a sentence of our own.

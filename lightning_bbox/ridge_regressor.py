@@ -114,9 +114,10 @@ class RidgeRegressor(OffsetModel):
         if should_compile(self.compile_choice, device, pays_on_cpu=False):
             self.net.features = torch.compile(self.net.features, fullgraph=True)  # type: ignore[method-assign]
 
-    def configure_optimizers(self) -> None:
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Make none; but a run that goes on must be the same run."""
         self.keep_to_the_run({"the ridge": f"{self.scaling} {self.lam}"})
+        return []
 
     def on_train_start(self) -> None:
         """Begin to sum up, or go on where a stopped pass was.
@@ -247,10 +248,10 @@ class RidgeRegressor(OffsetModel):
         held = self._sums_of("val") if self.lam == "val" else None
         grid, scores = score_lambdas(spectra, held)
         lam = float(grid[scores.argmin()])
-        if lam in (float(grid[0]), float(grid[-1])):
+        if lam == float(grid[-1]):
             rank_zero_warn(
-                f"lambda {lam:.3g} lies at the end of those tried, and the best may lie beyond; "
-                f"give model.lam a number"
+                f"the largest lambda tried, {lam:.3g}, is the best: the features tell next to "
+                f"nothing of the offset, so read another layer"
             )
         return lam, [each.solution(lam) if each else None for each in spectra]
 

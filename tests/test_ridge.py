@@ -207,6 +207,8 @@ def test_condition_number_is_near_the_true_one(count, features, lam):
     x, y = problem(count, features)
     centred = x - x.mean(axis=0)
     gram = centred.T @ centred if count >= features else centred @ centred.T
+    if count < features:  # the direction of the mean plays no part
+        gram += np.trace(gram) / count**2
     true = np.linalg.cond(gram + lam * np.eye(len(gram)))
     found = ridge(*tensors(x, y), lam).condition
     assert true / 5 < found < true * 1.001
