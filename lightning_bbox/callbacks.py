@@ -1,7 +1,6 @@
 """Callbacks: the files of a run, what TensorBoard shows, and one plain line an epoch."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.files import save_picture, write_atomically
+from lightning_bbox.messages import say
 from lightning_bbox.metrics import error_px
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.report import (
@@ -61,9 +61,9 @@ class RunReport(pl.Callback):
         if trainer.is_global_zero:
             lines = self._say_what_is_there(data)
             device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
-            _say(f"training on {device} in {trainer.precision}")
+            say(f"training on {device} in {trainer.precision}")
             save_picture(self.folder / "data.png", draw_data(data, "\n".join(lines)))
-            _say(f"what the model sees: {self.folder / 'data.png'}")
+            say(f"what the model sees: {self.folder / 'data.png'}")
         # Lightning comes next, with its own answer to SIGTERM until training begins: a process that
         # waits for the others would go out of step with them. So none waits there for long.
         trainer.strategy.barrier("data.png")
@@ -86,18 +86,18 @@ class RunReport(pl.Callback):
         """Show the results where validation is all that was asked for."""
         if trainer.state.fn == "validate":
             metrics = _offset_model(pl_module).evaluations["val"].metrics
-            _say("\n" + format_table(metrics, [], title="validation"))
+            say("\n" + format_table(metrics, [], title="validation"))
 
     def _say_what_is_there(self, data: CropDataModule) -> list[str]:
         """Describe the data, and list the boxes that were skipped."""
         self._said = True
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = [*data.source.notes, *data.describe()]
-        _say("\n".join(lines))
+        say("\n".join(lines))
         skipped = [sentence for items in data.source.splits.values() for sentence in items.skipped]
         if skipped:
             write_atomically(self.folder / "skipped.txt", ("\n".join(skipped) + "\n").encode())
-            _say(f"skipped boxes are listed in {self.folder / 'skipped.txt'}")
+            say(f"skipped boxes are listed in {self.folder / 'skipped.txt'}")
         return lines
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -119,7 +119,7 @@ class RunReport(pl.Callback):
         ]
         write_atomically(self.folder / "metrics.json", json.dumps(self.metrics, indent=2).encode())
         save_picture(self.folder / "crops.png", draw_results(model.data, evaluation))
-        _say(
+        say(
             f"\n{format_table(evaluation.metrics, evaluation.rows)}\n\n"
             f"worst and random crops  {self.folder / 'crops.png'}\n"
             f"run folder              {self.folder}\n"
@@ -242,7 +242,7 @@ class PlainProgress(pl.Callback):
             for name in ("train/loss", "train/mae_px", "val/mae_px", "val/mae_px_predict_mean")
             if name in metrics
         )
-        _say(
+        say(
             f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}  {shown}  "
             f"{time.perf_counter() - self._since:.1f} s"
         )
@@ -265,9 +265,3 @@ class ReusableConfig(SaveConfigCallback):
 def _offset_model(pl_module: pl.LightningModule) -> OffsetModel:
     assert isinstance(pl_module, OffsetModel)
     return pl_module
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

@@ -1,14 +1,28 @@
-"""What a command says beside its results: warnings, a line each, and little of Lightning's own."""
+"""What a command says: lines, warnings of a line each, and little of Lightning's own."""
 
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from lightning_bbox.files import CANNOT_WRITE
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Write a line to stdout at once, by the first process only.
+
+    Examples:
+        >>> say("features of train: read from cache")
+        features of train: read from cache
+    """
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager

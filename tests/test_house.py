@@ -12,16 +12,17 @@ import lightning_bbox
 
 PACKAGE = Path(lightning_bbox.__file__).parent
 ORDER = [
-    *("errors", "files", "parts", "plan", "compiling", "boxes"),
+    *("errors", "files", "messages", "parts", "plan", "compiling", "boxes"),
     *("records", "nested_formats", "line_formats", "headers", "pictures", "layouts", "tables"),
     "annotations",
     "writers",
     *("images", "crops", "codecs", "jitter", "augment", "loader", "samples", "data"),
     *("box_data", "patch_data", "scenes", "scene_data"),
     *("preprocess", "losses", "backbones", "heads", "schedules"),
+    *("network", "feature_cache", "stability"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
     *("models", "tasks", "refiner"),
-    *("report", "callbacks", "predictions", "arguments", "options", "messages", "ranks"),
+    *("report", "callbacks", "predictions", "arguments", "options", "ranks"),
     *("run_folders", "cli"),
 ]
 
