@@ -34,7 +34,6 @@ from lightning_bbox.parts import Part
 _PIECE = 1 << 24  # bytes of a file that are read at once
 
 
-@torch.no_grad()
 def compute_features(data: CropDataModule, split: Split, net: OffsetNet) -> Float[Tensor, "n f"]:
     """Compute the features of all draws of epoch 0 of a split, each process its share of them.
 
@@ -54,12 +53,10 @@ def compute_features(data: CropDataModule, split: Split, net: OffsetNet) -> Floa
     """
     trainer, (rank, world_size) = data.trainer, data.ranks()
     assert trainer is not None
-    device, training = trainer.strategy.root_device, net.training
-    net.eval()
-    table = None
+    device, table = trainer.strategy.root_device, None
     for rows in PlanLoader(split, data.num_draws(split), data.batch_size, rank, world_size):
         batch = data.make_batch(rows._replace(rows=rows.rows.to(device)))
-        with trainer.precision_plugin.forward_context():
+        with net.evaluating(), trainer.precision_plugin.forward_context():
             features = net.features(batch.crops)
         if table is None:
             dtype = torch.promote_types(features.dtype, torch.float32)
@@ -68,9 +65,8 @@ def compute_features(data: CropDataModule, split: Split, net: OffsetNet) -> Floa
         own = rows.valid.to(device)
         table[batch.rows[own]] = features[own].to(table.dtype)
     assert table is not None
-    table = trainer.strategy.reduce(table, reduce_op="sum")
-    net.train(training)
-    return table
+    reduced: Tensor = trainer.strategy.reduce(table, reduce_op="sum")
+    return reduced
 
 
 def fill_cache(place: str, data: CropDataModule, splits: Iterable[Split], net: OffsetNet) -> None:

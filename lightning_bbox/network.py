@@ -1,5 +1,8 @@
 """Preprocessing, backbone and head as one network."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -32,10 +35,20 @@ class OffsetNet(nn.Module):
         """What the weights are in."""
         return next(self.parameters()).dtype
 
-    @torch.no_grad()
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Be in evaluation mode for a while, without gradients; every layer's own mode returns."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
     def fit_head(self, crops: Float[Tensor, "n 3 s s"], batch_size: int) -> None:
         """Fit the head on the features of training crops; nothing else in the network changes."""
-        self.eval()
-        features = [self.features(chunk) for chunk in torch.split(crops, batch_size)]
-        self.head.fit_features(torch.cat(features))
-        self.train()
+        with self.evaluating():
+            features = [self.features(chunk) for chunk in torch.split(crops, batch_size)]
+            self.head.fit_features(torch.cat(features))
