@@ -147,6 +147,35 @@ def test_the_same_seed_gives_bit_equal_batches(epoch):
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_known_features_stand_for_the_crops_of_their_draws(patches, world_size):
+    data = patches(augment=Augment(**ALL_ON))
+    data.fix_draws()
+    plain = walk(data, "train", epoch=2, world_size=world_size)
+    data.features = {"train": data.make_batch(rows_of("train", 64)).crops.flatten(1)}
+    known = walk(data, "train", epoch=2, world_size=world_size)
+    for batch, expected in zip(sum(known, []), sum(plain, []), strict=True):
+        assert batch.crops.shape == (len(batch.rows), 3, 0, 0)
+        assert torch.equal(batch.features.view_as(expected.crops), expected.crops)
+        assert same(batch[1:6], expected[1:6])
+
+
+def test_fixed_draws_are_those_of_the_first_epoch_in_an_order_of_the_seed_and_epoch(patches):
+    data, again, other = patches(), patches(), patches(seed=1)
+    first = data.samples("train")
+    for each in (data, again, other):
+        each.fix_draws()
+    assert same(data.samples("train"), first)
+    orders = [data.samples("train", epoch) for epoch in (1, 2)]
+    assert not torch.equal(orders[0].noise, orders[1].noise)
+    for epoch, samples in enumerate(orders, start=1):
+        assert torch.equal(samples.noise.sort()[0], first.noise.sort()[0])
+        assert same(samples, again.samples("train", epoch))
+        assert not torch.equal(samples.noise, other.samples("train", epoch).noise)
+    data.setup("fit")
+    assert not torch.equal(data.samples("train", 1).noise.sort()[0], first.noise.sort()[0])
+
+
 def test_batches_do_not_depend_on_those_before(patches):
     asked = [("train", 1), ("train", 0), ("val", 0), ("train", 1), ("train", 0)]
     data = patches(augment=Augment(**ALL_ON))

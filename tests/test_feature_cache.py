@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import warnings
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from kornia.augmentation import RandomGaussianNoise
 
 from lightning_bbox import (
@@ -28,7 +28,7 @@ from lightning_bbox.cli import main
 from lightning_bbox.errors import BadInput
 from lightning_bbox.loader import Rows
 from tests.campaign.kills import end_of, same
-from tests.test_cli import SCENES
+from tests.test_cli import CONFIGS, SCENES
 from tests.test_nothing_lost import interfered
 from tests.test_ranks import DOUBLE, PYTHON, assert_equal_runs, ranks, run_well
 
@@ -373,16 +373,28 @@ CACHED = [
 ]
 
 
-@pytest.mark.parametrize("place", ["memory", "folder"])
-def test_a_cached_run_stopped_and_resumed_equals_one_that_was_not(place, tmp_path):
-    cache = f"--model.cache={place if place == 'memory' else tmp_path / 'features'}"
-    command = [*CACHED, cache, f"--runs={tmp_path}"]
+def test_a_cached_run_stopped_and_resumed_equals_one_that_was_not(tmp_path):
+    command = [*CACHED, "--model.cache=memory", f"--runs={tmp_path}"]
     assert main([*command, "--name=whole"]) == 0
     assert main([*command, "--name=cut", *interfered("training", 6, signal.SIGINT)]) == 130
-    if place == "folder":
-        shutil.rmtree(tmp_path / "features")
     assert main(["fit", f"--resume={tmp_path / 'cut'}"]) == 0
     assert same(end_of(tmp_path / "cut"), end_of(tmp_path / "whole"))
+
+
+def test_the_config_of_alexnet_runs_with_another_frozen_backbone(csv_folder, tmp_path, capsys):
+    config = yaml.safe_load((CONFIGS / "alexnet_fc6_sgd.yaml").read_text())
+    config["model"]["init_args"]["backbone"] = {
+        "class_path": "tests.test_feature_cache.FrozenConvNet",
+        "init_args": {"channels": [4, 4, 4, 4], "fc": [16]},
+    }
+    data = {"crop": config["data"]["init_args"]["crop"], "root": str(csv_folder)}
+    config["data"]["init_args"] = data | {"batch_size": 16, "draws_per_epoch": 32, "eval_draws": 8}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = ["fit", "-c", str(tmp_path / "config.yaml"), "--trainer.max_epochs=1"]
+    assert main([*command, f"--runs={tmp_path}", "--name=run"]) == 0
+    printed = capsys.readouterr().out
+    assert "features of train: 32 x 16 computed" in printed
+    assert "largest stable learning rate" in printed
 
 
 def test_a_cached_run_goes_on_cached_only(tmp_path, capsys):

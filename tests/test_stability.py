@@ -56,7 +56,7 @@ def test_largest_eigenvalue_does_not_depend_on_the_features_dtype():
 def make_head(features, loss, standardize):
     torch.manual_seed(0)
     head = LinearHead(loss, standardize=standardize).build(features.shape[1], bounds=[5.0, 5.0])
-    head.fit(TargetSpace(torch.zeros(2), torch.ones(2), torch.tensor([0.5, 0.7])))
+    head.fit(TargetSpace(torch.ones(2), torch.zeros(2), torch.tensor([0.5, 0.7]), torch.ones(2)))
     head.fit_features(features)
     return head.double()
 
@@ -84,11 +84,11 @@ def test_descent_settles_below_the_rate_and_diverges_above(options, standardize,
         optimizer = torch.optim.SGD(head.parameters(), lr=factor * largest, **options)
         for step in range(600):
             value = exact(loss, head(features), targets, head.std).mean()
-            first = first if step else float(value)
+            first = first if step else value.item()
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-        ends.append(float(value.detach()))
+        ends.append(value.item())
     assert ends[0] < first
     assert not ends[1] < 1e3 * first
 
@@ -143,15 +143,19 @@ def test_training_settles_below_the_rate_that_was_logged_and_diverges_above(
     assert losses[-1] < losses[0]
     assert not said
     losses, (again,), (sentence,) = run(tmp_path, 1.05 * largest, momentum)
-    assert not losses[-1] < 100 * losses[0]
+    assert not losses[-1] < 10 * losses[0]
     assert again == largest
     assert sentence == excess_message(1.05 * largest, largest, standardized=False)
 
 
-def test_standardized_features_allow_a_larger_rate(tmp_path):
-    head = LinearHead(L2Loss(), standardize=True)
-    plain, standard = (run(tmp_path, 1e-9, epochs=1, **parts)[1] for parts in ({}, {"head": head}))
-    assert standard[0] > 2 * plain[0]
+def test_standardizing_features_far_from_zero_allows_a_larger_rate():
+    features = draw_features() + 20
+    group = torch.optim.SGD([torch.zeros(1)], lr=1.0).param_groups[0]
+    plain, standard = (
+        largest_stable_rate(make_head(features, L2Loss(), standardize), features, group)
+        for standardize in (False, True)
+    )
+    assert standard > 100 * plain
 
 
 def test_without_a_cache_the_rate_is_that_of_the_training_probe(tmp_path):
@@ -174,6 +178,6 @@ def test_where_no_rate_is_known_nothing_is_said(parts, tmp_path, capsys):
     assert "largest stable" not in capsys.readouterr().out
 
 
-def test_other_optimizers_are_let_alone(tmp_path, capsys):
+def test_other_optimizers_are_let_alone(capsys):
     told(BoxRegressor(FrozenConvNet(channels=(4, 8), fc=(16,)), LinearHead(L2Loss())), epochs=1)
     assert "largest stable" not in capsys.readouterr().out
