@@ -1,6 +1,7 @@
 """What all data modules share, tried on random patches and on scenes."""
 
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ def test_known_features_stand_for_the_crops_of_their_draws(patches, world_size):
     plain = walk(data, "train", epoch=2, world_size=world_size)
     data.features = {"train": data.make_batch(rows_of("train", 64)).crops.flatten(1)}
     known = walk(data, "train", epoch=2, world_size=world_size)
-    for batch, expected in zip(sum(known, []), sum(plain, []), strict=True):
+    for batch, expected in zip(chain(*known), chain(*plain), strict=True):
         assert batch.crops.shape == (len(batch.rows), 3, 0, 0)
         assert torch.equal(batch.features.view_as(expected.crops), expected.crops)
         assert same(batch[1:6], expected[1:6])

@@ -391,6 +391,7 @@ def test_the_config_of_alexnet_runs_with_another_frozen_backbone(csv_folder, tmp
     config["data"]["init_args"] = data | {"batch_size": 16, "draws_per_epoch": 32, "eval_draws": 8}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     command = ["fit", "-c", str(tmp_path / "config.yaml"), "--trainer.max_epochs=1"]
+    command += ["--trainer.log_every_n_steps=1", "--trainer.precision=32-true"]
     assert main([*command, f"--runs={tmp_path}", "--name=run"]) == 0
     printed = capsys.readouterr().out
     assert "features of train: 32 x 16 computed" in printed
