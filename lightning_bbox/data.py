@@ -21,7 +21,7 @@ from lightning_bbox.crops import CropGeometry, compiled_bilinear, cut_crops, sam
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.jitter import Jitter, UniformJitter
 from lightning_bbox.loader import PlanLoader, Rows, Split
-from lightning_bbox.plan import EpochPlan, stream_seed
+from lightning_bbox.plan import EpochPlan, keyed_generator, stream_seed
 from lightning_bbox.samples import Batch, Items, Samples, Source
 
 
@@ -43,6 +43,10 @@ class CropDataModule(pl.LightningDataModule):
         compile: Compile the cut; `auto` does where there is a compiler.
         sensor_noise: Standard deviation of the noise added to every crop, as a fraction of the
             range.
+
+    Attributes:
+        features: What a backbone makes of a split's crops, a row for each draw of epoch 0, on the
+            device of the batches: those hold it instead of crops. Training needs fixed draws.
     """
 
     def __init__(
@@ -87,7 +91,9 @@ class CropDataModule(pl.LightningDataModule):
         self.failed_draws: dict[str, int] = {}
         self._source: Source | None = None
         self._rough = False
-        self._laid_out: dict[Split, tuple[int, Samples]] = {}
+        self._laid_out: dict[Split, tuple[int, Samples, Tensor]] = {}
+        self._fixed = False
+        self.features: dict[Split, Tensor] = {}
         self._known_classes: tuple[str, ...] | None = None
 
     def read(self) -> Source:
@@ -122,10 +128,20 @@ class CropDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the data, on every process: for `predict` the boxes to refine, else the splits."""
+        self.teardown(stage)  # what a run before left that was stopped
         if self._rough != (stage == "predict"):
             self._rough, self._source = stage == "predict", None
-            self._laid_out.clear()
         _ = self.source
+
+    def teardown(self, stage: str) -> None:
+        """Forget features, which were of one model, and draw anew in every epoch again."""
+        self.features, self._fixed = {}, False
+        self._laid_out.clear()
+
+    def fix_draws(self) -> None:
+        """Train on the draws of epoch 0 in every epoch, in a fresh order each."""
+        self._fixed = True
+        self._laid_out.clear()
 
     def follow(self, spec: OffsetSpec, needs_class: bool = False) -> None:
         """Cut crops as a trained model knows them; what was not asked for is taken from it.
@@ -185,6 +201,8 @@ class CropDataModule(pl.LightningDataModule):
         """Lay out all samples of an epoch: a pure function of the seed, on the CPU."""
         items = self.source.splits["train" if split.startswith("train") else split]
         training = split == "train"
+        if training and self._fixed and epoch:
+            return self.samples("train").take(self._draws(split, epoch))
         seed, epoch = (self.seed, epoch) if training else (stream_seed("evaluation", split), 0)
         plan = EpochPlan(seed, epoch, len(items), self.num_draws(split))
         order = torch.arange(len(items)) if split == "predict" else plan.order
@@ -236,12 +254,16 @@ class CropDataModule(pl.LightningDataModule):
 
     @torch.no_grad()
     def make_batch(self, rows: Rows) -> Batch:
-        """Cut and augment the crops of some rows, on the rows' device."""
-        samples = self._on_device(rows).take(rows.rows)
-        crops = self.crops_of(samples, augment=rows.split == "train")
-        return Batch(
-            crops, samples.gt_boxes, samples.proposals, rows.rows, rows.valid, samples.labels
-        )
+        """Cut and augment the crops of some rows, on the rows' device, or take their features."""
+        samples, draws = self._on_device(rows)
+        samples, features = samples.take(rows.rows), None
+        if rows.split in self.features:
+            features = self.features[rows.split][draws[rows.rows]]
+            crops = samples.proposals.new_zeros(len(rows.rows), 3, 0, 0)
+        else:
+            crops = self.crops_of(samples, augment=rows.split == "train")
+        boxes = samples.gt_boxes, samples.proposals
+        return Batch(crops, *boxes, rows.rows, rows.valid, samples.labels, features)
 
     def batches(self, split: Split, epoch: int, device: torch.device) -> Iterator[Batch]:
         """Walk through an epoch outside of the trainer's own loops: this process's share of it."""
@@ -256,12 +278,12 @@ class CropDataModule(pl.LightningDataModule):
     ) -> PlanLoader:
         full = split == "train"
         return PlanLoader(
-            split, self.num_draws(split), self.batch_size, *self._ranks(), position, full
+            split, self.num_draws(split), self.batch_size, *self.ranks(), position, full
         )
 
     def _seed_step(self, step: int) -> None:
         """Seed what can't be keyed by sample."""
-        torch.manual_seed(stream_seed("step", self.seed, step, self._ranks()[0]))
+        torch.manual_seed(stream_seed("step", self.seed, step, self.ranks()[0]))
 
     @torch.no_grad()
     def crops_of(self, samples: Samples, augment: bool = False) -> Float[Tensor, "b 3 s s"]:
@@ -270,10 +292,14 @@ class CropDataModule(pl.LightningDataModule):
         if augment:
             factors = samples.factors if samples.factors.shape[1] else None
             crops = self.augment.photometry(crops, factors)
-        noise = (self.sensor_noise**2 + (self.augment.noise**2 if augment else 0)) ** 0.5
-        if noise:
+        if noise := self.noise_level(augment):
             crops = crops + noise * self.noise.windows(samples.noise).view_as(crops)
         return crops
+
+    def noise_level(self, augment: bool) -> float:
+        """Return the standard deviation of the noise added to crops."""
+        level: float = (self.sensor_noise**2 + (self.augment.noise**2 if augment else 0)) ** 0.5
+        return level
 
     def on_after_batch_transfer(self, batch: Rows, dataloader_idx: int) -> Batch:
         """Turn rows into crops, after seeding what can't be keyed by sample with the step."""
@@ -287,7 +313,7 @@ class CropDataModule(pl.LightningDataModule):
         Raises:
             BadInput: There are more processes than samples in a batch.
         """
-        world_size = self._ranks()[1]
+        world_size = self.ranks()[1]
         if self.batch_size < world_size:
             msg = (
                 f"data batch_size is {self.batch_size}, but there are {world_size} processes; "
@@ -336,7 +362,8 @@ class CropDataModule(pl.LightningDataModule):
             )
         return lines
 
-    def _ranks(self) -> tuple[int, int]:
+    def ranks(self) -> tuple[int, int]:
+        """Return the number of this process, and of all."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _position(self) -> tuple[int, int]:
@@ -345,12 +372,21 @@ class CropDataModule(pl.LightningDataModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         return self.trainer.current_epoch, progress.current.ready
 
-    def _on_device(self, rows: Rows) -> Samples:
-        epoch, samples = self._laid_out.get(rows.split, (-1, None))
-        if samples is None or epoch != rows.epoch or samples.items.device != rows.rows.device:
-            samples = self.samples(rows.split, rows.epoch).to(rows.rows.device)
-            self._laid_out[rows.split] = (rows.epoch, samples)
-        return samples
+    def _draws(self, split: Split, epoch: int) -> Int64[Tensor, " n"]:
+        """Return which draw of epoch 0 each row of an epoch is, where draws are fixed."""
+        if split != "train" or not epoch:
+            return torch.arange(self.num_draws(split))
+        generator = keyed_generator("fixed draws", self.seed, epoch)
+        return torch.randperm(self.draws_per_epoch, generator=generator)
+
+    def _on_device(self, rows: Rows) -> tuple[Samples, Int64[Tensor, " n"]]:
+        """Return an epoch's samples, and their draws, on the device of some rows."""
+        device, known = rows.rows.device, self._laid_out.get(rows.split)
+        if known is None or known[0] != rows.epoch or known[2].device != device:
+            samples = self.samples(rows.split, rows.epoch).to(device)
+            draws = self._draws(rows.split, rows.epoch).to(device)
+            self._laid_out[rows.split] = known = (rows.epoch, samples, draws)
+        return known[1], known[2]
 
     def _median_shrink(self, train: Items) -> int:
         boxes = train.boxes if train.proposals is None else train.proposals

@@ -13,10 +13,15 @@ CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQU
 """Errors of a disk that is full or may not be written to."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, *content: bytes | memoryview, option: str = "--runs") -> None:
     """Write a file whole or not at all: a temporary neighbour, synced, then renamed.
 
     The folder is synced too, so that the new name outlives a power cut.
+
+    Args:
+        path: The file.
+        content: What it holds, one piece after the other.
+        option: What names another folder.
 
     Raises:
         BadInput: The folder can't be written to, or there is no room; what was there stays.
@@ -32,7 +37,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                for piece in content:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -40,22 +46,31 @@ def write_atomically(path: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, option) from error
 
 
-def cannot_write(path: Path | str, error: OSError) -> BadInput:
+def cannot_write(path: Path | str, error: OSError, option: str = "--runs") -> BadInput:
     """Say that something can't be written, and why.
+
+    Args:
+        path: What can't be written.
+        error: Why.
+        option: What names another folder.
 
     Examples:
         >>> print(cannot_write("runs/a", PermissionError(13, "Permission denied")))
         runs/a: can't be written (Permission denied); make room, or name another folder with --runs
     """
     problem = f"can't be written ({error.strerror})"
-    return BadInput.at(str(path), problem, "make room, or name another folder with --runs")
+    return BadInput.at(str(path), problem, f"make room, or name another folder with {option}")
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, option: str = "--runs") -> None:
     """Make a folder, with those above it, where it isn't there.
+
+    Args:
+        folder: The folder.
+        option: What names another one.
 
     Raises:
         BadInput: It can't be made, or a file has its name.
@@ -68,7 +83,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise cannot_write(folder, error, option) from error
 
 
 def remove_leftovers(folder: Path) -> None:

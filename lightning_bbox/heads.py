@@ -23,6 +23,8 @@ class Head(Part):
 
     per_class: bool = False
     """Whether it can only refine boxes whose class is known."""
+    standardize: bool = False
+    """Whether it takes over statistics of training features."""
 
     def build(self, in_features: int, bounds: list[float], num_classes: int = 1) -> "Head":
         """Make the layer; `bounds` holds each coordinate's largest offset, in px or log size."""

@@ -13,7 +13,28 @@ from lightning_bbox.errors import BadInput
 from lightning_bbox.parts import Part
 
 
-class L2Loss(Part):
+class Loss(Part):
+    """Predictions and targets to a number for each sample."""
+
+    def forward(
+        self,
+        predictions: Float[Tensor, "b n"],
+        targets: Float[Tensor, "b n"],
+        std: Float[Tensor, " n"],
+    ) -> Float[Tensor, " b"]:
+        """Return the loss of each sample."""
+        raise NotImplementedError
+
+    def curvature(self, std: Float[Tensor, " n"]) -> Float[Tensor, " n"] | None:
+        """Return the largest second derivative by each coordinate, None where there is no bound.
+
+        Args:
+            std: Standard deviation of the training targets.
+        """
+        return None
+
+
+class L2Loss(Loss):
     """Sum of squared errors.
 
     References:
@@ -33,8 +54,12 @@ class L2Loss(Part):
         """Return the loss of each sample."""
         return (predictions - targets).square().sum(dim=-1)
 
+    def curvature(self, std: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return 2: there is no half in the loss."""
+        return torch.full_like(std, 2.0)
 
-class L1Loss(Part):
+
+class L1Loss(Loss):
     """Sum of absolute errors.
 
     Examples:
@@ -52,7 +77,7 @@ class L1Loss(Part):
         return (predictions - targets).abs().sum(dim=-1)
 
 
-class SmoothL1Loss(Part):
+class SmoothL1Loss(Loss):
     """Quadratic near zero, linear beyond beta: 0.5 d^2 / beta, then d - 0.5 beta.
 
     Args:
@@ -84,3 +109,7 @@ class SmoothL1Loss(Part):
         beta = self.beta * std
         quadratic = 0.5 * distance.square() / beta.clamp(min=torch.finfo(torch.float32).tiny)
         return torch.where(distance < beta, quadratic, distance - 0.5 * beta).sum(dim=-1)
+
+    def curvature(self, std: Float[Tensor, " n"]) -> Float[Tensor, " n"] | None:
+        """Return that of the quadratic part, 1 / beta; L1 has none."""
+        return 1 / (self.beta * std) if self.beta else None

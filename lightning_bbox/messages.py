@@ -1,4 +1,4 @@
-"""What a command says beside its results: warnings, a line each, and little of Lightning's own."""
+"""What a command says: lines, warnings of a line each, and little of Lightning's own."""
 
 import logging
 import sys
@@ -60,6 +60,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     # A run that is resumed has checkpoints; others are refused before they begin.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # A frozen backbone stays in it, and the rest trains whatever mode the model came in.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     # Testing a checkpoint needs none of the callbacks that trained it.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
     # We refuse such pictures in a sentence of our own.

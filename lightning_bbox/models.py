@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from jaxtyping import Float, Int64
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_bbox.backbones import Backbone, ShallowConvNet
 from lightning_bbox.boxes import Boxes, box_centers, mirror_boxes
@@ -25,32 +25,17 @@ from lightning_bbox.compiling import Compile, should_compile
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput
 from lightning_bbox.evaluation import Evaluation, evaluate
+from lightning_bbox.feature_cache import fill_cache
 from lightning_bbox.heads import BinHead, Head
 from lightning_bbox.loader import Split
 from lightning_bbox.metrics import Refined, RefinedBoxes
+from lightning_bbox.network import OffsetNet
 from lightning_bbox.parts import Plain, from_plain, to_plain
 from lightning_bbox.plan import stream_seed
 from lightning_bbox.preprocess import Preprocess
 from lightning_bbox.samples import Batch, Samples
 
-
-class OffsetNet(nn.Module):
-    """Preprocessing, backbone and head in one module, so that they compile to one graph."""
-
-    def __init__(self, preprocess: Preprocess, backbone: Backbone, head: Head) -> None:
-        super().__init__()
-        self.preprocess, self.backbone, self.head = preprocess, backbone, head
-
-    def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Tensor:
-        """Return the head's outputs for raw crops in [0, 1]."""
-        outputs: Tensor = self.head(self.features(crops))
-        return outputs
-
-    def features(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b f"]:
-        """Return what the backbone makes of raw crops in [0, 1]."""
-        normal = self.preprocess(crops.contiguous(memory_format=torch.channels_last))
-        features: Tensor = self.backbone(normal.to(next(self.parameters()).dtype))
-        return features
+_FIXED_DRAWS = "training on fixed draws (model.cache)"
 
 
 class OffsetModel(pl.LightningModule):
@@ -68,6 +53,9 @@ class OffsetModel(pl.LightningModule):
         average_flips: At evaluation, average the boxes found on the crop and its three mirror
             images; as its checkpoint says by default, else not.
         compile: Compile the network; `auto` does on CUDA.
+        cache: Where the features of a frozen backbone are kept: `memory`, or a folder of files that
+            later runs use again. The training set is then that of the first epoch, in a fresh order
+            in each. By default they are computed in every step.
     """
 
     def __init__(
@@ -78,6 +66,7 @@ class OffsetModel(pl.LightningModule):
         preprocess: Preprocess | None,
         average_flips: bool | None,
         compile: Compile,  # noqa: A002 (the name of the option everywhere)
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         self._asked = {"preprocess": preprocess, "backbone": backbone, "head": head, "codec": codec}
@@ -88,7 +77,7 @@ class OffsetModel(pl.LightningModule):
             head or BinHead(),
             codec or MeanStdCodec(),
         )
-        self.average_flips, self.compile_choice = average_flips, compile
+        self.average_flips, self.compile_choice, self.cache = average_flips, compile, cache
         self.spec: OffsetSpec | None = None
         self.evaluations: dict[Split, Evaluation] = {}
         self._tables: dict[Split, RefinedBoxes] = {}
@@ -146,6 +135,8 @@ class OffsetModel(pl.LightningModule):
             crops = data.cut(data.samples("train_eval").to(self.trainer.strategy.root_device))
         self.net.preprocess.fit(crops)
         self.net.head.fit(self.codec.space())
+        if self.net.head.standardize:
+            self.net.to(crops.device).fit_head(crops, data.batch_size)
 
     def configure_model(self) -> None:
         """Compile the network in place, so that names in the checkpoint don't change."""
@@ -153,6 +144,13 @@ class OffsetModel(pl.LightningModule):
             self.compile_choice, self.trainer.strategy.root_device, pays_on_cpu=False
         ):
             self.net.compile(fullgraph=True)
+
+    def on_train_start(self) -> None:
+        """Have batches hold features, where they are cached: only now are the weights final."""
+        if self.cache is not None:
+            # Averages over flips need crops.
+            evaluated: tuple[Split, ...] = () if self.average_flips else ("train_eval", "val")
+            fill_cache(self.cache, self.data, ("train", *evaluated), self.net)
 
     def forward(
         self,
@@ -172,7 +170,10 @@ class OffsetModel(pl.LightningModule):
     def _outputs(
         self, crops: Tensor, labels: Tensor | None, features: Tensor | None = None
     ) -> Tensor:
-        outputs: Tensor = self.net(crops) if features is None else self.net.head(features)
+        if features is None:
+            outputs: Tensor = self.net(crops)
+        else:
+            outputs = self.net.head(features.to(self.net.dtype))
         if labels is not None:
             return self.net.head.select(outputs, labels)
         if self.net.head.per_class:
@@ -363,7 +364,7 @@ class OffsetModel(pl.LightningModule):
         # Lightning does it later, when the weights of a run in 64-true would be rounded already.
         self.trainer.precision_plugin.convert_module(self.net)
         if self.trainer.state.fn == "fit":
-            self._resumed_run = checkpoint[CHECKPOINT_KEY].get("run", {})
+            self._resumed_run = {_FIXED_DRAWS: False} | checkpoint[CHECKPOINT_KEY].get("run", {})
             training_set = self.data.source.splits["train"].digest()
             if checkpoint[CHECKPOINT_KEY].get("training_set") != training_set:
                 rank_zero_warn("the training boxes are not those this run began with")
@@ -383,6 +384,7 @@ class OffsetModel(pl.LightningModule):
             "data.batch_size": self.data.batch_size,
             "data.draws_per_epoch": self.data.draws_per_epoch,
             "data.jitter's largest shift": spec.max_shift,
+            _FIXED_DRAWS: self.cache is not None,
         }
         if self._resumed_run is not None:
             refuse_other_run(self._resumed_run, self._run)

@@ -65,6 +65,8 @@ class RidgeRegressor(OffsetModel):
         average_flips: At evaluation, average the boxes found on the crop and its three mirror
             images; as its checkpoint says by default, else not.
         compile: Compile the network; `auto` does on CUDA.
+        cache: Where the features of a frozen backbone are kept: `memory`, or a folder of files that
+            later runs use again. Every epoch then has the same draws, so one is enough.
 
     Raises:
         BadInput: A value is out of its range.
@@ -90,6 +92,7 @@ class RidgeRegressor(OffsetModel):
         robust: float = 0.0,
         average_flips: bool | None = None,
         compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
+        cache: str | None = None,
     ) -> None:
         if not (lam in ("val", "gcv") if isinstance(lam, str) else 0 <= lam < math.inf):
             msg = f"RidgeRegressor lam is {lam!r}; expected 0 or more, 'val' or 'gcv'"
@@ -98,7 +101,7 @@ class RidgeRegressor(OffsetModel):
             msg = f"RidgeRegressor robust is {robust}; expected 0 (keep all) to below 1"
             raise BadInput(msg)
         head = LinearHead(L2Loss(), per_class=per_class)
-        super().__init__(backbone, head, codec, preprocess, average_flips, compile)
+        super().__init__(backbone, head, codec, preprocess, average_flips, compile, cache)
         if not per_class:  # then it isn't asked for, and a checkpoint's is taken
             self._asked["head"] = None
         self.automatic_optimization = False
@@ -125,6 +128,7 @@ class RidgeRegressor(OffsetModel):
         Raises:
             BadInput: The sums would not fit into memory, or a finished pass is to go on.
         """
+        super().on_train_start()
         self.eval()
         if self.trainer.global_step > 0 and self._restored is None:
             msg = (

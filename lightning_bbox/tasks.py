@@ -18,11 +18,14 @@ from lightning_bbox.codecs import DeltaCodec
 from lightning_bbox.compiling import Compile
 from lightning_bbox.divergence import DivergedError, LossWatch, Moment, divergence_message
 from lightning_bbox.errors import BadInput
-from lightning_bbox.heads import Head
+from lightning_bbox.feature_cache import compute_features
+from lightning_bbox.heads import Head, LinearHead
+from lightning_bbox.messages import say
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.preprocess import Preprocess
 from lightning_bbox.samples import Batch
 from lightning_bbox.schedules import OneCycle, Schedule
+from lightning_bbox.stability import excess_message, largest_stable_rate
 
 
 class BoxRegressor(OffsetModel):
@@ -44,6 +47,9 @@ class BoxRegressor(OffsetModel):
         weights: A checkpoint (or a run's folder) whose weights training starts from (fine-tuning),
             with its preprocessing; the targets' statistics are fitted anew.
         compile: Compile the network; `auto` does on CUDA.
+        cache: Where the features of a frozen backbone are kept: `memory`, or a folder of files that
+            later runs use again. The training set is then that of the first epoch, in a fresh order
+            in each. By default they are computed in every step.
 
     Examples:
         >>> from lightning_bbox import CropGeometry, ShallowConvNet
@@ -66,8 +72,9 @@ class BoxRegressor(OffsetModel):
         average_flips: bool | None = None,
         weights: str | None = None,
         compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
+        cache: str | None = None,
     ) -> None:
-        super().__init__(backbone, head, codec, preprocess, average_flips, compile)
+        super().__init__(backbone, head, codec, preprocess, average_flips, compile, cache)
         self.optimizer = optimizer
         self.schedule = schedule or OneCycle()
         self.weights = weights
@@ -118,9 +125,29 @@ class BoxRegressor(OffsetModel):
 
     def on_train_start(self) -> None:
         """Train, whatever mode the model came in, and reset what is gathered between two logs."""
+        super().on_train_start()
         self.train()
         self._set_what_was_asked()
+        self._say_largest_stable_rate()
         self._watch = LossWatch(self.device)
+
+    def _say_largest_stable_rate(self) -> None:
+        """Say and log how fast SGD can go on a linear head, where the features stay the same."""
+        head, optimizer = self.net.head, self.trainer.optimizers[0]
+        if not (isinstance(head, LinearHead) and type(optimizer) is torch.optim.SGD):
+            return
+        if head.per_class or not self.net.backbone.frozen:
+            return
+        if (features := self.data.features.get("train")) is None:
+            features = compute_features(self.data, "train_eval", self.net)
+        group = optimizer.param_groups[0]
+        if (largest := largest_stable_rate(head, features, group)) is None:
+            return
+        say(f"largest stable learning rate of SGD on these features: {largest:.3g}")
+        for logger in self.loggers:
+            logger.log_metrics({"train/largest_stable_lr": largest}, self.trainer.global_step)
+        if (message := excess_message(group["initial_lr"], largest, head.standardize)) is not None:
+            rank_zero_warn(message)
 
     def _set_what_was_asked(self) -> None:
         """Let the configuration's optimizer win over what a checkpoint restored, and say so."""

@@ -1,6 +1,7 @@
 """What all data modules share, tried on random patches and on scenes."""
 
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -145,6 +146,35 @@ def test_the_same_seed_gives_bit_equal_batches(epoch):
     first, again = (walk(make(), "train", epoch)[0] for _ in range(2))
     assert len(first) == 8
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_known_features_stand_for_the_crops_of_their_draws(patches, world_size):
+    data = patches(augment=Augment(**ALL_ON))
+    data.fix_draws()
+    plain = walk(data, "train", epoch=2, world_size=world_size)
+    data.features = {"train": data.make_batch(rows_of("train", 64)).crops.flatten(1)}
+    known = walk(data, "train", epoch=2, world_size=world_size)
+    for batch, expected in zip(chain(*known), chain(*plain), strict=True):
+        assert batch.crops.shape == (len(batch.rows), 3, 0, 0)
+        assert torch.equal(batch.features.view_as(expected.crops), expected.crops)
+        assert same(batch[1:6], expected[1:6])
+
+
+def test_fixed_draws_are_those_of_the_first_epoch_in_an_order_of_the_seed_and_epoch(patches):
+    data, again, other = patches(), patches(), patches(seed=1)
+    first = data.samples("train")
+    for each in (data, again, other):
+        each.fix_draws()
+    assert same(data.samples("train"), first)
+    orders = [data.samples("train", epoch) for epoch in (1, 2)]
+    assert not torch.equal(orders[0].noise, orders[1].noise)
+    for epoch, samples in enumerate(orders, start=1):
+        assert torch.equal(samples.noise.sort()[0], first.noise.sort()[0])
+        assert same(samples, again.samples("train", epoch))
+        assert not torch.equal(samples.noise, other.samples("train", epoch).noise)
+    data.setup("fit")
+    assert not torch.equal(data.samples("train", 1).noise.sort()[0], first.noise.sort()[0])
 
 
 def test_batches_do_not_depend_on_those_before(patches):

@@ -20,6 +20,7 @@ ORDER = [
     *("box_data", "patch_data", "scenes", "scene_data"),
     *("preprocess", "losses", "backbones", "heads", "schedules"),
     *("least_squares", "ridge"),
+    *("network", "feature_cache", "stability"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
     *("models", "tasks", "ridge_regressor", "refiner"),
     *("report", "callbacks", "predictions", "arguments", "options", "ranks"),

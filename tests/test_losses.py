@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bbox.errors import BadInput
-from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
+from lightning_bbox.losses import L1Loss, L2Loss, Loss, SmoothL1Loss
 
 LOSSES = [L2Loss(), L1Loss(), SmoothL1Loss(), SmoothL1Loss(1 / 9), SmoothL1Loss(0.0)]
 
@@ -92,3 +92,17 @@ def test_gradients_are_finite_at_the_target_and_far_from_it(loss):
 def test_negative_beta_is_refused():
     with pytest.raises(BadInput, match=r"smooth L1 beta is -0\.5; expected 0 \(L1\) or more"):
         SmoothL1Loss(-0.5)
+
+
+@pytest.mark.parametrize("loss", [L2Loss(), SmoothL1Loss(), SmoothL1Loss(1 / 9)], ids=repr)
+def test_curvature_is_the_largest_second_derivative(loss):
+    std = torch.tensor([1.0, 0.5, 2.0, 0.1])
+    errors = torch.linspace(-3, 3, 601)[:, None].expand(-1, 4).clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(errors, torch.zeros_like(errors), std).sum(), errors)
+    steepest = (slope.diff(dim=0) / 0.01).amax(dim=0)
+    torch.testing.assert_close(loss.curvature(std), steepest, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("loss", [L1Loss(), SmoothL1Loss(0.0), Loss()], ids=repr)
+def test_losses_with_a_kink_have_no_curvature(loss):
+    assert loss.curvature(torch.ones(2)) is None
