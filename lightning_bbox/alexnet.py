@@ -20,15 +20,18 @@ AlexNetLayer = Literal[
 ]
 AlexNetLayout = Literal["torchvision", "caffe"]
 
-_FEATURES = "conv1 relu1 pool1 conv2 relu2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 pool5".split()
-_CLASSIFIER = "drop5 fc6 relu6 drop6 fc7 relu7 fc8".split()
+_FEATURES = (
+    *("conv1", "relu1", "pool1", "conv2", "relu2", "pool2"),
+    *("conv3", "relu3", "conv4", "relu4", "conv5", "relu5", "pool5"),
+)
+_CLASSIFIER = ("drop5", "fc6", "relu6", "drop6", "fc7", "relu7", "fc8")
 TORCHVISION_NAMES = {
     **{f"features.{index}": name for index, name in enumerate(_FEATURES)},
     **{f"classifier.{index}": name for index, name in enumerate(_CLASSIFIER)},
 }
 """Layers of torchvision's AlexNet, and what the field calls them."""
 
-_LARGEST_TRIED = 1024  # px: a layer that takes crops of this side takes larger ones
+_LARGEST_TRIED = 300  # px: a layer that takes crops of this side takes larger ones
 
 
 def torchvision_alexnet(num_classes: int = 1000) -> nn.Sequential:
@@ -86,7 +89,6 @@ def caffe_alexnet() -> nn.Sequential:
         ...     net[:15](torch.zeros(1, 3, 227, 227)).shape
         torch.Size([1, 256, 6, 6])
     """
-
     pool = partial(nn.MaxPool2d, 3, 2, ceil_mode=True)
     norm = partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75, k=1.0)
     layers: list[tuple[str, nn.Module]] = [

@@ -1,6 +1,8 @@
 """Features from any layer of any net: a user's own pretrained one serves as a backbone."""
 
+import contextlib
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from lightning_bbox.backbones import Backbone
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.parts import find_class, to_plain
-from lightning_bbox.pretrained import find_weights, read_weights, refuse_other_weights
+from lightning_bbox.pretrained import read_weights, refuse_other_weights
 
 _TRIED = 5  # crops to try a net on: an uncommon number, to tell the batch from other dimensions
 
@@ -72,9 +74,9 @@ class FeatureExtractor(Backbone):
         self.net = self._made()
         self._layer_of(self.net).register_forward_hook(self._keep)
         self.net.eval()
-        parameters = [weights for weights in self.net.parameters() if weights.requires_grad]
         try:
-            output = self._run(torch.zeros(_TRIED, 3, crop_size, crop_size))
+            with torch.enable_grad():
+                output = self._run(torch.zeros(_TRIED, 3, crop_size, crop_size))
         except Exception as error:  # a user's net may raise anything
             msg = (
                 f"{self.net_path} can't take crops of {crop_size} px up to its layer "
@@ -94,7 +96,7 @@ class FeatureExtractor(Backbone):
         if self.frozen:
             self.freeze()
         else:
-            self._hold_unused(output, parameters)
+            self._hold_unused(output)
             self.net.train(self.training)
         return self
 
@@ -102,32 +104,35 @@ class FeatureExtractor(Backbone):
         # Lists, also where a checkpoint's recipe came back with tuples: the same on every way.
         arguments: Any = to_plain(self.net_args, "FeatureExtractor net_args")
         try:
-            return self._net_class(**arguments)
+            net: nn.Module = self._net_class(**arguments)
         except Exception as error:  # a user's class may raise anything
             msg = (
                 f"{self.net_path} can't be made with net_args {arguments} ({error}); "
                 f"give the arguments of its __init__"
             )
             raise BadInput(msg) from error
+        return net
 
     def _layer_of(self, net: nn.Module) -> nn.Module:
-        layers = dict(net.named_modules())
+        layers: dict[str, nn.Module] = dict(net.named_modules())
         if self.layer not in layers:
-            near = difflib.get_close_matches(self.layer, layers, cutoff=0.4) or list(layers)[1:]
-            msg = f"{self.net_path} has no layer {self.layer!r}; name one like {listed(near)}"
+            near = difflib.get_close_matches(self.layer, layers, n=5, cutoff=0.0)
+            names = listed([repr(name) for name in near])
+            msg = f"{self.net_path} has no layer {self.layer!r}; the nearest names are {names}"
             raise BadInput(msg)
         return layers[self.layer]
 
-    @staticmethod
-    def _hold_unused(output: Tensor, parameters: list[nn.Parameter]) -> None:
+    def _hold_unused(self, output: Tensor) -> None:
         """Keep weights that the output doesn't depend on from learning.
 
         Several processes would wait for their gradients, which never come.
         """
+        parameters = [weights for weights in self.net.parameters() if weights.requires_grad]
+        gradients: Sequence[Tensor | None] = [None] * len(parameters)
         if output.requires_grad:
             gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
-            for weights, gradient in zip(parameters, gradients, strict=True):
-                weights.requires_grad_(gradient is not None)
+        for weights, gradient in zip(parameters, gradients, strict=True):
+            weights.requires_grad_(gradient is not None)
 
     def _keep(self, module: nn.Module, inputs: object, output: object) -> None:
         if torch.compiler.is_exporting():  # which loses its way where a module raises
@@ -139,10 +144,8 @@ class FeatureExtractor(Backbone):
             raise _LayerReached
 
     def _run(self, crops: Tensor) -> object:
-        try:
+        with contextlib.suppress(_LayerReached):
             self.net(crops)
-        except _LayerReached:
-            pass
         output, self._output = self._output, None
         return output
 
@@ -153,9 +156,8 @@ class FeatureExtractor(Backbone):
             BadInput: They aren't there, can't be read, or are another net's.
         """
         if self.weights is not None:
-            path = find_weights(self.weights)
-            weights, mine = read_weights(path), self.net.state_dict()
-            refuse_other_weights(path, weights, mine, needed=mine)
+            weights, mine = read_weights(self.weights), self.net.state_dict()
+            refuse_other_weights(self.weights, weights, mine, needed=mine)
             self.net.load_state_dict(weights)
 
     def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b f"]:

@@ -170,7 +170,10 @@ _READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
 
 
 def refuse_other_weights(
-    path: Path, weights: Mapping[str, Tensor], net: Mapping[str, Tensor], needed: Collection[str]
+    path: Path | str,
+    weights: Mapping[str, Tensor],
+    net: Mapping[str, Tensor],
+    needed: Collection[str],
 ) -> None:
     """Refuse weights that aren't those of a net, by their names and shapes.
 
@@ -185,7 +188,7 @@ def refuse_other_weights(
 
     Examples:
         >>> net = {"bias": torch.zeros(2)}
-        >>> refuse_other_weights(Path("a.npz"), {"bias": torch.zeros(3)}, net, needed=["bias"])
+        >>> refuse_other_weights("a.npz", {"bias": torch.zeros(3)}, net, needed=["bias"])
         Traceback (most recent call last):
         lightning_bbox.errors.BadInput: a.npz: bias has shape [3], the net's has [2]; give weights
         of the same net
