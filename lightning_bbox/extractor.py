@@ -130,7 +130,8 @@ class FeatureExtractor(Backbone):
         parameters = [weights for weights in self.net.parameters() if weights.requires_grad]
         gradients: Sequence[Tensor | None] = [None] * len(parameters)
         if output.requires_grad:
-            gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
+            ones = torch.ones_like(output)
+            gradients = torch.autograd.grad(output, parameters, ones, allow_unused=True)
         for weights, gradient in zip(parameters, gradients, strict=True):
             weights.requires_grad_(gradient is not None)
 

@@ -138,17 +138,17 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     content = torch.load(path, map_location="cpu", weights_only=True)
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict):
-        problem = f"holds a {type(weights).__name__}, not weights by name"
+        problem = f"holds what is of type {type(weights).__name__}, not weights by name"
         raise BadInput.at(str(path), problem, _REMEDY)
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            problem = f"holds a {type(value).__name__} as {name!r}, not a weight"
+            problem = f"holds {name!r} of type {type(value).__name__}, not a named weight"
             raise BadInput.at(str(path), problem, _REMEDY)
     return dict(weights)
 
 
 def _read_numpy(path: Path) -> dict[str, Tensor]:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: _from_numpy(arrays[name], f"{path}: {name}") for name in arrays.files}
 
 

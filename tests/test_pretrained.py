@@ -156,11 +156,11 @@ def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(1)], "holds a list, not weights by name"),
-        (torch.zeros(1), "holds a Tensor, not weights by name"),
-        ({"epoch": 3, "a": torch.zeros(1)}, "holds a int as 'epoch', not a weight"),
-        ({"state_dict": 3}, "holds a int, not weights by name"),
-        ({1: torch.zeros(1)}, "holds a Tensor as 1, not a weight"),
+        ([torch.zeros(1)], "holds what is of type list, not weights by name"),
+        (torch.zeros(1), "holds what is of type Tensor, not weights by name"),
+        ({"epoch": 3, "a": torch.zeros(1)}, "holds 'epoch' of type int, not a named weight"),
+        ({"state_dict": 3}, "holds what is of type int, not weights by name"),
+        ({1: torch.zeros(1)}, "holds 1 of type Tensor, not a named weight"),
     ],
 )
 def test_other_content_is_refused(tmp_path, content, message):
