@@ -188,7 +188,9 @@ class AlexNet(Backbone):
             self._take_layers(_LAYOUTS[self.layout]())
             width = self._width(crop_size)
             if width is None:
-                raise BadInput(self._wrong_size(crop_size))
+                message = self._wrong_size(crop_size)
+                self._modules.clear()  # or Lightning fails on moving what has no data
+                raise BadInput(message)
         self.out_features = width
         for child in self.children():
             child.to_empty(device=torch.get_default_device())

@@ -273,8 +273,10 @@ def test_a_net_that_is_not_frozen_learns_and_drops():
     ],
 )
 def test_crops_that_a_layer_does_not_take_are_refused(layer, layout, wrong, right, message):
+    net = AlexNet(layer, layout=layout)
     with pytest.raises(BadInput, match=message):
-        build(layer, layout=layout, size=wrong)
+        net.build(wrong)
+    assert not list(net.parameters())
     if right is not None:
         assert build(layer, layout=layout, size=right).out_features > 0
 

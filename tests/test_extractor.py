@@ -19,6 +19,7 @@ from lightning_bbox.preprocess import ChannelNorm
 from lightning_bbox.tasks import BoxRegressor
 
 CALLED = []
+RAN_ON = "the rest of the net ran"
 
 
 class Tiny(nn.Module):
@@ -45,7 +46,7 @@ class Tiny(nn.Module):
         self.whole_batch(maps)
         logits = self.fc(self.pool(maps).flatten(1))
         if self.fails:
-            raise RuntimeError("the rest of the net ran")
+            raise RuntimeError(RAN_ON)
         return logits
 
 
@@ -72,7 +73,7 @@ class Recurrent(nn.Module):
 
 class Broken(nn.Module):
     def __init__(self):
-        raise OSError("no such device")
+        raise OSError(RAN_ON)
 
 
 def never_to_be_called():
@@ -220,7 +221,7 @@ def test_only_nets_are_ever_called(net, message):
 def test_a_module_that_fails_at_import_is_refused(tmp_path, monkeypatch):
     (tmp_path / "failing_package.py").write_text("raise RuntimeError('operator does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(BadInput, match="can't be imported here .operator does not exist."):
+    with pytest.raises(BadInput, match=r"imported here \(operator does not exist\)"):
         FeatureExtractor("failing_package.Net", "fc")
 
 
@@ -233,7 +234,11 @@ def test_a_module_that_fails_at_import_is_refused(tmp_path, monkeypatch):
         (TINY, {"layer": "pair"}, "layer 'pair' of .*Tiny makes a tuple; name one that makes"),
         (TINY, {"layer": "whole_batch"}, r"makes a tensor of shape \[\] for 5 crops; name one"),
         (TINY, {"layer": "fc", "net_args": {"classes": 2, "clases": 2}}, "can't be made with net_"),
-        (f"{__name__}.Broken", {"layer": ""}, r"can't be made with net_args {} \(no such device"),
+        (
+            f"{__name__}.Broken",
+            {"layer": ""},
+            r"can't be made with net_args {} \(the rest of the net ran",
+        ),
         ("torch.nn.Flatten", {"layer": "", "net_args": {"start_dim": 0}}, r"shape \[3375\] for 5"),
     ],
 )
@@ -356,6 +361,6 @@ def test_it_runs_in_half_and_in_double_precision():
 def test_hooks_of_others_see_what_runs_before_the_layer():
     net, seen = build("block"), []
     for name, module in net.net.named_modules():
-        module.register_forward_hook(lambda *args, name=name: seen.append(name))
+        module.register_forward_hook(lambda *_, name=name: seen.append(name))
     net(draw_crops())
     assert seen == ["stem.0", "stem.1", "stem.2", "stem", "block.0", "block.1"]

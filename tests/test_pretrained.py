@@ -126,7 +126,7 @@ def test_files_that_are_spoilt_are_refused_in_one_sentence(tmp_path, suffix, spo
     else:
         safetensors.torch.save_file(STATE, path)
     spoil(path)
-    with pytest.raises(BadInput, match="can't be read, it is damaged, of another kind") as caught:
+    with pytest.raises(BadInput, match="can't be read, it is damaged, of") as caught:
         read_weights(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert str(caught.value).endswith("; give a file that holds a net's state_dict() alone")
@@ -137,7 +137,7 @@ def test_a_flipped_bit_is_told_by_the_checksum(tmp_path):
     path = tmp_path / "a.pth"
     torch.save(STATE, path)
     flip_a_byte(path)
-    with pytest.raises(BadInput, match="the checksum of .* is wrong"):
+    with pytest.raises(BadInput, match=r"the checksum of .* is wrong"):
         read_weights(path)
 
 
@@ -148,7 +148,7 @@ def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
         pickle.dump(Code(), file)
     np.savez("c.npz", a=np.array([Code()], dtype=object))
     for name in ("a.pth", "b.pth", "c.npz"):
-        with pytest.raises(BadInput, match=f"^{name}: .* or holds code"):
+        with pytest.raises(BadInput, match=rf"^{name}: .* or holds code"):
             read_weights(name)
     assert not Path("ran").exists()
 
@@ -236,7 +236,7 @@ def test_without_a_network_the_sentence_says_what_to_put_where(tmp_path, monkeyp
 
 def test_a_download_that_is_not_the_file_is_refused(monkeypatch):
     no_network(monkeypatch, RuntimeError("invalid hash value"))
-    with pytest.raises(BadInput, match="can't be downloaded .invalid hash value."):
+    with pytest.raises(BadInput, match=r"can't be downloaded \(invalid hash value\)"):
         find_weights("imagenet")
 
 
@@ -244,7 +244,7 @@ def test_a_download_lies_in_torchs_cache_and_is_fetched_once(tmp_path, monkeypat
     cache = tmp_path / "torch" / "hub" / "checkpoints"
     calls = []
 
-    def download(url, **arguments):
+    def download(url, **_):
         calls.append(url)
         cache.mkdir(parents=True)
         (cache / FILES["imagenet"]).write_bytes(b"weights")
