@@ -1,5 +1,6 @@
 """Move a rough box onto its object: box-offset regression that converges."""
 
+from lightning_bbox.alexnet import AlexNet
 from lightning_bbox.augment import Augment
 from lightning_bbox.backbones import ShallowConvNet
 from lightning_bbox.box_data import BoxDataModule
@@ -13,11 +14,12 @@ from lightning_bbox.codecs import (
 )
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
+from lightning_bbox.extractor import FeatureExtractor
 from lightning_bbox.heads import BinHead, LinearHead
 from lightning_bbox.jitter import LaplaceJitter, OverlapJitter, UniformJitter
 from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
 from lightning_bbox.patch_data import PatchDataModule
-from lightning_bbox.preprocess import ChannelNorm
+from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm
 from lightning_bbox.refiner import Refiner, refine
 from lightning_bbox.ridge import ridge
 from lightning_bbox.ridge_regressor import RidgeRegressor
@@ -26,17 +28,21 @@ from lightning_bbox.schedules import Constant, Cosine, OneCycle
 from lightning_bbox.tasks import BoxRegressor
 
 __all__ = [
+    "AlexNet",
     "Augment",
     "BadInput",
     "BinHead",
     "BoxDataModule",
     "BoxRegressor",
+    "CaffeNorm",
     "ChannelNorm",
     "Constant",
     "Cosine",
     "CropGeometry",
     "DeltaCodec",
+    "FeatureExtractor",
     "FixedStdCodec",
+    "ImageNetNorm",
     "L1Loss",
     "L2Loss",
     "LaplaceJitter",

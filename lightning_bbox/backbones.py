@@ -1,7 +1,8 @@
 """Backbones: from crops to feature vectors."""
 
 import itertools
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Literal, Self, get_args
 
 import torch
 from jaxtyping import Float
@@ -20,10 +21,12 @@ class Backbone(Part):
     Attributes:
         out_features: Length of the feature vector, set by `build`.
         frozen: Whether the features stay what they are: nothing in it learns.
+        layer_names: What the field calls the layers whose own names don't say it.
     """
 
     out_features: int
     frozen: bool = False
+    layer_names: Mapping[str, str] = {}
 
     def build(self, crop_size: int) -> "Backbone":
         """Make the layers for square crops of this side; torch's global generator is used."""
@@ -35,9 +38,37 @@ class Backbone(Part):
         A model that comes out of a checkpoint does without: its weights are in there.
         """
 
+    def freeze(self) -> None:
+        """Keep what is built as it is: no gradients, and the evaluation mode for good."""
+        self.frozen = True
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of training, but for a frozen backbone: that one stays in evaluation."""
+        return super().train(mode and not self.frozen)
+
     def default_preprocess(self) -> Preprocess:
         """Return the preprocessing that the weights expect, where none is asked for."""
         return ChannelNorm()
+
+
+def init_weights(net: nn.Module) -> None:
+    """Draw the weights of convolutions and linear layers for ReLU, from torch's global generator.
+
+    References:
+        He et al., Delving deep into rectifiers (2015): weights N(0, 2 / fan_in), biases 0.
+
+    Examples:
+        >>> layer = nn.Linear(2, 3)
+        >>> init_weights(layer)
+        >>> layer.bias.tolist()
+        [0.0, 0.0, 0.0]
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class ShallowConvNet(Backbone):
@@ -62,7 +93,6 @@ class ShallowConvNet(Backbone):
         BadInput: An argument is out of range, or there are more scales than the crop can be halved.
 
     References:
-        He et al., Delving deep into rectifiers (2015): weights N(0, 2 / fan_in), biases 0.
         Ioffe and Szegedy, Batch normalization (2015).
 
     Examples:
@@ -121,11 +151,7 @@ class ShallowConvNet(Backbone):
         widths = [self.channels[-1] if self.global_pool else width, *self.fc]
         self.fcs = nn.Sequential(*self._fc_layers(widths))
         self.out_features = widths[-1]
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_weights(self)
         return self
 
     def _conv_layers(self) -> list[nn.Module]:

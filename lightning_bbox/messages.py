@@ -64,6 +64,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     # Testing a checkpoint needs none of the callbacks that trained it.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    # A frozen backbone stays in evaluation mode on purpose.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start")
     # We refuse such pictures in a sentence of our own.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # Lightning 2.6.6 hasn't followed torch 2.13's pytree.

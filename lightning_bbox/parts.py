@@ -8,13 +8,14 @@ Each part therefore records the arguments it was constructed with, as plain data
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 
 from lightning_bbox.errors import BadInput
 
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
+T = TypeVar("T")
 
 
 class Part(nn.Module):
@@ -131,26 +132,43 @@ def from_plain(value: Plain) -> Any:  # noqa: ANN401 (the inverse of to_plain: w
 
 
 def _build(class_path: str, init_args: Plain) -> Part:
-    module, _, name = class_path.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        msg = f"the checkpoint needs {class_path}, which can't be imported here ({error})"
-        raise BadInput(msg) from error
-    if not (isinstance(cls, type) and issubclass(cls, Part)):
-        msg = (
-            f"the checkpoint names {class_path}, which isn't a lightning_bbox part; it isn't built"
-        )
-        raise BadInput(msg)
+    cls = find_class(class_path, Part, "the checkpoint")
     if not isinstance(init_args, dict):
         msg = f"the checkpoint's arguments of {class_path} are {init_args!r}; expected a mapping"
         raise BadInput(msg)
     try:
-        part: Part = cls(**{key: from_plain(item) for key, item in init_args.items()})
+        return cls(**{key: from_plain(item) for key, item in init_args.items()})
     except TypeError as error:
         msg = f"the checkpoint's arguments of {class_path} don't fit it ({error})"
         raise BadInput(msg) from error
-    return part
+
+
+def find_class(class_path: str, base: type[T], asked_by: str) -> type[T]:
+    """Import a class by its path, and refuse whatever isn't one of a kind.
+
+    Args:
+        class_path: Its module and name.
+        base: What it must be derived from; nothing else is fit to be called.
+        asked_by: Who names it, for an error.
+
+    Raises:
+        BadInput: It can't be imported, or isn't derived from the base.
+
+    Examples:
+        >>> find_class("torch.nn.ReLU", nn.Module, "the example")
+        <class 'torch.nn.modules.activation.ReLU'>
+    """
+    module, _, name = class_path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except Exception as error:  # importing a user's module may raise anything
+        msg = f"{asked_by} needs {class_path}, which can't be imported here ({error})"
+        raise BadInput(msg) from error
+    if isinstance(cls, type) and issubclass(cls, base):
+        return cls
+    kind = "a lightning_bbox part" if base is Part else f"derived from {base.__qualname__}"
+    msg = f"{asked_by} names {class_path}, which isn't {kind}; it isn't built"
+    raise BadInput(msg)
 
 
 def flatten(tree: object, name: str = "") -> dict[str, bool | int | float | str]:

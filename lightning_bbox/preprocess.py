@@ -43,3 +43,56 @@ class ChannelNorm(Preprocess):
     def forward(self, crops: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Normalise crops."""
         return (crops - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+class ImageNetNorm(Preprocess):
+    """Centre and scale by the statistics of ImageNet, which torchvision's weights expect.
+
+    Nothing is fitted.
+
+    Examples:
+        >>> ImageNetNorm()(torch.full((1, 3, 1, 1), 0.485))[0, 0]
+        tensor([[0.]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Constants: they move with the model, but needn't travel in its checkpoint.
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]), persistent=False)
+
+    def fit(self, crops: Float[Tensor, "n 3 h w"]) -> None:
+        """Leave the statistics as they are."""
+
+    def forward(self, crops: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Normalise crops."""
+        return (crops - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+class CaffeNorm(Preprocess):
+    """Turn crops to what Caffe's nets expect: BGR from 0 to 255, less the mean of ImageNet.
+
+    Nothing is fitted.
+
+    Examples:
+        >>> red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+        >>> CaffeNorm()(red).flatten()
+        tensor([-104., -117.,  132.])
+    """
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A constant, in the order of the channels that come out.
+        self.register_buffer("mean", torch.tensor([104.0, 117.0, 123.0]), persistent=False)
+
+    def fit(self, crops: Float[Tensor, "n 3 h w"]) -> None:
+        """Leave the mean as it is."""
+
+    def forward(self, crops: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Reorder, scale and centre crops."""
+        return crops.flip(1) * 255 - self.mean[:, None, None]

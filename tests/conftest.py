@@ -16,6 +16,7 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
 ROOT = Path(__file__).parent.parent
+WEIGHTS = Path(os.environ.get("LIGHTNING_BBOX_WEIGHTS", ROOT.parent / "shared" / "weights"))
 DATA = Path(os.environ.get("LIGHTNING_BBOX_DATA", ROOT.parent / "shared" / "data"))
 
 
@@ -25,6 +26,14 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real data in {DATA}; set LIGHTNING_BBOX_DATA")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """Folder of pretrained weights."""
+    if not WEIGHTS.is_dir():
+        pytest.skip(f"no weights in {WEIGHTS}; set LIGHTNING_BBOX_WEIGHTS")
+    return WEIGHTS
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Slow, obvious oracles in NumPy: one box, one pixel, one sample at a time.
+"""Slow, obvious oracles, mostly in NumPy: one box, one pixel, one sample at a time.
 
 Written from the formulas, not from the package; boxes are `xyxy` in continuous pixel edges.
 """
@@ -6,6 +6,7 @@ Written from the formulas, not from the package; boxes are `xyxy` in continuous 
 import math
 
 import numpy as np
+import torch.nn.functional as F
 
 
 def each(function, *columns):
@@ -236,3 +237,89 @@ def dense_gcv(x: np.ndarray, y: np.ndarray, lam: float) -> float:
     residual_maker -= np.ones((count, count)) / count  # the mean is fitted without a penalty
     residual = residual_maker @ y
     return float(count * (residual**2).sum() / np.trace(residual_maker) ** 2)
+
+
+def torchvision_alexnet(state, crops):
+    """Every layer of torchvision's AlexNet from its state dict, in the order of the data."""
+    conv, relu, pool, linear = F.conv2d, F.relu, F.max_pool2d, F.linear
+    weights = [state[f"features.{index}.weight"] for index in (0, 3, 6, 8, 10)]
+    biases = [state[f"features.{index}.bias"] for index in (0, 3, 6, 8, 10)]
+    out = {}
+    out["conv1"] = conv(crops, weights[0], biases[0], stride=4, padding=2)
+    out["pool1"] = pool(relu(out["conv1"]), kernel_size=3, stride=2)
+    out["conv2"] = conv(out["pool1"], weights[1], biases[1], stride=1, padding=2)
+    out["pool2"] = pool(relu(out["conv2"]), kernel_size=3, stride=2)
+    out["conv3"] = conv(out["pool2"], weights[2], biases[2], stride=1, padding=1)
+    out["conv4"] = conv(relu(out["conv3"]), weights[3], biases[3], stride=1, padding=1)
+    out["conv5"] = conv(relu(out["conv4"]), weights[4], biases[4], stride=1, padding=1)
+    out["pool5"] = pool(relu(out["conv5"]), kernel_size=3, stride=2)
+    six = F.adaptive_avg_pool2d(out["pool5"], (6, 6)).reshape(len(crops), 256 * 6 * 6)
+    out["fc6"] = linear(six, state["classifier.1.weight"], state["classifier.1.bias"])
+    out["fc7"] = linear(relu(out["fc6"]), state["classifier.4.weight"], state["classifier.4.bias"])
+    out["fc8"] = linear(relu(out["fc7"]), state["classifier.6.weight"], state["classifier.6.bias"])
+    return out
+
+
+def convolve(picture, weight, bias, stride=1, padding=0, groups=1):
+    """Correlate a map (channels, rows, columns), each group of outputs with its own inputs."""
+    outputs, inputs, side, _ = weight.shape
+    padded = np.pad(picture, ((0, 0), (padding, padding), (padding, padding)))
+    places = range(0, padded.shape[1] - side + 1, stride)
+    result = np.zeros((outputs, len(places), len(places)))
+    for group in range(groups):
+        mine = slice(group * outputs // groups, (group + 1) * outputs // groups)
+        seen = padded[group * inputs : (group + 1) * inputs]
+        for row, top in enumerate(places):
+            for column, left in enumerate(places):
+                window = seen[:, top : top + side, left : left + side]
+                result[mine, row, column] = (weight[mine] * window).sum(axis=(1, 2, 3))
+    return result + bias[:, None, None]
+
+
+def pool_to_the_end(picture, side=3, stride=2):
+    """Take the maximum of windows until one reaches the map's end, as Caffe does."""
+    places, top = [0], 0
+    while top + side < picture.shape[1]:
+        top += stride
+        places.append(top)
+    rows = [
+        [picture[:, top : top + side, left : left + side].max(axis=(1, 2)) for left in places]
+        for top in places
+    ]
+    return np.array(rows).transpose(2, 0, 1)
+
+
+def normalise_responses(picture, size=5, alpha=1e-4, beta=0.75):
+    """Krizhevsky 2012, section 3.3, with Caffe's alpha over the size and k of 1."""
+    result = np.zeros_like(picture)
+    for channel in range(len(picture)):
+        near = picture[max(0, channel - size // 2) : channel + size // 2 + 1]
+        scale = 1 + alpha / size * (near**2).sum(axis=0)
+        result[channel] = picture[channel] / scale**beta
+    return result
+
+
+def caffe_alexnet(state, picture):
+    """Every layer of Caffe's AlexNet up to pool5, from arrays, for one picture."""
+
+    def conv(index, source, **arguments):
+        return convolve(
+            source, state[f"conv{index}.weight"], state[f"conv{index}.bias"], **arguments
+        )
+
+    out = {"conv1": conv(1, picture, stride=4)}
+    out["relu1"] = np.maximum(out["conv1"], 0)
+    out["pool1"] = pool_to_the_end(out["relu1"])
+    out["norm1"] = normalise_responses(out["pool1"])
+    out["conv2"] = conv(2, out["norm1"], padding=2, groups=2)
+    out["relu2"] = np.maximum(out["conv2"], 0)
+    out["pool2"] = pool_to_the_end(out["relu2"])
+    out["norm2"] = normalise_responses(out["pool2"])
+    out["conv3"] = conv(3, out["norm2"], padding=1)
+    out["relu3"] = np.maximum(out["conv3"], 0)
+    out["conv4"] = conv(4, out["relu3"], padding=1, groups=2)
+    out["relu4"] = np.maximum(out["conv4"], 0)
+    out["conv5"] = conv(5, out["relu4"], padding=1, groups=2)
+    out["relu5"] = np.maximum(out["conv5"], 0)
+    out["pool5"] = pool_to_the_end(out["relu5"])
+    return out

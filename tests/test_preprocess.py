@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from lightning_bbox.preprocess import ChannelNorm
+from lightning_bbox.parts import from_plain
+from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm
 
 
 def draw_crops(num=200, seed=0):
@@ -62,3 +63,39 @@ def test_statistics_travel_in_the_checkpoint():
     other.load_state_dict(norm.state_dict())
     crops = draw_crops(4, seed=2)
     assert torch.equal(other(crops), norm(crops))
+
+
+def test_imagenet_norm_takes_published_means_to_zero_and_stds_to_one():
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    crops = torch.stack([mean, mean + std])[:, :, None, None].expand(2, 3, 4, 5)
+    normed = ImageNetNorm()(crops)
+    torch.testing.assert_close(normed[0], torch.zeros(3, 4, 5))
+    torch.testing.assert_close(normed[1], torch.ones(3, 4, 5))
+
+
+def test_caffe_norm_turns_rgb_of_0_to_1_into_centred_bgr_of_0_to_255():
+    red, green, blue = 0.2, 0.5, 0.9
+    crops = torch.tensor([red, green, blue])[None, :, None, None].expand(2, 3, 4, 5)
+    expected = torch.tensor([blue * 255 - 104, green * 255 - 117, red * 255 - 123])
+    normed = CaffeNorm()(crops.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(normed, expected[None, :, None, None].expand(2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("kind", [ImageNetNorm, CaffeNorm])
+def test_fixed_norms_are_not_fitted_and_leave_nothing_in_a_checkpoint(kind):
+    norm, crops = kind(), draw_crops(4)
+    before = norm(crops)
+    norm.fit(crops)
+    assert torch.equal(norm(crops), before)
+    assert not norm.state_dict()
+    assert torch.equal(from_plain(norm.recipe())(crops), before)
+
+
+@pytest.mark.parametrize("kind", [ImageNetNorm, CaffeNorm])
+def test_fixed_norms_follow_the_device_and_stay_exact_in_any_dtype(kind):
+    assert all(buffer.is_meta for buffer in kind().to("meta").buffers())
+    crops = draw_crops(4)
+    assert torch.equal(kind().bfloat16()(crops), kind()(crops))
+    exact = kind()(crops.double())
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(exact.float(), kind()(crops))
