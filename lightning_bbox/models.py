@@ -297,13 +297,10 @@ class OffsetModel(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model, and what must not change when a run goes on."""
         assert self.spec is not None
-        ours: dict[str, Any] = {"model": self.recipe(), "spec": asdict(self.spec)}
-        if self.trainer.state.fn == "fit":
-            ours |= {
-                "run": self._run,
-                "training_set": self.data.source.splits["train"].digest(),
-            }
-        checkpoint[CHECKPOINT_KEY] = ours
+        checkpoint[CHECKPOINT_KEY] = {"model": self.recipe(), "spec": asdict(self.spec)}
+        if self._run:
+            training_set = self.data.source.splits["train"].digest()
+            checkpoint[CHECKPOINT_KEY] |= {"run": self._run, "training_set": training_set}
 
     def recipe(self) -> dict[str, Plain]:
         """Return the arguments that rebuild this model, as plain data (without the optimizer)."""
