@@ -104,6 +104,22 @@ def test_config_runs_where_only_the_root_is_given(
     assert json.loads((folder / "metrics.json").read_text())["test/mae_px"] > 0
 
 
+@pytest.mark.parametrize("name", ["alexnet_fc6_ridge", "alexnet_fc6_sgd", "rcnn_pool5"])
+def test_alexnet_config_runs_where_only_the_root_is_given(
+    name: str, real_data: Path, real_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIGHTNING_BBOX_WEIGHTS", str(real_weights))
+    options = ["--data.batch_size=16", "--data.draws_per_epoch=48", "--data.eval_draws=20"]
+    options += ["--data.compile=false", "--trainer.log_every_n_steps=1"]
+    if name == "alexnet_fc6_sgd":
+        options.append("--trainer.max_epochs=2")
+    if name.startswith("alexnet"):  # fc6 of 227 px is too much for a test
+        options += ["--model.backbone.layer=conv3", "--data.crop.size=79"]
+    base = ["fit", "-c", str(CONFIGS / f"{name}.yaml"), f"--data.root={real_data / 'bccd'}"]
+    folder = fit(tmp_path, "run", *options, base=base)
+    assert json.loads((folder / "metrics.json").read_text())["test/mae_px"] > 0
+
+
 def test_patches_config_runs_where_only_the_file_is_given(tmp_path: Path) -> None:
     options = [f"--data.file={patches_file(tmp_path)}", *TINY]
     folder = fit(tmp_path, "run", base=["fit", "-c", str(CONFIGS / "patches.yaml"), *options])
@@ -112,9 +128,8 @@ def test_patches_config_runs_where_only_the_file_is_given(tmp_path: Path) -> Non
 
 def test_every_config_is_run_by_these_tests() -> None:
     tested = {"quickstart", "patches", "voc", "coco", "yolo", "csv"}
-    elsewhere = {"alexnet_fc6_sgd"}  # with the feature cache
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | elsewhere | {
-        "bccd", "rbc", "deeppcb", "naive",
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | {
+        "bccd", "rbc", "deeppcb", "naive", "alexnet_fc6_ridge", "alexnet_fc6_sgd", "rcnn_pool5",
     }  # fmt: skip
 
 
@@ -238,7 +253,7 @@ def test_a_device_that_is_not_there_is_refused(
 def test_presets_are_the_files_in_configs() -> None:
     assert resolve(["-c", "preset:voc"]) == ["-c", str(CONFIGS / "voc.yaml")]
     assert CONFIG_FOLDERS[1] == CONFIGS
-    with pytest.raises(BadInput, match="choose one of alexnet_fc6_sgd, bccd"):
+    with pytest.raises(BadInput, match="choose one of alexnet_fc6_ridge, alexnet_fc6_sgd, bccd"):
         resolve(["--config=preset:none"])
 
 
