@@ -99,12 +99,19 @@ class LinearHead(Head):
         self.std.copy_(space.std)
 
     def fit_features(self, features: Float[Tensor, "n f"]) -> None:
-        """Take over the features' mean and standard deviation; constant ones are only centred."""
+        """Take over the features' mean and standard deviation, where they are asked for.
+
+        What hardly ever varies is divided by no less than a tenth of the usual deviation: a rare
+        value would be huge, and the largest stable learning rate tiny.
+        """
         if self.standardize:
-            double = features.double()
-            std = double.std(dim=0)
-            self.feature_mean.copy_(double.mean(dim=0))
-            self.feature_std.copy_(torch.where(std > 1e-6 * std.max(), std, 1.0))
+            mean = features.mean(dim=0, dtype=torch.float64)
+            chunks = torch.split(features, 2048)
+            squares = [(chunk.double() - mean).square().sum(dim=0) for chunk in chunks]
+            std = (torch.stack(squares).sum(dim=0) / len(features)).sqrt()
+            least = 0.1 * std[std > 0].median() if bool((std > 0).any()) else 1.0
+            self.feature_mean.copy_(mean)
+            self.feature_std.copy_(std.clamp(min=least))
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b m"]:
         """Return the predicted targets, one class after the other where each has its regressor."""

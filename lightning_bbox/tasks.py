@@ -126,6 +126,9 @@ class BoxRegressor(OffsetModel):
     def on_train_start(self) -> None:
         """Train, whatever mode the model came in, and reset what is gathered between two logs."""
         super().on_train_start()
+        features, is_new = self.data.features.get("train"), self.trainer.global_step == 0
+        if features is not None and is_new and self.weights is None:
+            self.net.head.fit_features(features)  # all there are, now that they are known
         self.train()
         self._set_what_was_asked()
         self._say_largest_stable_rate()
