@@ -159,7 +159,8 @@ class Moments:
         return _scale(scaling, variances, self.mean, self.mean_norm)
 
     def _scaled(self, scale: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gram / scale[:, None] / scale, self.cross / scale[:, None]
+        gram = self.gram / scale[:, None]
+        return gram.div_(scale), self.cross / scale[:, None]
 
     def spectrum(self, scaling: Scaling) -> Spectrum:
         """Decompose the Gram matrix."""
