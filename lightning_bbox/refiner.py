@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_bbox.boxes import Boxes, box_centers, box_sizes
 from lightning_bbox.crops import CropGeometry, cut_crops
-from lightning_bbox.errors import BadInput
+from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.images import ImageStore, decode_image, to_rgb
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.tasks import BoxRegressor
@@ -81,7 +81,9 @@ class Refiner:
         self.model, self.spec = checkpoint.to(device).eval(), checkpoint.spec
         self.batch_size, self.max_shift = batch_size, max_shift
 
-    def refine(self, image: Picture, boxes: BoxArray) -> BoxArray:
+    def refine(
+        self, image: Picture, boxes: BoxArray, labels: Sequence[str] | None = None
+    ) -> BoxArray:
         """Return the boxes where they should be, as an array or tensor of the kind given.
 
         A box that is none (not finite, without area, outside the picture) is returned as it is,
@@ -90,11 +92,12 @@ class Refiner:
         Args:
             image: The picture; see `Picture`.
             boxes: Rough boxes (n, 4), `xyxy` in picture pixels.
+            labels: The boxes' classes by name, for a model with a regressor for each.
 
         Raises:
             BadInput: The picture or the boxes are not of a shape and type that can be meant.
         """
-        found = self.refine_with_std(image, boxes)
+        found = self.refine_with_std(image, boxes, labels)
         if found.unmoved:
             first = next(iter(found.unmoved))
             warnings.warn(
@@ -106,28 +109,35 @@ class Refiner:
             return found.boxes.numpy()
         return found.boxes.to(boxes.device)
 
-    def refine_with_std(self, image: Picture, boxes: np.ndarray | Tensor) -> Refinement:
+    def refine_with_std(
+        self, image: Picture, boxes: np.ndarray | Tensor, labels: Sequence[str] | None = None
+    ) -> Refinement:
         """Return the boxes, how far off the model deems each, and why some did not move.
 
         Args:
             image: The picture; see `Picture`.
             boxes: Rough boxes (n, 4), `xyxy` in picture pixels.
+            labels: The boxes' classes by name, for a model with a regressor for each.
 
         Raises:
             BadInput: The picture or the boxes are not of a shape and type that can be meant.
         """
-        (refinement,) = self.refine_batch([image], [boxes])
+        (refinement,) = self.refine_batch([image], [boxes], None if labels is None else [labels])
         return refinement
 
     @torch.no_grad()
     def refine_batch(
-        self, images: Sequence[Picture], boxes: Sequence[np.ndarray | Tensor]
+        self,
+        images: Sequence[Picture],
+        boxes: Sequence[np.ndarray | Tensor],
+        labels: Sequence[Sequence[str]] | None = None,
     ) -> list[Refinement]:
         """Refine the boxes of several pictures at once, of whatever sizes.
 
         Args:
             images: The pictures; see `Picture`.
             boxes: Rough boxes (n, 4) of each, `xyxy` in its pixels.
+            labels: Each box's class by name, for a model with a regressor for each.
 
         Raises:
             BadInput: A picture or boxes are not of a shape and type that can be meant.
@@ -141,9 +151,10 @@ class Refiner:
         rough = torch.cat([torch.zeros(0, 4), *each])
         index = torch.arange(len(each)).repeat_interleave(counts)
         sizes = torch.stack([store.heights, store.widths], dim=1).long()[index]
-        unmoved = outside_faults(rough, sizes)
+        numbers, unmoved = self._class_numbers(labels, [len(one) for one in each])
+        unmoved |= outside_faults(rough, sizes)
         usable = torch.tensor([at for at in range(len(rough)) if at not in unmoved]).long()
-        refined, stds = self._apply(store, index[usable], rough[usable])
+        refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
         settled, reasons = settle(
             refined, rough[usable], sizes[usable], self.spec.geometry, self.max_shift
         )
@@ -158,8 +169,31 @@ class Refiner:
             start = end
         return refinements
 
+    def _class_numbers(
+        self, labels: Sequence[Sequence[str]] | None, counts: list[int]
+    ) -> tuple[Int64[Tensor, " n"], dict[int, str]]:
+        """Return the number of each box's class, and why boxes of unknown ones stay."""
+        if not self.model.net.head.per_class:
+            return torch.zeros(sum(counts), dtype=torch.int64), {}
+        classes = self.spec.classes
+        if labels is None or [len(names) for names in labels] != counts:
+            msg = f"the model has a regressor for each of {listed(classes)}; give each box's label"
+            raise BadInput(msg)
+        names = [name for picture in labels for name in picture]
+        numbers = [classes.index(name) if name in classes else -1 for name in names]
+        unknown = {
+            at: f"is of class {names[at]!r}, which the model doesn't know"
+            for at, number in enumerate(numbers)
+            if number < 0
+        }
+        return torch.tensor(numbers, dtype=torch.int64), unknown
+
     def _apply(
-        self, store: ImageStore, index: Int64[Tensor, " n"], rough: Boxes
+        self,
+        store: ImageStore,
+        index: Int64[Tensor, " n"],
+        rough: Boxes,
+        numbers: Int64[Tensor, " n"],
     ) -> tuple[Boxes, Float[Tensor, "n t"]]:
         """Cut and refine batch by batch, on the model's device."""
         device, geometry = self.model.device, self.spec.geometry
@@ -175,7 +209,7 @@ class Refiner:
                 geometry.size,
                 geometry.supersample or 1,
             )
-            found, spread = self.model.refine(crops, proposals)
+            found, spread = self.model.refine(crops, proposals, numbers[rows].to(device))
             boxes.append(found.cpu())
             stds.append(spread.cpu())
         return torch.cat(boxes), torch.cat(stds)

@@ -196,6 +196,36 @@ def test_regressors_by_class_need_the_labels(two_classes):
         model.refine(batch.crops, batch.proposals)
 
 
+def test_boxes_at_hand_are_refined_by_their_class(two_classes):
+    data = boxes(two_classes)
+    model = fitted(RidgeRegressor(small_net(), lam=30.0, per_class=True), data)
+    refiner, picture = Refiner(model), two_classes / "0.png"
+    rough = np.array([[10.0, 12, 40, 40]] * 3)
+    with pytest.raises(BadInput, match="give each box's label"):
+        refiner.refine(picture, rough)
+    found = refiner.refine_with_std(picture, rough, ["rare", "part", "other"])
+    assert found.unmoved == {2: "is of class 'other', which the model doesn't know"}
+    assert not torch.allclose(found.boxes[0], found.boxes[1])
+    by_part = refiner.refine_with_std(picture, rough[:1], ["part"])
+    torch.testing.assert_close(by_part.boxes[0], found.boxes[1])
+
+
+def test_predict_refines_each_box_by_its_class(two_classes, tmp_path):
+    base = ["fit", "-c", str(CONFIGS / "csv.yaml"), *RIDGE[3:], "--model.per_class=true"]
+    base.remove("--data.num_scenes=60")
+    options = [f"--data.root={two_classes}", f"--runs={tmp_path}"]
+    assert main([*base, *options, "--name=run"]) == 0
+    apply = ["predict", f"--ckpt_path={tmp_path / 'run'}", *options, "--name=out"]
+    assert main(apply) == 0
+    model = BoxRegressor.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert model.net.head.per_class
+    lines = (tmp_path / "out" / "refined" / "boxes.csv").read_text().splitlines()
+    rough = (two_classes / "boxes.csv").read_text().splitlines()
+    name, *corners, label, _ = rough[4].split(",")
+    refined = Refiner(model).refine(two_classes / name, np.array([corners], dtype=float), [label])
+    np.testing.assert_allclose(refined[0], [float(x) for x in lines[4].split(",")[1:5]], atol=2e-3)
+
+
 def test_classes_go_by_name_not_by_number(two_classes):
     model = fitted(RidgeRegressor(small_net(), lam=30.0, per_class=True), boxes(two_classes))
     rare = boxes(two_classes, classes=["rare"])
