@@ -1,7 +1,7 @@
 """Backbones: from crops to feature vectors."""
 
 import itertools
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -20,10 +20,12 @@ class Backbone(Part):
     Attributes:
         out_features: Length of the feature vector, set by `build`.
         frozen: Whether the features stay what they are: nothing in it learns.
+        layer_names: What people call its layers, by the names of its submodules.
     """
 
     out_features: int
     frozen: bool = False
+    layer_names: ClassVar[dict[str, str]] = {}
 
     def build(self, crop_size: int) -> "Backbone":
         """Make the layers for square crops of this side; torch's global generator is used."""
@@ -70,6 +72,8 @@ class ShallowConvNet(Backbone):
         >>> net(torch.zeros(2, 3, 45, 45)).shape
         torch.Size([2, 32])
     """
+
+    layer_names: ClassVar[dict[str, str]] = {"pool": "global pooling"}
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ ORDER = [
     *("least_squares", "ridge"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
     *("models", "tasks", "refiner"),
+    *("layers", "readings", "charts", "probe"),
     *("report", "callbacks", "predictions", "arguments", "options", "messages", "ranks"),
     *("run_folders", "cli"),
 ]
