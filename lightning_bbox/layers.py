@@ -18,7 +18,7 @@ FEATURES = "features"
 OUTPUTS_PER_INPUT = 2
 """With one, two inputs that fall together could never be told apart."""
 
-_NO_OPS = (nn.Identity, _DropoutNd, nn.Flatten)
+_NO_OPS = (nn.Identity, _DropoutNd, nn.Flatten, nn.Sequential)  # the last where it is empty
 
 
 class Projection:

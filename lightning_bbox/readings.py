@@ -241,23 +241,23 @@ def _pixels(pixels: LayerReading) -> str:
 def _course(layers: Sequence[LayerReading]) -> Iterator[str]:
     """Say where the offset appears, is best, is missing in between, and is lost."""
     shown = [place for place, layer in enumerate(layers) if layer.readable]
-    first, last = shown[0], shown[-1]
+    first, last = layers[shown[0]], shown[-1]
     best = max((layers[place] for place in shown), key=_r2)
-    if first > 0:
-        at = f"it becomes readable at {layers[first].layer} ({_value(layers[first])})"
-        yield at if best is layers[first] else f"{at}, best at {best.layer} ({_value(best)})"
-    elif best is not layers[0]:
-        yield f"best at {best.layer} ({_value(best)})"
-    missing = [layers[place].layer for place in range(first, last) if place not in shown]
+    better = f"best at {best.layer} ({_value(best)})" * (best.net.r2.low > first.net.r2.high)
+    if first is layers[0]:
+        yield better
+    else:
+        at = f"it becomes readable at {first.layer} ({_value(first)})"
+        yield f"{at}, {better}" if better else at
+    missing = [layers[place].layer for place in range(shown[0], last) if place not in shown]
     if missing:
         yield f"in between it isn't surely readable at {listed(missing)}"
     if last + 1 < len(layers):
         after = layers[last + 1]
-        where = "the pixels" if last == 0 else layers[last].layer
         if all(layer.absent for layer in layers[last + 1 :]):
-            yield f"it is readable up to {where}, and gone after {after.layer} ({_value(after)})"
+            yield f"after {after.layer} it is gone ({_value(after)})"
         else:
-            yield f"beyond {where} it isn't surely readable ({_spread(after)} at {after.layer})"
+            yield f"from {after.layer} on it isn't surely readable ({_spread(after)})"
     elif layers[last].net.r2.high < best.net.r2.low:
         yield f"{_value(layers[last])} is left at {layers[last].layer}"
 
