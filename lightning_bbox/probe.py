@@ -20,7 +20,7 @@ from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput
 from lightning_bbox.files import save_picture, write_atomically
 from lightning_bbox.layers import Projection, layer_order, tapped
-from lightning_bbox.least_squares import RidgeSolution, Spectrum, lambda_grid
+from lightning_bbox.least_squares import Moments, RidgeSolution, Spectrum, lambda_grid
 from lightning_bbox.loader import PlanLoader, Split
 from lightning_bbox.metrics import bootstrap_interval, error_px
 from lightning_bbox.models import OffsetModel, OffsetNet
@@ -41,6 +41,11 @@ from lightning_bbox.tasks import BoxRegressor
 PIXELS = "pixels"
 LambdaBy = Literal["val", "gcv"]
 _SPLITS: dict[str, Split] = {"train": "train_eval", "val": "val", "test": "test"}
+
+
+LEAST_SCALE = 0.1
+"""Features are divided by their standard deviation, but not by less than this share of the root
+mean square of all: one that almost never varies would rule wherever it does."""
 
 
 class LayerRows(NamedTuple):
@@ -144,8 +149,9 @@ class LayerReader:
         if not bool(moments.gram.diagonal().isfinite().all()):
             msg = f"the output of {name} isn't finite; probe another checkpoint, or in 32-true"
             raise BadInput(msg)
-        spectrum = moments.spectrum("standard")
-        val_rows, test_rows = (torch.cat(kept).double() for kept in (rows.val, rows.test))
+        scale = probe_scale(moments)
+        spectrum = _divided(moments, scale).spectrum("none")
+        val_rows, test_rows = (torch.cat(kept) / scale for kept in (rows.val, rows.test))
         readings = []
         for columns in (slice(0, self.num_targets), slice(self.num_targets, None)):
             targets = self.targets["val"][:, columns]
@@ -260,6 +266,34 @@ class ProbingTrainer(pl.Trainer):
         control = OffsetNet(net.preprocess, backbone, net.head)
         self.precision_plugin.convert_module(control)
         return control.to(self.strategy.root_device).eval()
+
+
+def probe_scale(moments: Moments) -> Float[Tensor, " p"]:
+    """Return what features are divided by; those that are constant by infinity, so they go.
+
+    Args:
+        moments: Of the training draws.
+
+    Examples:
+        >>> sums = RidgeSums(num_features=3, num_targets=1)
+        >>> sums.update(torch.tensor([[1.0, 0.001, 5.0], [-1.0, -0.001, 5.0]]), torch.ones(2, 1))
+        >>> probe_scale(sums.compute())
+        tensor([1.0000, 0.0707,    inf], dtype=torch.float64)
+    """
+    stds = moments.scale("standard")
+    varying = stds[stds.isfinite()]
+    if not len(varying):
+        return stds
+    return stds.clamp(min=LEAST_SCALE * float(varying.square().mean().sqrt()))
+
+
+def _divided(moments: Moments, scale: Float[Tensor, " p"]) -> Moments:
+    """Return the moments of the features divided by something."""
+    return Moments(
+        moments.count, moments.mean / scale, moments.target_mean,
+        moments.gram / scale[:, None] / scale, moments.cross / scale[:, None],
+        moments.target_squares, moments.mean_norm,
+    )  # fmt: skip
 
 
 def untrained(backbone: Backbone, crop_size: int, key: str, seed: int) -> Backbone:

@@ -133,11 +133,12 @@ def format_readings(readings: Readings) -> str:
         >>> layers = (LayerReading("pixels", 6075, 2048, chance, chance, None),)
         >>> draws = {"train": 5000, "val": 2000, "test": 2000}
         >>> print(format_readings(Readings(layers, True, draws, chance.mae_px, "val")))
-        | layer  | size | width |             R2 |    error, px | random weights | shuffled | ... |
-        |:-------|-----:|------:|---------------:|-------------:|---------------:|---------:|----:|
-        | pixels | 6075 |  2048 | 0.00 (0.00 ... |         2.50 |              - |     0.00 | 1.0 |
+        | layer  | size | width |                  R2 | error, px | random weights | ... |
+        |:-------|-----:|------:|--------------------:|----------:|---------------:|-...:|
+        | pixels | 6075 |  2048 | 0.00 (0.00 to 0.00) |      2.50 |              - | ... |
         <BLANKLINE>
-        predict the mean: 2.50 px; ...
+        predict the mean: 2.50 px; draws: 5000 train, 2000 val, 2000 test; lambda by ...
+        R2 is against the training mean, with its 95 % interval over pictures or groups
         <BLANKLINE>
         Verdict: no layer shows the offset linearly (at most R2 0.00 at pixels).
     """

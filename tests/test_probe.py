@@ -20,7 +20,7 @@ from lightning_bbox.cli import main
 from lightning_bbox.layers import Projection, layer_order, tapped
 from lightning_bbox.least_squares import lambda_grid
 from lightning_bbox.metrics import error_px
-from lightning_bbox.probe import ProbingTrainer, untrained
+from lightning_bbox.probe import LEAST_SCALE, LayerReader, LayerRows, ProbingTrainer, untrained
 from lightning_bbox.readings import (
     Estimate,
     LayerReading,
@@ -30,7 +30,7 @@ from lightning_bbox.readings import (
     format_readings,
     verdict,
 )
-from lightning_bbox.ridge import gather
+from lightning_bbox.ridge import RidgeSums, gather
 
 CPU = torch.device("cpu")
 
@@ -51,6 +51,17 @@ class ConvPool(Backbone):
 
     def forward(self, crops):
         return self.pool(self.relu(self.conv(crops))).flatten(1)
+
+
+class Wrapped(ShallowConvNet):
+    """Maps that go round: no border tells where anything is."""
+
+    def build(self, crop_size):
+        super().build(crop_size)
+        for module in self.convs:
+            if isinstance(module, nn.Conv2d):
+                module.padding_mode = "circular"
+        return self
 
 
 class Nothing(nn.Module):
@@ -177,6 +188,16 @@ def test_global_pooling_of_an_untrained_scale_loses_the_offset():
     assert "; after global pooling it is gone (R2 0.00)" in words(readings)
 
 
+def test_zeros_at_the_border_tell_what_global_pooling_would_lose():
+    arguments = {"channels": (8, 16, 32), "fc": (), "global_pool": True}
+    zeros, wrapped = (
+        r2(probe(net(**arguments), scenes(num_scenes=1000), draws=2000, width=64))["global pooling"]
+        for net in (ShallowConvNet, Wrapped)
+    )
+    assert zeros > 0.2
+    assert abs(wrapped) < 0.1
+
+
 def test_the_layer_that_destroys_the_offset_is_named():
     readings = probe(Forgetful(), scenes("bright", 200, 200), draws=400, width=128)
     assert "after forget.0 Nothing it is gone (R2 0.00)" in words(readings)
@@ -196,12 +217,12 @@ def test_figures_equal_scikit_learn_on_the_same_features():
     layer = readings.layers[-1]
     assert (layer.size, layer.width) == features["test"].shape[1:] * 2
     scaler = StandardScaler().fit(features["train_eval"])
-    x = {split: scaler.transform(rows) for split, rows in features.items()}
+    scale = np.maximum(scaler.scale_, LEAST_SCALE * np.sqrt((scaler.scale_**2).mean()))
+    x = {split: (rows.numpy() - scaler.mean_) / scale for split, rows in features.items()}
+    scaled = torch.from_numpy(x["train_eval"])
+    lambdas = lambda_grid([gather(scaled, targets["train_eval"]).spectrum("none")]).tolist()
     fits = {
-        lam: Ridge(lam, solver="svd").fit(x["train_eval"], targets["train_eval"])
-        for lam in lambda_grid(
-            [gather(features["train_eval"], targets["train_eval"]).spectrum("standard")]
-        ).tolist()
+        lam: Ridge(lam, solver="svd").fit(scaled.numpy(), targets["train_eval"]) for lam in lambdas
     }
     errors = {
         lam: ((fit.predict(x["val"]) - targets["val"].numpy()) ** 2).sum()
@@ -215,6 +236,23 @@ def test_figures_equal_scikit_learn_on_the_same_features():
     boxes = model.codec.decode(torch.from_numpy(predicted).float(), samples.proposals)
     off = error_px(boxes, samples.gt_boxes, data.geometry.px(samples.proposals)).abs().mean()
     assert layer.net.mae_px.value == pytest.approx(float(off), abs=1e-4)
+
+
+def test_a_unit_that_almost_never_varies_does_not_rule():
+    data, model, probing = scenes("bright", 20, 300), BoxRegressor(ConvPool(2)), trainer()
+    probing.probe(model, data, draws=20, width=8)
+    reader = LayerReader(data, model.codec, 300, 8, "val", probing.precision_plugin, CPU)
+    sums, rows = RidgeSums(3, 4), {}
+    for split, rare in (("train", 1e-4), ("val", 0.5), ("test", 0.5)):
+        rows[split] = torch.nn.functional.pad(reader.targets[split][:, :2], (0, 1))
+        rows[split][0, 2] = rare
+    sums.update(rows["train"], reader.targets["train"])
+    kept = LayerRows(Projection("a", 3, 8, CPU), sums, [rows["val"]], [rows["test"]])
+    found, shuffled = reader.solve("a", kept)
+    assert found.r2.value > 0.99
+    assert shuffled.r2.value < 0.05
+    unscaled = sums.compute().spectrum("standard").solution(found.lam)
+    assert (rows["test"].double() @ unscaled.weight.T).abs().max() > 20  # what it is a cure for
 
 
 def test_gcv_chooses_a_lambda_of_its_own_and_reads_as_well():
