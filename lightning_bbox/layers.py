@@ -51,7 +51,7 @@ class Projection:
         if size > width:
             generator = keyed_generator("projection", name, size)
             shape = (OUTPUTS_PER_INPUT, size)
-            signs = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1
+            signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.float32) * 2 - 1
             self.signs = (signs / OUTPUTS_PER_INPUT**0.5).to(device)
             self.outputs = torch.randint(0, width, shape, generator=generator).to(device)
 

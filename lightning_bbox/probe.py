@@ -195,7 +195,17 @@ class LayerReader:
 
 
 class ProbingTrainer(pl.Trainer):
-    """Lightning's Trainer, which can probe as well."""
+    """Lightning's Trainer, which can probe as well.
+
+    Examples:
+        >>> from lightning_bbox import SceneDataModule, ShallowConvNet
+        >>> net = ShallowConvNet(channels=(4,), fc=(), batch_norm=False)
+        >>> data = SceneDataModule(num_scenes=20, eval_draws=40, compile=False)
+        >>> trainer = ProbingTrainer(accelerator="cpu", devices=1, logger=False)
+        >>> found = trainer.probe(BoxRegressor(net), data, draws=80, width=64)
+        >>> [layer.layer for layer in found.layers]
+        ['pixels', 'convs.0 Conv2d', 'convs.1 ReLU']
+    """
 
     def probe(
         self,

@@ -139,6 +139,7 @@ def format_readings(readings: Readings) -> str:
         <BLANKLINE>
         predict the mean: 2.50 px; draws: 5000 train, 2000 val, 2000 test; lambda by ...
         R2 is against the training mean, with its 95 % interval over pictures or groups
+        readable is what lies, interval and all, above 0.1 and above shuffled targets
         <BLANKLINE>
         Verdict: no layer shows the offset linearly (at most R2 0.00 at pixels).
     """
@@ -158,6 +159,7 @@ def format_readings(readings: Readings) -> str:
         "",
         f"predict the mean: {mean}; draws: {draws}; lambda by {by}",
         "R2 is against the training mean, with its 95 % interval over pictures or groups",
+        f"readable is what lies, interval and all, above {READABLE} and above shuffled targets",
         "",
         f"Verdict: {verdict(readings.layers, readings.trained)}.",
     ]

@@ -116,9 +116,9 @@ def scenes(kind="polar", num_scenes=2000, eval_draws=500):
     return SceneDataModule(kind, True, num_scenes, eval_draws=eval_draws, compile=False)
 
 
-def trainer():
+def trainer(precision="32-true"):
     return ProbingTrainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        accelerator="cpu", devices=1, precision=precision, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
 
@@ -269,6 +269,19 @@ def test_one_probe_repeats_to_the_bit():
         probe(ConvPool(4), scenes("bright", 50, 50), draws=100, width=64) for _ in range(2)
     )
     assert as_plain(first) == as_plain(again)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+def test_every_precision_reads_about_the_same(precision):
+    exact, other = (
+        trainer(value).probe(
+            BoxRegressor(ShallowConvNet(channels=(8,), fc=())), scenes("bright", 100, 100),
+            draws=300, width=64,
+        )
+        for value in ("32-true", precision)
+    )  # fmt: skip
+    assert r2(other) == pytest.approx(r2(exact), abs=0.05)
+    assert not other.trained
 
 
 def test_pretrained_weights_count_as_trained_and_have_a_control():
