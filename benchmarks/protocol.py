@@ -5,7 +5,7 @@
 FOLDER holds `bccd`, `rbc` and `deeppcb`. A run whose `metrics.json` is there is not run again. At
 the end `benchmarks/results/` holds every figure (`protocol.json`), the table (`protocol.md`), test
 crops of the first run on BCCD (`crops.png`) and the error of the default and of the naive recipe
-against steps (`curves.png`; needs the extra `plots`).
+against steps (`curves.png`).
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from matplotlib import pyplot as plt
 
 from lightning_bbox import BoxDataModule, BoxRegressor
 from lightning_bbox.files import save_picture
@@ -151,11 +152,6 @@ def with_spread(found: list[dict[str, Any]]) -> str:
 
 def draw_curves(runs: Path) -> None:
     """Draw error against steps: the default recipe and the naive one, training and validation."""
-    try:
-        from matplotlib import pyplot as plt
-    except ImportError:
-        sys.stdout.write("matplotlib isn't installed (extra plots): no curves\n")
-        return
     figure, axes = plt.subplots(figsize=(7.5, 3.8))
     for arm, name, colour in (("naive", "naive", "tab:red"), ("bccd", "default", "tab:blue")):
         for folder in sorted(runs.glob(f"{arm}-[0-9]")):

@@ -101,6 +101,8 @@ class ShallowConvNet(Backbone):
         torch.Size([2, 32])
     """
 
+    layer_names: ClassVar[dict[str, str]] = {"pool": "global pooling"}
+
     def __init__(
         self,
         channels: tuple[int, ...] = (32, 64, 128),

@@ -1,4 +1,4 @@
-"""The command line: `lightning-bbox fit|validate|test|predict`, built on LightningCLI."""
+"""The command line: `lightning-bbox fit|validate|test|predict|probe`, built on LightningCLI."""
 
 import argparse
 import os
@@ -42,6 +42,7 @@ from lightning_bbox.models import OffsetModel
 from lightning_bbox.options import OneSentenceParser, cause
 from lightning_bbox.parts import flatten
 from lightning_bbox.predictions import PredictionFiles
+from lightning_bbox.probe import ProbingTrainer, save_readings
 from lightning_bbox.ranks import (
     PATIENCE,
     default_devices,
@@ -58,6 +59,7 @@ COMMANDS = {
     "validate": "Measure a trained model on the validation split.",
     "test": "Measure a trained model on the test split.",
     "predict": "Refine the boxes of annotation files with a trained model.",
+    "probe": "Show where in a network, trained or not, the offset can be read linearly.",
 }
 
 
@@ -71,7 +73,8 @@ class BoxCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the commands and what of the trainer's arguments isn't an option, or not as is."""
         unused = {"ckpt_path", "weights_only", "verbose", "return_predictions"}
-        return {name: skip | unused for name, skip in LightningCLI.subcommands().items()}
+        own = {"probe": {"model", "datamodule"}}
+        return {name: skip | unused for name, skip in (LightningCLI.subcommands() | own).items()}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:  # noqa: ANN401
         """Say in the help what the commands do here."""
@@ -153,6 +156,8 @@ class BoxCLI(LightningCLI):
         if self.subcommand == "predict":
             callbacks = [PredictionFiles(self.run_folder, own.max_shift, own.overwrite)]
         callbacks.append(StopBetweenSteps())
+        if self.subcommand == "probe" and config.devices == "auto":
+            kwargs["devices"] = 1
         if self.subcommand == "fit":
             kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(config.plugins)]
         else:
@@ -232,6 +237,20 @@ class BoxCLI(LightningCLI):
         model.restore(self.config[self.subcommand].ckpt_path)
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
 
+    def probe(
+        self,
+        model: OffsetModel,
+        datamodule: CropDataModule,
+        **options: Any,  # noqa: ANN401 (those of ProbingTrainer.probe)
+    ) -> None:
+        """Read the offset off every layer, and leave table and chart."""
+        if (checkpoint := self.config[self.subcommand].ckpt_path) is not None:
+            model.restore(checkpoint)
+        assert isinstance(self.trainer, ProbingTrainer)
+        readings = self.trainer.probe(model, datamodule, **options)
+        table = save_readings(readings, self.run_folder, self.trainer.logger)
+        sys.stdout.write(f"\n{table}\n\nthe same in {self.run_folder}, drawn in probe.png\n")
+
     def after_fit(self) -> None:
         """Test the best checkpoint, or the model as it is where none was kept."""
         if self._get(self.config_init, "trainer").fast_dev_run:
@@ -276,6 +295,7 @@ def _run(arguments: list[str]) -> int:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=ReusableConfig,
+            trainer_class=ProbingTrainer,
             parser_class=OneSentenceParser,
             parser_kwargs={
                 "allow_abbrev": False,

@@ -197,14 +197,20 @@ class CropDataModule(pl.LightningDataModule):
             return len(self.source.splits[split])
         return -(-self.eval_draws // 4) if split == "train_eval" else self.eval_draws
 
-    def samples(self, split: Split, epoch: int = 0) -> Samples:
-        """Lay out all samples of an epoch: a pure function of the seed, on the CPU."""
+    def samples(self, split: Split, epoch: int = 0, draws: int | None = None) -> Samples:
+        """Lay out all samples of an epoch: a pure function of the seed, on the CPU.
+
+        Args:
+            split: Of which split.
+            epoch: Of which epoch of training.
+            draws: How many; as many as the split's epochs have by default.
+        """
         items = self.source.splits["train" if split.startswith("train") else split]
         training = split == "train"
         if training and self._fixed and epoch:
             return self.samples("train").take(self._draws(split, epoch))
         seed, epoch = (self.seed, epoch) if training else (stream_seed("evaluation", split), 0)
-        plan = EpochPlan(seed, epoch, len(items), self.num_draws(split))
+        plan = EpochPlan(seed, epoch, len(items), draws or self.num_draws(split))
         order = torch.arange(len(items)) if split == "predict" else plan.order
         gt_boxes = items.boxes[order]
         if items.proposals is None:

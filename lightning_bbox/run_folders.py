@@ -17,7 +17,8 @@ def begin_run(command: str, folder: Path, asked: str | None) -> str | None:
     stopped `predict --overwrite` left half done is undone.
 
     Args:
-        command: `fit`, `validate`, `test` or `predict`.
+        command: `fit`, `validate`, `test`, `predict` or `probe`; the first and the last do without
+            a checkpoint.
         folder: The run's folder, there or not.
         asked: A checkpoint, a run's folder, or `last` or `best` of this one.
 
@@ -69,7 +70,7 @@ def _is_of(folder: Path, checkpoint: str | None) -> bool:
 
 def _find_checkpoint(command: str, folder: Path, asked: str | None) -> str | None:
     if asked is None:
-        if command == "fit":
+        if command in ("fit", "probe"):
             return None
         msg = f"{command} needs a trained model; add --ckpt_path and a checkpoint"
         raise BadInput(msg)

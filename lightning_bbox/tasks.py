@@ -86,8 +86,8 @@ class BoxRegressor(OffsetModel):
         super().fit_statistics()
         self._is_new = True
 
-    def _take_weights(self) -> None:
-        """Take the weights to start from, unless the run goes on from a checkpoint."""
+    def take_weights(self) -> None:
+        """Take over the weights to start from, unless the run goes on from a checkpoint."""
         if self.weights is not None and self._resumed_run is not None:
             rank_zero_warn("model.weights is not loaded: the run goes on from its own checkpoint")
         elif self.weights is not None and self._is_new:
@@ -97,7 +97,7 @@ class BoxRegressor(OffsetModel):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and a schedule over the whole run, once the weights are there."""
-        self._take_weights()  # only now is it known whether the run goes on from a checkpoint
+        self.take_weights()  # only now is it known whether the run goes on from a checkpoint
         parameters = [weights for weights in self.parameters() if weights.requires_grad]
         optimizer = (self.optimizer or self._adamw)(parameters)
         self.keep_to_the_run({"the optimizer": type(optimizer).__name__})

@@ -24,6 +24,7 @@ ORDER = [
     *("network", "feature_cache", "stability"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
     *("models", "tasks", "ridge_regressor", "refiner"),
+    *("layers", "readings", "charts", "probe"),
     *("report", "callbacks", "predictions", "arguments", "options", "ranks"),
     *("run_folders", "cli"),
 ]

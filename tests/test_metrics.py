@@ -283,6 +283,19 @@ def test_repeating_the_samples_of_a_picture_narrows_nothing():
     assert high - low < 0.5 * (once[1] - once[0])
 
 
+def test_the_interval_of_a_ratio_is_that_of_sums_over_sums():
+    values, clusters = (torch.from_numpy(column) for column in clustered_values())
+    weights = torch.rand(len(values), generator=torch.Generator().manual_seed(0)).double() + 0.5
+    plain = bootstrap_interval(values, clusters)
+    assert bootstrap_interval(values, clusters, weights=torch.ones_like(values)) == plain
+    halved = bootstrap_interval(values, clusters, weights=torch.full_like(values, 2.0))
+    assert halved == pytest.approx([bound / 2 for bound in plain])
+    low, high = bootstrap_interval(3 * weights, clusters, weights=weights)
+    assert (low, high) == pytest.approx((3, 3))
+    low, high = bootstrap_interval(values, clusters, weights=weights)
+    assert low < float(values.sum() / weights.sum()) < high
+
+
 def test_the_interval_ignores_the_order_and_the_names_of_clusters():
     values, clusters = (torch.from_numpy(column) for column in clustered_values())
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
