@@ -101,7 +101,7 @@ class ShallowConvNet(Backbone):
         torch.Size([2, 32])
     """
 
-    layer_names: ClassVar[dict[str, str]] = {"pool": "global pooling"}
+    layer_names: Mapping[str, str] = {"pool": "global pooling"}
 
     def __init__(
         self,

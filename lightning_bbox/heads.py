@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_bbox.codecs import TargetSpace
 from lightning_bbox.errors import BadInput
+from lightning_bbox.least_squares import usual_deviations
 from lightning_bbox.losses import SmoothL1Loss
 from lightning_bbox.parts import Part
 
@@ -101,17 +102,17 @@ class LinearHead(Head):
     def fit_features(self, features: Float[Tensor, "n f"]) -> None:
         """Take over the features' mean and standard deviation, where they are asked for.
 
-        What hardly ever varies is divided by no less than a tenth of the usual deviation: a rare
-        value would be huge, and the largest stable learning rate tiny.
+        What hardly ever varies is divided by more than its own (`usual_deviations`): a rare value
+        would be huge, and the largest stable learning rate tiny.
         """
         if self.standardize:
             mean = features.mean(dim=0, dtype=torch.float64)
             chunks = torch.split(features, 2048)
             squares = [(chunk.double() - mean).square().sum(dim=0) for chunk in chunks]
-            std = (torch.stack(squares).sum(dim=0) / len(features)).sqrt()
-            least = 0.1 * std[std > 0].median() if bool((std > 0).any()) else 1.0
+            variances = torch.stack(squares).sum(dim=0) / len(features)
             self.feature_mean.copy_(mean)
-            self.feature_std.copy_(std.clamp(min=least))
+            if bool(variances.any()):
+                self.feature_std.copy_(usual_deviations(variances))
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b m"]:
         """Return the predicted targets, one class after the other where each has its regressor."""

@@ -15,8 +15,9 @@ from torch import Tensor
 from lightning_bbox.plan import keyed_generator
 
 Scaling = Literal["standard", "norm20", "none"]
-"""What features are divided by before they are penalised: each by its own standard deviation, all
-so that their mean norm is 20 (R-CNN's), or nothing. They are always centred."""
+"""What features are divided by before they are penalised: each by its own standard deviation (see
+`usual_deviations`), all so that their mean norm is 20 (R-CNN's), or nothing. They are always
+centred."""
 
 LEAF = 256
 """Rows of a Gram matrix whose whole block is computed; of larger ones only the lower triangle."""
@@ -283,6 +284,22 @@ def score_lambdas(
     return grid, torch.tensor(errors, dtype=torch.float64).sum(dim=0)
 
 
+def usual_deviations(variances: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+    """Return standard deviations, but none below a tenth of the root mean square of those above 0.
+
+    A unit that hardly ever fires would rule where it does, were it divided by its own.
+
+    Args:
+        variances: Of each feature.
+
+    Examples:
+        >>> usual_deviations(torch.tensor([1.0, 0.0, 1.0, 2.0]))
+        tensor([1.0000, 0.1155, 1.0000, 1.4142])
+    """
+    usual = variances.clamp(min=0).sum() / (variances > 0).sum().clamp(min=1)
+    return variances.clamp(min=0.01 * usual).sqrt()
+
+
 def add_lower_product(product: Float[Tensor, "m m"], rows: Float[Tensor, "m k"]) -> None:
     """Add `rows @ rows.T` to the lower triangle, by halves: torch has no product of half the work.
 
@@ -335,7 +352,8 @@ def _scale(scaling: Scaling, variances: Tensor, mean: Tensor, mean_norm: Tensor)
     if scaling == "norm20":
         return (mean_norm / 20).expand_as(mean)
     rounding = 100 * torch.finfo(torch.float64).eps * mean.square()
-    return torch.where(variances > rounding, variances.clamp(min=0).sqrt(), torch.inf)
+    varying = variances > rounding
+    return torch.where(varying, usual_deviations(variances.where(varying, 0)), torch.inf)
 
 
 def _spanned(values: Tensor, other_side: int) -> Tensor:

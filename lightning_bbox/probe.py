@@ -20,10 +20,11 @@ from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput
 from lightning_bbox.files import save_picture, write_atomically
 from lightning_bbox.layers import Projection, layer_order, tapped
-from lightning_bbox.least_squares import Moments, RidgeSolution, Spectrum, lambda_grid
+from lightning_bbox.least_squares import Rows, Spectrum, score_lambdas
 from lightning_bbox.loader import PlanLoader, Split
 from lightning_bbox.metrics import bootstrap_interval, error_px
-from lightning_bbox.models import OffsetModel, OffsetNet
+from lightning_bbox.models import OffsetModel
+from lightning_bbox.network import OffsetNet
 from lightning_bbox.parts import from_plain
 from lightning_bbox.plan import keyed_generator, stream_seed
 from lightning_bbox.readings import (
@@ -41,11 +42,6 @@ from lightning_bbox.tasks import BoxRegressor
 PIXELS = "pixels"
 LambdaBy = Literal["val", "gcv"]
 _SPLITS: dict[str, Split] = {"train": "train_eval", "val": "val", "test": "test"}
-
-
-LEAST_SCALE = 0.1
-"""Features are divided by their standard deviation, but not by less than this share of the root
-mean square of all: one that almost never varies would rule wherever it does."""
 
 
 class LayerRows(NamedTuple):
@@ -146,36 +142,21 @@ class LayerReader:
     def solve(self, name: str, rows: LayerRows) -> tuple[Reading, Reading]:
         """Fit a layer's own targets and the shuffled ones; measure both on the true test boxes."""
         moments = rows.sums.compute()
+        assert moments is not None
         if not bool(moments.gram.diagonal().isfinite().all()):
             msg = f"the output of {name} isn't finite; probe another checkpoint, or in 32-true"
             raise BadInput(msg)
-        scale = probe_scale(moments)
-        spectrum = _divided(moments, scale).spectrum("none")
-        val_rows, test_rows = (torch.cat(kept) / scale for kept in (rows.val, rows.test))
+        spectrum = moments.spectrum("standard")
+        val_rows, test_rows = torch.cat(rows.val), torch.cat(rows.test).double()
         readings = []
         for columns in (slice(0, self.num_targets), slice(self.num_targets, None)):
-            targets = self.targets["val"][:, columns]
-            solution = self._choose(spectrum, columns, val_rows, targets)
+            own = _of_targets(spectrum, columns)
+            held = [Rows(val_rows, self.targets["val"][:, columns])]
+            grid, scores = score_lambdas([own], held if self.lambda_by == "val" else None)
+            solution = own.solution(float(grid[scores.argmin()]))
             predicted = test_rows @ solution.weight.T + solution.bias
             readings.append(self.measure(predicted, solution.lam))
         return readings[0], readings[1]
-
-    def _choose(
-        self, spectrum: Spectrum, columns: slice, rows: Tensor, targets: Tensor
-    ) -> RidgeSolution:
-        """Return the solution of the best lambda, for some of the targets."""
-        part = replace(
-            spectrum,
-            target_mean=spectrum.target_mean[columns],
-            target_squares=spectrum.target_squares[columns],
-            cross=spectrum.cross[:, columns],
-        )
-        lambdas = lambda_grid([part]).to(rows.device)
-        if self.lambda_by == "gcv":
-            return part.solution(float(lambdas[int(part.gcv(lambdas).argmin())]))
-        solutions = [part.solution(lam) for lam in lambdas.tolist()]
-        errors = [(rows @ s.weight.T + s.bias - targets).square().sum() for s in solutions]
-        return solutions[int(torch.stack(errors).argmin())]
 
     def measure(self, predicted: Float[Tensor, "n t"], lam: float) -> Reading:
         """Measure predicted targets of the test draws, with intervals over pictures or groups."""
@@ -192,6 +173,15 @@ class LayerReader:
         off = error_px(boxes, samples.gt_boxes, px).abs().mean(dim=1).double().cpu()
         mae_px = Estimate(float(off.mean()), *bootstrap_interval(off, clusters))
         return Reading(r2, mae_px, lam)
+
+
+def _of_targets(spectrum: Spectrum, columns: slice) -> Spectrum:
+    return replace(
+        spectrum,
+        target_mean=spectrum.target_mean[columns],
+        target_squares=spectrum.target_squares[columns],
+        cross=spectrum.cross[:, columns],
+    )
 
 
 class ProbingTrainer(pl.Trainer):
@@ -276,34 +266,6 @@ class ProbingTrainer(pl.Trainer):
         control = OffsetNet(net.preprocess, backbone, net.head)
         self.precision_plugin.convert_module(control)
         return control.to(self.strategy.root_device).eval()
-
-
-def probe_scale(moments: Moments) -> Float[Tensor, " p"]:
-    """Return what features are divided by; those that are constant by infinity, so they go.
-
-    Args:
-        moments: Of the training draws.
-
-    Examples:
-        >>> sums = RidgeSums(num_features=3, num_targets=1)
-        >>> sums.update(torch.tensor([[1.0, 0.001, 5.0], [-1.0, -0.001, 5.0]]), torch.ones(2, 1))
-        >>> probe_scale(sums.compute())
-        tensor([1.0000, 0.0707,    inf], dtype=torch.float64)
-    """
-    stds = moments.scale("standard")
-    varying = stds[stds.isfinite()]
-    if not len(varying):
-        return stds
-    return stds.clamp(min=LEAST_SCALE * float(varying.square().mean().sqrt()))
-
-
-def _divided(moments: Moments, scale: Float[Tensor, " p"]) -> Moments:
-    """Return the moments of the features divided by something."""
-    return Moments(
-        moments.count, moments.mean / scale, moments.target_mean,
-        moments.gram / scale[:, None] / scale, moments.cross / scale[:, None],
-        moments.target_squares, moments.mean_norm,
-    )  # fmt: skip
 
 
 def untrained(backbone: Backbone, crop_size: int, key: str, seed: int) -> Backbone:

@@ -93,7 +93,7 @@ class BoxRegressor(OffsetModel):
         elif self.weights is not None and self._is_new:
             self._load_weights(self.weights)
             self.net.head.fit(self.codec.space())
-        self._is_new = False
+            self._is_new = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and a schedule over the whole run, once the weights are there."""
@@ -126,9 +126,10 @@ class BoxRegressor(OffsetModel):
     def on_train_start(self) -> None:
         """Train, whatever mode the model came in, and reset what is gathered between two logs."""
         super().on_train_start()
-        features, is_new = self.data.features.get("train"), self.trainer.global_step == 0
-        if features is not None and is_new and self.weights is None:
+        features = self.data.features.get("train")
+        if features is not None and self._is_new and self._resumed_run is None:
             self.net.head.fit_features(features)  # all there are, now that they are known
+        self._is_new = False
         self.train()
         self._set_what_was_asked()
         self._say_largest_stable_rate()

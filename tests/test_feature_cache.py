@@ -26,6 +26,7 @@ from lightning_bbox import (
 )
 from lightning_bbox.cli import main
 from lightning_bbox.errors import BadInput
+from lightning_bbox.least_squares import usual_deviations
 from lightning_bbox.loader import Rows
 from tests.campaign.kills import end_of, same
 from tests.test_cli import CONFIGS, SCENES
@@ -92,7 +93,7 @@ def trained(model, data=None, *callbacks, epochs=2, **arguments):
     return watch
 
 
-@pytest.mark.parametrize("head", [BinHead, lambda: LinearHead(L2Loss(), standardize=True)])
+@pytest.mark.parametrize("head", [BinHead, lambda: LinearHead(L2Loss())])
 @pytest.mark.parametrize(
     ("precision", "tolerance"), [("32-true", 1e-6), ("64-true", 1e-12), ("bf16-mixed", 2e-3)]
 )
@@ -335,9 +336,17 @@ def test_a_new_head_is_fitted_on_features_that_change_nothing():
     trained(model, data, epochs=1)
     features = model.net.eval().features(data.cut(data.samples("train_eval")))
     torch.testing.assert_close(model.net.head.feature_mean, features.mean(dim=0))
-    spread = features.std(dim=0)
-    torch.testing.assert_close(model.net.head.feature_std, spread.where(spread > 1e-6, 1.0))
+    spread = usual_deviations(features.var(dim=0, correction=0))
+    torch.testing.assert_close(model.net.head.feature_std, spread)
     assert all(module.num_batches_tracked == 0 for module in norms(model))
+
+
+def test_a_new_head_is_fitted_on_all_features_that_are_kept():
+    model, data = frozen(head=LinearHead(standardize=True), cache="memory"), scenes()
+    trained(model, data, epochs=1)
+    with torch.no_grad():
+        features = model.net.eval().features(data.crops_of(data.samples("train"), augment=True))
+    torch.testing.assert_close(model.net.head.feature_mean, features.mean(dim=0))
 
 
 def norms(model):

@@ -18,9 +18,9 @@ from lightning_bbox.backbones import Backbone
 from lightning_bbox.charts import draw_readings
 from lightning_bbox.cli import main
 from lightning_bbox.layers import Projection, layer_order, tapped
-from lightning_bbox.least_squares import lambda_grid
+from lightning_bbox.least_squares import score_lambdas
 from lightning_bbox.metrics import error_px
-from lightning_bbox.probe import LEAST_SCALE, LayerReader, LayerRows, ProbingTrainer, untrained
+from lightning_bbox.probe import LayerReader, LayerRows, ProbingTrainer, untrained
 from lightning_bbox.readings import (
     Estimate,
     LayerReading,
@@ -217,10 +217,10 @@ def test_figures_equal_scikit_learn_on_the_same_features():
     layer = readings.layers[-1]
     assert (layer.size, layer.width) == features["test"].shape[1:] * 2
     scaler = StandardScaler().fit(features["train_eval"])
-    scale = np.maximum(scaler.scale_, LEAST_SCALE * np.sqrt((scaler.scale_**2).mean()))
+    scale = np.maximum(scaler.scale_, 0.1 * np.sqrt((scaler.scale_**2).mean()))
     x = {split: (rows.numpy() - scaler.mean_) / scale for split, rows in features.items()}
     scaled = torch.from_numpy(x["train_eval"])
-    lambdas = lambda_grid([gather(scaled, targets["train_eval"]).spectrum("none")]).tolist()
+    lambdas = score_lambdas([gather(scaled, targets["train_eval"]).spectrum("none")])[0].tolist()
     fits = {
         lam: Ridge(lam, solver="svd").fit(scaled.numpy(), targets["train_eval"]) for lam in lambdas
     }
