@@ -31,6 +31,13 @@ TORCHVISION_NAMES = {
 }
 """Layers of torchvision's AlexNet, and what the field calls them."""
 
+CAFFE_NAMES = {
+    f"{kind}{number}": f"{kind}{number}"
+    for kind in ("conv", "relu", "pool", "norm", "fc")
+    for number in range(1, 8)
+}
+"""Layers of Caffe's AlexNet go by the field's names already."""
+
 _LARGEST_TRIED = 300  # px: a layer that takes crops of this side takes larger ones
 
 
@@ -175,8 +182,7 @@ class AlexNet(Backbone):
             raise BadInput(msg)
         self.layer, self.relu, self.layout = layer, relu, layout
         self.weights, self.weights_dir, self.frozen = weights, weights_dir, frozen
-        if layout == "torchvision":
-            self.layer_names = TORCHVISION_NAMES
+        self.layer_names = TORCHVISION_NAMES if layout == "torchvision" else CAFFE_NAMES
 
     def build(self, crop_size: int) -> "AlexNet":
         """Make and initialise the layers up to the one that is read.

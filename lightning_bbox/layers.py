@@ -18,6 +18,9 @@ FEATURES = "features"
 OUTPUTS_PER_INPUT = 2
 """With one, two inputs that fall together could never be told apart."""
 
+_ROWS_AT_ONCE = 8
+"""Rows projected together, in the cache: 128 of conv1 of AlexNet take 100 instead of 220 ms."""
+
 _NO_OPS = (nn.Identity, _DropoutNd, nn.Flatten, nn.Sequential)  # the last where it is empty
 
 
@@ -60,8 +63,10 @@ class Projection:
         if self.size == self.width:
             return rows
         narrow = rows.new_zeros(len(rows), self.width)
-        for outputs, signs in zip(self.outputs, self.signs, strict=True):
-            narrow.index_add_(1, outputs, rows * signs)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = slice(start, start + _ROWS_AT_ONCE)
+            for outputs, signs in zip(self.outputs, self.signs, strict=True):
+                narrow[some].index_add_(1, outputs, rows[some] * signs)
         return narrow
 
 

@@ -224,7 +224,9 @@ def test_the_layers_are_named_as_the_field_names_them():
     assert [name for name, _ in caffe.named_children()] == [
         *("conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2"),
     ]
-    assert not caffe.layer_names
+    assert {caffe.layer_names[name] for name, _ in caffe.named_children()} == {
+        name for name, _ in caffe.named_children()
+    }
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "caffe"])
