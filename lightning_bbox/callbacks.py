@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_bbox.data import CropDataModule
-from lightning_bbox.files import save_picture, write_atomically
+from lightning_bbox.files import make_folder, save_picture, write_atomically
 from lightning_bbox.messages import say
 from lightning_bbox.metrics import error_px
 from lightning_bbox.models import OffsetModel
@@ -91,7 +91,7 @@ class RunReport(pl.Callback):
     def _say_what_is_there(self, data: CropDataModule) -> list[str]:
         """Describe the data, and list the boxes that were skipped."""
         self._said = True
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         lines = [*data.source.notes, *data.describe()]
         say("\n".join(lines))
         skipped = [sentence for items in data.source.splits.values() for sentence in items.skipped]
@@ -111,7 +111,7 @@ class RunReport(pl.Callback):
             return
         model = _offset_model(pl_module)
         evaluation = model.evaluations["test"]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self.metrics |= {f"test/{name}": value for name, value in evaluation.metrics.items()}
         self.metrics["test/rows"] = [
             {"kind": kind, "name": name, "draws": count, "mae_px": mae}

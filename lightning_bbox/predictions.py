@@ -22,9 +22,8 @@ from lightning_bbox.files import make_folder, save_picture, write_atomically
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.refiner import settle, shifts_px
 from lightning_bbox.report import draw_changes
-from lightning_bbox.writers import write_boxes
+from lightning_bbox.writers import DECIMALS, write_boxes
 
-_DIGITS = 3
 _MOST_DRAWN = 48
 _RECORD = "overwritten.json"
 
@@ -228,4 +227,4 @@ def _short(number: float) -> str:
     """Write a number to the thousandth, and nothing where there is none."""
     if math.isnan(number):
         return ""
-    return f"{round(number, _DIGITS) + 0.0:.{_DIGITS}f}".rstrip("0").rstrip(".")
+    return f"{round(number, DECIMALS) + 0.0:.{DECIMALS}f}".rstrip("0").rstrip(".")

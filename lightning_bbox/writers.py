@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_bbox.boxes import Boxes
 from lightning_bbox.errors import BadInput
-from lightning_bbox.files import write_atomically
+from lightning_bbox.files import make_folder, write_atomically
 from lightning_bbox.line_formats import csv_dialect
 from lightning_bbox.records import (
     COCO,
@@ -85,7 +85,7 @@ def write_boxes(table: BoxTable, boxes: Boxes, folder: Path) -> list[Path]:
     for file, texts in new.items():
         content = read_bytes(table.root, file)
         path = folder / _below(file)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomically(path, _exchanged(content, file, table, texts) if texts else content)
         written.append(path)
     return written
