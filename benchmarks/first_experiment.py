@@ -40,6 +40,10 @@ DATA = {
     "BCCD": ["bccd"],
 }  # fmt: skip
 SIZES = (67, 131, 227)
+PROTOCOL = [
+    "--data.classes=[RBC]", "--data.min_size=20", "--data.batch_size=256",
+    "--data.train_split=ImageSets/Main/trainval.txt", "--data.test_split=ImageSets/Main/test.txt",
+]  # fmt: skip
 SGD = ["--trainer.max_epochs=10", "--model.schedule=Constant"]
 SOLVERS = {
     "exact": ("alexnet_fc6_ridge", []),
@@ -134,7 +138,7 @@ def solvers(data: Path, runs: Path) -> dict[str, Any]:
             folder = runs / f"solver-{features.partition(',')[0]}-{slug(solver)}"
             if not (folder / "outcome.json").exists():
                 command = ["fit", "-c", f"preset:{preset}", f"--data.root={data / 'bccd'}"]
-                command += [*layer, *settings, "--data.batch_size=256", f"--model.cache={cache}"]
+                command += [*PROTOCOL, *layer, *settings, f"--model.cache={cache}"]
                 code = run([*command, f"--runs={runs}", f"--name={folder.name}"])
                 assert code in (0, 1), folder  # 1: diverged
                 metrics = folder / "metrics.json"

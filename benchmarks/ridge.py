@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.ranks import machine, summary
 from lightning_bbox.least_squares import score_lambdas
-from lightning_bbox.ridge import RidgeSums, gather, ridge
+from lightning_bbox.ridge_sums import RidgeSums, gather, ridge
 
 RESULTS = Path(__file__).parent / "results"
 LAMBDA = 10.0

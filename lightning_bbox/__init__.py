@@ -21,8 +21,8 @@ from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
 from lightning_bbox.patch_data import PatchDataModule
 from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm
 from lightning_bbox.refiner import Refiner, refine
-from lightning_bbox.ridge import ridge
 from lightning_bbox.ridge_regressor import RidgeRegressor
+from lightning_bbox.ridge_sums import ridge
 from lightning_bbox.scene_data import SceneDataModule
 from lightning_bbox.schedules import Constant, Cosine, OneCycle
 from lightning_bbox.tasks import BoxRegressor

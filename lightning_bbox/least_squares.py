@@ -184,14 +184,13 @@ class Moments:
         weight, condition = solved
         return _unscaled(weight.T, self.mean, scale, self.target_mean, lam, condition)
 
-    def squared_error(self, solution: RidgeSolution) -> float:
-        """Return the sum of squared errors of a solution on these samples."""
-        weight, bias, *_ = solution
-        lower = self.gram.tril()
-        full = weight @ lower + weight @ lower.tril(-1).T
-        spread = (full * weight).sum() - 2 * (weight.T * self.cross).sum()
-        offset = self.target_mean - bias - weight @ self.mean
-        return float(self.target_squares.sum() + spread + self.count * offset.square().sum())
+    def squared_errors(self, solutions: Sequence[RidgeSolution]) -> Float[Tensor, " s"]:
+        """Return the sum of squared errors of each solution on these samples."""
+        weights, biases = _stacked(solutions)
+        gram = self.gram.tril() + self.gram.tril(-1).T
+        spread = ((weights @ gram - 2 * self.cross.T) * weights).sum(dim=(1, 2))
+        offsets = self.target_mean - biases - weights @ self.mean
+        return self.target_squares.sum() + spread + self.count * offsets.square().sum(dim=1)
 
 
 class Rows:
@@ -240,11 +239,14 @@ class Rows:
         weight, condition = solved
         return _unscaled(weight.T @ x, mean, scale, target_mean, lam, condition)
 
-    def squared_error(self, solution: RidgeSolution) -> float:
-        """Return the sum of squared errors of a solution on these samples."""
-        weight, bias, *_ = solution
-        error = self.targets.double() - bias - self.features.double() @ weight.T
-        return float(error.square().sum())
+    def squared_errors(self, solutions: Sequence[RidgeSolution]) -> Float[Tensor, " s"]:
+        """Return the sum of squared errors of each solution on these samples."""
+        weights, biases = _stacked(solutions)
+        total = weights.new_zeros(len(weights))
+        for x, y in chunks(self.features, self.targets):
+            errors = y - biases[:, None] - x @ weights.transpose(1, 2)
+            total += errors.square().sum(dim=(1, 2))
+        return total
 
 
 def score_lambdas(
@@ -277,11 +279,11 @@ def score_lambdas(
         scores = [each.count * each.gcv(grid.to(each.values)).cpu() for each in there]
         return grid, torch.stack(scores).sum(dim=0)
     errors = [
-        [held.squared_error(each.solution(float(lam))) for lam in grid]
+        held.squared_errors([each.solution(float(lam)) for lam in grid]).cpu()
         for each, held in zip(spectra, held_out, strict=True)
         if each and held
     ]
-    return grid, torch.tensor(errors, dtype=torch.float64).sum(dim=0)
+    return grid, torch.stack(errors).sum(dim=0)
 
 
 def usual_deviations(variances: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
@@ -360,6 +362,12 @@ def _spanned(values: Tensor, other_side: int) -> Tensor:
     """Tell which eigenvalues are more than rounding."""
     eps = torch.finfo(torch.float64).eps
     return values > eps * max(len(values), other_side) * values.abs().max()
+
+
+def _stacked(solutions: Sequence[RidgeSolution]) -> tuple[Tensor, Tensor]:
+    """Return weights (s, t, p) and intercepts (s, t)."""
+    weights = torch.stack([solution.weight for solution in solutions])
+    return weights, torch.stack([solution.bias for solution in solutions])
 
 
 def _unscaled(

@@ -35,7 +35,7 @@ from lightning_bbox.readings import (
     as_plain,
     format_readings,
 )
-from lightning_bbox.ridge import RidgeSums
+from lightning_bbox.ridge_sums import RidgeSums
 from lightning_bbox.samples import Samples
 from lightning_bbox.tasks import BoxRegressor
 

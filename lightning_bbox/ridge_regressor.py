@@ -28,7 +28,7 @@ from lightning_bbox.losses import L2Loss
 from lightning_bbox.messages import say
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.preprocess import Preprocess
-from lightning_bbox.ridge import RidgeRows, RidgeSums
+from lightning_bbox.ridge_sums import RidgeRows, RidgeSums
 from lightning_bbox.samples import Batch
 
 ILL_CONDITIONED = 1e12

@@ -19,7 +19,7 @@ ORDER = [
     *("images", "crops", "codecs", "jitter", "augment", "loader", "samples", "data"),
     *("box_data", "patch_data", "scenes", "scene_data"),
     *("preprocess", "losses", "pretrained", "backbones", "alexnet", "extractor"),
-    *("least_squares", "ridge", "heads", "schedules"),
+    *("least_squares", "ridge_sums", "heads", "schedules"),
     *("network", "feature_cache", "stability"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
     *("models", "tasks", "ridge_regressor", "refiner"),

@@ -30,7 +30,7 @@ from lightning_bbox.readings import (
     format_readings,
     verdict,
 )
-from lightning_bbox.ridge import RidgeSums, gather
+from lightning_bbox.ridge_sums import RidgeSums, gather
 
 CPU = torch.device("cpu")
 

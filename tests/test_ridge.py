@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lightning_bbox import BadInput
 from lightning_bbox.least_squares import LEAF, Rows, Spectrum, add_lower_product, score_lambdas
-from lightning_bbox.ridge import RidgeRows, RidgeSums, gather, ridge
+from lightning_bbox.ridge_sums import RidgeRows, RidgeSums, gather, ridge
 from tests.reference import dense_gcv
 
 LAMBDAS = (1e-3, 1.0, 1e3)
@@ -199,8 +199,9 @@ def test_error_on_other_samples_needs_their_moments_only(count, features, other_
     solution = ridge(*tensors(x, y), 10.0)
     predicted = other_x @ solution.weight.T.numpy() + solution.bias.numpy()
     expected = ((predicted - other_y) ** 2).sum()
-    found = gather(*tensors(other_x, other_y)).squared_error(solution)
-    assert found == pytest.approx(expected, rel=1e-9)
+    twice = solution._replace(weight=2 * solution.weight)
+    found = gather(*tensors(other_x, other_y)).squared_errors([twice, solution])
+    assert float(found[1]) == pytest.approx(expected, rel=1e-9)
 
 
 @shapes

@@ -83,7 +83,9 @@ def table(model, data, split="train", epochs=1):
 
 def by_scikit_learn(features, targets, lam):
     scaler = StandardScaler().fit(features)
-    scaler.scale_ = np.maximum(features.std(axis=0), 0.1 * np.sqrt(features.var(axis=0).mean()))
+    variances = features.var(axis=0)
+    least = 0.1 * np.sqrt(variances[variances > 0].mean())
+    scaler.scale_ = np.maximum(features.std(axis=0), least)
     found = Ridge(alpha=lam, solver="svd").fit(scaler.transform(features), targets)
     weight = found.coef_ / scaler.scale_
     return weight, found.intercept_ - weight @ scaler.mean_
