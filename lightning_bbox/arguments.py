@@ -13,9 +13,6 @@ _PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 """Where presets lie: inside an installed package, beside it in a checkout."""
 
-EPOCHS = 22
-"""Under four minutes on two CPU cores, with 20,000 draws an epoch."""
-
 
 def default_precision() -> str:
     """Return bf16-mixed where the hardware multiplies in bf16, else fp32.

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_bbox.arguments import EPOCHS, default_name, default_precision, resolve
+from lightning_bbox.arguments import default_name, default_precision, resolve
 from lightning_bbox.callbacks import (
     EventLog,
     PlainProgress,
@@ -40,7 +40,7 @@ from lightning_bbox.files import (
 from lightning_bbox.messages import plain_warnings
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.options import OneSentenceParser, cause
-from lightning_bbox.parts import flatten
+from lightning_bbox.parts import find_class, flatten
 from lightning_bbox.predictions import PredictionFiles
 from lightning_bbox.probe import ProbingTrainer, save_readings
 from lightning_bbox.ranks import (
@@ -125,8 +125,11 @@ class BoxCLI(LightningCLI):
         """Keep the configuration: a checkpoint's own settings never replace what was asked for."""
 
     def before_instantiate_classes(self) -> None:
-        """Settle on the run's folder."""
+        """Settle on the run's length and folder."""
         config = self.config[self.subcommand]
+        if config.trainer.max_epochs is None:
+            model = find_class(config.model.class_path, OffsetModel, "model")
+            config.trainer.max_epochs = model.default_epochs
         launched = None if config.name else os.environ.get("LIGHTNING_BBOX_RUN")
         name = config.name or default_name(config)
         self.run_folder = Path(launched or Path(config.runs) / name)
@@ -305,7 +308,6 @@ def _run(arguments: list[str]) -> int:
             },
             trainer_defaults={
                 "devices": default_devices(),
-                "max_epochs": EPOCHS,
                 "precision": default_precision(),
                 "log_every_n_steps": 50,
                 "num_sanity_val_steps": 0,

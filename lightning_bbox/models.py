@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from os import PathLike
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import lightning.pytorch as pl
 import torch
@@ -57,6 +57,8 @@ class OffsetModel(pl.LightningModule):
             later runs use again. The training set is then that of the first epoch, in a fresh order
             in each. By default they are computed in every step.
     """
+
+    default_epochs: ClassVar[int]  # of a run on the command line that doesn't say how many
 
     def __init__(
         self,

@@ -81,6 +81,8 @@ class RidgeRegressor(OffsetModel):
         True
     """
 
+    default_epochs = 1
+
     def __init__(
         self,
         backbone: Backbone | None = None,

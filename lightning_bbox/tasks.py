@@ -61,6 +61,8 @@ class BoxRegressor(OffsetModel):
         torch.Size([1, 4])
     """
 
+    default_epochs = 22  # under four minutes on two CPU cores, with 20,000 draws an epoch
+
     def __init__(
         self,
         backbone: Backbone | None = None,

@@ -288,6 +288,15 @@ def test_a_run_leaves_a_model_like_any_other(whole, csv_folder):
     assert (out / "refined" / "boxes.csv").is_file()
 
 
+def test_one_epoch_is_enough_where_none_is_asked_for(tmp_path):
+    command = [option for option in RIDGE if option != "--trainer.max_epochs=2"]
+    command[2] = str(tmp_path / "scenes.yaml")
+    Path(command[2]).write_text("data: lightning_bbox.SceneDataModule\n")
+    assert main([*command, f"--runs={tmp_path}", "--name=run"]) == 0
+    assert "  max_epochs: 1\n" in (tmp_path / "run" / "config.yaml").read_text()
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["epoch"] == 0
+
+
 def test_finished_checkpoints_carry_no_sums(whole):
     last = read_checkpoint(whole / "checkpoints" / "last.ckpt")
     assert last["global_step"] == 8
