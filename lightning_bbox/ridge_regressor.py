@@ -139,7 +139,7 @@ class RidgeRegressor(OffsetModel):
             )
             raise BadInput(msg)
         self._sums = self._empty_sums("train", self._num_epochs)
-        if self._restored is not None and self.trainer.is_global_zero:
+        if self._restored and self.trainer.is_global_zero:
             for sums, state in zip(self._sums, self._restored, strict=True):
                 sums.restore(state)
         self._restored = None

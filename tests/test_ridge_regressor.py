@@ -23,9 +23,9 @@ from lightning_bbox import (
 )
 from lightning_bbox.checkpoints import CHECKPOINT_KEY, read_checkpoint
 from lightning_bbox.cli import main
-from tests.test_cli import CONFIGS, weights
+from tests.test_cli import CONFIGS
 from tests.test_nothing_lost import interfered
-from tests.test_ranks import PYTHON, assert_equal_runs, ranks, run_well
+from tests.test_ranks import PYTHON, assert_equal_runs, ranks, run, run_well, strike
 
 # Lightning 2.6.6 hasn't followed torch 2.13's pytree, and `pytest.warns` lets others pass.
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")
@@ -344,14 +344,18 @@ def test_two_processes_equal_one(option, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_that_were_stopped_go_on_as_one(tmp_path):
+def test_a_stopped_pass_goes_on_with_another_number_of_processes(tmp_path):
     command = [*RIDGE, "--trainer.precision=64-true", f"--runs={tmp_path}"]
     run_well([*PYTHON, *command, "--name=whole"])
     stop = interfered("training", 2, signal.SIGINT)
     assert main([*command, "--name=cut", *stop]) == 130
     run_well([*PYTHON, "fit", f"--resume={tmp_path / 'cut'}", *ranks(2)])
     assert_equal_runs(tmp_path / "cut", tmp_path / "whole", atol=1e-10)
-    assert weights(tmp_path / "cut").keys() == weights(tmp_path / "whole").keys()
+    stop = strike(signal.SIGTERM, "itself")
+    assert run([*PYTHON, *command, "--name=two", *ranks(2), *stop]).code == 143
+    one = ["--trainer.devices=1", "--trainer.strategy=auto"]
+    assert main(["fit", f"--resume={tmp_path / 'two'}", *one]) == 0
+    assert_equal_runs(tmp_path / "two", tmp_path / "whole", atol=1e-10)
 
 
 class Doubled(ShallowConvNet):
