@@ -4,12 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from benchmarks.first_experiment import PooledAlexNet
+from benchmarks.first_experiment import as_markdown as first_experiment_table
 from benchmarks.make_patches import main as make_patches
 from benchmarks.protocol import ARMS, as_markdown, collect
 from benchmarks.ranks import machine, summary
-from lightning_bbox import PatchDataModule
+from benchmarks.ridge import compare, one_lambda, problem
+from lightning_bbox import AlexNet, PatchDataModule
 from lightning_bbox.arguments import CONFIG_FOLDERS
 
 
@@ -81,3 +85,37 @@ def test_speeds_are_told_with_their_quartiles_and_machine() -> None:
     told = summary([3.0, 1.0, 2.0, 5.0, 4.0])
     assert told == {"median": 3.0, "quartiles": [2.0, 4.0], "all": [3.0, 1.0, 2.0, 5.0, 4.0]}
     assert {"processor", "cores", "load before", "torch", "precision"} <= machine().keys()
+
+
+def test_our_ridge_and_scikit_learns_are_timed_on_the_same_problem() -> None:
+    ours, theirs = one_lambda(*problem(60, 80))
+    np.testing.assert_allclose(ours(), theirs(), rtol=1e-8)
+    told = compare(2, ours, theirs)
+    assert len(told["seconds"]["ours"]["all"]) == 2
+    assert told["times faster than scikit-learn"]["median"] > 0
+
+
+def test_the_last_map_is_averaged_over_space() -> None:
+    net = PooledAlexNet(layer="pool5", layout="caffe").build(131)
+    crops = torch.rand(2, 3, 131, 131)
+    maps = AlexNet(layer="pool5", layout="caffe").build(131)
+    maps.load_state_dict(net.state_dict())
+    assert net.out_features == 256
+    expected = maps(crops).view(2, 256, 9).mean(dim=2)
+    torch.testing.assert_close(net(crops), expected)
+
+
+def test_the_first_experiments_tables_tell_each_figure_with_its_interval() -> None:
+    r2 = {"value": 0.79, "low": 0.78, "high": 0.81}
+    layer = {"layer": "pool5", "size": 9216, "net": {"r2": r2, "mae_px": {"value": 0.97}}}
+    random = {"random": {"r2": {"value": 0.72}}}
+    outcome = {"test/mae_px": 1.2, "test/mae_px_low": 1.12, "test/mae_px_high": 1.27}
+    found = {
+        "layers": {"BCCD": {"layers": [layer | random]}},
+        "sizes": {"BCCD, 67 px": layer | random},
+        "solvers": {"fc6: exact": outcome, "fc6: SGD": {}},
+    }
+    table = first_experiment_table(found)
+    assert "| pool5 | 0.79 [0.78, 0.81] (0.72) |" in table
+    assert "| BCCD, 67 px | 9216 | 0.79 [0.78, 0.81] (0.72) | 0.97 |" in table
+    assert "| fc6: exact | 1.20 (1.12 to 1.27) |\n| fc6: SGD | diverged |" in table
