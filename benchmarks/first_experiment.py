@@ -45,9 +45,15 @@ PROTOCOL = [
     "--data.train_split=ImageSets/Main/trainval.txt", "--data.test_split=ImageSets/Main/test.txt",
 ]  # fmt: skip
 SGD = ["--trainer.max_epochs=10", "--model.schedule=Constant"]
+DECAY = "2 lambda / n"
+"""Stands for the weight decay that has the exact solution's lambda: the loss has no half."""
 SOLVERS = {
     "exact": ("alexnet_fc6_ridge", []),
     "SGD, standardised, rate 0.001": ("alexnet_fc6_sgd", [*SGD, "--model.optimizer.lr=0.001"]),
+    "the same with the ridge as weight decay": (
+        "alexnet_fc6_sgd",
+        [*SGD, "--model.optimizer.lr=0.001", f"--model.optimizer.weight_decay={DECAY}"],
+    ),
     "SGD, as they are, rate 0.01": (
         "alexnet_fc6_sgd",
         [*SGD, "--model.optimizer.lr=0.01", "--model.head.standardize=false"],
@@ -58,9 +64,10 @@ SOLVERS = {
     ),
 }
 FEATURES = {
-    "fc6, random weights": [],
-    "pool5, Caffe's weights": ["--model.backbone.layer=pool5", *CAFFE],
+    "fc6, random weights": ([], 0.169),  # lambda 1,683, by the exact arm
+    "pool5, Caffe's weights": (["--model.backbone.layer=pool5", *CAFFE], 1.75),  # 17,440
 }
+"""What reads them, and the weight decay that is 2 lambda / n for the 19,968 draws."""
 
 
 class PooledAlexNet(AlexNet):
@@ -132,13 +139,14 @@ def sizes(data: Path, runs: Path) -> dict[str, Any]:
 def solvers(data: Path, runs: Path) -> dict[str, Any]:
     """Learn from the same features exactly and by descent."""
     found = {}
-    for features, layer in FEATURES.items():
+    for features, (layer, decay) in FEATURES.items():
         cache = runs / f"features-{features.partition(',')[0]}"
         for solver, (preset, settings) in SOLVERS.items():
             folder = runs / f"solver-{features.partition(',')[0]}-{slug(solver)}"
             if not (folder / "outcome.json").exists():
                 command = ["fit", "-c", f"preset:{preset}", f"--data.root={data / 'bccd'}"]
-                command += [*PROTOCOL, *layer, *settings, f"--model.cache={cache}"]
+                own = [setting.replace(DECAY, str(decay)) for setting in settings]
+                command += [*PROTOCOL, *layer, *own, f"--model.cache={cache}"]
                 code = run([*command, f"--runs={runs}", f"--name={folder.name}"])
                 assert code in (0, 1), folder  # 1: diverged
                 metrics = folder / "metrics.json"
