@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_bbox.backbones import Backbone, init_weights
 from lightning_bbox.errors import BadInput
+from lightning_bbox.messages import say
 from lightning_bbox.preprocess import CaffeNorm, ImageNetNorm, Preprocess
 from lightning_bbox.pretrained import find_weights, read_weights, refuse_other_weights
 
@@ -243,6 +244,8 @@ class AlexNet(Backbone):
             BadInput: They aren't there, can't be read, or are another net's.
         """
         if self.weights is None:
+            if self.frozen:
+                say("AlexNet's weights are random, and stay so; name others by its weights")
             return
         path = find_weights(self.weights, self.weights_dir)
         weights = read_weights(path)

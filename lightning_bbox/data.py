@@ -148,8 +148,7 @@ class CropDataModule(pl.LightningDataModule):
 
         Args:
             spec: What the model was trained on.
-            needs_class: Whether it can only refine boxes of the classes it was trained on; they are
-                numbered as it numbers them.
+            needs_class: Whether it can only refine the classes it was trained on, and numbers.
 
         Raises:
             BadInput: Other crops were asked for, or there are other classes.
@@ -161,20 +160,22 @@ class CropDataModule(pl.LightningDataModule):
         self.geometry, self.num_targets = geometry, num_targets
         self.noise = NoiseBank(("noise",), window=3 * geometry.size**2)
         self._known_classes = spec.classes if needs_class else None
-        others = sorted(set(self.source.classes) - set(spec.classes)) if needs_class else []
-        if others:
+        splits = self.source.splits.values() if needs_class else ()
+        present = {label for items in splits for label in items.labels.tolist()}
+        if others := {self.source.classes[label] for label in present} - set(spec.classes):
             msg = (
-                f"the model has a regressor for each of {listed(spec.classes)}, but the data has "
-                f"{listed(others)} too; leave them out with data.classes"
+                f"the model has a regressor for each of {listed(spec.classes)}, but none for "
+                f"{listed(sorted(others))}; choose the former by data.classes"
             )
             raise BadInput(msg)
 
     @property
     def label_numbers(self) -> Int64[Tensor, " c"]:
-        """The number that the model knows each class of the data by."""
+        """The number that the model knows each class of the data by; -1 where it doesn't."""
         classes = self.source.classes
         known = self._known_classes or classes
-        return torch.tensor([known.index(name) for name in classes], dtype=torch.int64)
+        numbers = [known.index(name) if name in known else -1 for name in classes]
+        return torch.tensor(numbers, dtype=torch.int64)
 
     def spec(self) -> OffsetSpec:
         """Return what a model must know of the data."""
@@ -282,10 +283,8 @@ class CropDataModule(pl.LightningDataModule):
     def _loader(
         self, split: Split, position: Callable[[], tuple[int, int]] = lambda: (0, 0)
     ) -> PlanLoader:
-        full = split == "train"
-        return PlanLoader(
-            split, self.num_draws(split), self.batch_size, *self.ranks(), position, full
-        )
+        counts = self.num_draws(split), self.batch_size
+        return PlanLoader(split, *counts, *self.ranks(), position, full=split == "train")
 
     def _seed_step(self, step: int) -> None:
         """Seed what can't be keyed by sample."""

@@ -102,7 +102,7 @@ def fill_cache(place: str, data: CropDataModule, splits: Iterable[Split], net: O
         make_folder(folder, option="--model.cache")
         key = feature_key(data, net, str(trainer.precision))
     for split in splits:
-        file = None if folder is None else FeatureFile(folder, split, key | plan_key(data, split))
+        file = None if folder is None else FeatureFile(folder, split, key | draws_key(data, split))
         if file is None or not _is_known(file, trainer):
             _compute_and_keep(file, data, split, net)
         if file is not None:
@@ -126,13 +126,26 @@ def _compute_and_keep(
     say(f"features of {split}: {rows} x {columns} computed in {seconds:.1f} s, kept in {where}")
 
 
-def _refuse_changing(backbone: Backbone, augment: Augment) -> None:
+def refuse_learning(backbone: Backbone) -> None:
+    """Refuse to keep the features of a backbone that learns.
+
+    Raises:
+        BadInput: It isn't frozen.
+
+    Examples:
+        >>> from lightning_bbox import AlexNet
+        >>> refuse_learning(AlexNet())
+    """
     if not backbone.frozen:
         msg = (
             f"model.cache keeps features, but the backbone {type(backbone).__name__} learns and "
-            f"they change; freeze it (AlexNet does by default) or leave model.cache out"
+            f"they change; use one that is frozen (AlexNet is by default) or leave model.cache out"
         )
         raise BadInput(msg)
+
+
+def _refuse_changing(backbone: Backbone, augment: Augment) -> None:
+    refuse_learning(backbone)
     if augment.extra:
         names = ", ".join(type(module).__name__ for module in augment.extra)
         msg = (
@@ -168,7 +181,7 @@ class FeatureFile:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     FeatureFile(Path(folder), "val", {"weights": "a"}).write(torch.ones(2, 3))
         ...     FeatureFile(Path(folder), "val", {"weights": "b"}).problem()
-        'stale (weights differs)'
+        'stale (made of other weights)'
     """
 
     def __init__(self, folder: Path, split: Split, key: dict[str, str]) -> None:
@@ -186,7 +199,7 @@ class FeatureFile:
             return f"damaged ({self.sidecar.name} can't be read)"
         names = [name for name in self.key | key if self.key.get(name) != key.get(name)]
         if names:
-            return f"stale ({', '.join(names)} differ{'s' * (len(names) == 1)})"
+            return f"stale (made of other {', '.join(names)})"
         try:
             if (found := self.table.stat().st_size) != size:
                 return f"damaged ({self.table.name} has {found} bytes of {size})"
@@ -252,7 +265,7 @@ def feature_key(data: CropDataModule, net: OffsetNet, precision: str) -> dict[st
     }
 
 
-def plan_key(data: CropDataModule, split: Split) -> dict[str, str]:
+def draws_key(data: CropDataModule, split: Split) -> dict[str, str]:
     """Return what the crops of a split's draws depend on, beside the pictures, by name.
 
     It is the draws themselves, as the seed, the law of the proposals and augmentation made them.
@@ -262,15 +275,15 @@ def plan_key(data: CropDataModule, split: Split) -> dict[str, str]:
         >>> from lightning_bbox import SceneDataModule
         >>> make = partial(SceneDataModule, num_scenes=10, compile=False)
         >>> first, other = make(seed=0), make(seed=1)
-        >>> plan_key(first, "val") == plan_key(other, "val")
+        >>> draws_key(first, "val") == draws_key(other, "val")
         True
-        >>> plan_key(first, "train") == plan_key(other, "train")
+        >>> draws_key(first, "train") == draws_key(other, "train")
         False
     """
     samples = data.samples(split)
     noise = data.noise_level(augment=split == "train")
     drawn = samples.image_index, samples.proposals, samples.flips, samples.factors, samples.noise
-    return {"plan": digest_of(split, repr(data.geometry), repr(noise), *drawn)}
+    return {"draws": digest_of(split, repr(data.geometry), repr(noise), *drawn)}
 
 
 def digest_of(*parts: Tensor | str) -> str:

@@ -1,6 +1,7 @@
 """Where in a network the offset can be read: an exact ridge on the output of every layer."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -22,6 +23,7 @@ from lightning_bbox.files import save_picture, write_atomically
 from lightning_bbox.layers import Projection, layer_order, tapped
 from lightning_bbox.least_squares import Rows, Spectrum, score_lambdas
 from lightning_bbox.loader import PlanLoader, Split
+from lightning_bbox.messages import say
 from lightning_bbox.metrics import bootstrap_interval, error_px
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.network import OffsetNet
@@ -91,7 +93,11 @@ class LayerReader:
 
     def read(self, net: OffsetNet, title: str) -> dict[str, tuple[Projection, Reading, Reading]]:
         """Read every layer: its own targets, and shuffled ones."""
+        since = time.perf_counter()
         layers = self.gather(net, title)
+        counts = ", ".join(f"{len(samples.items)} {name}" for name, samples in self.samples.items())
+        seconds = time.perf_counter() - since
+        say(f"{title}: {len(layers)} layers of {counts} draws read in {seconds:.1f} s, now solving")
         readings = {}
         for name in tqdm(list(layers), f"solving {title}", disable=None, leave=False):
             rows = layers.pop(name)
@@ -193,6 +199,7 @@ class ProbingTrainer(pl.Trainer):
         >>> data = SceneDataModule(num_scenes=20, eval_draws=40, compile=False)
         >>> trainer = ProbingTrainer(accelerator="cpu", devices=1, logger=False)
         >>> found = trainer.probe(BoxRegressor(net), data, draws=80, width=64)
+        bright scenes...now solving
         >>> [layer.layer for layer in found.layers]
         ['pixels', 'convs.0 Conv2d', 'convs.1 ReLU']
     """
@@ -228,6 +235,7 @@ class ProbingTrainer(pl.Trainer):
             msg = f"probe lambda_by is {lambda_by!r}; expected 'val' or 'gcv'"
             raise BadInput(msg)
         trained = self._make_ready(model, datamodule)
+        say("\n".join([*datamodule.source.notes, *datamodule.describe()]))
         reader = LayerReader(
             datamodule, model.codec, draws, width, lambda_by,
             self.precision_plugin, model.device,

@@ -105,9 +105,9 @@ class Refiner:
                 f"{first}: {found.unmoved[first]}",
                 stacklevel=2,
             )
-        if isinstance(boxes, np.ndarray):
-            return found.boxes.numpy()
-        return found.boxes.to(boxes.device)
+        if isinstance(boxes, Tensor):
+            return found.boxes.to(boxes.device)
+        return found.boxes.numpy()
 
     def refine_with_std(
         self, image: Picture, boxes: np.ndarray | Tensor, labels: Sequence[str] | None = None

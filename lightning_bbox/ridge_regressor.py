@@ -130,6 +130,7 @@ class RidgeRegressor(OffsetModel):
         Raises:
             BadInput: The sums would not fit into memory, or a finished pass is to go on.
         """
+        self.net.backbone.freeze()
         super().on_train_start()
         self.eval()
         if self.trainer.global_step > 0 and self._restored is None:

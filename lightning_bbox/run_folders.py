@@ -9,6 +9,8 @@ from lightning_bbox.errors import BadInput
 from lightning_bbox.files import remove_leftovers, write_atomically
 from lightning_bbox.predictions import put_originals_back
 
+_RESULTS = (("predict", "changes.csv", "refined boxes"), ("probe", "probe.json", "a probe"))
+
 
 def begin_run(command: str, folder: Path, asked: str | None) -> str | None:
     """Make a run's folder ready, and return the checkpoint to go on from, or to apply.
@@ -90,9 +92,10 @@ def _find_checkpoint(command: str, folder: Path, asked: str | None) -> str | Non
 
 def _refuse_taken(command: str, folder: Path, resuming: bool) -> None:
     """Refuse to mix two runs in one folder."""
-    if command == "predict" and (folder / "changes.csv").exists():
-        msg = f"{folder}: holds refined boxes already; choose another --name"
-        raise BadInput(msg)
+    for other, file, what in _RESULTS:
+        if command == other and (folder / file).exists():
+            msg = f"{folder}: holds {what} already; choose another --name"
+            raise BadInput(msg)
     if any((folder / "checkpoints").glob("*.ckpt")) and not resuming:
         more = f", or continue it with --resume {folder}" if command == "fit" else ""
         msg = f"{folder}: a run of this name exists; choose another --name{more}"

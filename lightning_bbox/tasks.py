@@ -18,7 +18,7 @@ from lightning_bbox.codecs import DeltaCodec
 from lightning_bbox.compiling import Compile
 from lightning_bbox.divergence import DivergedError, LossWatch, Moment, divergence_message
 from lightning_bbox.errors import BadInput
-from lightning_bbox.feature_cache import compute_features
+from lightning_bbox.feature_cache import compute_features, refuse_learning
 from lightning_bbox.heads import Head, LinearHead
 from lightning_bbox.messages import say
 from lightning_bbox.models import OffsetModel
@@ -77,6 +77,8 @@ class BoxRegressor(OffsetModel):
         cache: str | None = None,
     ) -> None:
         super().__init__(backbone, head, codec, preprocess, average_flips, compile, cache)
+        if cache is not None:  # before any data is read; a checkpoint's parts are seen to later
+            refuse_learning(self.net.backbone)
         self.optimizer = optimizer
         self.schedule = schedule or OneCycle()
         self.weights = weights

@@ -227,7 +227,7 @@ def test_features_are_computed_once_and_the_files_say_what_they_are(tmp_path, ca
     assert said["shape"] == [64, 16]
     assert said["dtype"] == "float32"
     assert said["key"].keys() == {
-        "pictures", "plan", "preprocess", "backbone", "weights", "precision"
+        "pictures", "draws", "preprocess", "backbone", "weights", "precision"
     }  # fmt: skip
     trained(frozen(cache=str(tmp_path)))
     assert lines(capsys) == [f"features of {split}: read from {tmp_path}" for split in splits]
@@ -236,13 +236,13 @@ def test_features_are_computed_once_and_the_files_say_what_they_are(tmp_path, ca
 @pytest.mark.parametrize(
     ("names", "model", "data", "trainer"),
     [
-        ("plan", {}, {"jitter": UniformJitter(4.0)}, {}),
-        ("weights, plan", {}, {"seed": 1}, {}),
-        ("pictures, preprocess, plan", {}, {"num_scenes": 31}, {}),
+        ("draws", {}, {"jitter": UniformJitter(4.0)}, {}),
+        ("weights, draws", {}, {"seed": 1}, {}),
+        ("pictures, preprocess, draws", {}, {"num_scenes": 31}, {}),
         ("weights, precision", {}, {}, {"precision": "64-true"}),
         ("backbone, weights", {"backbone": {"fc": (16, 16)}}, {}, {}),
-        ("plan", {}, {"crop": CropGeometry(size=24, context=1.4)}, {}),
-        ("plan", {}, {"augment": Augment(noise=0.1)}, {}),
+        ("draws", {}, {"crop": CropGeometry(size=24, context=1.4)}, {}),
+        ("draws", {}, {"augment": Augment(noise=0.1)}, {}),
     ],
 )
 def test_stale_features_are_computed_anew_and_what_differs_is_said(
@@ -257,7 +257,7 @@ def test_stale_features_are_computed_anew_and_what_differs_is_said(
     fresh = trained(*make("memory"), epochs=1, **trainer)
     assert watch.losses == fresh.losses
     (sentence,) = (line for line in said if line.startswith("features of train in"))
-    words = rf"{re.escape(str(tmp_path))} are stale \((.*) differs?\): computed anew"
+    words = rf"{re.escape(str(tmp_path))} are stale \(made of other (.*)\): computed anew"
     found = re.fullmatch(f"features of train in {words}", sentence)
     assert found
     assert set(names.split(", ")) <= set(found[1].split(", "))

@@ -68,6 +68,7 @@ def test_the_kind_of_boxes_decides_the_kind_of_the_result():
     refiner = Refiner(built_model())
     array = refiner.refine(picture(), BOXES)
     tensor = refiner.refine(picture(), torch.from_numpy(BOXES))
+    assert np.array_equal(refiner.refine(picture(), BOXES.tolist()), array)
     assert isinstance(array, np.ndarray)
     assert array.dtype == np.float32
     assert torch.equal(torch.from_numpy(array), tensor)

@@ -236,8 +236,26 @@ def test_classes_go_by_name_not_by_number(two_classes):
     assert set(rare.samples("train").labels.tolist()) == {1}
     path = two_classes / "boxes.csv"
     path.write_text(path.read_text().replace(",rare,", ",other,"))
-    with pytest.raises(BadInput, match=r"regressor for each of part, rare, .* has other too"):
+    with pytest.raises(BadInput, match=r"regressor for each of part, rare, but none for other"):
         boxes(two_classes).follow(model.spec, needs_class=True)
+
+
+def test_classes_that_are_left_out_of_predict_stay_as_they_were(two_classes, tmp_path):
+    options = [f"--data.root={two_classes}", f"--runs={tmp_path}"]
+    base = ["fit", "-c", str(CONFIGS / "csv.yaml"), *RIDGE[3:], "--model.per_class=true"]
+    base.remove("--data.num_scenes=60")
+    assert main([*base, *options, "--data.classes=[rare]", "--name=run"]) == 0
+    assert main(["predict", f"--ckpt_path={tmp_path / 'run'}", *options, "--name=out"]) == 0
+    rough = (two_classes / "boxes.csv").read_text().splitlines()
+    refined = (tmp_path / "out" / "refined" / "boxes.csv").read_text().splitlines()
+    changed = {old.split(",")[5] for old, new in zip(rough, refined, strict=True) if old != new}
+    assert changed == {"rare"}
+
+
+def test_a_ridge_keeps_the_features_of_any_backbone():
+    plain = fitted(RidgeRegressor(small_net(), lam=30.0), scenes())
+    cached = fitted(RidgeRegressor(small_net(), lam=30.0, cache="memory"), scenes())
+    torch.testing.assert_close(cached.net.head.linear.weight, plain.net.head.linear.weight)
 
 
 def test_a_class_without_draws_is_moved_by_the_mean(two_classes):
