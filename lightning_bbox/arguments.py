@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from jsonargparse import Namespace
 
-from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.errors import BadInput
 
 PRESET = "preset:"
 _PACKAGE = Path(__file__).parent
@@ -72,7 +72,7 @@ def _preset(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     names = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
-    msg = f"there is no preset {name!r}; choose one of {listed(names)}"
+    msg = f"there is no preset {name!r}; choose one of {', '.join(names)}"
     raise BadInput(msg)
 
 

@@ -557,8 +557,8 @@ OPTIONS = {
         "1 cuts the proposal itself"),
     "no such preset": ({}, "fit -c preset:cvs",
         "there is no preset 'cvs'",
-        ("choose one of alexnet_fc6_sgd, bccd, coco, csv, deeppcb, naive, patches, quickstart, "
-        "rbc, voc, yolo")),
+        ("choose one of alexnet_fc6_ridge, alexnet_fc6_sgd, bccd, coco, csv, deeppcb, naive, "
+        "patches, quickstart, rbc, rcnn_pool5, voc, yolo")),
     "no such config": ({}, "fit -c {root}/c.yaml",
         "{root}/c.yaml: file does not exist",
         "correct --config"),

@@ -347,7 +347,7 @@ def test_whitening_takes_out_a_correlation():
     shifts[:, 1] = shifts[:, 0] + 0.1 * shifts[:, 1]
     anchors = made_up_anchors(400)
     gt_boxes = shift_boxes(anchors, shifts * GEOMETRY.px(anchors))
-    codec = WhitenedCodec(eps=0).build(OffsetSpec(GEOMETRY, 2, MAX_SHIFT, 0.0))
+    codec = WhitenedCodec(eps=0.0).build(OffsetSpec(GEOMETRY, 2, MAX_SHIFT, 0.0))
     codec.fit(gt_boxes, anchors)
     targets = codec.encode(gt_boxes, anchors)
     torch.testing.assert_close(targets.T.cov(), torch.eye(2), atol=1e-3, rtol=0)
@@ -360,5 +360,5 @@ def test_whitened_targets_mix_the_coordinates():
 
 
 def test_whitening_with_a_negative_eps_is_refused():
-    with pytest.raises(BadInput, match="WhitenedCodec eps is -1"):
-        WhitenedCodec(eps=-1)
+    with pytest.raises(BadInput, match="WhitenedCodec eps is -1.0"):
+        WhitenedCodec(eps=-1.0)
