@@ -360,5 +360,5 @@ def test_whitened_targets_mix_the_coordinates():
 
 
 def test_whitening_with_a_negative_eps_is_refused():
-    with pytest.raises(BadInput, match="WhitenedCodec eps is -1.0"):
+    with pytest.raises(BadInput, match=r"WhitenedCodec eps is -1\.0"):
         WhitenedCodec(eps=-1.0)
