@@ -87,7 +87,8 @@ def test_dual_equals_primal(count, features, lam, scaling):
     sums = RidgeSums(features, 4)
     sums.update(x, y)
     primal, dual = sums.compute().solve(lam, scaling), Rows(x, y).solve(lam, scaling)
-    assert relative(dual.weight, primal.weight.numpy()) < 1e-6 if lam == 0 else 1e-8
+    limit = 1e-6 if lam == 0 else 1e-8
+    assert relative(dual.weight, primal.weight.numpy()) < limit
 
 
 @shapes
