@@ -97,7 +97,7 @@ def main(args: list[str] | None = None) -> int:
         found[name] = parts[name](options.data, options.runs)
     RESULTS.mkdir(exist_ok=True)
     text = as_markdown(found)
-    (RESULTS / "first_experiment.json").write_text(json.dumps(found, indent=2) + "\n")
+    (RESULTS / "first_experiment.json").write_text(json.dumps(found) + "\n")
     (RESULTS / "first_experiment.md").write_text(text)
     print(text)
     return 0

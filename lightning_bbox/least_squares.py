@@ -25,9 +25,6 @@ LEAF = 256
 CHUNK = 2048
 """Samples converted to fp64 at once."""
 
-ILL_CONDITIONED = 1e12
-"""Condition number from which fewer than four digits of fp64 are left."""
-
 
 class RidgeSolution(NamedTuple):
     """Weights and intercept for features as they are, neither centred nor scaled.

@@ -119,10 +119,10 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise BadInput.at(str(path), problem, "correct weights=")
     try:
         return read(path)
+    except BadInput:
+        raise
     # A file that is none, was cut short, or holds code, makes the readers raise any of many errors.
     except Exception as error:
-        if isinstance(error, BadInput):
-            raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         problem = f"can't be read, it is damaged, of another kind or holds code ({reason})"
         raise BadInput.at(str(path), problem, _REMEDY) from error

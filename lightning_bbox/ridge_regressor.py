@@ -110,7 +110,7 @@ class RidgeRegressor(OffsetModel):
         self.lam, self.scaling, self.robust = lam, scaling, robust
         self._sums: Sums = []
         self._restored: list[dict[str, Tensor]] | None = None
-        self._unsolved = False
+        self._unsolved = self._finished = False
 
     def configure_model(self) -> None:
         """Compile the network, and its features alone: training needs no more."""
@@ -128,17 +128,13 @@ class RidgeRegressor(OffsetModel):
         """Begin to sum up, or go on where a stopped pass was.
 
         Raises:
-            BadInput: The sums would not fit into memory, or a finished pass is to go on.
+            BadInput: The sums would not fit into memory.
         """
         self.net.backbone.freeze()
         super().on_train_start()
         self.eval()
-        if self.trainer.global_step > 0 and self._restored is None:
-            msg = (
-                "this run's pass is finished and its sums are gone, so it can't take more draws; "
-                "begin a new run with more trainer.max_epochs"
-            )
-            raise BadInput(msg)
+        self._finished = self.trainer.global_step > 0 and self._restored is None
+        self._unsolved = bool(self._restored)
         self._sums = self._empty_sums("train", self._num_epochs)
         if self._restored and self.trainer.is_global_zero:
             for sums, state in zip(self._sums, self._restored, strict=True):
@@ -146,7 +142,17 @@ class RidgeRegressor(OffsetModel):
         self._restored = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch's features and targets to the sums."""
+        """Add a batch's features and targets to the sums.
+
+        Raises:
+            BadInput: The pass was finished, and its sums weren't kept.
+        """
+        if self._finished:
+            msg = (
+                "this run's pass is finished and its sums are gone, so it can't take more draws; "
+                "begin a new run with more trainer.max_epochs"
+            )
+            raise BadInput(msg)
         self._add(self._sums, batch)
         self._unsolved = True
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
@@ -163,12 +169,12 @@ class RidgeRegressor(OffsetModel):
         self._solve_what_is_new()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the sums, while there are draws to come."""
+        """Add the sums, while there are draws to come or the solution is."""
         super().on_save_checkpoint(checkpoint)
         to_come = (
             self.trainer.current_epoch + 1 < self._num_epochs or not self.trainer.is_last_batch
         )
-        if self.trainer.state.fn == "fit" and to_come:
+        if self.trainer.state.fn == "fit" and (to_come or self._unsolved) and not self._finished:
             checkpoint[CHECKPOINT_KEY]["sums"] = [sums.state() for sums in self._sums]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -328,6 +328,8 @@ def test_finished_checkpoints_carry_no_sums(whole):
         ("training", 4, signal.SIGTERM),
         ("validation", 4, signal.SIGINT),
         ("training", 6, signal.SIGINT),
+        ("training", 8, signal.SIGINT),
+        ("validation", 8, signal.SIGTERM),
         ("test", 8, signal.SIGTERM),
     ],
 )
