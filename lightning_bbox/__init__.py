@@ -3,6 +3,7 @@
 from lightning_bbox.alexnet import AlexNet
 from lightning_bbox.augment import Augment
 from lightning_bbox.backbones import ShallowConvNet
+from lightning_bbox.bin_head import BinHead
 from lightning_bbox.box_data import BoxDataModule
 from lightning_bbox.codecs import (
     DeltaCodec,
@@ -15,7 +16,7 @@ from lightning_bbox.codecs import (
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
 from lightning_bbox.extractor import FeatureExtractor
-from lightning_bbox.heads import BinHead, LinearHead
+from lightning_bbox.heads import LinearHead
 from lightning_bbox.jitter import LaplaceJitter, OverlapJitter, UniformJitter
 from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
 from lightning_bbox.patch_data import PatchDataModule

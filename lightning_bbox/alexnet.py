@@ -10,8 +10,9 @@ from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_bbox.backbones import Backbone, init_weights
+from lightning_bbox.backbones import Backbone
 from lightning_bbox.errors import BadInput
+from lightning_bbox.inits import HeInit
 from lightning_bbox.messages import say
 from lightning_bbox.preprocess import CaffeNorm, ImageNetNorm, Preprocess
 from lightning_bbox.pretrained import find_weights, read_weights, refuse_other_weights
@@ -201,7 +202,7 @@ class AlexNet(Backbone):
         self.out_features = width
         for child in self.children():
             child.to_empty(device=torch.get_default_device())
-        init_weights(self)
+        HeInit().apply_to(self)
         if self.frozen:
             self.freeze()
         return self

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_bbox.errors import BadInput
+from lightning_bbox.inits import HeInit, Init
 from lightning_bbox.parts import Part
 from lightning_bbox.preprocess import ChannelNorm, Preprocess
 
@@ -20,11 +21,14 @@ class Backbone(Part):
 
     Attributes:
         out_features: Length of the feature vector, set by `build`.
+        map_shape: Channels, height and width of the map that the feature vector is, flattened;
+            None where it isn't one.
         frozen: Whether the features stay what they are: nothing in it learns.
         layer_names: What the field calls the layers whose own names don't say it.
     """
 
     out_features: int
+    map_shape: tuple[int, int, int] | None = None
     frozen: bool = False
     layer_names: Mapping[str, str] = {}
 
@@ -52,25 +56,6 @@ class Backbone(Part):
         return ChannelNorm()
 
 
-def init_weights(net: nn.Module) -> None:
-    """Draw the weights of convolutions and linear layers for ReLU, from torch's global generator.
-
-    References:
-        He et al., Delving deep into rectifiers (2015): weights N(0, 2 / fan_in), biases 0.
-
-    Examples:
-        >>> layer = nn.Linear(2, 3)
-        >>> init_weights(layer)
-        >>> layer.bias.tolist()
-        [0.0, 0.0, 0.0]
-    """
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
 class ShallowConvNet(Backbone):
     """A few convolutions, then fully connected layers on the flattened map.
 
@@ -88,6 +73,7 @@ class ShallowConvNet(Backbone):
         dropout: Probability of dropping an input of the fully connected layers.
         global_pool: Average the map over space before the fully connected layers, which loses where
             things are.
+        init: How the weights begin; `HeInit` by default.
 
     Raises:
         BadInput: An argument is out of range, or there are more scales than the crop can be halved.
@@ -113,6 +99,7 @@ class ShallowConvNet(Backbone):
         batch_norm: bool = True,
         dropout: float = 0.0,
         global_pool: bool = False,
+        init: Init | None = None,
     ) -> None:
         super().__init__()
         scales = len(channels)
@@ -138,6 +125,7 @@ class ShallowConvNet(Backbone):
         self.channels, self.kernel, self.convs_per_scale = tuple(channels), kernel, tuple(convs)
         self.downsample, self.fc, self.batch_norm = downsample, tuple(fc), batch_norm
         self.dropout, self.global_pool = dropout, global_pool
+        self.init = init or HeInit()
 
     def build(self, crop_size: int) -> "ShallowConvNet":
         """Make and initialise the layers."""
@@ -147,13 +135,16 @@ class ShallowConvNet(Backbone):
             raise BadInput(msg)
         self.convs = nn.Sequential(*self._conv_layers()).eval()
         with torch.no_grad():
-            width = self.convs(torch.zeros(1, 3, crop_size, crop_size)).flatten(1).shape[1]
+            channels, height, width = self.convs(torch.zeros(1, 3, crop_size, crop_size))[0].shape
         self.convs.train()
         self.pool = nn.AdaptiveAvgPool2d(1) if self.global_pool else nn.Identity()
-        widths = [self.channels[-1] if self.global_pool else width, *self.fc]
+        if not (self.fc or self.global_pool):
+            self.map_shape = (channels, height, width)
+        flat = channels if self.global_pool else channels * height * width
+        widths = [flat, *self.fc]
         self.fcs = nn.Sequential(*self._fc_layers(widths))
         self.out_features = widths[-1]
-        init_weights(self)
+        self.init.apply_to(self)
         return self
 
     def _conv_layers(self) -> list[nn.Module]:

@@ -1,18 +1,23 @@
 """Heads: from features to targets. A head owns its loss and its decoding."""
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from lightning_bbox.codecs import TargetSpace
-from lightning_bbox.errors import BadInput
+from lightning_bbox.boxes import Boxes
+from lightning_bbox.codecs import OffsetSpec, TargetSpace
 from lightning_bbox.least_squares import usual_deviations
-from lightning_bbox.losses import SmoothL1Loss
+from lightning_bbox.losses import BoxLoss, Loss, SmoothL1Loss
 from lightning_bbox.parts import Part
 
 Targets = Float[Tensor, "b n"]
+MapShape = tuple[int, int, int]
+"""Channels, height and width of a map that a backbone's features are, flattened."""
+ToBoxes = Callable[[Targets], Boxes]
+"""From targets to the boxes they stand for, in a batch: the codec, with its proposals."""
 
 
 class Head(Part):
@@ -27,8 +32,16 @@ class Head(Part):
     standardize: bool = False
     """Whether it takes over statistics of training features."""
 
-    def build(self, in_features: int, bounds: list[float], num_classes: int = 1) -> "Head":
-        """Make the layer; `bounds` holds each coordinate's largest offset, in px or log size."""
+    def build(
+        self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
+    ) -> "Head":
+        """Make the layer.
+
+        Args:
+            in_features: Length of the feature vector.
+            spec: What there is to know of the data: coordinates, their bounds, classes.
+            map_shape: Of the map that the features are, flattened, where they are one.
+        """
         raise NotImplementedError
 
     def fit(self, space: TargetSpace) -> None:
@@ -42,8 +55,16 @@ class Head(Part):
         """Return the outputs that belong to each sample's class; all by default."""
         return outputs
 
-    def loss(self, outputs: Tensor, targets: Targets) -> Float[Tensor, " b"]:
-        """Return each sample's loss."""
+    def loss(
+        self, outputs: Tensor, targets: Targets, to_boxes: ToBoxes | None = None
+    ) -> Float[Tensor, " b"]:
+        """Return each sample's loss.
+
+        Args:
+            outputs: What the layer said.
+            targets: What is true.
+            to_boxes: From targets to boxes, for a loss on these.
+        """
         raise NotImplementedError
 
     def decode(self, outputs: Tensor) -> Targets:
@@ -61,13 +82,14 @@ class LinearHead(Head):
     The layer runs in fp32 whatever the network runs in: an exact solution is worth its digits.
 
     Args:
-        loss: A loss of `lightning_bbox.losses`; smooth L1 by default.
+        loss: Of `lightning_bbox.losses`, on targets or on decoded boxes; smooth L1 by default.
         standardize: Centre and scale the features by their training mean and standard deviation, so
             that plain gradient descent gets on: uncentred features allow but a small learning rate.
         per_class: A regressor for each class, as in R-CNN, instead of one for all.
 
     Examples:
-        >>> head = LinearHead().build(8, bounds=[5.0, 5.0])
+        >>> from lightning_bbox import CropGeometry
+        >>> head = LinearHead().build(8, OffsetSpec(CropGeometry(), 2, 5.0, 0.0))
         >>> head.decode(head(torch.zeros(3, 8))).shape
         torch.Size([3, 2])
     """
@@ -77,19 +99,24 @@ class LinearHead(Head):
     feature_std: Tensor
 
     def __init__(
-        self, loss: Part | None = None, standardize: bool = False, per_class: bool = False
+        self,
+        loss: Loss | BoxLoss | None = None,
+        standardize: bool = False,
+        per_class: bool = False,
     ) -> None:
         super().__init__()
         self.criterion = loss or SmoothL1Loss()
         self.standardize, self.per_class = standardize, per_class
 
-    def build(self, in_features: int, bounds: list[float], num_classes: int = 1) -> "LinearHead":
+    def build(
+        self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
+    ) -> "LinearHead":
         """Make the layer, near zero, so that the first prediction is the training mean."""
-        regressors = num_classes if self.per_class else 1
-        self.linear = nn.Linear(in_features, regressors * len(bounds))
+        regressors = max(1, len(spec.classes)) if self.per_class else 1
+        self.linear = nn.Linear(in_features, regressors * spec.num_targets)
         nn.init.normal_(self.linear.weight, std=0.001)
         nn.init.zeros_(self.linear.bias)
-        self.register_buffer("std", torch.ones(len(bounds)))
+        self.register_buffer("std", torch.ones(spec.num_targets))
         if self.standardize:
             self.register_buffer("feature_mean", torch.zeros(in_features))
             self.register_buffer("feature_std", torch.ones(in_features))
@@ -130,137 +157,18 @@ class LinearHead(Head):
         regressors = outputs.view(len(outputs), -1, len(self.std))
         return regressors[torch.arange(len(labels), device=labels.device), labels]
 
-    def loss(self, outputs: Targets, targets: Targets) -> Float[Tensor, " b"]:
-        """Apply the loss in fp32."""
-        losses: Tensor = self.criterion(outputs.float(), targets.float(), self.std)
+    def loss(
+        self, outputs: Targets, targets: Targets, to_boxes: ToBoxes | None = None
+    ) -> Float[Tensor, " b"]:
+        """Apply the loss in fp32, to targets or to the boxes they stand for."""
+        predictions, targets = outputs.float(), targets.float()
+        if isinstance(self.criterion, BoxLoss):
+            assert to_boxes is not None
+            losses: Tensor = self.criterion(to_boxes(predictions), to_boxes(targets))
+        else:
+            losses = self.criterion(predictions, targets, self.std)
         return losses
 
     def decode(self, outputs: Targets) -> Targets:
         """Return the outputs in fp32."""
         return outputs.float()
-
-
-class BinHead(Head):
-    """Classify each coordinate into bins, with soft targets, and decode by expectation.
-
-    Each coordinate's range is cut into bins that reach four sigma beyond the largest offset. The
-    target is the mass that a Gaussian about the true offset puts into each bin, the loss the
-    cross-entropy.
-
-    Args:
-        bin_width: Width of the shifts' bins, in px.
-        log_bin_width: Width of the sizes' bins, in log size.
-        sigma: Standard deviation of the target's Gaussian, in bins.
-
-    Raises:
-        BadInput: A width isn't positive.
-
-    References:
-        Imani and White, Improving regression performance with distributional losses (2018).
-        Farebrother et al., Stop regressing (2024). Ours pads the range so that the expectation
-        isn't biased at its ends.
-
-    Examples:
-        >>> head = BinHead().build(8, bounds=[5.0, 5.0])
-        >>> head.centers[0, [0, 13, 26]]
-        tensor([-6.5000,  0.0000,  6.5000])
-    """
-
-    edges: Tensor
-    centers: Tensor
-    inside: Tensor
-    origin: Tensor
-    unit: Tensor
-    spread: Tensor
-
-    def __init__(
-        self, bin_width: float = 0.5, log_bin_width: float = 0.05, sigma: float = 0.75
-    ) -> None:
-        super().__init__()
-        if min(bin_width, log_bin_width, sigma) <= 0:
-            given = f"bin_width {bin_width}, log_bin_width {log_bin_width}, sigma {sigma}"
-            msg = f"BinHead's {given} must all be positive"
-            raise BadInput(msg)
-        self.bin_width, self.log_bin_width, self.sigma = bin_width, log_bin_width, sigma
-
-    def build(self, in_features: int, bounds: list[float], num_classes: int = 1) -> "BinHead":
-        """Lay the bins out, symmetric about 0, in px and log size; the shorter rows are masked."""
-        widths = torch.tensor([self.bin_width] * 2 + [self.log_bin_width] * (len(bounds) - 2))
-        reach = [
-            math.ceil(bound / width + 4 * self.sigma - 1e-6)
-            for bound, width in zip(bounds, widths, strict=True)
-        ]
-        index = torch.arange(-max(reach), max(reach) + 1)
-        self.register_buffer("centers", index * widths[:, None])
-        self.register_buffer("inside", index.abs() <= torch.tensor(reach)[:, None])
-        edges = (torch.arange(-max(reach), max(reach) + 2) - 0.5).expand(len(bounds), -1)
-        limits = torch.tensor(reach)[:, None] + 0.5
-        self.register_buffer("edges", edges.clamp(-limits, limits) * widths[:, None])
-        self.register_buffer("spread", widths * self.sigma)
-        self.register_buffer("origin", torch.zeros(len(bounds)))
-        self.register_buffer("unit", torch.ones(len(bounds)))
-        self.linear = nn.Linear(in_features, self.centers.numel())
-        nn.init.normal_(self.linear.weight, std=0.001)
-        nn.init.zeros_(self.linear.bias)
-        return self
-
-    def fit(self, space: TargetSpace) -> None:
-        """Take over where px lie in target units.
-
-        Raises:
-            BadInput: The codec mixes the coordinates, so that bins of one mean nothing.
-        """
-        if space.mixed:
-            msg = (
-                "BinHead needs a codec that keeps the coordinates apart, which WhitenedCodec does "
-                "not; choose MeanStdCodec, or LinearHead"
-            )
-            raise BadInput(msg)
-        self.origin.copy_(space.origin)
-        self.unit.copy_(space.unit)
-
-    def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b n k"]:
-        """Return the logits, a row of bins for each coordinate."""
-        logits: Tensor = self.linear(features)
-        return logits.view(-1, *self.centers.shape)
-
-    def target_probs(self, targets: Targets) -> Float[Tensor, "b n k"]:
-        """Return the mass of the truth's Gaussian in each bin, renormalised over the range.
-
-        An offset beyond the range counts as lying on its end, where the mass would otherwise
-        vanish.
-        """
-        limit = self.edges[:, -1]
-        offsets = ((targets.float() - self.origin) / self.unit).clamp(-limit, limit)
-        z = (self.edges - offsets[..., None]) / (self.spread[:, None] * math.sqrt(2))
-        mass = torch.erf(z).diff(dim=-1)
-        return mass / mass.sum(dim=-1, keepdim=True)
-
-    def loss(self, outputs: Float[Tensor, "b n k"], targets: Targets) -> Float[Tensor, " b"]:
-        """Return the cross-entropy, summed over coordinates."""
-        log_probs = self._masked(outputs).log_softmax(dim=-1)
-        return -(self.target_probs(targets) * log_probs).sum(dim=(1, 2))
-
-    def probs(self, outputs: Float[Tensor, "b n k"]) -> Float[Tensor, "b n k"]:
-        """Return the predicted distribution over the bins."""
-        return self._masked(outputs).softmax(dim=-1)
-
-    def decode(self, outputs: Float[Tensor, "b n k"]) -> Targets:
-        """Return the expectation, as targets."""
-        offsets = (self.probs(outputs) * self.centers).sum(dim=-1)
-        return self.origin + offsets * self.unit
-
-    def stds(self, outputs: Float[Tensor, "b n k"]) -> Float[Tensor, "b n"]:
-        """Return the distributions' standard deviations, without the blur of the soft targets.
-
-        A target's variance is that of its Gaussian, and of a bin's width (Sheppard's correction).
-        """
-        probs = self.probs(outputs)
-        means = (probs * self.centers).sum(dim=-1, keepdim=True)
-        variances = (probs * (self.centers - means).square()).sum(dim=-1)
-        blur = self.spread.square() + (self.spread / self.sigma).square() / 12
-        return (variances - blur).clamp(min=0).sqrt()
-
-    def _masked(self, outputs: Tensor) -> Tensor:
-        inside: Bool[Tensor, "n k"] = self.inside
-        return outputs.float().masked_fill(~inside, -1e4)

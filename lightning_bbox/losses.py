@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_bbox.boxes import Boxes
 from lightning_bbox.errors import BadInput
 from lightning_bbox.parts import Part
 
@@ -32,6 +33,14 @@ class Loss(Part):
             std: Standard deviation of the training targets.
         """
         return None
+
+
+class BoxLoss(Part):
+    """Predicted and true boxes to a number for each sample."""
+
+    def forward(self, boxes: Boxes, gt_boxes: Boxes) -> Float[Tensor, " b"]:
+        """Return the loss of each sample."""
+        raise NotImplementedError
 
 
 class L2Loss(Loss):

@@ -1,151 +1,32 @@
-"""The base of all models: how they are built, restored, applied and measured."""
+"""The base of all models: how they are applied and measured."""
 
-from dataclasses import asdict
-from os import PathLike
-from typing import Any, ClassVar, Self
+from functools import cached_property, partial
 
-import lightning.pytorch as pl
 import torch
 from jaxtyping import Float, Int64
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_bbox.backbones import Backbone, ShallowConvNet
 from lightning_bbox.boxes import Boxes, box_centers, mirror_boxes
-from lightning_bbox.checkpoints import (
-    CHECKPOINT_KEY,
-    checkpoint_of,
-    read_checkpoint,
-    read_spec,
-    refuse_other_parts,
-    refuse_other_run,
-)
-from lightning_bbox.codecs import DeltaCodec, MeanStdCodec, OffsetSpec, refuse_other_crops
-from lightning_bbox.compiling import Compile, should_compile
-from lightning_bbox.data import CropDataModule
+from lightning_bbox.checkpointed import CheckpointedModel
 from lightning_bbox.errors import BadInput
 from lightning_bbox.evaluation import Evaluation, evaluate
 from lightning_bbox.feature_cache import fill_cache
-from lightning_bbox.heads import BinHead, Head
 from lightning_bbox.loader import Split
 from lightning_bbox.metrics import Refined, RefinedBoxes
-from lightning_bbox.network import OffsetNet
-from lightning_bbox.parts import Plain, from_plain, to_plain
-from lightning_bbox.plan import stream_seed
-from lightning_bbox.preprocess import Preprocess
 from lightning_bbox.samples import Batch, Samples
 
-_FIXED_DRAWS = "training on fixed draws (model.cache)"
 
+class OffsetModel(CheckpointedModel):
+    """Say how far the true box lies from a proposal, from the crop around it."""
 
-class OffsetModel(pl.LightningModule):
-    """Say how far the true box lies from a proposal, from the crop around it.
+    @cached_property
+    def evaluations(self) -> dict[Split, Evaluation]:
+        """What was measured last, by split."""
+        return {}
 
-    What depends on the data (sizes, statistics, bins) is built when training begins and travels in
-    the checkpoint. Subclasses say how the head learns.
-
-    Args:
-        backbone: Crops to features; a `ShallowConvNet` by default.
-        head: Features to targets, with its loss; a `BinHead` by default.
-        codec: Boxes to targets and back; a `MeanStdCodec` by default.
-        preprocess: Fitted on training crops; what the backbone's weights expect by default, else a
-            `ChannelNorm`.
-        average_flips: At evaluation, average the boxes found on the crop and its three mirror
-            images; as its checkpoint says by default, else not.
-        compile: Compile the network; `auto` does on CUDA.
-        cache: Where the features of a frozen backbone are kept: `memory`, or a folder of files that
-            later runs use again. The training set is then that of the first epoch, in a fresh order
-            in each. By default they are computed in every step.
-    """
-
-    default_epochs: ClassVar[int]  # of a run on the command line that doesn't say how many
-
-    def __init__(
-        self,
-        backbone: Backbone | None,
-        head: Head | None,
-        codec: DeltaCodec | None,
-        preprocess: Preprocess | None,
-        average_flips: bool | None,
-        compile: Compile,  # noqa: A002 (the name of the option everywhere)
-        cache: str | None = None,
-    ) -> None:
-        super().__init__()
-        self._asked = {"preprocess": preprocess, "backbone": backbone, "head": head, "codec": codec}
-        backbone = backbone or ShallowConvNet()
-        self._take_parts(
-            preprocess or backbone.default_preprocess(),
-            backbone,
-            head or BinHead(),
-            codec or MeanStdCodec(),
-        )
-        self.average_flips, self.compile_choice, self.cache = average_flips, compile, cache
-        self.spec: OffsetSpec | None = None
-        self.evaluations: dict[Split, Evaluation] = {}
-        self._tables: dict[Split, RefinedBoxes] = {}
-        self._run: dict[str, Plain] = {}
-        self._resumed_run: dict[str, Plain] | None = None
-
-    def _take_parts(
-        self, preprocess: Preprocess, backbone: Backbone, head: Head, codec: DeltaCodec
-    ) -> None:
-        self.net, self.codec = OffsetNet(preprocess, backbone, head), codec
-
-    @property
-    def data(self) -> CropDataModule:
-        """The data module of the running trainer."""
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, CropDataModule):
-            ours, theirs = type(self).__name__, type(data).__name__
-            msg = f"{ours} needs a data module of lightning_bbox; got {theirs}"
-            raise BadInput(msg)
-        return data
-
-    def build(self, spec: OffsetSpec, seed: int) -> None:
-        """Make the layers and buffers, initialised by the seed alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed("init", seed))
-            self.net.backbone.build(spec.geometry.size)
-            num_classes = max(1, len(spec.classes))
-            self.net.head.build(self.net.backbone.out_features, spec.bounds, num_classes)
-        self.codec.build(spec)
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lags
-        self.spec = spec
-
-    def setup(self, stage: str) -> None:
-        """Build the model for the data, and fit the statistics on the training split.
-
-        Raises:
-            BadInput: The model isn't trained and is to predict, or was trained on other crops.
-        """
-        if self.spec is not None:
-            self.data.follow(self.spec, needs_class=self.net.head.per_class)
-        elif stage == "predict":
-            msg = "the model isn't trained; load one with BoxRegressor.load_from_checkpoint(path)"
-            raise BadInput(msg)
-        else:
-            self.fit_statistics()
-
-    def fit_statistics(self) -> None:
-        """Build the model and fit codec, preprocessing and head on the training split."""
-        data = self.data
-        self.build(data.spec(), data.seed)
-        self.net.backbone.load_pretrained()
-        samples = data.samples("train", epoch=0)
-        self.codec.fit(samples.gt_boxes, samples.proposals)
-        with torch.no_grad():
-            crops = data.cut(data.samples("train_eval").to(self.trainer.strategy.root_device))
-        self.net.preprocess.fit(crops)
-        self.net.head.fit(self.codec.space())
-        if self.net.head.standardize:
-            self.net.to(crops.device).fit_head(crops, data.batch_size)
-
-    def configure_model(self) -> None:
-        """Compile the network in place, so that names in the checkpoint don't change."""
-        if self.net._compiled_call_impl is None and should_compile(
-            self.compile_choice, self.trainer.strategy.root_device, pays_on_cpu=False
-        ):
-            self.net.compile(fullgraph=True)
+    @cached_property
+    def _tables(self) -> dict[Split, RefinedBoxes]:
+        return {}
 
     def on_train_start(self) -> None:
         """Have batches hold features, where they are cached: only now are the weights final."""
@@ -187,7 +68,10 @@ class OffsetModel(pl.LightningModule):
         return self.codec.decode(self.net.head.decode(outputs), proposals)
 
     def _losses(self, outputs: Tensor, batch: Batch) -> Float[Tensor, " b"]:
-        return self.net.head.loss(outputs, self.codec.encode(batch.gt_boxes, batch.proposals))
+        targets = self.codec.encode(batch.gt_boxes, batch.proposals)
+        return self.net.head.loss(
+            outputs, targets, partial(self.codec.decode, proposals=batch.proposals)
+        )
 
     def logs_after(self, steps: int) -> bool:
         """Tell whether scalars are logged once this many steps are done."""
@@ -295,106 +179,3 @@ class OffsetModel(pl.LightningModule):
         """Return the boxes of the training targets' mean: the baseline of every evaluation."""
         proposals = samples.proposals.to(self.device)
         return self.codec.decode(self.codec.mean.expand(len(proposals), -1), proposals).cpu()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the model, and what must not change when a run goes on."""
-        assert self.spec is not None
-        checkpoint[CHECKPOINT_KEY] = {"model": self.recipe(), "spec": asdict(self.spec)}
-        if self._run:
-            training_set = self.data.source.splits["train"].digest()
-            checkpoint[CHECKPOINT_KEY] |= {"run": self._run, "training_set": training_set}
-
-    def recipe(self) -> dict[str, Plain]:
-        """Return the arguments that rebuild this model, as plain data (without the optimizer)."""
-        arguments = {
-            "preprocess": self.net.preprocess,
-            "backbone": self.net.backbone,
-            "head": self.net.head,
-            "codec": self.codec,
-            "average_flips": bool(self.average_flips),
-        }
-        return {name: to_plain(part, f"BoxRegressor's {name}") for name, part in arguments.items()}
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override] # one way to load: by path, without code
-        cls, checkpoint_path: str | PathLike[str], map_location: str | torch.device = "cpu"
-    ) -> Self:
-        """Rebuild a trained model from its checkpoint's path alone, ready to predict.
-
-        Args:
-            checkpoint_path: A file that a run wrote.
-            map_location: The device to load it to.
-
-        Raises:
-            BadInput: The file isn't a checkpoint of ours.
-        """
-        model = cls()  # type: ignore[call-arg] # subclasses have defaults for all arguments
-        model.restore(checkpoint_path)
-        return model.to(map_location).eval()
-
-    def restore(self, path: str | PathLike[str]) -> None:
-        """Become the model of a checkpoint; parts that were asked for by name must be its own.
-
-        Args:
-            path: A file that a run wrote, or the run's folder: then its best one.
-
-        Raises:
-            BadInput: The file isn't a checkpoint of ours, or has other parts.
-        """
-        path = checkpoint_of(path)
-        checkpoint = read_checkpoint(path)
-        self._become(checkpoint)
-        try:
-            self.load_state_dict(checkpoint["state_dict"])
-        except (RuntimeError, KeyError) as error:
-            msg = f"{path}: its weights don't fit its own model; give one that a run wrote"
-            raise BadInput(msg) from error
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the layers that the checkpoint's weights belong to.
-
-        Raises:
-            BadInput: The checkpoint has other crops or parts than were asked for.
-        """
-        if self.spec is not None:
-            refuse_other_crops(read_spec(checkpoint), self.spec.geometry, self.spec.num_targets)
-        self._become(checkpoint)
-        self.configure_model()
-        # Lightning does it later, when the weights of a run in 64-true would be rounded already.
-        self.trainer.precision_plugin.convert_module(self.net)
-        if self.trainer.state.fn == "fit":
-            self._resumed_run = {_FIXED_DRAWS: False} | checkpoint[CHECKPOINT_KEY].get("run", {})
-            training_set = self.data.source.splits["train"].digest()
-            if checkpoint[CHECKPOINT_KEY].get("training_set") != training_set:
-                rank_zero_warn("the training boxes are not those this run began with")
-
-    def keep_to_the_run(self, run: dict[str, Plain]) -> None:
-        """Remember what must not change when a run goes on, and refuse what did.
-
-        Args:
-            run: Settings of the subclass.
-
-        Raises:
-            BadInput: The checkpoint's run was another.
-        """
-        spec = self.data.spec()
-        self._run = run | {
-            "data.seed": self.data.seed,
-            "data.batch_size": self.data.batch_size,
-            "data.draws_per_epoch": self.data.draws_per_epoch,
-            "data.jitter's largest shift": spec.max_shift,
-            _FIXED_DRAWS: self.cache is not None,
-        }
-        if self._resumed_run is not None:
-            refuse_other_run(self._resumed_run, self._run)
-
-    def _become(self, checkpoint: dict[str, Any]) -> None:
-        recipe, spec = checkpoint[CHECKPOINT_KEY]["model"], read_spec(checkpoint)
-        asked = {name: to_plain(part, f"model.{name}") for name, part in self._asked.items()}
-        refuse_other_parts(recipe, asked)
-        if self.average_flips is None:
-            self.average_flips = bool(recipe["average_flips"])
-        mine = self.recipe()
-        if self.spec != spec or any(mine[name] != recipe[name] for name in asked):
-            self._take_parts(**{name: from_plain(recipe[name]) for name in asked})
-            self.build(spec, seed=0)

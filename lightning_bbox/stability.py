@@ -36,8 +36,9 @@ def largest_stable_rate(
         centring. With Nesterov's momentum, as torch has it, the rate is 1 + 2 momentum lower.
 
     Examples:
-        >>> from lightning_bbox import L2Loss
-        >>> head = LinearHead(L2Loss()).build(1, bounds=[5.0])
+        >>> from lightning_bbox import CropGeometry, L2Loss
+        >>> from lightning_bbox.codecs import OffsetSpec
+        >>> head = LinearHead(L2Loss()).build(1, OffsetSpec(CropGeometry(), 2, 5.0, 0.0))
         >>> sgd = {"momentum": 0.0, "weight_decay": 0.0, "dampening": 0.0, "nesterov": False}
         >>> largest_stable_rate(head, torch.tensor([[2.0], [-2.0]]), sgd)
         0.25

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lightning_bbox.backbones import ShallowConvNet
+from lightning_bbox.bin_head import BinHead
 from lightning_bbox.codecs import (
     DeltaCodec,
     FixedStdCodec,
@@ -22,11 +23,12 @@ from lightning_bbox.codecs import (
 )
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
-from lightning_bbox.heads import BinHead, LinearHead
+from lightning_bbox.heads import LinearHead
 from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
 from lightning_bbox.parts import Part, from_plain, to_plain
 from lightning_bbox.preprocess import ChannelNorm
 from lightning_bbox.schedules import Constant, Cosine, OneCycle
+from tests.parts import spec_with
 
 
 class Wrapper(Part):
@@ -73,7 +75,7 @@ def saved_and_loaded(value):
 
 
 def built_head():
-    head = BinHead(bin_width=0.25).build(4, bounds=[5.0, 5.0])
+    head = BinHead(bin_width=0.25).build(4, spec_with([5.0, 5.0]))
     codec = PixelCodec().build(OffsetSpec(CropGeometry(), 2, 5.0, 0.0))
     head.fit(codec.space())
     return head

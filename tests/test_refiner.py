@@ -20,6 +20,7 @@ from lightning_bbox import (
 )
 from lightning_bbox.codecs import OffsetSpec, TargetSpace
 from lightning_bbox.refiner import as_rgb, outside_faults, settle
+from tests.parts import spec_with
 
 
 def built_model(num_targets=2, head=None, average_flips=False, seed=0):
@@ -187,7 +188,7 @@ def test_refine_loads_the_checkpoint_of_a_path(tmp_path, monkeypatch):
 
 
 def test_the_standard_deviation_of_bins_is_that_of_their_distribution():
-    head = BinHead().build(8, bounds=[5.0, 5.0])
+    head = BinHead().build(8, spec_with([5.0, 5.0]))
     head.fit(TargetSpace(*(torch.ones(2),) * 4))
     values = torch.linspace(-1, 1, head.centers.shape[1])
     logits = torch.stack([3 * values, -8 * values.square()])[None]
@@ -201,7 +202,7 @@ def test_the_standard_deviation_of_bins_is_that_of_their_distribution():
 
 def test_a_head_sure_of_a_truth_deems_itself_exact():
     """The soft target of a known offset has no spread but its own blur."""
-    head = BinHead().build(8, bounds=[5.0, 5.0])
+    head = BinHead().build(8, spec_with([5.0, 5.0]))
     for offset in (0.0, 0.1, 1.23):
         target = torch.full((1, 2), offset)
         probs = head.target_probs(target)
@@ -210,7 +211,7 @@ def test_a_head_sure_of_a_truth_deems_itself_exact():
 
 
 def test_a_linear_head_can_not_tell():
-    head = LinearHead().build(8, bounds=[5.0, 5.0])
+    head = LinearHead().build(8, spec_with([5.0, 5.0]))
     assert head.stds(torch.zeros(3, 2)).isnan().all()
     found = Refiner(built_model(head=LinearHead())).refine_with_std(picture(), BOXES)
     assert found.stds.isnan().all()

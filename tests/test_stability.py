@@ -18,6 +18,7 @@ from lightning_bbox import (
 )
 from lightning_bbox.codecs import TargetSpace
 from lightning_bbox.stability import excess_message, largest_eigenvalue, largest_stable_rate
+from tests.parts import spec_with
 from tests.test_feature_cache import FrozenConvNet, scenes, told
 
 
@@ -55,7 +56,7 @@ def test_largest_eigenvalue_does_not_depend_on_the_features_dtype():
 
 def make_head(features, loss, standardize):
     torch.manual_seed(0)
-    head = LinearHead(loss, standardize=standardize).build(features.shape[1], bounds=[5.0, 5.0])
+    head = LinearHead(loss, standardize=standardize).build(features.shape[1], spec_with([5.0, 5.0]))
     head.fit(TargetSpace(torch.ones(2), torch.zeros(2), torch.tensor([0.5, 0.7]), torch.ones(2)))
     head.fit_features(features)
     return head.double()
