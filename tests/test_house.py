@@ -26,6 +26,7 @@ ORDER = [
     *("layers", "readings", "charts", "probe"),
     *("report", "callbacks", "predictions", "arguments", "options", "ranks"),
     *("run_folders", "cli"),
+    *("designs", "study", "results"),
 ]
 
 
