@@ -2,16 +2,20 @@
 
 import json
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_bbox.data import CropDataModule
+from lightning_bbox.divergence import OUTCOME, DivergedError
+from lightning_bbox.evaluation import Evaluation
 from lightning_bbox.files import make_folder, save_picture, write_atomically
 from lightning_bbox.messages import say
 from lightning_bbox.metrics import error_px
@@ -33,8 +37,8 @@ _HPARAM_METRICS = ("mae_px", "mae_px_predict_mean", "p95_px", "iou_before", "iou
 class RunReport(pl.Callback):
     """Write what a run leaves behind, and print the table at its end.
 
-    `data.png` and the list of skipped boxes before training; `crops.png` and `metrics.json` after
-    the test.
+    `data.png` and the list of skipped boxes before training; `crops.png`, `metrics.json` and the
+    error of each draw (`test_errors.npz`) after the test; `outcome.json` where a run diverges.
 
     Args:
         folder: The run's folder.
@@ -46,14 +50,16 @@ class RunReport(pl.Callback):
         self._seconds = 0.0
         self._since = 0.0
         self._said = False
+        self._curve: list[tuple[int, float]] = []
 
-    def state_dict(self) -> dict[str, float]:
-        """Keep the time spent, so that a resumed run counts all of it."""
-        return {"seconds": self._seconds + time.monotonic() - self._since}
+    def state_dict(self) -> dict[str, Any]:
+        """Keep time and curve so far, so that a resumed run has all of them."""
+        return {"seconds": self._seconds + time.monotonic() - self._since, "curve": self._curve[:]}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self._seconds = state_dict["seconds"]
+        self._curve = list(state_dict.get("curve", []))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show what the model is going to see."""
@@ -62,6 +68,7 @@ class RunReport(pl.Callback):
             lines = self._say_what_is_there(data)
             device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
             say(f"training on {device} in {trainer.precision}")
+            (self.folder / OUTCOME).unlink(missing_ok=True)
             save_picture(self.folder / "data.png", draw_data(data, "\n".join(lines)))
             say(f"what the model sees: {self.folder / 'data.png'}")
         # Lightning comes next, with its own answer to SIGTERM until training begins: a process that
@@ -84,8 +91,10 @@ class RunReport(pl.Callback):
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the results where validation is all that was asked for."""
-        if trainer.state.fn == "validate":
-            metrics = _offset_model(pl_module).evaluations["val"].metrics
+        metrics = _offset_model(pl_module).evaluations["val"].metrics
+        if trainer.state.fn == "fit":
+            self._curve.append((trainer.global_step, metrics["mae_px"]))
+        else:
             say("\n" + format_table(metrics, [], title="validation"))
 
     def _say_what_is_there(self, data: CropDataModule) -> list[str]:
@@ -104,6 +113,16 @@ class RunReport(pl.Callback):
         """Note how long training took, also where it had only to be tested."""
         seconds = self.state_dict()["seconds"]
         self.metrics |= {"train_seconds": seconds, "train_steps": trainer.global_step}
+        self.metrics["val/curve"] = self._curve
+
+    @rank_zero_only
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Note where a run diverged."""
+        if isinstance(exception, DivergedError):
+            outcome = {"status": "diverged", "step": exception.step, "detail": str(exception)}
+            write_atomically(self.folder / OUTCOME, json.dumps(outcome).encode())
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the results and show them."""
@@ -117,6 +136,7 @@ class RunReport(pl.Callback):
             {"kind": kind, "name": name, "draws": count, "mae_px": mae}
             for kind, name, count, mae in evaluation.rows
         ]
+        write_atomically(self.folder / "test_errors.npz", _errors_file(model.data, evaluation))
         write_atomically(self.folder / "metrics.json", json.dumps(self.metrics, indent=2).encode())
         save_picture(self.folder / "crops.png", draw_results(model.data, evaluation))
         say(
@@ -125,6 +145,17 @@ class RunReport(pl.Callback):
             f"run folder              {self.folder}\n"
             f"curves and pictures     tensorboard --logdir {self.folder.parent}\n"
         )
+
+
+def _errors_file(data: CropDataModule, evaluation: Evaluation) -> bytes:
+    """Return a NumPy archive: `error_px` (n, 2) of each draw, and the number of its `picture`."""
+    samples = evaluation.samples
+    px = data.geometry.px(samples.proposals)
+    error = error_px(evaluation.refined.boxes, samples.gt_boxes, px)
+    pictures = data.source.splits["test"].clusters[samples.items]
+    file = BytesIO()
+    np.savez(file, error_px=error.float().numpy(), picture=pictures.numpy())
+    return file.getvalue()
 
 
 class EventLog(TensorBoardLogger):

@@ -29,6 +29,7 @@ from lightning_bbox.checkpoints import (
     AtomicCheckpointIO,
     RunCheckpoint,
 )
+from lightning_bbox.compare import compare
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.divergence import DivergedError
 from lightning_bbox.errors import BadInput
@@ -61,6 +62,8 @@ COMMANDS = {
     "predict": "Refine the boxes of annotation files with a trained model.",
     "probe": "Show where in a network, trained or not, the offset can be read linearly.",
 }
+_COMPARE = "Measure configurations against each other, as a study's file says."
+
 
 
 class BoxCLI(LightningCLI):
@@ -82,6 +85,8 @@ class BoxCLI(LightningCLI):
         (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
         for command in commands._choices_actions:
             command.help = COMMANDS[command.dest]
+        study = argparse._SubParsersAction._ChoicesPseudoAction("compare", (), _COMPARE)
+        commands._choices_actions.append(study)
 
     def _prepare_subcommand_parser(
         self,
@@ -286,35 +291,43 @@ def main(args: Sequence[str] | None = None) -> int:
         return _run(arguments)
 
 
+def _command(arguments: list[str]) -> None:
+    """Run a command; `compare` takes no model or data, so that LightningCLI has no part in it."""
+    if arguments[:1] == ["compare"]:
+        compare(resolve(arguments)[1:], fit=main)
+        return
+    BoxCLI(
+        OffsetModel,
+        CropDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=resolve(arguments),
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        save_config_callback=ReusableConfig,
+        trainer_class=ProbingTrainer,
+        parser_class=OneSentenceParser,
+        parser_kwargs={
+            "allow_abbrev": False,
+            "prog": "lightning-bbox",
+            "description": "Move rough boxes onto their objects.",
+            **{command: {"description": words} for command, words in COMMANDS.items()},
+        },
+        trainer_defaults={
+            "devices": default_devices(),
+            "precision": default_precision(),
+            "log_every_n_steps": 50,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+        },
+    )
+
+
 def _run(arguments: list[str]) -> int:
     try:
-        BoxCLI(
-            OffsetModel,
-            CropDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            args=resolve(arguments),
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_callback=ReusableConfig,
-            trainer_class=ProbingTrainer,
-            parser_class=OneSentenceParser,
-            parser_kwargs={
-                "allow_abbrev": False,
-                "prog": "lightning-bbox",
-                "description": "Move rough boxes onto their objects.",
-                **{command: {"description": words} for command, words in COMMANDS.items()},
-            },
-            trainer_defaults={
-                "devices": default_devices(),
-                "precision": default_precision(),
-                "log_every_n_steps": 50,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-            },
-        )
+        _command(arguments)
     except DivergedError as error:
         say_once(str(error))
         return 1
@@ -351,5 +364,6 @@ def _stopped(stop: BaseException, arguments: Sequence[str]) -> int:
     terminated = isinstance(stop, SIGTERMException) or getattr(stop, "signum", 0) == signal.SIGTERM
     folder = os.environ.get("LIGHTNING_BBOX_RUN")
     remedy = f"; continue with fit --resume {folder}" if folder and "fit" in arguments else ""
+    remedy = "; the same command goes on" if arguments[:1] == ["compare"] else remedy
     say_once(f"{'terminated' if terminated else 'interrupted'}{remedy}")
     return 143 if terminated else 130

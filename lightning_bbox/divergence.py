@@ -9,9 +9,21 @@ from torch import Tensor, distributed
 
 from lightning_bbox.errors import listed
 
+OUTCOME = "outcome.json"
+"""The file of a run that did not arrive: what became of it, at which step, and why."""
+
 
 class DivergedError(RuntimeError):
-    """Training produced a loss, or weights, that are not finite."""
+    """Training produced a loss, or weights, that are not finite.
+
+    Args:
+        message: What happened, and what helps.
+        step: The step at which it was first seen.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class Moment(NamedTuple):

@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lightning_bbox.divergence import OUTCOME
 from lightning_bbox.study import Run
 
 Status = Literal["done", "diverged", "refused", "failed", "missing"]
-OUTCOME = "outcome.json"
-"""The file of a run that did not arrive: its status, the step, and why."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,13 @@ class Study:
         replicates = itertools.product(self.seeds, folds)
         return [Run(arm, seed, fold) for seed, fold in replicates for arm in self.arms]
 
-    def arguments(self, run: Run) -> list[str]:
-        """Return the arguments of `fit` that make a run, but for where it is kept."""
+    def arguments(self, run: Run, given: Sequence[str] = ()) -> list[str]:
+        """Return the arguments of `fit` that make a run, but for where it is kept.
+
+        Args:
+            run: Which one.
+            given: Options for all runs; they win over the study's, and the arm's win over them.
+        """
         options: Options = dict(self.options)
         if self.steps is not None:
             options |= {"trainer.max_steps": self.steps, "trainer.max_epochs": -1}
@@ -105,9 +111,12 @@ class Study:
         if run.fold is not None:
             options |= {"data.val_fold": run.fold}
         configs = [f"--config={config}" for config in self.configs]
-        options |= run.arm.options
-        given = [f"--{name}={as_argument(value)}" for name, value in options.items()]
-        return [*configs, f"--seed_everything={run.seed}", *given]
+        seed = f"--seed_everything={run.seed}"
+        return [*configs, seed, *_written(options), *given, *_written(run.arm.options)]
+
+
+def _written(options: Options) -> list[str]:
+    return [f"--{name}={as_argument(value)}" for name, value in options.items()]
 
 
 def clock(seconds: float) -> str:

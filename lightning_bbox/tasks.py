@@ -24,7 +24,7 @@ from lightning_bbox.messages import say
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.preprocess import Preprocess
 from lightning_bbox.samples import Batch
-from lightning_bbox.schedules import OneCycle, Schedule
+from lightning_bbox.schedules import OneCycle, Schedule, progress
 from lightning_bbox.stability import excess_message, largest_stable_rate
 
 
@@ -109,13 +109,8 @@ class BoxRegressor(OffsetModel):
             {name: value for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
         ]
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            msg = "the run has no end to plan the learning rate for; set trainer.max_epochs"
-            raise BadInput(msg)
-        last = max(1, int(total) - 1)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.schedule.factor(step / last)
+            optimizer, lambda step: self.schedule.factor(progress(self.trainer, step))
         )
         return {
             "optimizer": optimizer,
@@ -204,7 +199,8 @@ class BoxRegressor(OffsetModel):
         if (bad := self._watch.first_bad(weights)) is not None:
             items = self.data.samples("train", bad.moment.epoch).items[bad.rows].tolist()
             train = self.data.source.splits["train"]
-            raise DivergedError(divergence_message(bad, [train.name(item) for item in items]))
+            names = [train.name(item) for item in items]
+            raise DivergedError(divergence_message(bad, names), bad.step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save nothing that diverged.
