@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -53,15 +54,24 @@ def compare(arguments: list[str], fit: Fit) -> None:
         description="Measure configurations against each other, as a study's file says. All other "
         "options are those of fit, and go to every run.",
     )
-    parser.add_argument("-c", "--config", required=True, help="the study's file, or preset:NAME")
+    parser.add_argument(
+        *("-c", "--config"),
+        required=True,
+        action="append",
+        help="the study's file, or preset:compare/NAME; further ones are configurations for all",
+    )
+    parser.add_argument("--steps", type=int, help="steps of a run, instead of the study's budget")
     parser.add_argument("--runs", default="runs", help="folder of all runs; runs by default")
     parser.add_argument("--name", help="name of the study's folder; the file's by default")
     parser.add_argument("--jobs", type=int, help="runs side by side; one a GPU or core by default")
     own, options = parser.parse_known_args(arguments)
-    study = read_study(own.config)
+    study = read_study(own.config[0])
+    options = [*(f"--config={config}" for config in own.config[1:]), *options]
     if own.jobs is not None and own.jobs < 1:
         msg = f"--jobs is {own.jobs}; give 1 or more"
         raise BadInput(msg)
+    if own.steps is not None:
+        study = replace(study, steps=own.steps, seconds=None)
     folder = Path(own.runs) / (own.name or study.name)
     results = run_study(study, options, folder, own.jobs or default_jobs(), fit)
     say(f"\n{write_comparison(study, results, folder)}\n\nthe same with charts: {folder}")

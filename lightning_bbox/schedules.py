@@ -1,6 +1,10 @@
 """Learning-rate schedules as functions of the run's progress: no config repeats its length."""
 
 import math
+from collections.abc import Callable
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Timer
 
 from lightning_bbox.errors import BadInput
 from lightning_bbox.parts import Part
@@ -82,6 +86,42 @@ class OneCycle(Schedule):
         if progress < self.warmup:
             return _cosine(self.initial, 1.0, progress / self.warmup)
         return _cosine(1.0, self.final, (progress - self.warmup) / (1 - self.warmup))
+
+
+def run_progress(trainer: pl.Trainer) -> Callable[[int], float]:
+    """Return the way from a step to how far a run is then: 0 at its first step, 1 at its last.
+
+    By steps, or by the time spent of `trainer.max_time` where that is more; several processes,
+    whose clocks differ, go by steps alone.
+
+    Args:
+        trainer: What is about to train.
+
+    Raises:
+        BadInput: The run has no end.
+
+    Examples:
+        >>> trainer = pl.Trainer(max_steps=11, max_epochs=-1, accelerator="cpu", logger=False)
+        >>> run_progress(trainer)(5)
+        0.5
+    """
+    total = trainer.estimated_stepping_batches
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined] # Lightning sets it
+    timers = [c for c in callbacks if isinstance(c, Timer) and trainer.world_size == 1]
+    if total == float("inf") and not timers:
+        msg = "the run has no end to plan the learning rate for; set trainer.max_epochs"
+        raise BadInput(msg)
+    last = max(1.0, total - 1)
+
+    def progress(step: int) -> float:
+        return min(1.0, max([step / last, *(_share_of_time(timer) for timer in timers)]))
+
+    return progress
+
+
+def _share_of_time(timer: Timer) -> float:
+    spent, left = timer.time_elapsed(), timer.time_remaining()
+    return 0.0 if left is None else spent / max(spent + left, 1e-9)
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -24,7 +24,7 @@ from lightning_bbox.messages import say
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.preprocess import Preprocess
 from lightning_bbox.samples import Batch
-from lightning_bbox.schedules import OneCycle, Schedule, progress
+from lightning_bbox.schedules import OneCycle, Schedule, run_progress
 from lightning_bbox.stability import excess_message, largest_stable_rate
 
 
@@ -109,8 +109,9 @@ class BoxRegressor(OffsetModel):
             {name: value for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
         ]
+        progress = run_progress(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.schedule.factor(progress(self.trainer, step))
+            optimizer, lambda step: self.schedule.factor(progress(step))
         )
         return {
             "optimizer": optimizer,
