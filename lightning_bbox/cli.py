@@ -65,7 +65,6 @@ COMMANDS = {
 _COMPARE = "Measure configurations against each other, as a study's file says."
 
 
-
 class BoxCLI(LightningCLI):
     """LightningCLI with a run folder, our trainer defaults, and a test at the end of `fit`."""
 
@@ -291,12 +290,43 @@ def main(args: Sequence[str] | None = None) -> int:
         return _run(arguments)
 
 
-def _command(arguments: list[str]) -> None:
+class Rehearsal(BoxCLI):
+    """Read the settings and make the parts they name; run nothing, leave nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Leave the run's folder alone."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
+        """Do without what a run keeps."""
+        return pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def rehearse(arguments: list[str]) -> str | None:
+    """Return why a command would refuse its settings, None where it would begin.
+
+    Examples:
+        >>> with plain_warnings():
+        ...     rehearse(["fit", "-c", "preset:quickstart", "--model.head=BoxHead"])
+        "model.head: is 'BoxHead'; expected ..."
+    """
+    try:
+        _command(arguments, Rehearsal)
+    except (ValueError, OSError, MisconfigurationException, SystemExit) as leaving:
+        if (refusal := _refusal(leaving)) is None:
+            raise
+        return str(refusal)
+    return None
+
+
+def _command(arguments: list[str], cli: type[BoxCLI] = BoxCLI) -> None:
     """Run a command; `compare` takes no model or data, so that LightningCLI has no part in it."""
     if arguments[:1] == ["compare"]:
-        compare(resolve(arguments)[1:], fit=main)
+        compare(resolve(arguments)[1:], main, rehearse)
         return
-    BoxCLI(
+    cli(
         OffsetModel,
         CropDataModule,
         subclass_mode_model=True,

@@ -29,22 +29,26 @@ from lightning_bbox.study import Run, Study, read_study
 Fit = Callable[[list[str]], int]
 """The command line: arguments to an exit code."""
 
+Rehearse = Callable[[list[str]], str | None]
+"""The command line's settings alone: arguments to why they are refused, None where they aren't."""
+
 _ARGUMENTS = "arguments.json"
 _REFUSED = 2
 
 
-def compare(arguments: list[str], fit: Fit) -> None:
+def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
     """Run the command `compare`: a study from its file, then its tables, charts and page.
 
     Args:
         arguments: The command line after `compare`; what it doesn't know goes to every fit.
         fit: The command line, for the runs.
+        rehearse: What tells beforehand why an arm would be refused.
 
     Raises:
         BadInput: The study can't be run.
 
     Examples:
-        >>> compare(["-c", "no.yaml"], fit=len)
+        >>> compare(["-c", "no.yaml"], fit=len, rehearse=str)
         Traceback (most recent call last):
         lightning_bbox.errors.BadInput: no.yaml: can't be read (No such file or directory); ...
     """
@@ -66,12 +70,16 @@ def compare(arguments: list[str], fit: Fit) -> None:
     parser.add_argument("--jobs", type=int, help="runs side by side; one a GPU or core by default")
     own, options = parser.parse_known_args(arguments)
     study = read_study(own.config[0])
-    options = [*(f"--config={config}" for config in own.config[1:]), *options]
+    study = replace(study, configs=(*study.configs, *own.config[1:]))
     if own.jobs is not None and own.jobs < 1:
         msg = f"--jobs is {own.jobs}; give 1 or more"
         raise BadInput(msg)
     if own.steps is not None:
         study = replace(study, steps=own.steps, seconds=None)
+    for arm in study.arms:
+        if reason := rehearse(["fit", *study.arguments(Run(arm, study.seeds[0]), options)]):
+            msg = f"{own.config[0]}: arm {arm.name!r}: {reason}"
+            raise BadInput(msg)
     folder = Path(own.runs) / (own.name or study.name)
     results = run_study(study, options, folder, own.jobs or default_jobs(), fit)
     say(f"\n{write_comparison(study, results, folder)}\n\nthe same with charts: {folder}")

@@ -110,8 +110,8 @@ class Study:
             options |= {"trainer.max_time": clock(self.seconds), "trainer.max_epochs": -1}
         if run.fold is not None:
             options |= {"data.val_fold": run.fold}
-        configs = [f"--config={config}" for config in self.configs]
         seed = f"--seed_everything={run.seed}"
+        configs = [f"--config={config}" for config in self.configs]
         return [*configs, seed, *_written(options), *given, *_written(run.arm.options)]
 
 

@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from lightning_bbox.cli import main
+from lightning_bbox.cli import main, rehearse
 from lightning_bbox.compare import default_jobs
+from lightning_bbox.messages import plain_warnings
 from lightning_bbox.results import read_result
 from lightning_bbox.study import Arm, Run, read_study
 
@@ -78,11 +80,40 @@ def test_other_settings_do_not_mix_with_what_is_there(smoke, capsys):
     assert "was run with other settings" in capsys.readouterr().err
 
 
-def test_a_study_whose_base_is_refused_is_refused(tmp_path, capsys):
-    assert main(["compare", "-c", str(SMOKE), f"--runs={tmp_path}", "--data.kind=none"]) == 2
+STUDIES = sorted(SMOKE.parent.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
+def test_no_arm_of_the_studies_here_is_refused(path):
+    study = read_study(path)
+    runs = [run for run in study.runs() if run.seed == study.seeds[0] and not run.fold]
+    with plain_warnings(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some arms are there to show what a warning is about
+        refused = {run.arm.name: rehearse(["fit", *study.arguments(run)]) for run in runs}
+    assert set(refused.values()) == {None}, refused
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--data.kind=none"], "smoke.yaml: arm 'base': data.kind: is 'none'"),
+        (["--data.num_scenes=1"], "scenes"),  # known only once the data is there
+    ],
+)
+def test_a_study_whose_base_is_refused_is_refused(tmp_path, capsys, options, sentence):
+    assert main(["compare", "-c", str(SMOKE), f"--runs={tmp_path}", *options]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "data.kind" in error
+    assert sentence in error
+
+
+def test_an_arm_that_is_refused_is_named_before_anything_runs(tmp_path, capsys):
+    text = yaml.safe_load(SMOKE.read_text()) | {"base": "preset:quickstart"}
+    text["arms"] = {"thin": {"model.head": "BinHead", "model.head.bin_width": -1.0}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
+    assert main(["compare", "-c", str(tmp_path / "mine.yaml"), f"--runs={tmp_path}"]) == 2
+    assert "mine.yaml: arm 'thin': BinHead's bin_width -1.0" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
 
 
 @pytest.mark.parametrize(
@@ -102,8 +133,9 @@ def test_a_run_that_is_not_there_is_missing(tmp_path):
 def test_a_stopped_study_leaves_no_process_and_goes_on(tmp_path):
     """Runs of a study are as exact as any: gone on with, they end as if never stopped."""
     text = yaml.safe_load(SMOKE.read_text()) | {"base": "preset:quickstart", "seeds": [0]}
+    text["options"] |= {"data.draws_per_epoch": 1024}
     text |= {"axes": {}, "arms": {"wide": {"model.backbone.fc": [64]}}}
-    (tmp_path / "stopped.yaml").write_text(yaml.safe_dump(text | {"steps": 120}))
+    (tmp_path / "stopped.yaml").write_text(yaml.safe_dump(text | {"steps": 160}))
     command = [sys.executable, "-m", "lightning_bbox", "compare", f"--runs={tmp_path}", "--jobs=2"]
     command.append(f"-c={tmp_path / 'stopped.yaml'}")
     folder = tmp_path / "stopped"
@@ -116,9 +148,9 @@ def test_a_stopped_study_leaves_no_process_and_goes_on(tmp_path):
     assert subprocess.run(command, capture_output=True, check=True)
     for name in ("base", "wide"):
         metrics = json.loads((folder / f"{name}-seed0" / "metrics.json").read_text())
-        assert metrics["train_steps"] == 120
+        assert metrics["train_steps"] == 160
         steps = [step for step, _ in metrics["val/curve"]]
-        assert steps == list(range(4, 121, 4))
+        assert steps == list(range(16, 161, 16))
 
 
 def wait_for(condition, seconds=60.0):
