@@ -77,6 +77,7 @@ class Study:
             cross-validation.
         steps: Optimiser steps of a run; as the configuration says by default.
         seconds: Seconds of training of a run, instead of steps.
+        reach_px: The validation error whose first step is told, in px.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Study:
     folds: int | None = None
     steps: int | None = None
     seconds: float | None = None
+    reach_px: float = 1.0
 
     def runs(self) -> list[Run]:
         """Return all runs, seed by seed, so that a study that is stopped has whole rounds."""
@@ -140,8 +142,8 @@ def read_study(path: str | Path) -> Study:
     `options` what every arm changes in it. `axes` holds for each axis its levels, and for each
     level the options it sets, the base's first (`{}` sets none). `design` says how they are
     crossed: `one_at_a_time` (the default), `full`, or `fraction: N`; `exclude` lists what doesn't
-    go together, and `arms` adds single ones beside the axes. `seeds`, `folds`, `steps`, `seconds`
-    and `name` are those of `Study`.
+    go together, and `arms` adds single ones beside the axes. `seeds`, `folds`, `steps`, `seconds`,
+    `reach_px` and `name` are those of `Study`.
 
     Raises:
         BadInput: The file can't be read, or says what can't be done.
@@ -188,6 +190,7 @@ def read_study(path: str | Path) -> Study:
         folds=text.get("folds"),
         steps=steps,
         seconds=seconds,
+        reach_px=text.get("reach_px", Study.reach_px),
     )
 
 
@@ -203,6 +206,7 @@ _KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "folds": (int, "how many tenths to validate on"),
     "steps": (int, "a whole number"),
     "seconds": ((int, float), "a number"),
+    "reach_px": ((int, float), "an error in px"),
 }
 
 

@@ -27,6 +27,7 @@ ORDER = [
     *("report", "callbacks", "predictions", "arguments", "options", "ranks"),
     *("run_folders", "cli"),
     *("designs", "study", "results"),
+    *("intervals", "comparison", "comparison_tables", "comparison_charts", "comparison_page"),
 ]
 
 
