@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,7 +24,6 @@ _GREY = "0.75"
 _PREDICT_MEAN: dict[str, Any] = {
     "color": "black", "linewidth": 0.8, "linestyle": "--", "label": "predict the mean",
 }  # fmt: skip
-_RATIOS = (0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3, 5, 10)
 
 
 def draw_comparison(comparison: Comparison) -> dict[str, Image.Image]:
@@ -42,9 +42,9 @@ def draw_comparison(comparison: Comparison) -> dict[str, Image.Image]:
         >>> draw_comparison(compare(study, []))
         {}
     """
-    charts = {}
-    if any(arm.done for arm in comparison.arms):
-        charts["errors"] = _finish(_draw_errors(comparison))
+    if not any(comparison.ranked_by in arm.figures for arm in comparison.arms):
+        return {}
+    charts = {"errors": _finish(_draw_errors(comparison))}
     if any(result.curve for arm in comparison.arms for result in arm.results):
         charts["curves"] = _finish(_draw_curves(comparison))
     if any(effect.ratio for effect in comparison.effects):
@@ -86,8 +86,8 @@ def _draw_curves(comparison: Comparison) -> Figure:
         steps, errors = mean_curve(curves)
         colour = colours.get(arm.arm.name)
         label = _wrapped(arm.arm.name, 44) if colour else "_"
-        style = {"color": colour or _GREY, "linewidth": 1.8 if colour else 0.8}
-        axes.plot(steps, errors.mean(axis=0), label=label, zorder=3 if colour else 1, **style)
+        (line,) = axes.plot(steps, errors.mean(axis=0), color=colour or _GREY, label=label)
+        line.set(linewidth=1.8 if colour else 0.8, zorder=3 if colour else 1)
         if colour and len(curves) > 1:
             band = (errors.min(axis=0), errors.max(axis=0))
             axes.fill_between(steps, *band, color=colour, alpha=0.15, linewidth=0, zorder=2)
@@ -98,8 +98,9 @@ def _draw_curves(comparison: Comparison) -> Figure:
     if not math.isnan(comparison.predict_mean_px):
         axes.axhline(comparison.predict_mean_px, **_PREDICT_MEAN)
     axes.set(xlabel="step", ylabel="validation error, px", xlim=(0, None))
-    _log_px(axes)
+    axes.set_yscale("log")
     axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * _limit(comparison)))
+    _tick_log(axes.yaxis)
     axes.set_title("mean over runs; bands from the lowest to the highest", fontsize=9)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -113,15 +114,18 @@ def _draw_errors(comparison: Comparison) -> Figure:
     axes = figure.subplots()
     limit = _limit(comparison)
     for place, arm in enumerate(arms):
-        colour = "black" if arm.arm is comparison.base else "tab:blue"
-        if ranked_by in arm.figures:
-            _draw_mean(axes, place, arm.figures[ranked_by], colour)
-            runs = [figures_of(run, comparison.study.reach_px).get(ranked_by) for run in arm.done]
-            values = [run for run in runs if run is not None and len(runs) > 1]
-            axes.plot(values, [place] * len(values), ".", color="0.5", markersize=4, zorder=1)
-        told = f"{arm.figures[ranked_by].value:.3f}   " if ranked_by in arm.figures else ""
-        whole = len(arm.done) == len(arm.results)
+        mean, whole = arm.figures.get(ranked_by), len(arm.done) == len(arm.results)
+        told = "" if mean is None else f"{mean.value:.3f}   "
         _note(axes, place, told + arm.status, "0.3" if whole else "tab:red")
+        if mean is None:
+            continue
+        colour = "black" if arm.arm is comparison.base else "tab:blue"
+        _draw_mean(axes, place, mean, colour)
+        if mean.value > limit:
+            axes.plot(0.99 * limit, place, ">", color=colour, markersize=6)
+        runs = [figures_of(run, comparison.study.reach_px).get(ranked_by) for run in arm.done]
+        values = [value for value in runs if value is not None]
+        axes.plot(values, [place] * len(values), ".", color="0.5", markersize=4, zorder=1)
     if not math.isnan(comparison.predict_mean_px):
         axes.axvline(comparison.predict_mean_px, **_PREDICT_MEAN)
     names = [_wrapped(arm.arm.name, 60) for arm in arms]
@@ -171,14 +175,10 @@ def _draw_effects(comparison: Comparison) -> Figure:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     low, high = axes.get_xlim()
-    axes.set_xlim(max(low, 0.1), min(high, 10))
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(_RATIOS))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.set_xlabel(
-        "error times, against the level at the bar; 95 % interval, interactions as noise"
-    )
+    axes.set_xlim(max(low, 0.1), min(high, 10))
+    _tick_log(axes.xaxis)
+    axes.set_xlabel("error relative to the base's level (circle); 95 %, interactions as noise")
     axes.grid(axis="x", alpha=0.3)
     return figure
 
@@ -195,7 +195,7 @@ def _crosses_two_axes(comparison: Comparison) -> bool:
         sum(label != base[axis] for axis, label in arm.arm.levels.items())
         for arm in comparison.arms
     ]
-    return len(base) == 2 and max(changed) == 2 and any(arm.done for arm in comparison.arms)
+    return len(base) == 2 and max(changed) == 2
 
 
 def _draw_heat(comparison: Comparison) -> Figure:
@@ -214,8 +214,9 @@ def _draw_heat(comparison: Comparison) -> Figure:
     figure.colorbar(picture, label="error, px")
     axes.set_facecolor("0.93")
     for (row, column), mean in np.ndenumerate(means):
-        arm = cells.get((rows[row], columns[column]))
-        text = f"{mean:.3f}" if math.isfinite(mean) else _wrapped(arm.status if arm else "-", 16)
+        cell = cells.get((rows[row], columns[column]))
+        status = "-" if cell is None else cell.status
+        text = f"{mean:.3f}" if math.isfinite(mean) else _wrapped(status, 16)
         colour = "white" if mean > (low + high) / 2 else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(len(columns)), [_wrapped(label, 18) for label in columns], fontsize=8)
@@ -232,14 +233,13 @@ def _limit(comparison: Comparison) -> float:
     return 1.05 * float(np.nanmax([*usual, comparison.predict_mean_px]))
 
 
-def _log_px(axes: Axes) -> None:
-    """Make an axis of errors logarithmic, with ticks that are read in px."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(
-        FixedLocator([m * 10.0**e for e in range(-3, 3) for m in (1, 1.5, 2, 3, 5, 7)])
-    )
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+def _tick_log(axis: Axis) -> None:
+    """Give a logarithmic axis ticks in plain numbers, however far it reaches."""
+    low, high = axis.get_view_interval()
+    decades = [m * 10.0**e for e in range(-4, 4) for m in (1, 1.5, 2, 3, 5, 7)]
+    axis.set_major_locator(MaxNLocator(8) if high < 4 * low else FixedLocator(decades))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _wrapped(text: str, width: int) -> str:

@@ -104,7 +104,7 @@ def crossed_bootstrap(
         Mean(value=1.5, low=1.0, high=2.0, count=2)
     """
     count = len(values)
-    names, places = torch.cat([*pictures]).unique(return_inverse=True)
+    names, places = torch.unique(torch.cat([*pictures]), return_inverse=True)
     lengths = torch.tensor([len(run) for run in values])
     cells = (torch.arange(count).repeat_interleave(lengths), places)
     numbers = torch.cat([*values]).double()
