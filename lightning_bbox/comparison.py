@@ -179,9 +179,10 @@ def steps_to_reach(curve: Sequence[tuple[int, float]], threshold: float) -> floa
     """
     for place, (step, error) in enumerate(curve):
         if error <= threshold:
-            before, above = curve[place - 1] if place else (step, error)
-            share = (above - threshold) / (above - error) if math.isfinite(above - error) else 1.0
-            return step if above == error else before + (step - before) * share
+            before, above = curve[place - 1] if place else (step, math.inf)
+            if not math.isfinite(above):
+                return step
+            return before + (step - before) * (above - threshold) / (above - error)
     return None
 
 
@@ -204,7 +205,7 @@ def paired_difference(arm: Sequence[Result], base: Sequence[Result]) -> Mean | N
         ...     for x in (1.0, 1.5)
         ... )
         >>> paired_difference([high], [low])
-        Mean(value=0.5, low=0.5, high=0.5, count=1)
+        Mean(value=0.5, low=0.5, high=0.5, n=1)
     """
     both = [
         (mine, its)

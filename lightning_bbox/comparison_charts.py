@@ -101,7 +101,8 @@ def _draw_curves(comparison: Comparison) -> Figure:
     axes.set_yscale("log")
     axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * _limit(comparison)))
     _tick_log(axes.yaxis)
-    axes.set_title("mean over runs; bands from the lowest to the highest", fontsize=9)
+    if any(len(arm.done) > 1 for arm in drawn):
+        axes.set_title("mean over runs; bands from the lowest to the highest", fontsize=9)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
@@ -110,7 +111,7 @@ def _draw_curves(comparison: Comparison) -> Figure:
 def _draw_errors(comparison: Comparison) -> Figure:
     """Draw every arm's error with its interval and single runs, the best on top."""
     arms, ranked_by = comparison.arms, comparison.ranked_by
-    figure = Figure(figsize=(11.0, 1.4 + 0.36 * len(arms)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(11.0, 1.4 + 0.42 * len(arms)), dpi=110, layout="constrained")
     axes = figure.subplots()
     limit = _limit(comparison)
     for place, arm in enumerate(arms):
@@ -128,7 +129,7 @@ def _draw_errors(comparison: Comparison) -> Figure:
         axes.plot(values, [place] * len(values), ".", color="0.5", markersize=4, zorder=1)
     if not math.isnan(comparison.predict_mean_px):
         axes.axvline(comparison.predict_mean_px, **_PREDICT_MEAN)
-    names = [_wrapped(arm.arm.name, 60) for arm in arms]
+    names = [_wrapped(arm.arm.name, 60, most=3) for arm in arms]
     axes.set_yticks(range(len(arms)), names, fontsize=8)
     for label, arm in zip(axes.get_yticklabels(), arms, strict=True):
         label.set_fontweight("bold" if arm.arm is comparison.base else "normal")
@@ -242,9 +243,9 @@ def _tick_log(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _wrapped(text: str, width: int) -> str:
-    """Break a name into lines, of which two are shown; a dollar sign isn't mathematics."""
-    lines = textwrap.wrap(text, width, max_lines=2, placeholder=" …")
+def _wrapped(text: str, width: int, most: int = 2) -> str:
+    """Break a name into lines, of which the first are shown; a dollar sign isn't mathematics."""
+    lines = textwrap.wrap(text, width, max_lines=most, placeholder=" …")
     return "\n".join(lines).replace("$", r"\$")
 
 

@@ -231,7 +231,7 @@ def _figure_cell(arm: ArmSummary, figure: str) -> Cell:
     text = f"{scale * mean.value:.{digits}f}"
     if not math.isnan(mean.low):
         text += f" ± {scale * (mean.high - mean.value):.{digits}f}"
-    return Cell(text + f" ({mean.count} of {runs})" * (mean.count < runs), mean.value)
+    return Cell(text + f" ({mean.n} of {runs})" * (mean.n < runs), mean.value)
 
 
 def _difference_cell(arm: ArmSummary) -> Cell:

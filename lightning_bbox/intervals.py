@@ -13,12 +13,12 @@ from lightning_bbox.plan import keyed_generator
 
 
 class Mean(NamedTuple):
-    """A mean with its 95 % interval; `low` and `high` are nan where one value tells no spread."""
+    """A mean of `n` values with its 95 % interval; both ends are nan where one tells no spread."""
 
     value: float
     low: float
     high: float
-    count: int
+    n: int
 
 
 def t_quantile(probability: float, dof: int) -> float:
@@ -101,7 +101,7 @@ def crossed_bootstrap(
     Examples:
         >>> apart = [torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])]
         >>> crossed_bootstrap(apart, [torch.tensor([0, 1])] * 2)
-        Mean(value=1.5, low=1.0, high=2.0, count=2)
+        Mean(value=1.5, low=1.0, high=2.0, n=2)
     """
     count = len(values)
     names, places = torch.unique(torch.cat([*pictures]), return_inverse=True)

@@ -177,6 +177,8 @@ def read_study(path: str | Path) -> Study:
         raise BadInput.at(str(path), "has a budget of both steps and seconds", "give one of them")
     if not all(budget is None or budget > 0 for budget in (steps, seconds)):
         raise BadInput.at(str(path), "has no budget to train with", "give steps or seconds above 0")
+    if text.get("reach_px", 1) <= 0:
+        raise BadInput.at(str(path), f"reach_px is {text['reach_px']}", "give an error above 0")
     if not 2 <= text.get("folds", 2) <= 10:
         raise BadInput.at(str(path), f"folds is {text['folds']}", "give 2 to 10 tenths")
     base = text["base"] if isinstance(text["base"], list) else [text["base"]]
