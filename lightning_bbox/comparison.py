@@ -181,7 +181,7 @@ def steps_to_reach(curve: Sequence[tuple[int, float]], threshold: float) -> floa
         if error <= threshold:
             before, above = curve[place - 1] if place else (step, math.inf)
             if not math.isfinite(above):
-                return step
+                return float(step)
             return before + (step - before) * (above - threshold) / (above - error)
     return None
 
