@@ -78,6 +78,7 @@ class Study:
             cross-validation.
         steps: Optimiser steps of a run; as the configuration says by default.
         seconds: Seconds of training of a run, instead of steps.
+        reach_px: The validation error whose first step is told, in px.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Study:
     folds: int | None = None
     steps: int | None = None
     seconds: float | None = None
+    reach_px: float = 1.0
 
     def runs(self) -> list[Run]:
         """Return all runs, seed by seed, so that a study that is stopped has whole rounds."""
@@ -149,8 +151,8 @@ def read_study(path: str | Path) -> Study:
     `options` what every arm changes in it. `axes` holds for each axis its levels, and for each
     level the options it sets, the base's first (`{}` sets none). `design` says how they are
     crossed: `one_at_a_time` (the default), `full`, or `fraction: N`; `exclude` lists what doesn't
-    go together, and `arms` adds single ones beside the axes. `seeds`, `folds`, `steps`, `seconds`
-    and `name` are those of `Study`.
+    go together, and `arms` adds single ones beside the axes. `seeds`, `folds`, `steps`, `seconds`,
+    `reach_px` and `name` are those of `Study`.
 
     Raises:
         BadInput: The file can't be read, or says what can't be done.
@@ -184,6 +186,8 @@ def read_study(path: str | Path) -> Study:
         raise BadInput.at(str(path), "has a budget of both steps and seconds", "give one of them")
     if not all(budget is None or budget > 0 for budget in (steps, seconds)):
         raise BadInput.at(str(path), "has no budget to train with", "give steps or seconds above 0")
+    if text.get("reach_px", 1) <= 0:
+        raise BadInput.at(str(path), f"reach_px is {text['reach_px']}", "give an error above 0")
     if not 2 <= text.get("folds", 2) <= 10:
         raise BadInput.at(str(path), f"folds is {text['folds']}", "give 2 to 10 tenths")
     base = text["base"] if isinstance(text["base"], list) else [text["base"]]
@@ -197,6 +201,7 @@ def read_study(path: str | Path) -> Study:
         folds=text.get("folds"),
         steps=steps,
         seconds=seconds,
+        reach_px=text.get("reach_px", Study.reach_px),
     )
 
 
@@ -212,6 +217,7 @@ _KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "folds": (int, "how many tenths to validate on"),
     "steps": (int, "a whole number"),
     "seconds": ((int, float), "a number"),
+    "reach_px": ((int, float), "an error in px"),
 }
 
 

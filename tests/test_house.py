@@ -25,8 +25,9 @@ ORDER = [
     *("checkpointed", "models", "tasks", "ridge_regressor", "refiner"),
     *("layers", "readings", "charts", "probe"),
     *("report", "callbacks", "predictions", "arguments", "options", "ranks"),
-    *("designs", "study", "results", "compare"),
-    *("run_folders", "cli"),
+    *("designs", "study", "results"),
+    *("intervals", "comparison", "comparison_tables", "comparison_charts", "comparison_page"),
+    *("compare", "run_folders", "cli"),
 ]
 
 
