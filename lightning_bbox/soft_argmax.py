@@ -39,10 +39,10 @@ class SoftArgmaxHead(PointHead):
 
     References:
         Nibali et al., Numerical coordinate regression with convolutional neural networks (2018):
-        the grid, equation 4, and the Jensen-Shannon regularisation, section 3.3; their loss is the
-        Euclidean distance. Levine et al., End-to-end training of deep visuomotor policies (2016)
-        and Luvizon et al., Human pose regression by combining indirect part detection and
-        contextual information (2017) for soft-argmax.
+        the grid and the Jensen-Shannon regularisation; their loss is the Euclidean distance.
+        Levine et al., End-to-end training of deep visuomotor policies (2016) and Luvizon et al.,
+        Human pose regression by combining indirect part detection and contextual information (2017)
+        for soft-argmax.
 
     Examples:
         >>> from lightning_bbox import CropGeometry
@@ -74,7 +74,7 @@ class SoftArgmaxHead(PointHead):
         """Make the layers, near zero, so that the first heat map is flat and says the middle.
 
         Raises:
-            BadInput: The backbone's features are no map.
+            BadInput: The backbone's features are no map, or one too coarse for the offsets.
         """
         if map_shape is None:
             msg = (
@@ -91,13 +91,24 @@ class SoftArgmaxHead(PointHead):
             self.sizes = nn.Linear(in_features, spec.num_targets - 2)
             nn.init.normal_(self.sizes.weight, std=0.001)
             nn.init.zeros_(self.sizes.bias)
-        self.reach = spec.geometry.reference_size / 2
-        y, x = torch.meshgrid(_middles(height), _middles(width), indexing="ij")
-        self.register_buffer("places", self.reach * torch.stack([x, y], dim=-1).flatten(0, 1))
-        self.register_buffer("spread", 2 * self.reach * self.sigma / torch.tensor([width, height]))
         self.register_buffer("origin", torch.zeros(spec.num_targets))
         self.register_buffer("unit", torch.ones(spec.num_targets))
+        self._lay_out(height, width, spec)
         return self
+
+    def _lay_out(self, height: int, width: int, spec: OffsetSpec) -> None:
+        """Place the cells over the crop, in px from its middle."""
+        self.reach = spec.geometry.reference_size / 2
+        y, x = (self.reach * _middles(cells) for cells in (height, width))
+        outermost = min(float(x[-1]), float(y[-1]))
+        if outermost < spec.max_shift:
+            msg = (
+                f"SoftArgmaxHead's map of {height} x {width} cells reaches {outermost:.3g} px from "
+                f"the middle, and offsets {spec.max_shift:.3g} px; read an earlier layer or scale"
+            )
+            raise BadInput(msg)
+        self.register_buffer("places", torch.cartesian_prod(y, x).flip(1))
+        self.register_buffer("spread", 2 * self.reach * self.sigma / torch.tensor([width, height]))
 
     def fit(self, space: TargetSpace) -> None:
         """Take over where px lie in target units.

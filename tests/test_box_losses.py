@@ -157,6 +157,15 @@ def test_gradients_reach_the_layer_under_bf16_autocast(kind):
     assert head.linear.weight.grad.abs().max() > 0
 
 
+@family
+def test_nothing_waits_for_the_device(kind):
+    boxes, gt_boxes = draw_pairs()
+    boxes.requires_grad_()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        kind()(boxes, gt_boxes).sum().backward()
+    assert "aten::_local_scalar_dense" not in {event.key for event in profile.key_averages()}
+
+
 def test_the_base_leaves_the_loss_to_its_subclasses():
     with pytest.raises(NotImplementedError):
         BoxLoss()(torch.zeros(1, 4), torch.zeros(1, 4))

@@ -256,6 +256,20 @@ def test_codecs_that_mix_the_coordinates_are_refused():
         soft_argmax(codec=WhitenedCodec)
 
 
+def test_a_map_too_coarse_for_the_offsets_is_refused():
+    for cells, px in ((1, "0"), (3, "15")):
+        with pytest.raises(BadInput, match=f"{cells} x 6 cells reaches {px} px from the middle"):
+            SoftArgmaxHead().build(6 * cells, spec_with([15.1, 15.1]), (1, cells, 6))
+
+
+def test_nothing_waits_for_the_device():
+    head, outputs = soft_argmax(4), torch.zeros(5, 56, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        head.loss(outputs, torch.ones(5, 4)).sum().backward()
+        head.stds(outputs)
+    assert "aten::_local_scalar_dense" not in {event.key for event in profile.key_averages()}
+
+
 @pytest.mark.parametrize("arguments", [{"js_weight": -1.0}, {"sigma": 0.0}])
 def test_impossible_settings_are_refused(arguments):
     with pytest.raises(BadInput, match=r"SoftArgmaxHead js_weight is .* and sigma"):
