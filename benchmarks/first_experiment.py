@@ -78,7 +78,7 @@ class PooledAlexNet(AlexNet):
         super().build(crop_size)
         self.add_module("global pooling", nn.AdaptiveAvgPool2d(1))
         self.layer_names = {**self.layer_names, "global pooling": "global pooling"}
-        self.out_features = self._width(crop_size) or 0
+        self.out_features, self.map_shape = self._width(crop_size) or 0, None
         return self
 
 

@@ -5,6 +5,7 @@ from lightning_bbox.augment import Augment
 from lightning_bbox.backbones import ShallowConvNet
 from lightning_bbox.bin_head import BinHead
 from lightning_bbox.box_data import BoxDataModule
+from lightning_bbox.box_losses import CIoULoss, DIoULoss, GIoULoss, IoULoss
 from lightning_bbox.codecs import (
     DeltaCodec,
     FixedStdCodec,
@@ -18,7 +19,14 @@ from lightning_bbox.errors import BadInput
 from lightning_bbox.extractor import FeatureExtractor
 from lightning_bbox.heads import LinearHead
 from lightning_bbox.jitter import LaplaceJitter, OverlapJitter, UniformJitter
-from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
+from lightning_bbox.losses import (
+    CharbonnierLoss,
+    HuberLoss,
+    L1Loss,
+    L2Loss,
+    LogCoshLoss,
+    SmoothL1Loss,
+)
 from lightning_bbox.patch_data import PatchDataModule
 from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm
 from lightning_bbox.refiner import Refiner, refine
@@ -26,6 +34,7 @@ from lightning_bbox.ridge_regressor import RidgeRegressor
 from lightning_bbox.ridge_sums import ridge
 from lightning_bbox.scene_data import SceneDataModule
 from lightning_bbox.schedules import Constant, Cosine, OneCycle
+from lightning_bbox.soft_argmax import SoftArgmaxHead
 from lightning_bbox.tasks import BoxRegressor
 
 __all__ = [
@@ -35,19 +44,26 @@ __all__ = [
     "BinHead",
     "BoxDataModule",
     "BoxRegressor",
+    "CIoULoss",
     "CaffeNorm",
     "ChannelNorm",
+    "CharbonnierLoss",
     "Constant",
     "Cosine",
     "CropGeometry",
+    "DIoULoss",
     "DeltaCodec",
     "FeatureExtractor",
     "FixedStdCodec",
+    "GIoULoss",
+    "HuberLoss",
     "ImageNetNorm",
+    "IoULoss",
     "L1Loss",
     "L2Loss",
     "LaplaceJitter",
     "LinearHead",
+    "LogCoshLoss",
     "MaxShiftCodec",
     "MeanStdCodec",
     "OneCycle",
@@ -59,6 +75,7 @@ __all__ = [
     "SceneDataModule",
     "ShallowConvNet",
     "SmoothL1Loss",
+    "SoftArgmaxHead",
     "UniformJitter",
     "WhitenedCodec",
     "refine",

@@ -199,7 +199,10 @@ class AlexNet(Backbone):
                 message = self._wrong_size(crop_size)
                 self._modules.clear()  # or Lightning fails on moving what has no data
                 raise BadInput(message)
+            shape = self._maps(torch.zeros(1, 3, crop_size, crop_size)).shape[1:]
         self.out_features = width
+        if len(shape) == 3:
+            self.map_shape = (shape[0], shape[1], shape[2])
         for child in self.children():
             child.to_empty(device=torch.get_default_device())
         HeInit().apply_to(self)
@@ -276,7 +279,10 @@ class AlexNet(Backbone):
 
     def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b f"]:
         """Return the features of preprocessed crops."""
-        maps: Tensor = crops
+        return self._maps(crops).flatten(1)
+
+    def _maps(self, crops: Tensor) -> Tensor:
+        maps = crops
         for child in self.children():
             maps = child(maps)
-        return maps.flatten(1)
+        return maps

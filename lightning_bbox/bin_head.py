@@ -85,12 +85,7 @@ class BinHead(Head):
         Raises:
             BadInput: The codec mixes the coordinates, so that bins of one mean nothing.
         """
-        if space.mixed:
-            msg = (
-                "BinHead needs a codec that keeps the coordinates apart, which WhitenedCodec does "
-                "not; choose MeanStdCodec, or LinearHead"
-            )
-            raise BadInput(msg)
+        self._refuse_mixed(space)
         self.origin.copy_(space.origin)
         self.unit.copy_(space.unit)
 

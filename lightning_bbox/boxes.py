@@ -85,7 +85,7 @@ def box_area(boxes: Boxes) -> Float[Tensor, "*#b"]:
         >>> box_area(torch.tensor([[1.0, 2.0, 4.0, 8.0], [3.0, 3.0, 1.0, 1.0]]))
         tensor([18.,  0.])
     """
-    return box_sizes(boxes).clamp(min=0).prod(dim=-1)
+    return _product(box_sizes(boxes).clamp(min=0))
 
 
 def scale_boxes(boxes: Boxes, factor: float) -> Boxes:
@@ -156,10 +156,15 @@ def clip_boxes(boxes: Boxes, size: tuple[float, float]) -> Boxes:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
+def _product(sizes: Float[Tensor, "*#b 2"]) -> Float[Tensor, "*#b"]:
+    # The gradient of `prod` counts zeros on the host, and waits for the device.
+    return sizes[..., 0] * sizes[..., 1]
+
+
 def _intersection_and_union(boxes: Boxes, others: Boxes) -> tuple[Tensor, Tensor]:
     low = torch.maximum(boxes[..., :2], others[..., :2])
     high = torch.minimum(boxes[..., 2:], others[..., 2:])
-    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    intersection = _product((high - low).clamp(min=0))
     return intersection, box_area(boxes) + box_area(others) - intersection
 
 
@@ -191,7 +196,7 @@ def paired_giou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
         tensor([-0.3333])
     """
     intersection, union = _intersection_and_union(boxes, others)
-    enclosing = _enclosing_sizes(boxes, others).prod(dim=-1).clamp(min=EPS)
+    enclosing = _product(_enclosing_sizes(boxes, others)).clamp(min=EPS)
     return intersection / union.clamp(min=EPS) - (enclosing - union) / enclosing
 
 
@@ -222,9 +227,9 @@ def paired_ciou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
         >>> paired_ciou(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[2.0, 0.0, 3.0, 1.0]]))
         tensor([-0.4000])
     """
-    angles = [
-        torch.atan2(size[..., 0], size[..., 1]) for size in (box_sizes(boxes), box_sizes(others))
-    ]
+    # Of an empty box the angle has no gradient, as its area has none.
+    sizes = [box_sizes(each).clamp(min=EPS) for each in (boxes, others)]
+    angles = [torch.atan2(size[..., 0], size[..., 1]) for size in sizes]
     v = 4 / math.pi**2 * (angles[0] - angles[1]).square()
     with torch.no_grad():
         alpha = v / (1 - paired_iou(boxes, others) + v).clamp(min=EPS)

@@ -93,6 +93,9 @@ class FeatureExtractor(Backbone):
             )
             raise BadInput(msg)
         self.out_features = output.flatten(1).shape[1]
+        if output.dim() == 4:
+            channels, height, width = output.shape[1:]
+            self.map_shape = (channels, height, width)
         if self.frozen:
             self.freeze()
         else:

@@ -1,16 +1,20 @@
 """Heads: from features to targets. A head owns its loss and its decoding."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int64
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_bbox.box_losses import BoxLoss
 from lightning_bbox.boxes import Boxes
 from lightning_bbox.codecs import OffsetSpec, TargetSpace
+from lightning_bbox.errors import BadInput
 from lightning_bbox.least_squares import usual_deviations
-from lightning_bbox.losses import BoxLoss, Loss, SmoothL1Loss
+from lightning_bbox.losses import Loss, SmoothL1Loss
 from lightning_bbox.parts import Part
 
 Targets = Float[Tensor, "b n"]
@@ -18,6 +22,14 @@ MapShape = tuple[int, int, int]
 """Channels, height and width of a map that a backbone's features are, flattened."""
 ToBoxes = Callable[[Targets], Boxes]
 """From targets to the boxes they stand for, in a batch: the codec, with its proposals."""
+Activation = Literal["none", "relu", "sigmoid", "tanh"]
+
+_ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "none": lambda outputs: outputs,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
 
 
 class Head(Part):
@@ -75,17 +87,69 @@ class Head(Part):
         """Return how far off the head deems itself, in px and log size; NaN where it can't tell."""
         return torch.full_like(self.decode(outputs), math.nan)
 
+    def _refuse_mixed(self, space: TargetSpace) -> None:
+        """Refuse a codec that mixes the coordinates, where px of one mean nothing."""
+        if space.mixed:
+            msg = (
+                f"{type(self).__name__} needs a codec that keeps the coordinates apart, which "
+                f"WhitenedCodec does not; choose MeanStdCodec, or LinearHead"
+            )
+            raise BadInput(msg)
 
-class LinearHead(Head):
+
+class PointHead(Head):
+    """Say one target for each coordinate, and learn by a loss on its error or on the box.
+
+    Args:
+        loss: Of `lightning_bbox.losses` or `lightning_bbox.box_losses`; smooth L1 by default.
+    """
+
+    std: Tensor
+
+    def __init__(self, loss: Loss | BoxLoss | None = None) -> None:
+        super().__init__()
+        self.criterion = loss or SmoothL1Loss()
+
+    def build(
+        self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
+    ) -> "PointHead":
+        """Make the unit of the loss's lengths; the layers are the subclass's."""
+        self.register_buffer("std", torch.ones(spec.num_targets))
+        return self
+
+    def fit(self, space: TargetSpace) -> None:
+        """Take over the targets' standard deviation, the unit of the loss's lengths."""
+        self.std.copy_(space.std)
+
+    def loss(
+        self, outputs: Tensor, targets: Targets, to_boxes: ToBoxes | None = None
+    ) -> Float[Tensor, " b"]:
+        """Apply the loss in fp32, to targets or to the boxes they stand for."""
+        predictions, targets = self.decode(outputs), targets.float()
+        if isinstance(self.criterion, BoxLoss):
+            assert to_boxes is not None
+            losses: Tensor = self.criterion(to_boxes(predictions), to_boxes(targets))
+        else:
+            losses = self.criterion(predictions, targets, self.std)
+        return losses
+
+
+class LinearHead(PointHead):
     """Regress the targets: a linear layer, no non-linearity, and a loss on the error.
 
     The layer runs in fp32 whatever the network runs in: an exact solution is worth its digits.
 
     Args:
-        loss: Of `lightning_bbox.losses`, on targets or on decoded boxes; smooth L1 by default.
+        loss: Of `lightning_bbox.losses` on targets, or of `lightning_bbox.box_losses` on decoded
+            boxes; smooth L1 by default.
         standardize: Centre and scale the features by their training mean and standard deviation, so
             that plain gradient descent gets on: uncentred features allow but a small learning rate.
         per_class: A regressor for each class, as in R-CNN, instead of one for all.
+        activation: A non-linearity on the output, to show what it costs: what it can't reach is
+            never predicted.
+
+    Raises:
+        BadInput: There is no such activation.
 
     Examples:
         >>> from lightning_bbox import CropGeometry
@@ -94,7 +158,6 @@ class LinearHead(Head):
         torch.Size([3, 2])
     """
 
-    std: Tensor
     feature_mean: Tensor
     feature_std: Tensor
 
@@ -103,28 +166,34 @@ class LinearHead(Head):
         loss: Loss | BoxLoss | None = None,
         standardize: bool = False,
         per_class: bool = False,
+        activation: Activation = "none",
     ) -> None:
-        super().__init__()
-        self.criterion = loss or SmoothL1Loss()
+        super().__init__(loss)
+        if activation not in get_args(Activation):
+            names = ", ".join(get_args(Activation))
+            msg = f"LinearHead activation is {activation!r}; expected one of {names}"
+            raise BadInput(msg)
+        if activation in ("relu", "sigmoid"):
+            rank_zero_warn(
+                f"LinearHead activation {activation!r} can't predict targets below 0, which some "
+                f"half of them are; leave it out"
+            )
         self.standardize, self.per_class = standardize, per_class
+        self.activation = activation
 
     def build(
         self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
     ) -> "LinearHead":
         """Make the layer, near zero, so that the first prediction is the training mean."""
+        super().build(in_features, spec)
         regressors = max(1, len(spec.classes)) if self.per_class else 1
         self.linear = nn.Linear(in_features, regressors * spec.num_targets)
         nn.init.normal_(self.linear.weight, std=0.001)
         nn.init.zeros_(self.linear.bias)
-        self.register_buffer("std", torch.ones(spec.num_targets))
         if self.standardize:
             self.register_buffer("feature_mean", torch.zeros(in_features))
             self.register_buffer("feature_std", torch.ones(in_features))
         return self
-
-    def fit(self, space: TargetSpace) -> None:
-        """Take over the targets' standard deviation, the unit of the loss's lengths."""
-        self.std.copy_(space.std)
 
     def fit_features(self, features: Float[Tensor, "n f"]) -> None:
         """Take over the features' mean and standard deviation, where they are asked for.
@@ -157,18 +226,6 @@ class LinearHead(Head):
         regressors = outputs.view(len(outputs), -1, len(self.std))
         return regressors[torch.arange(len(labels), device=labels.device), labels]
 
-    def loss(
-        self, outputs: Targets, targets: Targets, to_boxes: ToBoxes | None = None
-    ) -> Float[Tensor, " b"]:
-        """Apply the loss in fp32, to targets or to the boxes they stand for."""
-        predictions, targets = outputs.float(), targets.float()
-        if isinstance(self.criterion, BoxLoss):
-            assert to_boxes is not None
-            losses: Tensor = self.criterion(to_boxes(predictions), to_boxes(targets))
-        else:
-            losses = self.criterion(predictions, targets, self.std)
-        return losses
-
     def decode(self, outputs: Targets) -> Targets:
-        """Return the outputs in fp32."""
-        return outputs.float()
+        """Return the outputs in fp32, through the activation."""
+        return _ACTIVATIONS[self.activation](outputs.float())

@@ -128,8 +128,9 @@ class RidgeRegressor(OffsetModel):
         """Begin to sum up, or go on where a stopped pass was.
 
         Raises:
-            BadInput: The sums would not fit into memory.
+            BadInput: The sums would not fit into memory, or a checkpoint's head isn't linear.
         """
+        self._refuse_other_heads()
         self.net.backbone.freeze()
         super().on_train_start()
         self.eval()
@@ -182,6 +183,16 @@ class RidgeRegressor(OffsetModel):
         super().on_load_checkpoint(checkpoint)
         if self.trainer.state.fn == "fit":
             self._restored = checkpoint[CHECKPOINT_KEY].get("sums")
+
+    def _refuse_other_heads(self) -> None:
+        head = self.net.head
+        activation = getattr(head, "activation", None)
+        if not isinstance(head, LinearHead) or activation != "none":
+            msg = (
+                f"RidgeRegressor solves for a LinearHead of activation 'none', and the model has a "
+                f"{type(head).__name__} of activation {activation!r}; train it by BoxRegressor"
+            )
+            raise BadInput(msg)
 
     @property
     def _linear(self) -> nn.Linear:

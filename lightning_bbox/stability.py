@@ -26,7 +26,7 @@ def largest_stable_rate(
     need less.
 
     Args:
-        head: The layer with its loss.
+        head: The layer with its loss; with an activation on its output no rate is known.
         features: What it is trained on.
         group: Options of `torch.optim.SGD`.
 
@@ -44,7 +44,7 @@ def largest_stable_rate(
         0.25
     """
     curvature = head.criterion.curvature(head.std) if isinstance(head.criterion, Loss) else None
-    if curvature is None:
+    if curvature is None or head.activation != "none":
         return None
     shift, scale = (head.feature_mean, head.feature_std) if head.standardize else (None, None)
     steepest = float(curvature.max()) * largest_eigenvalue(features, shift, scale)

@@ -260,6 +260,26 @@ def test_a_linear_head_uses_smooth_l1_unless_told_otherwise():
         assert head.loss(torch.zeros(1, 2), targets).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_an_activation_that_hides_half_of_the_targets_is_warned_of(activation):
+    with pytest.warns(UserWarning, match=f"activation '{activation}' can't predict targets below"):
+        head = LinearHead(L2Loss(), activation=activation).build(8, spec_with([5.0, 5.0]))
+    outputs = 3 * torch.randn(20, 2)
+    torch.testing.assert_close(head.decode(outputs), getattr(torch, activation)(outputs))
+    assert (head.decode(outputs) >= 0).all()
+    torch.testing.assert_close(
+        head.loss(outputs, -torch.ones(20, 2)), (head.decode(outputs) + 1).square().sum(dim=1)
+    )
+
+
+def test_a_bounded_activation_is_a_choice_that_nothing_is_said_of():
+    head = LinearHead(activation="tanh").build(8, spec_with([5.0, 5.0]))
+    outputs = 3 * torch.randn(20, 2)
+    assert torch.equal(head.decode(outputs), outputs.tanh())
+    with pytest.raises(BadInput, match="activation is 'gelu'; expected one of none, relu, sigm"):
+        LinearHead(activation="gelu")
+
+
 @pytest.mark.parametrize("head", [BinHead(0.25), LinearHead(L2Loss())])
 def test_what_was_fitted_travels_in_the_checkpoint(head):
     head.build(8, spec_with(BOUNDS["four"])).fit(fitted_codec(MeanStdCodec).space())

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bbox.errors import BadInput
-from lightning_bbox.losses import L1Loss, L2Loss, Loss, SmoothL1Loss
+from lightning_bbox.losses import (
+    CharbonnierLoss,
+    HuberLoss,
+    L1Loss,
+    L2Loss,
+    LogCoshLoss,
+    Loss,
+    SmoothL1Loss,
+)
 
-LOSSES = [L2Loss(), L1Loss(), SmoothL1Loss(), SmoothL1Loss(1 / 9), SmoothL1Loss(0.0)]
+ROUND = [HuberLoss(), HuberLoss(0.3), LogCoshLoss(), CharbonnierLoss(), CharbonnierLoss(0.01)]
+LOSSES = [L2Loss(), L1Loss(), SmoothL1Loss(), SmoothL1Loss(1 / 9), SmoothL1Loss(0.0), *ROUND]
 
 
 def uniform_targets(num=50_001):
@@ -30,6 +40,10 @@ def draw_pair(num=200, seed=0):
         (SmoothL1Loss(1.0), 0.462),
         (SmoothL1Loss(1 / 9), 0.812),
         (SmoothL1Loss(0.0), 0.866),
+        (LogCoshLoss(), 0.401),
+        (HuberLoss(1.0), 0.462),
+        (HuberLoss(2.0), 0.5),
+        (CharbonnierLoss(1e-3), 0.865),
     ],
 )
 def test_loss_at_chance_is_the_known_one_a_coordinate(loss, expected):
@@ -53,6 +67,64 @@ def test_l1_and_l2_equal_torchs():
     torch.testing.assert_close(L1Loss()(predictions, targets, torch.ones(4)), expected)
     expected = F.mse_loss(predictions, targets, reduction="none").sum(dim=1)
     torch.testing.assert_close(L2Loss()(predictions, targets, torch.ones(4)), expected)
+
+
+@pytest.mark.parametrize("delta", [1 / 9, 1.0, 3.0])
+def test_huber_equals_torchs(delta):
+    predictions, targets = draw_pair()
+    expected = F.huber_loss(predictions, targets, delta=delta, reduction="none").sum(dim=1)
+    losses = HuberLoss(delta)(predictions, targets, torch.ones(4))
+    torch.testing.assert_close(losses, expected)
+
+
+def test_log_cosh_and_charbonnier_equal_their_formulas_in_fp64():
+    predictions, targets = draw_pair()
+    std = torch.tensor([1.0, 0.5, 2.0, 0.1])
+    errors = ((predictions - targets) / std).double().numpy()
+    penalties = {
+        LogCoshLoss(): np.log(np.cosh(errors)),
+        CharbonnierLoss(0.3): np.sqrt(errors**2 + 0.3**2) - 0.3,
+    }
+    for loss, penalty in penalties.items():
+        expected = torch.from_numpy((penalty * std.numpy()).sum(axis=1)).float()
+        torch.testing.assert_close(loss(predictions, targets, std), expected)
+
+
+@pytest.mark.parametrize(
+    ("loss", "slope"), [(LogCoshLoss(), 1.0), (CharbonnierLoss(), 1.0), (HuberLoss(2.0), 2.0)]
+)
+def test_huge_errors_cost_their_distance_and_stay_finite(loss, slope):
+    errors = torch.tensor([[1e4], [-1e20], [1e37]], requires_grad=True)
+    losses = loss(errors, torch.zeros_like(errors), torch.ones(1))
+    torch.testing.assert_close(losses, slope * errors.detach().abs()[:, 0], rtol=1e-3, atol=0)
+    (gradient,) = torch.autograd.grad(losses.sum(), errors)
+    assert gradient.flatten().tolist() == [slope, -slope, slope]
+
+
+@pytest.mark.parametrize(
+    ("loss", "power"),
+    [*((loss, 2) for loss in ROUND[:2]), *((loss, 1) for loss in ROUND[2:])],
+    ids=repr,
+)
+def test_lengths_are_in_units_of_the_targets_std(loss, power):
+    predictions, targets = draw_pair(50)
+    std = torch.tensor([1.0, 0.5, 2.0, 1.0])
+    unscaled = loss(predictions, targets, std)
+    scaled = loss(predictions * 1e-2, targets * 1e-2, std * 1e-2)
+    torch.testing.assert_close(scaled, unscaled * 1e-2**power, rtol=1e-4, atol=1e-9)
+
+
+class CauchyLoss(Loss):
+    """What a user writes: the penalty alone."""
+
+    def penalty(self, error, std):
+        return torch.log1p((error / std).square())
+
+
+def test_a_loss_is_its_penalty_summed_over_coordinates():
+    losses = CauchyLoss()(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.zeros(2, 2), torch.ones(2))
+    assert losses.tolist() == pytest.approx([math.log(10), 0.0])
+    assert CauchyLoss().curvature(torch.ones(2)) is None
 
 
 @given(scale=st.floats(1e-3, 1e3), beta=st.sampled_from([0.0, 1 / 9, 1.0]))
@@ -94,12 +166,21 @@ def test_negative_beta_is_refused():
         SmoothL1Loss(-0.5)
 
 
-@pytest.mark.parametrize("loss", [L2Loss(), SmoothL1Loss(), SmoothL1Loss(1 / 9)], ids=repr)
+def test_lengths_that_are_not_positive_are_refused():
+    with pytest.raises(BadInput, match=r"Huber delta is 0\.0; expected above 0"):
+        HuberLoss(0.0)
+    with pytest.raises(BadInput, match=r"Charbonnier eps is -1\.0; expected above 0, or use L1"):
+        CharbonnierLoss(-1.0)
+
+
+@pytest.mark.parametrize(
+    "loss", [L2Loss(), SmoothL1Loss(), SmoothL1Loss(1 / 9), *ROUND[:4]], ids=repr
+)
 def test_curvature_is_the_largest_second_derivative(loss):
-    std = torch.tensor([1.0, 0.5, 2.0, 0.1])
-    errors = torch.linspace(-3, 3, 601)[:, None].expand(-1, 4).clone().requires_grad_()
+    std = torch.tensor([1.0, 0.5, 2.0, 0.1], dtype=torch.float64)
+    errors = (torch.linspace(-3, 3, 6_001).double()[:, None] * std).requires_grad_()
     (slope,) = torch.autograd.grad(loss(errors, torch.zeros_like(errors), std).sum(), errors)
-    steepest = (slope.diff(dim=0) / 0.01).amax(dim=0)
+    steepest = (slope.diff(dim=0) / (1e-3 * std)).amax(dim=0)
     torch.testing.assert_close(loss.curvature(std), steepest, rtol=1e-3, atol=0)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_bbox.backbones import ShallowConvNet
 from lightning_bbox.bin_head import BinHead
+from lightning_bbox.box_losses import CIoULoss, DIoULoss, GIoULoss, IoULoss
 from lightning_bbox.codecs import (
     DeltaCodec,
     FixedStdCodec,
@@ -24,10 +25,18 @@ from lightning_bbox.codecs import (
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
 from lightning_bbox.heads import LinearHead
-from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
+from lightning_bbox.losses import (
+    CharbonnierLoss,
+    HuberLoss,
+    L1Loss,
+    L2Loss,
+    LogCoshLoss,
+    SmoothL1Loss,
+)
 from lightning_bbox.parts import Part, from_plain, to_plain
 from lightning_bbox.preprocess import ChannelNorm
 from lightning_bbox.schedules import Constant, Cosine, OneCycle
+from lightning_bbox.soft_argmax import SoftArgmaxHead
 from tests.parts import spec_with
 
 
@@ -48,6 +57,9 @@ PARTS = [
     ShallowConvNet((8, 16), 5, (1, 2), downsample="max", fc=(), dropout=0.25),
     LinearHead(SmoothL1Loss(beta=1 / 9)),
     LinearHead(),
+    LinearHead(CIoULoss(), activation="tanh"),
+    SoftArgmaxHead(),
+    SoftArgmaxHead(0.5, sigma=0.75, loss=HuberLoss(0.5)),
     BinHead(0.25, sigma=1.0),
     DeltaCodec(),
     FixedStdCodec((0.1, 0.2, 0.3, 0.4)),
@@ -56,6 +68,13 @@ PARTS = [
     PixelCodec(),
     L1Loss(),
     L2Loss(),
+    HuberLoss(),
+    LogCoshLoss(),
+    CharbonnierLoss(0.01),
+    IoULoss(),
+    GIoULoss(),
+    DIoULoss(),
+    CIoULoss(),
     Constant(),
     Cosine(final=0.1),
     OneCycle(0.2, final=0.0),

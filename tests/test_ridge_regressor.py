@@ -12,8 +12,10 @@ from sklearn.preprocessing import StandardScaler
 
 from lightning_bbox import (
     BadInput,
+    BinHead,
     BoxDataModule,
     BoxRegressor,
+    LinearHead,
     Refiner,
     RidgeRegressor,
     SceneDataModule,
@@ -419,3 +421,17 @@ def test_a_lambda_out_of_range_is_refused(lam):
 def test_a_robust_share_out_of_range_is_refused(robust):
     with pytest.raises(BadInput, match="robust is"):
         RidgeRegressor(robust=robust)
+
+
+@pytest.mark.parametrize(
+    ("head", "named"),
+    [(LinearHead(activation="tanh"), "LinearHead of activation 'tanh'"), (BinHead(), "BinHead of")],
+    ids=["tanh", "bins"],
+)
+def test_a_checkpoints_head_that_no_ridge_solves_for_is_refused(head, named, tmp_path):
+    data = scenes(draws_per_epoch=16, eval_draws=10)
+    model = fitted(BoxRegressor(small_net(), head), data, limit_val_batches=0)
+    model.trainer.save_checkpoint(tmp_path / "other.ckpt")
+    ridge = RidgeRegressor.load_from_checkpoint(tmp_path / "other.ckpt")
+    with pytest.raises(BadInput, match=f"of activation 'none', and the model has a {named}"):
+        fitted(ridge.train(), data)

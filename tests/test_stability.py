@@ -168,11 +168,12 @@ def test_without_a_cache_the_rate_is_that_of_the_training_probe(tmp_path):
     "parts",
     [
         {"head": LinearHead(L1Loss())},
+        {"head": LinearHead(L2Loss(), activation="tanh")},
         {"head": BinHead()},
         {"head": LinearHead(L2Loss(), per_class=True)},
         {"backbone": ShallowConvNet(channels=(4, 8), fc=(16,)), "cache": None},
     ],
-    ids=["l1", "bins", "per class", "learns"],
+    ids=["l1", "tanh", "bins", "per class", "learns"],
 )
 def test_where_no_rate_is_known_nothing_is_said(parts, tmp_path, capsys):
     assert run(tmp_path, 1e-3, epochs=1, **parts)[1:] == ([], [])
