@@ -17,18 +17,28 @@ from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
 from lightning_bbox.extractor import FeatureExtractor
 from lightning_bbox.heads import LinearHead
+from lightning_bbox.inits import (
+    FanInInit,
+    GlorotInit,
+    HeInit,
+    NormalInit,
+    SparseInit,
+    ZeroInit,
+)
 from lightning_bbox.jitter import LaplaceJitter, OverlapJitter, UniformJitter
 from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
 from lightning_bbox.patch_data import PatchDataModule
-from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm
+from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm, MeanNorm, RangeNorm
 from lightning_bbox.refiner import Refiner, refine
 from lightning_bbox.ridge_regressor import RidgeRegressor
 from lightning_bbox.ridge_sums import ridge
 from lightning_bbox.scene_data import SceneDataModule
 from lightning_bbox.schedules import Constant, Cosine, OneCycle
 from lightning_bbox.tasks import BoxRegressor
+from lightning_bbox.whitening import PCA, PCAWhitening, ZCAWhitening
 
 __all__ = [
+    "PCA",
     "AlexNet",
     "Augment",
     "BadInput",
@@ -41,26 +51,36 @@ __all__ = [
     "Cosine",
     "CropGeometry",
     "DeltaCodec",
+    "FanInInit",
     "FeatureExtractor",
     "FixedStdCodec",
+    "GlorotInit",
+    "HeInit",
     "ImageNetNorm",
     "L1Loss",
     "L2Loss",
     "LaplaceJitter",
     "LinearHead",
     "MaxShiftCodec",
+    "MeanNorm",
     "MeanStdCodec",
+    "NormalInit",
     "OneCycle",
     "OverlapJitter",
+    "PCAWhitening",
     "PatchDataModule",
     "PixelCodec",
+    "RangeNorm",
     "Refiner",
     "RidgeRegressor",
     "SceneDataModule",
     "ShallowConvNet",
     "SmoothL1Loss",
+    "SparseInit",
     "UniformJitter",
     "WhitenedCodec",
+    "ZCAWhitening",
+    "ZeroInit",
     "refine",
     "ridge",
 ]

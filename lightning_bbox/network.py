@@ -1,6 +1,6 @@
 """Preprocessing, backbone and head as one network."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -47,8 +47,29 @@ class OffsetNet(nn.Module):
             for module, training in modes:
                 module.training = training
 
-    def fit_head(self, crops: Float[Tensor, "n 3 s s"], batch_size: int) -> None:
-        """Fit the head on the features of training crops; nothing else in the network changes."""
-        with self.evaluating():
-            features = [self.features(chunk) for chunk in torch.split(crops, batch_size)]
-            self.head.fit_features(torch.cat(features))
+    @torch.no_grad()
+    def settle_norms(self, batches: Iterable[Float[Tensor, "b 3 s s"]]) -> None:
+        """Give batch norms that learn the statistics of some batches, weighed alike.
+
+        They begin at none, and forget that over the first hundred steps: until then features in
+        evaluation aren't those in training.
+        """
+        self.train()
+        norms = [
+            module
+            for module in self.modules()
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training
+        ]
+        if not norms:
+            return
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's name for the plain average
+        for crops in batches:
+            if len(crops) > 1:  # one alone has no deviation
+                self.features(crops)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked.zero_()

@@ -18,13 +18,14 @@ ORDER = [
     "writers",
     *("images", "crops", "codecs", "jitter", "augment", "loader", "samples", "data"),
     *("box_data", "patch_data", "scenes", "scene_data"),
-    *("preprocess", "inits", "losses", "pretrained", "backbones", "alexnet", "extractor"),
+    *("preprocess", "whitening", "inits", "losses"),
+    *("pretrained", "backbones", "alexnet", "extractor"),
     *("least_squares", "ridge_sums", "heads", "bin_head", "schedules"),
     *("network", "feature_cache", "stability"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
     *("checkpointed", "models", "tasks", "ridge_regressor", "refiner"),
     *("layers", "readings", "charts", "probe"),
-    *("report", "callbacks", "predictions", "arguments", "options", "ranks"),
+    *("report", "preprocess_pictures", "callbacks", "predictions", "arguments", "options", "ranks"),
     *("run_folders", "cli"),
 ]
 

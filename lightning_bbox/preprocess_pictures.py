@@ -1,0 +1,64 @@
+"""Pictures of what a preprocessing learnt, and of what it makes of crops."""
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from lightning_bbox.preprocess import Preprocess
+from lightning_bbox.report import COLUMNS, draw_crop, draw_sheet
+
+_SHARE = 0.995  # of values that are shown as they are; the others are black or white
+
+
+def visible(pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Scale pictures to [0, 1], 0 being grey; what lies in there is left as it is.
+
+    Examples:
+        >>> visible(torch.tensor([-2.0, 0.0, 1.0]).view(1, 3, 1, 1)).flatten()
+        tensor([0.0000, 0.5000, 0.7500])
+        >>> visible(torch.tensor([0.2, 0.0, 1.0]).view(1, 3, 1, 1)).flatten()
+        tensor([0.2000, 0.0000, 1.0000])
+    """
+    if 0 <= float(pictures.min()) and float(pictures.max()) <= 1:
+        return pictures
+    magnitudes = pictures.abs().flatten().sort().values
+    limit = magnitudes[round(_SHARE * (len(magnitudes) - 1))].clamp(min=1e-6)
+    return 0.5 + pictures / (2 * limit)
+
+
+@torch.no_grad()
+def draw_preprocess(preprocess: Preprocess, crops: Float[Tensor, "n 3 h w"]) -> Image.Image | None:
+    """Draw what a preprocessing learnt, and crops before and after it; None where it has none.
+
+    Args:
+        preprocess: Fitted.
+        crops: Some to show, in [0, 1], on its device.
+
+    Examples:
+        >>> from lightning_bbox.preprocess import ChannelNorm, MeanNorm
+        >>> crops = torch.rand(10, 3, 9, 9)
+        >>> draw_preprocess(ChannelNorm(), crops)
+        >>> norm = MeanNorm("pixel").build(9)
+        >>> norm.fit(crops)
+        >>> draw_preprocess(norm, crops[:4]).size
+        (1242, 640)
+    """
+    learnt = preprocess.pictures()
+    if not learnt:
+        return None
+    # Each by itself: the first component's largest value is far from the last one's.
+    sections = {name: [visible(each[None])[0] for each in found] for name, found in learnt.items()}
+    sections["crops"] = list(crops)
+    sections[f"the same crops after {type(preprocess).__name__}; grey is 0"] = list(
+        visible(preprocess(crops))
+    )
+    panels = [
+        (name, [draw_crop(each, [], _caption(index, found)) for index, each in enumerate(found)])
+        for name, found in sections.items()
+    ]
+    return draw_sheet(panels, (), COLUMNS)
+
+
+def _caption(index: int, shown: list[Tensor]) -> str:
+    return str(index + 1) if len(shown) > 1 else ""
