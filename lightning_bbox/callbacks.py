@@ -164,7 +164,7 @@ class TensorBoardPictures(pl.Callback):
             return
         model = _offset_model(pl_module)
         samples = model.data.samples("train_eval")
-        shown = samples.take(torch.arange(min(2 * COLUMNS, len(samples.items))))
+        shown = samples.take(torch.arange(min(COLUMNS, len(samples.items))))
         crops = model.data.crops_of(shown.to(model.device))
         if (sheet := draw_preprocess(model.net.preprocess, crops)) is not None:
             writer = trainer.logger.experiment

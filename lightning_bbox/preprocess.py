@@ -36,7 +36,7 @@ class Preprocess(Part):
         raise NotImplementedError
 
     def pictures(self) -> dict[str, Float[Tensor, "n 3 h w"]]:
-        """Return pictures of what was fitted, by their title; none by default."""
+        """Return pictures of what was fitted, by their title (short for one); none by default."""
         return {}
 
 
@@ -126,12 +126,13 @@ class MeanNorm(Preprocess):
 
     def pictures(self) -> dict[str, Float[Tensor, "n 3 h w"]]:
         """Return the mean and the deviation of each pixel, where these are what was asked for."""
-        kinds = {"mean": (self.mean_per, self.mean), "deviation": (self.std_per, self.std)}
-        return {
-            f"the training crops' {name}": statistic[None]
-            for name, (per, statistic) in kinds.items()
-            if per == "pixel"
-        }
+        shown = {}
+        if self.mean_per == "pixel":
+            shown["mean"] = self.mean[None]
+        if self.std_per == "pixel":
+            largest = self.std.max()
+            shown[f"deviation / {float(largest):.3f}"] = self.std[None] / largest
+        return shown
 
 
 class RangeNorm(Preprocess):
@@ -189,8 +190,7 @@ class RangeNorm(Preprocess):
         """Return the ends of each pixel's range, where these are what was asked for."""
         if self.per != "pixel":
             return {}
-        ends = {"smallest": self.low, "largest": self.high}
-        return {f"the training crops' {name} values": end[None] for name, end in ends.items()}
+        return {"smallest value": self.low[None], "largest value": self.high[None]}
 
 
 class ImageNetNorm(Preprocess):

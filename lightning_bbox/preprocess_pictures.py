@@ -20,7 +20,7 @@ def visible(pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         >>> visible(torch.tensor([0.2, 0.0, 1.0]).view(1, 3, 1, 1)).flatten()
         tensor([0.2000, 0.0000, 1.0000])
     """
-    if 0 <= float(pictures.min()) and float(pictures.max()) <= 1:
+    if float(pictures.min()) >= 0 and float(pictures.max()) <= 1:
         return pictures
     magnitudes = pictures.abs().flatten().sort().values
     limit = magnitudes[round(_SHARE * (len(magnitudes) - 1))].clamp(min=1e-6)
@@ -47,18 +47,18 @@ def draw_preprocess(preprocess: Preprocess, crops: Float[Tensor, "n 3 h w"]) -> 
     learnt = preprocess.pictures()
     if not learnt:
         return None
-    # Each by itself: the first component's largest value is far from the last one's.
-    sections = {name: [visible(each[None])[0] for each in found] for name, found in learnt.items()}
-    sections["crops"] = list(crops)
-    sections[f"the same crops after {type(preprocess).__name__}; grey is 0"] = list(
-        visible(preprocess(crops))
-    )
-    panels = [
-        (name, [draw_crop(each, [], _caption(index, found)) for index, each in enumerate(found)])
-        for name, found in sections.items()
-    ]
-    return draw_sheet(panels, (), COLUMNS)
+    single = {name: found[0] for name, found in learnt.items() if len(found) == 1}
+    sections = [("what the training crops say of each pixel", _panels(single))]
+    for name, found in learnt.items():
+        if (
+            len(found) > 1
+        ):  # each scaled by itself: the first's largest value is far from the last's
+            sections.append((name, _panels({str(at + 1): each for at, each in enumerate(found)})))
+    after = f"the same after {type(preprocess).__name__}, 0 shown grey"
+    for name, found in {"crops": crops, after: visible(preprocess(crops))}.items():
+        sections.append((name, [draw_crop(crop, [], "") for crop in found]))
+    return draw_sheet(sections, (), COLUMNS)
 
 
-def _caption(index: int, shown: list[Tensor]) -> str:
-    return str(index + 1) if len(shown) > 1 else ""
+def _panels(pictures: dict[str, Tensor]) -> list[Image.Image]:
+    return [draw_crop(visible(each[None])[0], [], name) for name, each in pictures.items()]

@@ -53,6 +53,8 @@ def principal_axes(samples: Float[Tensor, "n p"], count: int) -> PrincipalAxes:
     spanned = squares > torch.finfo(torch.float64).eps * max(rows.shape) * squares[-1]
     squares, vectors = squares[spanned][-count:].flip(0), vectors[:, spanned][:, -count:].flip(1)
     axes = (rows.T @ (vectors / squares.sqrt()) if dual else vectors).T
+    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+    axes = axes * largest.sign()  # either sign would do; this one makes pictures comparable
     free = max(1, len(rows) - 1)
     values = squares.new_zeros(count)
     values[: len(squares)] = squares / free
@@ -150,7 +152,7 @@ class PrincipalNorm(Preprocess):
         """Return the mean and the leading components."""
         leading = self.axes[:SHOWN]
         title = f"the {len(leading)} leading of {self.components} components, by falling variance"
-        return {"the training crops' mean": self.mean[None], title: leading}
+        return {"mean": self.mean[None], title: leading}
 
 
 class PCA(PrincipalNorm):
