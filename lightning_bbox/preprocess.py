@@ -36,7 +36,7 @@ class Preprocess(Part):
         raise NotImplementedError
 
     def pictures(self) -> dict[str, Float[Tensor, "n 3 h w"]]:
-        """Return pictures of what was fitted, by their title (short for one); none by default."""
+        """Return pictures of what was fitted, in [0, 1], by their title; none by default."""
         return {}
 
 

@@ -12,16 +12,12 @@ _SHARE = 0.995  # of values that are shown as they are; the others are black or 
 
 
 def visible(pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-    """Scale pictures to [0, 1], 0 being grey; what lies in there is left as it is.
+    """Scale pictures alike, so that nearly all of them lies in [0, 1], and 0 is grey.
 
     Examples:
         >>> visible(torch.tensor([-2.0, 0.0, 1.0]).view(1, 3, 1, 1)).flatten()
         tensor([0.0000, 0.5000, 0.7500])
-        >>> visible(torch.tensor([0.2, 0.0, 1.0]).view(1, 3, 1, 1)).flatten()
-        tensor([0.2000, 0.0000, 1.0000])
     """
-    if float(pictures.min()) >= 0 and float(pictures.max()) <= 1:
-        return pictures
     magnitudes = pictures.abs().flatten().sort().values
     limit = magnitudes[round(_SHARE * (len(magnitudes) - 1))].clamp(min=1e-6)
     return 0.5 + pictures / (2 * limit)
@@ -50,9 +46,7 @@ def draw_preprocess(preprocess: Preprocess, crops: Float[Tensor, "n 3 h w"]) -> 
     single = {name: found[0] for name, found in learnt.items() if len(found) == 1}
     sections = [("what the training crops say of each pixel", _panels(single))]
     for name, found in learnt.items():
-        if (
-            len(found) > 1
-        ):  # each scaled by itself: the first's largest value is far from the last's
+        if len(found) > 1:
             sections.append((name, _panels({str(at + 1): each for at, each in enumerate(found)})))
     after = f"the same after {type(preprocess).__name__}, 0 shown grey"
     for name, found in {"crops": crops, after: visible(preprocess(crops))}.items():
@@ -61,4 +55,4 @@ def draw_preprocess(preprocess: Preprocess, crops: Float[Tensor, "n 3 h w"]) -> 
 
 
 def _panels(pictures: dict[str, Tensor]) -> list[Image.Image]:
-    return [draw_crop(visible(each[None])[0], [], name) for name, each in pictures.items()]
+    return [draw_crop(each, [], name) for name, each in pictures.items()]

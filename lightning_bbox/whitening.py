@@ -127,8 +127,10 @@ class PrincipalNorm(Preprocess):
         """Find mean, axes and scales of training crops."""
         found = principal_axes(crops.detach().flatten(1), self.components)
         usual = found.variance / found.mean.numel()
-        left = (found.variance - found.values.sum()).clamp(min=0)
-        left = left / max(1, found.mean.numel() - self.components)
+        beside = found.mean.numel() - self.components
+        left = (found.variance - found.values.sum()).clamp(min=0) / max(1, beside)
+        if not beside:  # any number would do; one of another size would cost digits
+            left = found.values[-1]
         # Crops that are all the same have nothing to scale.
         gains, rest = self.scales(found.values, left, torch.where(usual > 0, usual, 1.0))
         self.mean.copy_(found.mean.view_as(self.mean))
@@ -151,8 +153,9 @@ class PrincipalNorm(Preprocess):
     def pictures(self) -> dict[str, Float[Tensor, "n 3 h w"]]:
         """Return the mean and the leading components."""
         leading = self.axes[:SHOWN]
+        largest = leading.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
         title = f"the {len(leading)} leading of {self.components} components, by falling variance"
-        return {"mean": self.mean[None], title: leading}
+        return {"mean": self.mean[None], title: 0.5 + leading / (2 * largest)}
 
 
 class PCA(PrincipalNorm):

@@ -45,19 +45,19 @@ def fans(weight):
 @pytest.mark.parametrize(
     ("init", "variance"),
     [
-        (ZeroInit(), lambda n, m: 0.0),
-        (NormalInit(), lambda n, m: 1e-4),
-        (NormalInit(0.2), lambda n, m: 0.04),
-        (FanInInit(), lambda n, m: 1 / n),
-        (GlorotInit(), lambda n, m: 2 / (n + m)),
-        (HeInit(), lambda n, m: 2 / n),
-        (SparseInit(), lambda n, m: 1 / n),
-        (SparseInit(15, std=1.0), lambda n, m: 15 / n),
+        (ZeroInit(), "0"),
+        (NormalInit(), "1e-4"),
+        (NormalInit(0.2), "0.04"),
+        (FanInInit(), "1 / n"),
+        (GlorotInit(), "2 / (n + m)"),
+        (HeInit(), "2 / n"),
+        (SparseInit(), "1 / n"),
+        (SparseInit(15, std=1.0), "15 / n"),
     ],
 )
 def test_weights_have_mean_zero_and_the_variance_of_theory(layer, init, variance):
     weight = begun(init, layer()).weight
-    expected = variance(*fans(weight))
+    expected = eval(variance, dict(zip("nm", fans(weight), strict=True)))
     assert weight.square().mean().item() == pytest.approx(expected, rel=0.06)
     assert abs(weight.mean().item()) <= 5 * math.sqrt(expected / weight.numel())
 
