@@ -91,17 +91,13 @@ def poisoned(folder, copy, splits):
     """Copy a data set, its pictures of some splits inverted and their boxes smaller."""
     shutil.copytree(folder, copy)
     source = boxes_of(folder).source
-    names = {
-        source.splits[split].name(row)
-        for split in splits
-        for row in range(len(source.splits[split]))
-    }
     lines = (folder / "boxes.csv").read_text().splitlines()
-    for at, line in enumerate(lines):
-        name, *rest = line.split(",")
-        if any(name in known for known in names):
-            x1, y1, x2, y2 = map(int, rest[:4])
-            lines[at] = ",".join([name, *map(str, (x1 + 2, y1 + 1, x2 - 3, y2 - 4)), rest[4]])
+    for items in (source.splits[split] for split in splits):
+        for row in range(len(items)):
+            at = int(items.name(row).rpartition(":")[2]) - 1  # "boxes.csv:5"
+            name, *corners, label = lines[at].split(",")
+            moved = (str(int(x) + by) for x, by in zip(corners, (2, 1, -3, -4), strict=True))
+            lines[at] = ",".join([name, *moved, label])
             pixels = np.asarray(Image.open(folder / name))
             Image.fromarray(255 - pixels // 2).save(copy / name)
     (copy / "boxes.csv").write_text("\n".join(lines) + "\n")
@@ -163,22 +159,21 @@ def first_errors(model, data):
     return metrics["mae_px"], metrics["mae_px_predict_mean"]
 
 
-@pytest.mark.parametrize("kind", ["bright", "polar"])
-@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize(("kind", "standardize"), [("bright", False), ("polar", True)])
 def test_before_any_step_an_exact_start_beats_predicting_the_mean(kind, standardize):
-    data = scenes(kind=kind, num_scenes=600, eval_draws=200)
+    data = scenes(kind=kind, num_scenes=300, eval_draws=100)
     backbone = type(frozen().net.backbone)((16, 16), fc=(), downsample="max")
     model = frozen(backbone=backbone, head=LinearHead(standardize=standardize, exact_start=1000))
     error, chance = first_errors(model, data)
-    assert error < (0.55 if kind == "bright" else 0.8) * chance
+    assert error < (0.45 if kind == "bright" else 0.6) * chance
 
 
 def test_an_exact_start_holds_for_a_backbone_with_batch_norm_that_learns():
-    data = scenes(num_scenes=600, eval_draws=200)
+    data = scenes(num_scenes=300, eval_draws=100)
     backbone = ShallowConvNet((8, 16), fc=(), downsample="max")
     model = BoxRegressor(backbone, LinearHead(exact_start=1000), compile=False)
     error, chance = first_errors(model, data)
-    assert error < 0.6 * chance
+    assert error < 0.55 * chance
     watch = trained(
         BoxRegressor(
             ShallowConvNet((8, 16), fc=(), downsample="max"),
@@ -189,7 +184,7 @@ def test_an_exact_start_holds_for_a_backbone_with_batch_norm_that_learns():
         data,
         epochs=1,
     )
-    assert np.mean(watch.losses) < 0.6 * 2  # two coordinates of unit variance
+    assert np.mean(watch.losses) < 1  # of 2: two coordinates of unit variance
 
 
 @pytest.mark.parametrize("per_class", [False, True])
