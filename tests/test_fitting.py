@@ -259,7 +259,6 @@ def test_bins_take_nothing_of_features():
 CHOICES = [
     ["--model.preprocess=MeanNorm", "--model.preprocess.mean=pixel"],
     ["--model.preprocess=RangeNorm", "--model.backbone.init=SparseInit"],
-    ["--model.preprocess=PCA", "--model.preprocess.components=20"],
     ["--model.preprocess=ZCAWhitening", "--model.head=LinearHead", "--model.head.exact_start=64"],
 ]
 
