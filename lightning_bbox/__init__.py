@@ -18,6 +18,14 @@ from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
 from lightning_bbox.extractor import FeatureExtractor
 from lightning_bbox.heads import LinearHead
+from lightning_bbox.inits import (
+    FanInInit,
+    GlorotInit,
+    HeInit,
+    NormalInit,
+    SparseInit,
+    ZeroInit,
+)
 from lightning_bbox.jitter import LaplaceJitter, OverlapJitter, UniformJitter
 from lightning_bbox.losses import (
     CharbonnierLoss,
@@ -28,7 +36,7 @@ from lightning_bbox.losses import (
     SmoothL1Loss,
 )
 from lightning_bbox.patch_data import PatchDataModule
-from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm
+from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm, MeanNorm, RangeNorm
 from lightning_bbox.refiner import Refiner, refine
 from lightning_bbox.ridge_regressor import RidgeRegressor
 from lightning_bbox.ridge_sums import ridge
@@ -36,8 +44,10 @@ from lightning_bbox.scene_data import SceneDataModule
 from lightning_bbox.schedules import Constant, Cosine, OneCycle
 from lightning_bbox.soft_argmax import SoftArgmaxHead
 from lightning_bbox.tasks import BoxRegressor
+from lightning_bbox.whitening import PCA, PCAWhitening, ZCAWhitening
 
 __all__ = [
+    "PCA",
     "AlexNet",
     "Augment",
     "BadInput",
@@ -53,9 +63,12 @@ __all__ = [
     "CropGeometry",
     "DIoULoss",
     "DeltaCodec",
+    "FanInInit",
     "FeatureExtractor",
     "FixedStdCodec",
     "GIoULoss",
+    "GlorotInit",
+    "HeInit",
     "HuberLoss",
     "ImageNetNorm",
     "IoULoss",
@@ -65,19 +78,26 @@ __all__ = [
     "LinearHead",
     "LogCoshLoss",
     "MaxShiftCodec",
+    "MeanNorm",
     "MeanStdCodec",
+    "NormalInit",
     "OneCycle",
     "OverlapJitter",
+    "PCAWhitening",
     "PatchDataModule",
     "PixelCodec",
+    "RangeNorm",
     "Refiner",
     "RidgeRegressor",
     "SceneDataModule",
     "ShallowConvNet",
     "SmoothL1Loss",
     "SoftArgmaxHead",
+    "SparseInit",
     "UniformJitter",
     "WhitenedCodec",
+    "ZCAWhitening",
+    "ZeroInit",
     "refine",
     "ridge",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_bbox.backbones import Backbone
 from lightning_bbox.errors import BadInput
-from lightning_bbox.inits import HeInit
+from lightning_bbox.inits import HeInit, Init
 from lightning_bbox.messages import say
 from lightning_bbox.preprocess import CaffeNorm, ImageNetNorm, Preprocess
 from lightning_bbox.pretrained import find_weights, read_weights, refuse_other_weights
@@ -145,6 +145,7 @@ class AlexNet(Backbone):
             default.
         weights_dir: The folder of the named weights; `$LIGHTNING_BBOX_WEIGHTS` by default.
         frozen: Keep the weights as they are, without dropout, so that only the head learns.
+        init: How weights that aren't loaded begin; `HeInit` by default.
 
     Raises:
         BadInput: There is no such layer or layout, or the weights are those of the other layout.
@@ -167,8 +168,10 @@ class AlexNet(Backbone):
         weights: str | None = None,
         weights_dir: str | None = None,
         frozen: bool = True,
+        init: Init | None = None,
     ) -> None:
         super().__init__()
+        self._initialise = (init or HeInit()).apply_to  # not the part itself: children are layers
         for name, value, kinds in (
             ("layer", layer, get_args(AlexNetLayer)),
             ("layout", layout, get_args(AlexNetLayout)),
@@ -205,7 +208,7 @@ class AlexNet(Backbone):
             self.map_shape = (shape[0], shape[1], shape[2])
         for child in self.children():
             child.to_empty(device=torch.get_default_device())
-        HeInit().apply_to(self)
+        self._initialise(self)
         if self.frozen:
             self.freeze()
         return self

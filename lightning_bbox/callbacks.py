@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -20,6 +21,7 @@ from lightning_bbox.files import make_folder, save_picture, write_atomically
 from lightning_bbox.messages import say
 from lightning_bbox.metrics import error_px
 from lightning_bbox.models import OffsetModel
+from lightning_bbox.preprocess_pictures import draw_preprocess
 from lightning_bbox.report import (
     COLUMNS,
     LEGEND,
@@ -175,7 +177,7 @@ class EventLog(TensorBoardLogger):
 
 
 class TensorBoardPictures(pl.Callback):
-    """Show crops with their boxes, and the offsets' histograms.
+    """Show what preprocessing learnt, crops with their boxes, and the offsets' histograms.
 
     At the end the settings join the test's metrics in the hparams view.
 
@@ -185,6 +187,19 @@ class TensorBoardPictures(pl.Callback):
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
         self.settings = settings or {}
+
+    @rank_zero_only
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show what the preprocessing learnt, once: statistics stay what they are."""
+        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.global_step:
+            return
+        model = _offset_model(pl_module)
+        samples = model.data.samples("train_eval")
+        shown = samples.take(torch.arange(min(COLUMNS, len(samples.items))))
+        crops = model.data.crops_of(shown.to(model.device))
+        if (sheet := draw_preprocess(model.net.preprocess, crops)) is not None:
+            writer = trainer.logger.experiment
+            writer.add_image("train/preprocess", as_array(sheet), 0, dataformats="HWC")
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,12 +1,15 @@
 """A model that is built for its data, and rebuilt from its checkpoint."""
 
+import math
 from dataclasses import asdict
 from os import PathLike
 from typing import Any, ClassVar, Self
 
 import lightning.pytorch as pl
 import torch
+from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lightning_bbox.backbones import Backbone, ShallowConvNet
 from lightning_bbox.bin_head import BinHead
@@ -27,6 +30,7 @@ from lightning_bbox.network import OffsetNet
 from lightning_bbox.parts import Plain, from_plain, to_plain
 from lightning_bbox.plan import stream_seed
 from lightning_bbox.preprocess import Preprocess
+from lightning_bbox.samples import Samples
 
 _FIXED_DRAWS = "training on fixed draws (model.cache)"
 
@@ -96,6 +100,7 @@ class CheckpointedModel(pl.LightningModule):
         """Make the layers and buffers, initialised by the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed("init", seed))
+            self.net.preprocess.build(spec.geometry.size)
             self.net.backbone.build(spec.geometry.size)
             backbone = self.net.backbone
             self.net.head.build(backbone.out_features, spec, backbone.map_shape)
@@ -121,15 +126,38 @@ class CheckpointedModel(pl.LightningModule):
         """Build the model and fit codec, preprocessing and head on the training split."""
         data = self.data
         self.build(data.spec(), data.seed)
-        self.net.backbone.load_pretrained()
+        preprocess, backbone, head = self.net.preprocess, self.net.backbone, self.net.head
+        backbone.load_pretrained()
         samples = data.samples("train", epoch=0)
         self.codec.fit(samples.gt_boxes, samples.proposals)
+        device = self.trainer.strategy.root_device
         with torch.no_grad():
-            crops = data.cut(data.samples("train_eval").to(self.trainer.strategy.root_device))
-        self.net.preprocess.fit(crops)
-        self.net.head.fit(self.codec.space())
-        if self.net.head.standardize:
-            self.net.to(crops.device).fit_head(crops, data.batch_size)
+            preprocess.fit(data.cut(data.samples("train_eval", draws=preprocess.draws).to(device)))
+        head.fit(self.codec.space())
+        if head.takes_features:
+            samples = data.samples("train_eval", draws=head.draws)
+            self.fit_head(self._first_features(samples.to(device)), samples)
+
+    def _first_features(self, samples: Samples) -> Float[Tensor, "n f"]:
+        """Return features as they are when training begins, batch norm settled as it would."""
+        count = len(samples.items)
+        rows = torch.arange(count, device=samples.items.device).chunk(
+            math.ceil(count / self.data.batch_size)
+        )
+        self.net.to(samples.items.device)
+        self.net.settle_norms(self.data.crops_of(samples.take(some)) for some in rows)
+        with self.net.evaluating():
+            return torch.cat(
+                [self.net.features(self.data.crops_of(samples.take(some))) for some in rows]
+            )
+
+    def fit_head(self, features: Float[Tensor, "n f"], samples: Samples) -> None:
+        """Fit the head on the features of training draws; nothing else in the network changes."""
+        own = self.codec.mean.device
+        targets = self.codec.encode(samples.gt_boxes.to(own), samples.proposals.to(own))
+        self.net.head.fit_features(
+            features, targets.to(features.device), samples.labels.to(features.device)
+        )
 
     def configure_model(self) -> None:
         """Compile the network in place, so that names in the checkpoint don't change."""

@@ -13,9 +13,10 @@ from lightning_bbox.box_losses import BoxLoss
 from lightning_bbox.boxes import Boxes
 from lightning_bbox.codecs import OffsetSpec, TargetSpace
 from lightning_bbox.errors import BadInput
-from lightning_bbox.least_squares import usual_deviations
+from lightning_bbox.least_squares import score_lambdas, usual_deviations
 from lightning_bbox.losses import Loss, SmoothL1Loss
 from lightning_bbox.parts import Part
+from lightning_bbox.ridge_sums import gather
 
 Targets = Float[Tensor, "b n"]
 MapShape = tuple[int, int, int]
@@ -41,8 +42,10 @@ class Head(Part):
 
     per_class: bool = False
     """Whether it can only refine boxes whose class is known."""
-    standardize: bool = False
-    """Whether it takes over statistics of training features."""
+    takes_features: bool = False
+    """Whether it takes over something of training features."""
+    draws: int | None = None
+    """How many training draws it takes that of; those of the fixed training probe by default."""
 
     def build(
         self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
@@ -60,8 +63,16 @@ class Head(Part):
         """Take over the codec's target space."""
         raise NotImplementedError
 
-    def fit_features(self, features: Float[Tensor, "n f"]) -> None:
-        """Take over statistics of training features; none by default."""
+    def fit_features(
+        self, features: Float[Tensor, "n f"], targets: Targets, labels: Int64[Tensor, " n"]
+    ) -> None:
+        """Take over what training features say; nothing by default.
+
+        Args:
+            features: Of training draws, before the backbone learns.
+            targets: Their targets.
+            labels: Their classes.
+        """
 
     def select(self, outputs: Tensor, labels: Int64[Tensor, " b"]) -> Tensor:
         """Return the outputs that belong to each sample's class; all by default."""
@@ -147,9 +158,13 @@ class LinearHead(PointHead):
         per_class: A regressor for each class, as in R-CNN, instead of one for all.
         activation: A non-linearity on the output, to show what it costs: what it can't reach is
             never predicted.
+        exact_start: Training draws whose ridge solution, exact and with lambda by generalised
+            cross-validation, the layer begins with: what there is to read in the features before
+            the backbone learns. 0 for small random weights. Where features are cached, all are
+            taken. Weights to start from (`model.weights`) win.
 
     Raises:
-        BadInput: There is no such activation.
+        BadInput: There is no such activation, or there are fewer than no draws.
 
     Examples:
         >>> from lightning_bbox import CropGeometry
@@ -167,6 +182,7 @@ class LinearHead(PointHead):
         standardize: bool = False,
         per_class: bool = False,
         activation: Activation = "none",
+        exact_start: int = 0,
     ) -> None:
         super().__init__(loss)
         if activation not in get_args(Activation):
@@ -178,8 +194,13 @@ class LinearHead(PointHead):
                 f"LinearHead activation {activation!r} can't predict targets below 0, which some "
                 f"half of them are; leave it out"
             )
-        self.standardize, self.per_class = standardize, per_class
+        if exact_start < 0:
+            msg = f"LinearHead exact_start is {exact_start}; expected a number of draws, or 0"
+            raise BadInput(msg)
+        self.standardize, self.per_class, self.exact_start = standardize, per_class, exact_start
         self.activation = activation
+        self.takes_features = standardize or exact_start > 0
+        self.draws = exact_start or None
 
     def build(
         self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
@@ -195,8 +216,10 @@ class LinearHead(PointHead):
             self.register_buffer("feature_std", torch.ones(in_features))
         return self
 
-    def fit_features(self, features: Float[Tensor, "n f"]) -> None:
-        """Take over the features' mean and standard deviation, where they are asked for.
+    def fit_features(
+        self, features: Float[Tensor, "n f"], targets: Targets, labels: Int64[Tensor, " n"]
+    ) -> None:
+        """Take over the features' mean and deviation and the exact solution, where asked for.
 
         What hardly ever varies is divided by more than its own (`usual_deviations`): a rare value
         would be huge, and the largest stable learning rate tiny.
@@ -209,6 +232,27 @@ class LinearHead(PointHead):
             self.feature_mean.copy_(mean)
             if bool(variances.any()):
                 self.feature_std.copy_(usual_deviations(variances))
+        if self.exact_start:
+            self._start_exactly(features, targets, labels)
+
+    @torch.no_grad()
+    def _start_exactly(self, features: Tensor, targets: Tensor, labels: Tensor) -> None:
+        """Take the solution of each regressor; one without samples keeps its small weights."""
+        count = targets.shape[1]
+        for number in range(self.linear.out_features // count):
+            rows = slice(number * count, (number + 1) * count)
+            own = labels == number if self.per_class else slice(None)
+            if not len(features[own]):
+                continue
+            spectrum = gather(features[own], targets[own]).spectrum("standard")
+            lambdas, scores = score_lambdas([spectrum])
+            found = spectrum.solution(float(lambdas[scores.argmin()]))
+            weight, bias = found.weight, found.bias
+            if self.standardize:
+                bias = bias + weight @ self.feature_mean.to(weight)
+                weight = weight * self.feature_std.to(weight)
+            self.linear.weight[rows] = weight.to(self.linear.weight)
+            self.linear.bias[rows] = bias.to(self.linear.bias)
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b m"]:
         """Return the predicted targets, one class after the other where each has its regressor."""

@@ -1,6 +1,6 @@
 """Preprocessing, backbone and head as one network."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -38,17 +38,40 @@ class OffsetNet(nn.Module):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Be in evaluation mode for a while, without gradients; every layer's own mode returns."""
+        with self._in_mode(training=False):
+            yield
+
+    @contextmanager
+    def _in_mode(self, training: bool) -> Iterator[None]:
         modes = [(module, module.training) for module in self.modules()]
-        self.eval()
+        self.train(training)
         try:
             with torch.no_grad():
                 yield
         finally:
-            for module, training in modes:
-                module.training = training
+            for module, before in modes:
+                module.training = before
 
-    def fit_head(self, crops: Float[Tensor, "n 3 s s"], batch_size: int) -> None:
-        """Fit the head on the features of training crops; nothing else in the network changes."""
-        with self.evaluating():
-            features = [self.features(chunk) for chunk in torch.split(crops, batch_size)]
-            self.head.fit_features(torch.cat(features))
+    def settle_norms(self, batches: Iterable[Float[Tensor, "b 3 s s"]]) -> None:
+        """Give batch norms that learn the statistics of some batches, weighed alike.
+
+        They begin at none, and forget that over the first hundred steps: until then features in
+        evaluation aren't those in training.
+        """
+        with self._in_mode(training=True):
+            norms = [
+                module
+                for module in self.modules()
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.training
+            ]
+            momenta = [norm.momentum for norm in norms]
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's name for the plain average
+            for crops in batches if norms else ():
+                if len(crops) > 1:  # one alone has no deviation
+                    self.features(crops)
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                assert norm.num_batches_tracked is not None
+                norm.num_batches_tracked.zero_()

@@ -128,7 +128,7 @@ class BoxRegressor(OffsetModel):
         super().on_train_start()
         features = self.data.features.get("train")
         if features is not None and self._is_new and self._resumed_run is None:
-            self.net.head.fit_features(features)  # all there are, now that they are known
+            self.fit_head(features, self.data.samples("train"))  # all there are, now known
         self._is_new = False
         self.train()
         self._set_what_was_asked()

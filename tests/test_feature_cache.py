@@ -334,7 +334,7 @@ def test_a_full_disk_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
 def test_a_new_head_is_fitted_on_features_that_change_nothing():
     model, data = frozen(head=LinearHead(standardize=True)), scenes()
     trained(model, data, epochs=1)
-    features = model.net.eval().features(data.cut(data.samples("train_eval")))
+    features = model.net.eval().features(data.crops_of(data.samples("train_eval")))
     torch.testing.assert_close(model.net.head.feature_mean, features.mean(dim=0))
     spread = usual_deviations(features.var(dim=0, correction=0))
     torch.testing.assert_close(model.net.head.feature_std, spread)

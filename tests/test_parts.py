@@ -25,6 +25,14 @@ from lightning_bbox.codecs import (
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
 from lightning_bbox.heads import LinearHead
+from lightning_bbox.inits import (
+    FanInInit,
+    GlorotInit,
+    HeInit,
+    NormalInit,
+    SparseInit,
+    ZeroInit,
+)
 from lightning_bbox.losses import (
     CharbonnierLoss,
     HuberLoss,
@@ -34,9 +42,10 @@ from lightning_bbox.losses import (
     SmoothL1Loss,
 )
 from lightning_bbox.parts import Part, from_plain, to_plain
-from lightning_bbox.preprocess import ChannelNorm
+from lightning_bbox.preprocess import ChannelNorm, MeanNorm, RangeNorm
 from lightning_bbox.schedules import Constant, Cosine, OneCycle
 from lightning_bbox.soft_argmax import SoftArgmaxHead
+from lightning_bbox.whitening import PCA, PCAWhitening, ZCAWhitening
 from tests.parts import spec_with
 
 
@@ -75,6 +84,19 @@ PARTS = [
     GIoULoss(),
     DIoULoss(),
     CIoULoss(),
+    MeanNorm("pixel", std="global"),
+    RangeNorm("channel"),
+    PCA(50),
+    PCAWhitening(50, eps=0.01),
+    ZCAWhitening(draws=500),
+    LinearHead(exact_start=100),
+    ZeroInit(bias=0.01),
+    NormalInit(0.1),
+    FanInInit(),
+    GlorotInit(),
+    HeInit(),
+    SparseInit(5, bias=0.01),
+    ShallowConvNet(init=SparseInit(inputs=3)),
     Constant(),
     Cosine(final=0.1),
     OneCycle(0.2, final=0.0),

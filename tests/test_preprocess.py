@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
+from lightning_bbox import PCA, PCAWhitening, ZCAWhitening
 from lightning_bbox.parts import from_plain
-from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm
+from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm, MeanNorm, RangeNorm
+from lightning_bbox.preprocess_pictures import draw_preprocess
 
 
 def draw_crops(num=200, seed=0):
@@ -99,3 +102,81 @@ def test_fixed_norms_follow_the_device_and_stay_exact_in_any_dtype(kind):
     exact = kind()(crops.double())
     assert exact.dtype == torch.float64
     torch.testing.assert_close(exact.float(), kind()(crops))
+
+
+AXES = {"global": (0, 1, 2, 3), "channel": (0, 2, 3), "pixel": (0,)}
+several_means = pytest.mark.parametrize("mean", AXES)
+
+
+def built(norm, crops):
+    norm.build(crops.shape[-1]).fit(crops)
+    return norm
+
+
+@several_means
+@pytest.mark.parametrize("std", [None, *AXES])
+def test_mean_norm_is_what_the_notes_do_in_numpy(mean, std):
+    train, other = draw_crops(), draw_crops(20, seed=1)
+    centre = train.double().numpy().mean(axis=AXES[mean], keepdims=True)
+    expected = other.double().numpy() - centre
+    if std is not None:
+        centred = train.double().numpy() - centre
+        expected = expected / centred.std(axis=AXES[std], keepdims=True, ddof=1)
+    found = built(MeanNorm(mean, std), train)(other)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_mean_norm_of_channels_is_the_channel_norm():
+    crops = draw_crops()
+    found = built(MeanNorm("channel", "channel"), crops)(crops)
+    torch.testing.assert_close(found, fitted(crops)(crops), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("per", AXES)
+def test_range_norm_takes_training_crops_to_minus_1_to_1(per):
+    crops = draw_crops()
+    normed = built(RangeNorm(per), crops)(crops)
+    ends = normed.amin(dim=AXES[per]), normed.amax(dim=AXES[per])
+    for end, expected in zip(ends, (-1, 1), strict=True):
+        torch.testing.assert_close(end, torch.full_like(end, expected), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [MeanNorm("pixel", "pixel"), RangeNorm()])
+def test_a_pixel_without_variation_is_only_centred(norm):
+    crops = draw_crops()
+    crops[:, 1, 2, 3] = 0.3
+    built(norm, crops)
+    assert norm(crops)[:, 1, 2, 3].abs().max() < 1e-6
+    torch.testing.assert_close(norm(crops + 0.25)[:, 1, 2, 3], torch.full((200,), 0.25))
+
+
+@pytest.mark.parametrize("norm", [MeanNorm("pixel", "pixel"), RangeNorm()])
+def test_what_is_built_passes_crops_through_until_it_is_fitted_or_loaded(norm):
+    crops = draw_crops()
+    norm.build(9)
+    assert torch.equal(norm(crops), crops)
+    again = from_plain(norm.recipe()).build(9)
+    again.load_state_dict(built(norm, crops).state_dict())
+    assert torch.equal(again(crops), norm(crops))
+
+
+LEARNT = [MeanNorm("pixel"), MeanNorm("pixel", "pixel"), RangeNorm()]
+LEARNT += [PCA(50), PCAWhitening(20), ZCAWhitening(50)]
+
+
+@pytest.mark.parametrize("norm", LEARNT, ids=lambda norm: type(norm).__name__)
+def test_what_was_learnt_is_shown_in_the_range_of_pictures(norm):
+    crops = draw_crops()
+    pictures = built(norm, crops).pictures()
+    assert pictures
+    for shown in pictures.values():
+        assert shown.shape[1:] == (3, 9, 9)
+        assert 0 <= shown.min() < shown.max() <= 1
+    sheet = draw_preprocess(norm, crops[:8])
+    assert np.asarray(sheet).std() > 10
+
+
+def test_what_is_only_a_number_is_not_shown():
+    crops = draw_crops(10)
+    for norm in (ChannelNorm(), MeanNorm("global", "channel"), RangeNorm("channel"), CaffeNorm()):
+        assert draw_preprocess(built(norm, crops), crops) is None

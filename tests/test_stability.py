@@ -58,7 +58,7 @@ def make_head(features, loss, standardize):
     torch.manual_seed(0)
     head = LinearHead(loss, standardize=standardize).build(features.shape[1], spec_with([5.0, 5.0]))
     head.fit(TargetSpace(torch.ones(2), torch.zeros(2), torch.tensor([0.5, 0.7]), torch.ones(2)))
-    head.fit_features(features)
+    head.fit_features(features, torch.zeros(len(features), 2), torch.zeros(len(features)).long())
     return head.double()
 
 

@@ -115,7 +115,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("text", "sentence"), REFUSALS.values(), ids=REFUSALS)
 def test_a_study_that_makes_no_sense_is_refused(tmp_path, text, sentence):
-    with pytest.raises(BadInput, match="mine.yaml: ") as refusal:
+    with pytest.raises(BadInput, match=r"mine\.yaml: ") as refusal:
         study_of(tmp_path, **text)
     assert sentence in str(refusal.value)
 
