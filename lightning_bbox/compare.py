@@ -81,7 +81,7 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
             msg = f"{own.config[0]}: arm {arm.name!r}: {reason}"
             raise BadInput(msg)
     folder = Path(own.runs) / (own.name or study.name)
-    results = run_study(study, options, folder, own.jobs or default_jobs(), fit)
+    results = _run_study(study, options, folder, own.jobs or default_jobs(), fit)
     say(f"\n{write_comparison(study, results, folder)}\n\nthe same with charts: {folder}")
 
 
@@ -95,7 +95,7 @@ def default_jobs() -> int:
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
-def run_study(study: Study, options: list[str], folder: Path, jobs: int, fit: Fit) -> list[Result]:
+def _run_study(study: Study, options: list[str], folder: Path, jobs: int, fit: Fit) -> list[Result]:
     """Make all runs of a study that aren't there yet, and return what became of all.
 
     What arrived or diverged is not run again; what was stopped goes on; what was refused or failed
