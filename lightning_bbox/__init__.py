@@ -18,6 +18,8 @@ from lightning_bbox.errors import BadInput
 from lightning_bbox.extractor import FeatureExtractor
 from lightning_bbox.heads import LinearHead
 from lightning_bbox.jitter import LaplaceJitter, OverlapJitter, UniformJitter
+from lightning_bbox.likelihood_head import LikelihoodHead
+from lightning_bbox.likelihoods import FlowLikelihood, GaussianLikelihood, LaplaceLikelihood
 from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
 from lightning_bbox.patch_data import PatchDataModule
 from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm
@@ -43,10 +45,14 @@ __all__ = [
     "DeltaCodec",
     "FeatureExtractor",
     "FixedStdCodec",
+    "FlowLikelihood",
+    "GaussianLikelihood",
     "ImageNetNorm",
     "L1Loss",
     "L2Loss",
     "LaplaceJitter",
+    "LaplaceLikelihood",
+    "LikelihoodHead",
     "LinearHead",
     "MaxShiftCodec",
     "MeanStdCodec",

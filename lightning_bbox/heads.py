@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from lightning_bbox.boxes import Boxes
+from lightning_bbox.calibration import ErrorLaw
 from lightning_bbox.codecs import OffsetSpec, TargetSpace
 from lightning_bbox.least_squares import usual_deviations
 from lightning_bbox.losses import BoxLoss, Loss, SmoothL1Loss
@@ -31,6 +32,8 @@ class Head(Part):
     """Whether it can only refine boxes whose class is known."""
     standardize: bool = False
     """Whether it takes over statistics of training features."""
+    error_law: ErrorLaw = "gaussian"
+    """How errors are spread, given the standard deviation it tells: which quantiles this has."""
 
     def build(
         self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
@@ -73,6 +76,19 @@ class Head(Part):
 
     def stds(self, outputs: Tensor) -> Float[Tensor, "b n"]:
         """Return how far off the head deems itself, in px and log size; NaN where it can't tell."""
+        return torch.full_like(self.decode(outputs), math.nan)
+
+    def nll(self, outputs: Tensor, targets: Targets) -> Float[Tensor, "b n"]:
+        """Return the negative log density of the truth, NaN where the head can't tell.
+
+        Args:
+            outputs: What the layer said.
+            targets: What is true.
+
+        Returns:
+            In nats, of the density per px and per log size; a joint one is split evenly over the
+            coordinates, so that their sum is right.
+        """
         return torch.full_like(self.decode(outputs), math.nan)
 
 
