@@ -16,6 +16,7 @@ LEVELS = (0.5, 0.9, 0.95)
 """Probabilities of the central intervals that are reported."""
 _FITTED_LEVEL = 0.9
 _SMALLEST, _LARGEST = 0.01, 100.0
+_LEAST_SHARE = 0.1
 
 
 def half_width(law: ErrorLaw, level: float) -> float:
@@ -88,7 +89,9 @@ def conformal_factor(
 class Calibration(Part):
     """One factor on all standard deviations that a head tells, from validation errors.
 
-    It is 1 until it is fitted, and stays so for a head that can't tell.
+    Before it come those below a tenth of the errors' own standard deviation (by their median), by
+    coordinate: they become as large as that. Bins may say 0, which no factor mends. The factor is 1
+    until it is fitted, and stays so for a head that can't tell.
 
     Examples:
         >>> calibration = Calibration()
@@ -98,25 +101,32 @@ class Calibration(Part):
     """
 
     temperature: Tensor
+    least: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("least", torch.zeros(4))
 
     def fit(self, errors: Float[Tensor, "n t"], stds: Float[Tensor, "n t"], law: ErrorLaw) -> None:
-        """Take over the factor that makes the 90 % interval hold 90 % of errors.
+        """Take over the factor by which the 90 % interval holds 90 % of errors.
 
         Args:
             errors: Predicted minus true coordinates, in px and log size.
             stds: What the head said, NaN where it can't tell.
             law: Of the errors.
         """
-        if can_tell(stds):
-            self.temperature.fill_(conformal_factor(errors, stds, law))
+        if not can_tell(stds):
+            return
+        middle = errors.abs().nanmedian(dim=0).values / half_width(law, 0.5)
+        least = (_LEAST_SHARE * middle).nan_to_num(posinf=0.0)
+        self.temperature.fill_(conformal_factor(errors, torch.maximum(stds, least), law))
+        self.least[: len(least)] = least
 
     def forward(self, stds: Float[Tensor, "*b t"]) -> Float[Tensor, "*b t"]:
         """Return calibrated standard deviations."""
-        return stds * self.temperature.to(stds.device)
+        least = self.least[: stds.shape[-1]].to(stds)
+        return torch.maximum(stds, least) * self.temperature.to(stds)
 
     def _load_from_state_dict(
         self,
@@ -125,7 +135,8 @@ class Calibration(Part):
         *args: Any,  # noqa: ANN401 (torch's own, passed on)
     ) -> None:
         # Checkpoints of 0.1.0 have none.
-        state_dict.setdefault(f"{prefix}temperature", torch.ones(()))
+        for name, value in Calibration().named_buffers():
+            state_dict.setdefault(prefix + name, value)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

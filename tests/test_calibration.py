@@ -1,5 +1,6 @@
 """Calibration on synthetic errors whose law is known."""
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.calibration import ARMS
 from lightning_bbox import BinHead, BoxRegressor, SceneDataModule, ShallowConvNet
 from lightning_bbox.calibration import (
     LEVELS,
@@ -23,6 +25,7 @@ from lightning_bbox.metrics import Refined, calibration_metrics, coordinate_erro
 from lightning_bbox.network import OffsetNet
 from lightning_bbox.preprocess import ChannelNorm
 from lightning_bbox.refiner import Refiner
+from tests.test_cli import CONFIGS, fit
 from tests.test_metrics import made_up_evaluation
 
 LAWS = {"gaussian": scipy.stats.norm, "laplace": scipy.stats.laplace}
@@ -113,6 +116,30 @@ def test_the_factor_is_finite_whatever_there_is():
     assert conformal_factor(math.nan * ones, ones, "gaussian") == 100
 
 
+@laws
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_stds_of_0_do_not_spoil_the_others(law, share):
+    errors, stds = drawn_errors(law)
+    stds = stds.where(torch.rand(stds.shape, generator=torch.manual_seed(0)) > share, 0.0)
+    calibration = Calibration()
+    calibration.fit(errors[:4_000], stds[:4_000], law)
+    mended = calibration(stds[4_000:])
+    assert coverage(errors[4_000:], mended, law, 0.9) == pytest.approx(0.9, abs=0.02)
+    assert mended.min() > 0
+    assert float(calibration.temperature) < 10
+
+
+def test_no_std_is_below_a_tenth_of_its_own_coordinates_errors():
+    errors, stds = drawn_errors("gaussian")
+    units = torch.tensor([1.0, 0.01])
+    calibration = Calibration()
+    calibration.fit(errors * units, stds * units, "gaussian")
+    middle = np.median(errors.abs().numpy(), axis=0) / scipy.stats.norm.ppf(0.75) * units.numpy()
+    found = calibration(torch.zeros(1, 2)) / calibration.temperature
+    np.testing.assert_allclose(found[0], 0.1 * middle, rtol=1e-3)
+    assert calibration(torch.full((1, 2), math.nan)).isnan().all()
+
+
 def test_a_head_that_can_not_tell_leaves_the_factor_alone():
     calibration = Calibration()
     calibration.fit(torch.ones(20, 2), torch.full((20, 2), math.nan), "gaussian")
@@ -124,10 +151,12 @@ def test_a_head_that_can_not_tell_leaves_the_factor_alone():
 def test_a_checkpoint_without_a_factor_loads_as_uncalibrated():
     net = OffsetNet(ChannelNorm(), ShallowConvNet().build(45), BinHead())
     state = net.state_dict()
-    del state["calibration.temperature"]
+    del state["calibration.temperature"], state["calibration.least"]
     net.calibration.temperature.fill_(3.0)
+    net.calibration.least.fill_(0.1)
     net.load_state_dict(state)
     assert float(net.calibration.temperature) == 1
+    assert not net.calibration.least.any()
     net.calibration.temperature.fill_(1.2345)
     assert float(net.bfloat16().calibration.temperature) == pytest.approx(1.2345)
 
@@ -196,3 +225,14 @@ def test_the_factor_is_on_every_std_that_a_model_gives():
     assert torch.equal(again, boxes)
     torch.testing.assert_close(doubled, 2 * stds)
     torch.testing.assert_close(Refiner(model).refine_with_std(picture, box).stds, 2 * alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Gaussian", "Laplace", "HL-Gauss"])
+def test_90_percent_intervals_hold_85_to_95_percent_on_held_out_scenes(name, tmp_path):
+    base = ["fit", "-c", str(CONFIGS / "quickstart.yaml"), "--data.num_scenes=1000", *ARMS[name]]
+    options = ["--data.draws_per_epoch=6000", "--trainer.max_epochs=2", "--data.eval_draws=1000"]
+    folder = fit(tmp_path, "run", *options, base=base)
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["test/mae_px"] < 0.5 * found["test/mae_px_predict_mean"]
+    assert 0.85 < found["test/coverage_90"] < 0.95
