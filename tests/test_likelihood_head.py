@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 from torch.nn import functional
 
+from benchmarks.protocol import read_curve
 from lightning_bbox import (
     DeltaCodec,
     FlowLikelihood,
@@ -188,5 +189,6 @@ def test_a_run_tells_its_calibration_where_its_head_can(tmp_path, options, capsy
         assert 0.1 < temperature < 3
         assert told <= found.keys()
         assert all(math.isfinite(found[name]) for name in told)
+        assert read_curve(folder, "val/coverage_90")[1] == [pytest.approx(0.9, abs=0.02)]
         assert found["test/coverage_50"] < found["test/coverage_90"] <= found["test/coverage_95"]
     assert ("50/90/95 % intervals hold" in capsys.readouterr().out) == (temperature != 1)
