@@ -27,6 +27,8 @@ from lightning_bbox.inits import (
     ZeroInit,
 )
 from lightning_bbox.jitter import LaplaceJitter, OverlapJitter, UniformJitter
+from lightning_bbox.likelihood_head import LikelihoodHead
+from lightning_bbox.likelihoods import FlowLikelihood, GaussianLikelihood, LaplaceLikelihood
 from lightning_bbox.losses import (
     CharbonnierLoss,
     HuberLoss,
@@ -66,7 +68,9 @@ __all__ = [
     "FanInInit",
     "FeatureExtractor",
     "FixedStdCodec",
+    "FlowLikelihood",
     "GIoULoss",
+    "GaussianLikelihood",
     "GlorotInit",
     "HeInit",
     "HuberLoss",
@@ -75,6 +79,8 @@ __all__ = [
     "L1Loss",
     "L2Loss",
     "LaplaceJitter",
+    "LaplaceLikelihood",
+    "LikelihoodHead",
     "LinearHead",
     "LogCoshLoss",
     "MaxShiftCodec",

@@ -6,9 +6,17 @@ import torch
 from torch import Tensor
 
 from lightning_bbox.boxes import Boxes, box_area
+from lightning_bbox.calibration import ErrorLaw
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.loader import Split
-from lightning_bbox.metrics import Refined, bootstrap_interval, box_metrics, error_px
+from lightning_bbox.metrics import (
+    Refined,
+    bootstrap_interval,
+    box_metrics,
+    calibration_metrics,
+    coordinate_errors,
+    error_px,
+)
 from lightning_bbox.samples import Samples
 
 _BESIDE_THE_MEAN = ("mae_px", "error_fraction", "error_picture", "iou_after", "mae_edge_px")
@@ -32,7 +40,12 @@ class Evaluation:
 
 
 def evaluate(
-    data: CropDataModule, split: Split, samples: Samples, refined: Refined, predicted_mean: Boxes
+    data: CropDataModule,
+    split: Split,
+    samples: Samples,
+    refined: Refined,
+    predicted_mean: Boxes,
+    law: ErrorLaw = "gaussian",
 ) -> Evaluation:
     """Measure refined boxes, and what predicting the training mean would have given.
 
@@ -44,13 +57,15 @@ def evaluate(
         samples: The samples, in the order of `refined`.
         refined: What the model made of them.
         predicted_mean: What predicting the training mean makes of them.
+        law: How errors are spread, given the standard deviations of `refined`.
 
     Examples:
         >>> from lightning_bbox import SceneDataModule
         >>> data = SceneDataModule(num_scenes=20, eval_draws=30, compile=False)
         >>> samples = data.samples("val")
         >>> zeros = torch.zeros(30)
-        >>> perfect = Refined(samples.gt_boxes, zeros, torch.zeros(30, 2), zeros == 0)
+        >>> stds, nll = torch.zeros(2, 30, 2)
+        >>> perfect = Refined(samples.gt_boxes, zeros, stds, nll, zeros == 0)
         >>> evaluate(data, "val", samples, perfect, samples.proposals).metrics["iou_after"]
         1.0
     """
@@ -62,6 +77,8 @@ def evaluate(
     metrics |= {
         f"{name}_predict_mean": baseline[name] for name in _BESIDE_THE_MEAN if name in baseline
     }
+    errors = coordinate_errors(refined.boxes, truth, px, count)
+    metrics |= calibration_metrics(errors, refined.stds, refined.nll, law)
     if split != "test":
         return Evaluation(samples, refined, metrics, [])
     items = data.source.splits[split]

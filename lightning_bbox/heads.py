@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_bbox.box_losses import BoxLoss
 from lightning_bbox.boxes import Boxes
+from lightning_bbox.calibration import ErrorLaw
 from lightning_bbox.codecs import OffsetSpec, TargetSpace
 from lightning_bbox.errors import BadInput
 from lightning_bbox.least_squares import score_lambdas, usual_deviations
@@ -46,6 +47,8 @@ class Head(Part):
     """Whether it takes over something of training features."""
     draws: int | None = None
     """How many training draws it takes that of; those of the fixed training probe by default."""
+    error_law: ErrorLaw = "gaussian"
+    """How errors are spread, given the standard deviation it tells: which quantiles this has."""
 
     def build(
         self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
@@ -96,6 +99,19 @@ class Head(Part):
 
     def stds(self, outputs: Tensor) -> Float[Tensor, "b n"]:
         """Return how far off the head deems itself, in px and log size; NaN where it can't tell."""
+        return torch.full_like(self.decode(outputs), math.nan)
+
+    def nll(self, outputs: Tensor, targets: Targets) -> Float[Tensor, "b n"]:
+        """Return the negative log density of the truth, NaN where the head can't tell.
+
+        Args:
+            outputs: What the layer said.
+            targets: What is true.
+
+        Returns:
+            In nats, of the density per px and per log size; a joint one is split evenly over the
+            coordinates, so that their sum is right.
+        """
         return torch.full_like(self.decode(outputs), math.nan)
 
     def _refuse_mixed(self, space: TargetSpace) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_bbox.boxes import Boxes, box_centers, box_sizes, paired_iou
+from lightning_bbox.calibration import LEVELS, ErrorLaw, can_tell, coverage
 from lightning_bbox.plan import keyed_generator
 
 COORDINATES = ("dx", "dy", "dw", "dh")
 
 
 class RefinedBoxes(Metric):
-    """Collect refined boxes, losses and standard deviations of a fixed set of rows.
+    """Collect refined boxes, losses, standard deviations and densities of a fixed set of rows.
 
     Args:
         num_rows: How many samples the evaluation has.
@@ -28,7 +29,8 @@ class RefinedBoxes(Metric):
     Examples:
         >>> metric = RefinedBoxes(3, num_targets=2)
         >>> row, valid = torch.tensor([2]), torch.tensor([True])
-        >>> metric.update(row, valid, torch.ones(1, 4), losses=torch.ones(1), stds=torch.ones(1, 2))
+        >>> stds, nll = torch.ones(1, 2), torch.zeros(1, 2)
+        >>> metric.update(row, valid, torch.ones(1, 4), torch.ones(1), stds, nll)
         >>> metric.compute().boxes[2]
         tensor([1., 1., 1., 1.])
     """
@@ -37,6 +39,7 @@ class RefinedBoxes(Metric):
     boxes: Tensor
     losses: Tensor
     stds: Tensor
+    nll: Tensor
     seen: Tensor
 
     def __init__(self, num_rows: int, num_targets: int) -> None:
@@ -44,6 +47,7 @@ class RefinedBoxes(Metric):
         self.add_state("boxes", torch.zeros(num_rows, 4), dist_reduce_fx="sum")
         self.add_state("losses", torch.zeros(num_rows), dist_reduce_fx="sum")
         self.add_state("stds", torch.zeros(num_rows, num_targets), dist_reduce_fx="sum")
+        self.add_state("nll", torch.zeros(num_rows, num_targets), dist_reduce_fx="sum")
         self.add_state("seen", torch.zeros(num_rows), dist_reduce_fx="sum")
 
     def update(
@@ -53,28 +57,33 @@ class RefinedBoxes(Metric):
         boxes: Float[Tensor, "b 4"],
         losses: Float[Tensor, " b"],
         stds: Float[Tensor, "b t"],
+        nll: Float[Tensor, "b t"],
     ) -> None:
         """Write rows; those that aren't valid are left alone."""
         keep = valid.float()
         self.boxes.index_add_(0, rows, torch.where(valid[:, None], boxes.float(), 0.0))
         self.losses.index_add_(0, rows, torch.where(valid, losses.float(), 0.0))
         self.stds.index_add_(0, rows, torch.where(valid[:, None], stds.float(), 0.0))
+        self.nll.index_add_(0, rows, torch.where(valid[:, None], nll.float(), 0.0))
         self.seen.index_add_(0, rows, keep)
 
     def compute(self) -> "Refined":
         """Return the table, on the CPU."""
-        return Refined(*(t.cpu() for t in (self.boxes, self.losses, self.stds, self.seen > 0)))
+        columns = (self.boxes, self.losses, self.stds, self.nll, self.seen > 0)
+        return Refined(*(column.cpu() for column in columns))
 
 
 class Refined(NamedTuple):
     """Refined boxes by row, their losses, and what the model deems its standard deviations.
 
-    These are in px and log size, NaN where the head has none; `seen` is false for rows left out.
+    These are in px and log size, NaN where the head has none, and so is `nll`, the negative log
+    density per px and log size of the truth; `seen` is false for rows left out.
     """
 
     boxes: Boxes
     losses: Float[Tensor, " n"]
     stds: Float[Tensor, "n t"]
+    nll: Float[Tensor, "n t"]
     seen: Bool[Tensor, " n"]
 
 
@@ -92,6 +101,58 @@ def error_px(boxes: Boxes, gt_boxes: Boxes, px: Float[Tensor, "n 2"]) -> Float[T
         tensor([[1., 0.]])
     """
     return (box_centers(boxes) - box_centers(gt_boxes)) / px
+
+
+def coordinate_errors(
+    boxes: Boxes, gt_boxes: Boxes, px: Float[Tensor, "n 2"], num_targets: int
+) -> Float[Tensor, "n t"]:
+    """Return the signed error of each predicted coordinate, in px and log size.
+
+    Args:
+        boxes: Refined boxes.
+        gt_boxes: True boxes.
+        px: Size of a px in picture pixels.
+        num_targets: 4 adds the sizes' errors to the centre's.
+
+    Examples:
+        >>> truth, px = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[2.0, 2.0]])
+        >>> coordinate_errors(torch.tensor([[2.0, 0, 12, 10]]), truth, px, num_targets=4)
+        tensor([[1., 0., 0., 0.]])
+    """
+    return _offsets(boxes, gt_boxes, px)[:, :num_targets]
+
+
+def calibration_metrics(
+    errors: Float[Tensor, "n t"],
+    stds: Float[Tensor, "n t"],
+    nll: Float[Tensor, "n t"],
+    law: ErrorLaw,
+) -> dict[str, float]:
+    """Measure how well a model knows its errors; nothing where it can't tell.
+
+    Args:
+        errors: Signed errors in px and log size.
+        stds: What the model deems their standard deviations.
+        nll: Negative log densities of the truth per px and log size.
+        law: How errors are spread, given their standard deviation.
+
+    Returns:
+        `coverage_50`, `coverage_90` and `coverage_95`, the share of coordinates within the central
+        interval; `std_px`, the mean standard deviation, and `nll`, in nats, both of x and y.
+
+    Examples:
+        >>> errors, ones = torch.tensor([[0.5, -1.8]]), torch.ones(1, 2)
+        >>> calibration_metrics(errors, ones, ones, "gaussian")["coverage_95"]
+        1.0
+    """
+    metrics = {}
+    if can_tell(stds):
+        for level in LEVELS:
+            metrics[f"coverage_{100 * level:.0f}"] = coverage(errors, stds, law, level)
+        metrics["std_px"] = float(stds[:, :2].double().mean())
+    if can_tell(nll):
+        metrics["nll"] = float(nll[:, :2].double().mean())
+    return metrics
 
 
 def box_metrics(

@@ -12,7 +12,7 @@ from lightning_bbox.errors import BadInput
 from lightning_bbox.evaluation import Evaluation, evaluate
 from lightning_bbox.feature_cache import fill_cache
 from lightning_bbox.loader import Split
-from lightning_bbox.metrics import Refined, RefinedBoxes
+from lightning_bbox.metrics import Refined, RefinedBoxes, coordinate_errors
 from lightning_bbox.samples import Batch, Samples
 
 
@@ -119,7 +119,8 @@ class OffsetModel(CheckpointedModel):
         """Refine a batch of rough boxes, and return this process's own of them."""
         boxes, stds = self.refine(batch.crops, batch.proposals, batch.labels)
         nothing = torch.zeros(len(boxes), device=boxes.device)
-        self._tables["predict"].update(batch.rows, batch.valid, boxes, nothing, stds)
+        untold = torch.full_like(stds, torch.nan)
+        self._tables["predict"].update(batch.rows, batch.valid, boxes, nothing, stds, untold)
         return boxes[batch.valid]
 
     def on_predict_epoch_end(self) -> None:
@@ -141,16 +142,18 @@ class OffsetModel(CheckpointedModel):
             labels: Their classes, for a head that has a regressor for each.
 
         Returns:
-            The boxes in the proposals' frame, and their standard deviations in px and log size, NaN
-            where the head can't tell.
+            The boxes in the proposals' frame, and their calibrated standard deviations in px and
+            log size, NaN where the head can't tell.
         """
-        return self._refined(self._outputs(crops, labels), crops, proposals, labels)
+        boxes, stds = self._refined(self._outputs(crops, labels), crops, proposals, labels)
+        return boxes, self.net.calibration(stds)
 
     def _evaluate(self, batch: Batch, split: Split) -> None:
         outputs = self._outputs(batch.crops, batch.labels, batch.features)
         boxes, stds = self._refined(outputs, batch.crops, batch.proposals, batch.labels)
         losses = self._losses(outputs, batch)
-        self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds)
+        nll = self.net.head.nll(outputs, self.codec.encode(batch.gt_boxes, batch.proposals))
+        self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds, nll)
 
     def _refined(
         self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
@@ -171,9 +174,18 @@ class OffsetModel(CheckpointedModel):
         seen = refined.seen
         samples = self.data.samples(split).take(seen)
         refined = Refined(*(tensor[seen] for tensor in refined))
-        evaluation = evaluate(self.data, split, samples, refined, self._predict_mean(samples))
-        self.evaluations[split] = evaluation
-        return evaluation
+        if split == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._calibrate(samples, refined)
+        refined = refined._replace(stds=self.net.calibration(refined.stds))
+        mean, law = self._predict_mean(samples), self.net.head.error_law
+        self.evaluations[split] = evaluate(self.data, split, samples, refined, mean, law)
+        return self.evaluations[split]
+
+    def _calibrate(self, samples: Samples, refined: Refined) -> None:
+        """Fit the factor of the standard deviations on what validation found, on every rank."""
+        px, count = self.data.geometry.px(samples.proposals), self.data.num_targets
+        errors = coordinate_errors(refined.boxes, samples.gt_boxes, px, count)
+        self.net.calibration.fit(errors, refined.stds, self.net.head.error_law)
 
     def _predict_mean(self, samples: Samples) -> Boxes:
         """Return the boxes of the training targets' mean: the baseline of every evaluation."""

@@ -8,16 +8,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_bbox.backbones import Backbone
+from lightning_bbox.calibration import Calibration
 from lightning_bbox.heads import Head
 from lightning_bbox.preprocess import Preprocess
 
 
 class OffsetNet(nn.Module):
-    """Preprocessing, backbone and head in one module, so that they compile to one graph."""
+    """Preprocessing, backbone and head in one module, so that they compile to one graph.
+
+    Beside them lies how the head's standard deviations are calibrated, so that it travels along.
+    """
 
     def __init__(self, preprocess: Preprocess, backbone: Backbone, head: Head) -> None:
         super().__init__()
         self.preprocess, self.backbone, self.head = preprocess, backbone, head
+        self.calibration = Calibration()
 
     def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Tensor:
         """Return the head's outputs for raw crops in [0, 1]."""

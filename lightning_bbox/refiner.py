@@ -31,8 +31,8 @@ class Refinement(NamedTuple):
 
     Attributes:
         boxes: The boxes, `xyxy` in picture pixels, inside the picture.
-        stds: How far off the model deems them, x and y (and log sizes), in px; NaN where its head
-            can't tell.
+        stds: How far off the model deems them, x and y in px (and log sizes), by a factor that
+            fits its errors in validation; NaN where its head can't tell.
         unmoved: Why a box stays where it was, by its index.
     """
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_bbox.box_data import BoxDataModule
 from lightning_bbox.boxes import Boxes
+from lightning_bbox.calibration import LEVELS
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.evaluation import Evaluation
 from lightning_bbox.loader import Rows, Split
@@ -314,10 +315,18 @@ def format_table(
         text.append(f"95 % interval over pictures  {low:.3f} to {high:.3f} px")
     if "cramer_rao_mae_px" in metrics:
         text.append(f"Cramer-Rao bound             {metrics['cramer_rao_mae_px']:.3f} px")
+    if "coverage_90" in metrics:
+        text.append(_calibration_line(metrics))
     text += [
         f"  {kind} {name:<20} {count:>6} draws {mae:>9.3f} px" for kind, name, count, mae in rows
     ]
     return "\n".join(text)
+
+
+def _calibration_line(metrics: dict[str, float]) -> str:
+    held = "/".join(f"{100 * metrics[f'coverage_{100 * level:.0f}']:.0f}" for level in LEVELS)
+    density = f", NLL {metrics['nll']:.3f}" if "nll" in metrics else ""
+    return f"50/90/95 % intervals hold    {held} %, std {metrics['std_px']:.3f} px{density}"
 
 
 def _title_height(title: str) -> int:
@@ -333,6 +342,6 @@ def _unrefined_scenes(draws: int) -> tuple[CropDataModule, Evaluation]:
     data = SceneDataModule(num_scenes=20, eval_draws=draws, compile=False)
     samples = data.samples("val")
     zeros = torch.zeros(draws)
-    return data, Evaluation(
-        samples, Refined(samples.proposals, zeros, torch.zeros(draws, 2), zeros == 0), {}, []
-    )
+    stds, nll = torch.zeros(2, draws, 2)
+    refined = Refined(samples.proposals, zeros, stds, nll, zeros == 0)
+    return data, Evaluation(samples, refined, {}, [])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.calibration import as_markdown as calibration_table
 from benchmarks.first_experiment import PooledAlexNet
 from benchmarks.first_experiment import as_markdown as first_experiment_table
 from benchmarks.make_patches import main as make_patches
@@ -119,3 +120,12 @@ def test_the_first_experiments_tables_tell_each_figure_with_its_interval() -> No
     assert "| pool5 | 0.79 [0.78, 0.81] (0.72) |" in table
     assert "| BCCD, 67 px | 9216 | 0.79 [0.78, 0.81] (0.72) | 0.97 |" in table
     assert "| fc6: exact | 1.20 (1.12 to 1.27) |\n| fc6: SGD | diverged |" in table
+
+
+def test_the_calibration_table_has_a_dash_where_nothing_was_told() -> None:
+    runs = [{"test/mae_px": 0.1, "test/nll": 1.0}, {"test/mae_px": 0.3, "test/nll": 1.0}]
+    *_, first, second = calibration_table({"Gaussian": runs, "HL-Gauss": runs[:1]}).splitlines()
+    assert first == (
+        "| Gaussian | 2 | 0.200 (0.100 to 0.300) | - | - | - | - | 1.000 (1.000 to 1.000) | - |"
+    )
+    assert second == "| HL-Gauss | 1 | 0.100 | - | - | - | - | 1.000 | - |"

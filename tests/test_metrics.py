@@ -35,7 +35,8 @@ def fill(metric, rows, *, valid=None, seed=0):
     boxes, _, _, _ = made_up_evaluation(seed=seed)
     rows = torch.as_tensor(rows)
     valid = torch.ones(len(rows), dtype=torch.bool) if valid is None else torch.tensor(valid)
-    metric.update(rows, valid, boxes[rows].float(), rows / 8, boxes[rows, :2] / 100)
+    coordinates = boxes[rows, :2]
+    metric.update(rows, valid, boxes[rows].float(), rows / 8, coordinates / 100, coordinates / 50)
     return metric
 
 
@@ -170,6 +171,7 @@ def test_the_table_holds_what_was_written():
     assert torch.equal(refined.boxes[[3, 17]], boxes[[3, 17]].float())
     assert refined.losses[[3, 17]].tolist() == [3 / 8, 17 / 8]
     assert torch.equal(refined.stds[[3, 17]], (boxes[[3, 17], :2] / 100).float())
+    assert torch.equal(refined.nll[[3, 17]], (boxes[[3, 17], :2] / 50).float())
     assert not bool(refined.boxes[~refined.seen].any())
 
 
@@ -181,6 +183,7 @@ def test_rows_that_are_not_valid_are_ignored_whatever_they_hold():
         torch.tensor([False, False]),
         bad[:, None].repeat(1, 4),
         bad,
+        bad[:, None].repeat(1, 2),
         bad[:, None].repeat(1, 2),
     )
     assert same_table(metric, fill(RefinedBoxes(ROWS, num_targets=2), [4, 5]))
@@ -194,6 +197,7 @@ def test_a_valid_row_that_is_not_finite_stays_so():
         torch.tensor([True]),
         bad[:, None].repeat(1, 4),
         bad,
+        bad[:, None].repeat(1, 2),
         bad[:, None].repeat(1, 2),
     )
     refined = metric.compute()
@@ -222,7 +226,7 @@ def test_every_state_is_summed_over_ranks():
     )
     states, others = (dict(metric.metric_state) for metric in (first, second))
     first.merge_state(second)
-    assert states.keys() == {"boxes", "losses", "stds", "seen"}
+    assert states.keys() == {"boxes", "losses", "stds", "nll", "seen"}
     for name, merged in first.metric_state.items():
         assert torch.equal(merged, states[name] + others[name])
 
@@ -230,7 +234,7 @@ def test_every_state_is_summed_over_ranks():
 def test_boxes_in_bf16_are_collected_in_fp32():
     metric = RefinedBoxes(1, num_targets=2)
     boxes, losses = torch.full((1, 4), 300.0).bfloat16(), torch.ones(1).bfloat16()
-    metric.update(torch.tensor([0]), torch.tensor([True]), boxes, losses, boxes[:, :2])
+    metric.update(torch.tensor([0]), torch.tensor([True]), boxes, losses, *[boxes[:, :2]] * 2)
     refined = metric.compute()
     assert refined.boxes.dtype == refined.losses.dtype == torch.float32
     assert refined.boxes.unique().tolist() == boxes.float().unique().tolist()
