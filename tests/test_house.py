@@ -18,7 +18,7 @@ ORDER = [
     "writers",
     *("images", "crops", "codecs", "jitter", "augment", "loader", "samples", "data"),
     *("box_data", "patch_data", "scenes", "scene_data"),
-    *("preprocess", "inits", "losses", "pretrained", "backbones", "alexnet", "extractor"),
+    *("preprocess", "inits", "losses", "pretrained", "stochastic_layers", "backbones", "alexnet", "extractor"),
     *("least_squares", "ridge_sums", "heads", "bin_head", "schedules"),
     *("network", "feature_cache", "stability"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
