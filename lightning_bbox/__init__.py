@@ -22,6 +22,7 @@ from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
 from lightning_bbox.patch_data import PatchDataModule
 from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm
 from lightning_bbox.refiner import Refiner, refine
+from lightning_bbox.regularizers import ElasticNet, L1Penalty, L2Penalty, MaxNorm
 from lightning_bbox.ridge_regressor import RidgeRegressor
 from lightning_bbox.ridge_sums import ridge
 from lightning_bbox.scene_data import SceneDataModule
@@ -41,13 +42,17 @@ __all__ = [
     "Cosine",
     "CropGeometry",
     "DeltaCodec",
+    "ElasticNet",
     "FeatureExtractor",
     "FixedStdCodec",
     "ImageNetNorm",
     "L1Loss",
+    "L1Penalty",
     "L2Loss",
+    "L2Penalty",
     "LaplaceJitter",
     "LinearHead",
+    "MaxNorm",
     "MaxShiftCodec",
     "MeanStdCodec",
     "OneCycle",

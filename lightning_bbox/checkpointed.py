@@ -27,6 +27,7 @@ from lightning_bbox.network import OffsetNet
 from lightning_bbox.parts import Plain, from_plain, to_plain
 from lightning_bbox.plan import stream_seed
 from lightning_bbox.preprocess import Preprocess
+from lightning_bbox.stochastic_layers import stochastic_layers
 
 _FIXED_DRAWS = "training on fixed draws (model.cache)"
 
@@ -73,6 +74,7 @@ class CheckpointedModel(pl.LightningModule):
             codec or MeanStdCodec(),
         )
         self.average_flips, self.compile_choice, self.cache = average_flips, compile, cache
+        self.passes: int | None = None
         self.spec: OffsetSpec | None = None
         self._run: dict[str, Plain] = {}
         self._resumed_run: dict[str, Plain] | None = None
@@ -100,6 +102,12 @@ class CheckpointedModel(pl.LightningModule):
             backbone = self.net.backbone
             self.net.head.build(backbone.out_features, spec, backbone.map_shape)
         self.codec.build(spec)
+        if self.passes and not stochastic_layers(self.net):
+            msg = (
+                f"model.passes is {self.passes}, but nothing in the model draws at random, so that "
+                f"all passes are equal; give the backbone dropout, or leave passes out"
+            )
+            raise BadInput(msg)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lags
         self.spec = spec
 
@@ -154,6 +162,7 @@ class CheckpointedModel(pl.LightningModule):
             "head": self.net.head,
             "codec": self.codec,
             "average_flips": bool(self.average_flips),
+            "passes": self.passes or 0,
         }
         return {name: to_plain(part, f"BoxRegressor's {name}") for name, part in arguments.items()}
 
@@ -236,6 +245,8 @@ class CheckpointedModel(pl.LightningModule):
         refuse_other_parts(recipe, asked)
         if self.average_flips is None:
             self.average_flips = bool(recipe["average_flips"])
+        if self.passes is None:
+            self.passes = int(recipe.get("passes", 0))
         mine = self.recipe()
         if self.spec != spec or any(mine[name] != recipe[name] for name in asked):
             self._take_parts(**{name: from_plain(recipe[name]) for name in asked})

@@ -14,6 +14,7 @@ from lightning_bbox.feature_cache import fill_cache
 from lightning_bbox.loader import Split
 from lightning_bbox.metrics import Refined, RefinedBoxes
 from lightning_bbox.samples import Batch, Samples
+from lightning_bbox.stochastic_layers import sampling
 
 
 class OffsetModel(CheckpointedModel):
@@ -31,8 +32,9 @@ class OffsetModel(CheckpointedModel):
     def on_train_start(self) -> None:
         """Have batches hold features, where they are cached: only now are the weights final."""
         if self.cache is not None:
-            # Averages over flips need crops.
-            evaluated: tuple[Split, ...] = () if self.average_flips else ("train_eval", "val")
+            # Averages over flips and passes need crops.
+            averages = self.average_flips or self.passes
+            evaluated: tuple[Split, ...] = () if averages else ("train_eval", "val")
             fill_cache(self.cache, self.data, ("train", *evaluated), self.net)
 
     def forward(
@@ -133,7 +135,7 @@ class OffsetModel(CheckpointedModel):
         proposals: Boxes,
         labels: Int64[Tensor, " b"] | None = None,
     ) -> tuple[Boxes, Float[Tensor, "b n"]]:
-        """Return refined boxes, and how far off the model deems them, averaged over flips if set.
+        """Return refined boxes, and how far off the model deems them, averaged if asked to.
 
         Args:
             crops: Crops in [0, 1], cut around the proposals.
@@ -153,6 +155,19 @@ class OffsetModel(CheckpointedModel):
         self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds)
 
     def _refined(
+        self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
+    ) -> tuple[Boxes, Tensor]:
+        if not self.passes:
+            return self._over_flips(outputs, crops, proposals, labels)
+        with sampling(self.net, crops.device):
+            passes = [
+                self._over_flips(self._outputs(crops, labels), crops, proposals, labels)
+                for _ in range(self.passes)
+            ]
+        boxes, stds = zip(*passes, strict=True)
+        return torch.stack(boxes).mean(dim=0), torch.stack(stds).mean(dim=0)
+
+    def _over_flips(
         self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
     ) -> tuple[Boxes, Tensor]:
         boxes, stds = [self._decode(outputs, proposals)], [self.net.head.stds(outputs)]

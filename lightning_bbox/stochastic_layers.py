@@ -126,7 +126,7 @@ class Coordinates(nn.Module):
         like = {"dtype": maps.dtype, "device": maps.device}
         x = torch.linspace(-1, 1, width, **like).expand(samples, 1, height, width)  # type: ignore[call-overload] # two options
         y = torch.linspace(-1, 1, height, **like)[:, None].expand(samples, 1, height, width)  # type: ignore[call-overload] # likewise
-        return torch.cat([maps, x, y], dim=1)
+        return torch.cat([maps, x, y], dim=1).contiguous(memory_format=torch.channels_last)
 
 
 def stochastic_layers(net: nn.Module) -> list[nn.Module]:
