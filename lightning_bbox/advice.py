@@ -4,14 +4,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lightning_bbox.backbones import ShallowConvNet
+from lightning_bbox.backbones import Backbone, ShallowConvNet
 from lightning_bbox.errors import BadInput
+from lightning_bbox.extractor import FeatureExtractor
 from lightning_bbox.heads import LinearHead
 from lightning_bbox.losses import L2Loss
 from lightning_bbox.network import OffsetNet
 from lightning_bbox.stochastic_layers import DropConnect, stochastic_layers
-
-_PASSING = (nn.Identity, nn.Flatten, nn.Sequential, _DropoutNd)
 
 
 def advice(net: OffsetNet) -> list[str]:
@@ -32,13 +31,14 @@ def advice(net: OffsetNet) -> list[str]:
     """
     found = []
     if _squares(net) and not net.backbone.frozen:
-        if any(isinstance(layer, _DropoutNd | DropConnect) for layer in stochastic_layers(net)):
+        layers = _layers(net.backbone)
+        if any(isinstance(layer, _DropoutNd | DropConnect) and layer.p > 0 for layer in layers):
             found.append(
                 "dropout before a squared error: what it drops moves each prediction, and the "
                 "square makes much of that; use a BinHead or loss: SmoothL1Loss, or leave dropout "
                 "out"
             )
-        if isinstance(_last_layer(net), _BatchNorm):
+        if isinstance(next(filter(_changes, reversed(layers)), None), _BatchNorm):
             found.append(
                 "batch norm right before a squared error: each prediction depends on the rest of "
                 "its batch, and the square makes much of that; use a BinHead or loss: "
@@ -79,18 +79,46 @@ def refuse_lonely_samples(net: OffsetNet, batch_size: int, world_size: int) -> N
         raise BadInput(msg)
 
 
+def refuse_equal_passes(net: OffsetNet, passes: int) -> None:
+    """Refuse to average passes where nothing draws at random.
+
+    Args:
+        net: Built.
+        passes: How many; 0 is none.
+
+    Raises:
+        BadInput: All passes would be equal.
+
+    Examples:
+        >>> from lightning_bbox import BinHead, ChannelNorm
+        >>> net = OffsetNet(ChannelNorm(), ShallowConvNet((4,), dropout=0.5).build(9), BinHead())
+        >>> refuse_equal_passes(net, passes=8)
+    """
+    if passes and not stochastic_layers(net):
+        msg = (
+            f"model.passes is {passes}, but nothing in the model draws at random, so that all "
+            f"passes are equal; give the backbone dropout, or leave passes out"
+        )
+        raise BadInput(msg)
+
+
 def _squares(net: OffsetNet) -> bool:
     return isinstance(net.head, LinearHead) and isinstance(net.head.criterion, L2Loss)
 
 
-def _last_layer(net: OffsetNet) -> nn.Module | None:
-    """Return the last layer of the backbone, in the order of its modules, that does something."""
-    layers = [
-        module
-        for module in net.backbone.modules()
-        if not (isinstance(module, _PASSING) or any(module.children()))
-    ]
-    return layers[-1] if layers else None
+def _layers(backbone: Backbone) -> list[nn.Module]:
+    """Return the layers that features go through, in the order in which they are named."""
+    named = [(name, layer) for name, layer in backbone.named_modules() if not any(layer.children())]
+    if isinstance(backbone, FeatureExtractor):
+        read = f"net.{backbone.layer}."
+        last = max(at for at, (name, _) in enumerate(named) if f"{name}.".startswith(read))
+        named = named[: last + 1]
+    return [layer for _, layer in named]
+
+
+def _changes(layer: nn.Module) -> bool:
+    """Tell whether a layer does anything in evaluation."""
+    return not isinstance(layer, nn.Identity | nn.Flatten | nn.Sequential | _DropoutNd)
 
 
 def _forgets_places(backbone: ShallowConvNet) -> bool:

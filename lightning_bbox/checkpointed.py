@@ -27,7 +27,6 @@ from lightning_bbox.network import OffsetNet
 from lightning_bbox.parts import Plain, from_plain, to_plain
 from lightning_bbox.plan import stream_seed
 from lightning_bbox.preprocess import Preprocess
-from lightning_bbox.stochastic_layers import stochastic_layers
 
 _FIXED_DRAWS = "training on fixed draws (model.cache)"
 
@@ -102,12 +101,6 @@ class CheckpointedModel(pl.LightningModule):
             backbone = self.net.backbone
             self.net.head.build(backbone.out_features, spec, backbone.map_shape)
         self.codec.build(spec)
-        if self.passes and not stochastic_layers(self.net):
-            msg = (
-                f"model.passes is {self.passes}, but nothing in the model draws at random, so that "
-                f"all passes are equal; give the backbone dropout, or leave passes out"
-            )
-            raise BadInput(msg)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lags
         self.spec = spec
 

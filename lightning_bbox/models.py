@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lightning_bbox.advice import refuse_equal_passes
 from lightning_bbox.boxes import Boxes, box_centers, mirror_boxes
 from lightning_bbox.checkpointed import CheckpointedModel
 from lightning_bbox.errors import BadInput
@@ -109,6 +110,7 @@ class OffsetModel(CheckpointedModel):
             self.log(f"test/{name}", value, sync_dist=True)
 
     def _begin(self, *splits: Split) -> None:
+        refuse_equal_passes(self.net, self.passes or 0)
         for split in splits:
             table = RefinedBoxes(self.data.num_draws(split), self.data.num_targets)
             self._tables[split] = table.to(self.device)

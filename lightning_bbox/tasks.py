@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_bbox.advice import advice, refuse_lonely_samples
+from lightning_bbox.advice import advice, refuse_equal_passes, refuse_lonely_samples
 from lightning_bbox.backbones import Backbone
 from lightning_bbox.checkpoints import (
     checkpoint_of,
@@ -151,6 +151,7 @@ class BoxRegressor(OffsetModel):
     def _look_over(self) -> None:
         """Refuse combinations that can't work, and warn of those that hardly do, before step 1."""
         refuse_lonely_samples(self.net, self.data.batch_size, self.trainer.world_size)
+        refuse_equal_passes(self.net, self.passes or 0)
         if self._resumed_run is None:
             for sentence in advice(self.net):
                 rank_zero_warn(sentence)

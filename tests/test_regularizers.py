@@ -87,7 +87,7 @@ def test_max_norm_takes_a_filter_for_a_neuron_and_keeps_what_is_short():
 
 def test_biases_and_norms_are_exempt_unless_asked_for():
     net = net_of(batch_norm=True)
-    names = {name: weight for name, weight in net.named_parameters()}
+    names = dict(net.named_parameters())
     weights = {id(names[name]) for name in names if names[name].dim() > 1}
     assert {id(weight) for weight in L2Penalty().weights_of(net)} == weights
     assert len(weights) == 3
