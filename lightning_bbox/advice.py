@@ -102,6 +102,27 @@ def refuse_equal_passes(net: OffsetNet, passes: int) -> None:
         raise BadInput(msg)
 
 
+def refuse_idle_dropout(backbone: Backbone) -> None:
+    """Refuse dropout that was asked for where features are computed once, without any draw.
+
+    Args:
+        backbone: What a closed solution learns on.
+
+    Raises:
+        BadInput: It has dropout; a published net's own is left alone.
+
+    Examples:
+        >>> refuse_idle_dropout(ShallowConvNet())
+    """
+    if isinstance(backbone, ShallowConvNet) and any(backbone.shares.values()):
+        asked = ", ".join(f"{name} {share}" for name, share in backbone.shares.items() if share)
+        msg = (
+            f"RidgeRegressor computes features without draws, so the backbone's {asked} does "
+            f"nothing; leave it out, and set lam instead"
+        )
+        raise BadInput(msg)
+
+
 def _squares(net: OffsetNet) -> bool:
     return isinstance(net.head, LinearHead) and isinstance(net.head.criterion, L2Loss)
 

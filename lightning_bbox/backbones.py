@@ -143,8 +143,8 @@ class ShallowConvNet(Backbone):
             names = ", ".join(get_args(Downsample))
             msg = f"ShallowConvNet downsample is {downsample!r}; expected one of {names}"
             raise BadInput(msg)
-        dropped = {"dropout": dropout, "input_dropout": input_dropout, "dropconnect": dropconnect}
-        for name, share in dropped.items():
+        shares = {"dropout": dropout, "input_dropout": input_dropout, "dropconnect": dropconnect}
+        for name, share in shares.items():
             if not 0 <= share < 1:
                 msg = f"ShallowConvNet {name} is {share}; expected 0 to below 1"
                 raise BadInput(msg)
@@ -156,12 +156,7 @@ class ShallowConvNet(Backbone):
             raise BadInput(msg)
         self.channels, self.kernel, self.convs_per_scale = tuple(channels), kernel, tuple(convs)
         self.downsample, self.fc, self.batch_norm = downsample, tuple(fc), batch_norm
-        self.dropout, self.global_pool = dropout, global_pool
-        self.coordinates, self.input_dropout, self.dropconnect = (
-            coordinates,
-            input_dropout,
-            dropconnect,
-        )
+        self.shares, self.global_pool, self.coordinates = shares, global_pool, coordinates
         self.init = init or HeInit()
 
     def build(self, crop_size: int) -> "ShallowConvNet":
@@ -191,7 +186,7 @@ class ShallowConvNet(Backbone):
         return 5 if self.coordinates else 3
 
     def _input_layers(self) -> list[nn.Module]:
-        layers = _dropout(self.input_dropout)
+        layers = _dropout(self.shares["input_dropout"])
         return [*layers, Coordinates()] if self.coordinates else layers
 
     def _conv_layers(self) -> list[nn.Module]:
@@ -214,17 +209,17 @@ class ShallowConvNet(Backbone):
 
     def _fc_layers(self, widths: list[int]) -> list[nn.Module]:
         if not self.fc:
-            return _dropout(self.dropout)
+            return _dropout(self.shares["dropout"])
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
-            layers += [*_dropout(self.dropout), self._linear(inputs, outputs)]
+            layers += [*_dropout(self.shares["dropout"]), self._linear(inputs, outputs)]
             layers += [nn.BatchNorm1d(outputs)] * self.batch_norm + [nn.ReLU()]
         return layers
 
     def _linear(self, inputs: int, outputs: int) -> nn.Module:
         bias = not self.batch_norm
-        if self.dropconnect:
-            return DropConnect(inputs, outputs, bias, self.dropconnect)
+        if share := self.shares["dropconnect"]:
+            return DropConnect(inputs, outputs, bias, share)
         return nn.Linear(inputs, outputs, bias)
 
     def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b f"]:

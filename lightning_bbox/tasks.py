@@ -210,6 +210,10 @@ class BoxRegressor(OffsetModel):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, weighted so that the ranks' gradients average to the global batch's."""
         losses = self._losses(self._outputs(batch.crops, batch.labels, batch.features), batch)
+        if not losses.requires_grad:
+            head = type(self.net.head).__name__
+            msg = f"the loss of {head} has no gradient, so nothing can learn by it; choose another"
+            raise BadInput(msg)
         loss = losses.sum() * (self.trainer.world_size / self.data.batch_size)
         step, rate = self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"]
         moment = Moment(self.trainer.current_epoch, rate)

@@ -16,6 +16,7 @@ from lightning_bbox import (
     L2Loss,
     L2Penalty,
     LinearHead,
+    RidgeRegressor,
     SceneDataModule,
     ShallowConvNet,
     SmoothL1Loss,
@@ -103,3 +104,21 @@ def test_a_pattern_that_fits_nothing_is_refused_before_training():
     model = BoxRegressor(small(), regularizers=[L2Penalty(pattern="fc8")])
     with pytest.raises(BadInput, match="L2Penalty pattern 'fc8' fits no weight that learns; choo"):
         fit(model)
+
+
+class Detached(L2Loss):
+    """A loss by which nothing can learn."""
+
+    def forward(self, predictions, targets, std):
+        return super().forward(predictions.detach(), targets, std)
+
+
+def test_a_loss_without_a_gradient_is_refused_at_the_first_step():
+    with pytest.raises(BadInput, match="the loss of LinearHead has no gradient, so nothing can"):
+        fit(BoxRegressor(small(), LinearHead(Detached())))
+
+
+def test_dropout_is_refused_where_the_solution_is_closed():
+    message = r"without draws, so the backbone's dropout 0\.5, dropconnect 0\.1 does nothing"
+    with pytest.raises(BadInput, match=message):
+        fit(RidgeRegressor(small(dropout=0.5, dropconnect=0.1)))
