@@ -40,6 +40,7 @@ from lightning_bbox.losses import (
 from lightning_bbox.patch_data import PatchDataModule
 from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm, MeanNorm, RangeNorm
 from lightning_bbox.refiner import Refiner, refine
+from lightning_bbox.regularizers import ElasticNet, L1Penalty, L2Penalty, MaxNorm
 from lightning_bbox.ridge_regressor import RidgeRegressor
 from lightning_bbox.ridge_sums import ridge
 from lightning_bbox.scene_data import SceneDataModule
@@ -65,6 +66,7 @@ __all__ = [
     "CropGeometry",
     "DIoULoss",
     "DeltaCodec",
+    "ElasticNet",
     "FanInInit",
     "FeatureExtractor",
     "FixedStdCodec",
@@ -77,12 +79,15 @@ __all__ = [
     "ImageNetNorm",
     "IoULoss",
     "L1Loss",
+    "L1Penalty",
     "L2Loss",
+    "L2Penalty",
     "LaplaceJitter",
     "LaplaceLikelihood",
     "LikelihoodHead",
     "LinearHead",
     "LogCoshLoss",
+    "MaxNorm",
     "MaxShiftCodec",
     "MeanNorm",
     "MeanStdCodec",

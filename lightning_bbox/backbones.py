@@ -1,7 +1,7 @@
 """Backbones: from crops to feature vectors."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, Self, get_args
 
 import torch
@@ -12,8 +12,21 @@ from lightning_bbox.errors import BadInput
 from lightning_bbox.inits import HeInit, Init
 from lightning_bbox.parts import Part
 from lightning_bbox.preprocess import ChannelNorm, Preprocess
+from lightning_bbox.stochastic_layers import (
+    Coordinates,
+    DropConnect,
+    FractionalPool2d,
+    StochasticPool2d,
+)
 
-Downsample = Literal["stride", "max", "avg", "none"]
+Downsample = Literal["stride", "max", "avg", "none", "stochastic", "fractional"]
+
+_POOLS: dict[Downsample, Callable[[], nn.Module]] = {
+    "max": lambda: nn.MaxPool2d(2),
+    "avg": lambda: nn.AvgPool2d(2),
+    "stochastic": StochasticPool2d,
+    "fractional": FractionalPool2d,
+}
 
 
 class Backbone(Part):
@@ -66,20 +79,28 @@ class ShallowConvNet(Backbone):
         kernel: Side of the (odd) convolution kernels.
         convs_per_scale: Convolutions at each scale, one number for all or one for each; by default
             one at the first scale, whose map is the largest, and two at the others.
-        downsample: How a scale halves the map: the first convolution's stride, max or average
-            pooling of 2 after the last convolution, or not at all.
+        downsample: How a scale halves the map: the first convolution's stride, pooling of 2 after
+            the last convolution (the largest, the average, or one drawn at random: `stochastic`),
+            or not at all. `fractional` pooling, of windows that lie at random, shrinks it by the
+            root of two only.
         fc: Widths of the fully connected layers.
         batch_norm: Normalise before each non-linearity.
-        dropout: Probability of dropping an input of the fully connected layers.
+        dropout: Probability of dropping an input of each fully connected layer; of the head where
+            there is none.
         global_pool: Average the map over space before the fully connected layers, which loses where
             things are.
         init: How the weights begin; `HeInit` by default.
+        coordinates: Append the pixels' x and y to the crop, as channels from -1 to 1 (CoordConv).
+        input_dropout: Probability of dropping a value of the crop.
+        dropconnect: Probability of dropping a weight of the fully connected layers.
 
     Raises:
-        BadInput: An argument is out of range, or there are more scales than the crop can be halved.
+        BadInput: An argument is out of range or has nothing to act on, or there are more scales
+            than the crop can be halved.
 
     References:
-        Ioffe and Szegedy, Batch normalization (2015).
+        Ioffe and Szegedy, Batch normalization (2015). Srivastava et al., Dropout (2014). For the
+        pools, DropConnect and CoordConv see `lightning_bbox.stochastic_layers`.
 
     Examples:
         >>> net = ShallowConvNet(channels=(8, 16), fc=(32,)).build(45)
@@ -100,6 +121,9 @@ class ShallowConvNet(Backbone):
         dropout: float = 0.0,
         global_pool: bool = False,
         init: Init | None = None,
+        coordinates: bool = False,
+        input_dropout: float = 0.0,
+        dropconnect: float = 0.0,
     ) -> None:
         super().__init__()
         scales = len(channels)
@@ -119,12 +143,20 @@ class ShallowConvNet(Backbone):
             names = ", ".join(get_args(Downsample))
             msg = f"ShallowConvNet downsample is {downsample!r}; expected one of {names}"
             raise BadInput(msg)
-        if not 0 <= dropout < 1:
-            msg = f"ShallowConvNet dropout is {dropout}; expected 0 to below 1"
+        shares = {"dropout": dropout, "input_dropout": input_dropout, "dropconnect": dropconnect}
+        for name, share in shares.items():
+            if not 0 <= share < 1:
+                msg = f"ShallowConvNet {name} is {share}; expected 0 to below 1"
+                raise BadInput(msg)
+        if dropconnect and not fc:
+            msg = (
+                f"ShallowConvNet dropconnect is {dropconnect}, but fc is empty, so there are no "
+                f"weights to drop; give fc a width, or use dropout"
+            )
             raise BadInput(msg)
         self.channels, self.kernel, self.convs_per_scale = tuple(channels), kernel, tuple(convs)
         self.downsample, self.fc, self.batch_norm = downsample, tuple(fc), batch_norm
-        self.dropout, self.global_pool = dropout, global_pool
+        self.shares, self.global_pool, self.coordinates = shares, global_pool, coordinates
         self.init = init or HeInit()
 
     def build(self, crop_size: int) -> "ShallowConvNet":
@@ -133,9 +165,11 @@ class ShallowConvNet(Backbone):
             times = len(self.channels)
             msg = f"crops of {crop_size} px can't be halved {times} times; use fewer channels"
             raise BadInput(msg)
+        self.inputs = nn.Sequential(*self._input_layers())
         self.convs = nn.Sequential(*self._conv_layers()).eval()
         with torch.no_grad():
-            channels, height, width = self.convs(torch.zeros(1, 3, crop_size, crop_size))[0].shape
+            crops = torch.zeros(1, self._input_channels, crop_size, crop_size)
+            channels, height, width = self.convs(crops)[0].shape
         self.convs.train()
         self.pool = nn.AdaptiveAvgPool2d(1) if self.global_pool else nn.Identity()
         if not (self.fc or self.global_pool):
@@ -147,9 +181,17 @@ class ShallowConvNet(Backbone):
         self.init.apply_to(self)
         return self
 
+    @property
+    def _input_channels(self) -> int:
+        return 5 if self.coordinates else 3
+
+    def _input_layers(self) -> list[nn.Module]:
+        layers = _dropout(self.shares["input_dropout"])
+        return [*layers, Coordinates()] if self.coordinates else layers
+
     def _conv_layers(self) -> list[nn.Module]:
         layers: list[nn.Module] = []
-        inputs = 3
+        inputs = self._input_channels
         for outputs, convs in zip(self.channels, self.convs_per_scale, strict=True):
             for index in range(convs):
                 stride = 2 if self.downsample == "stride" and index == 0 else 1
@@ -161,19 +203,30 @@ class ShallowConvNet(Backbone):
                 )
                 layers += [nn.BatchNorm2d(outputs)] * self.batch_norm + [nn.ReLU()]
                 inputs = outputs
-            if self.downsample in ("max", "avg"):
-                layers.append(nn.MaxPool2d(2) if self.downsample == "max" else nn.AvgPool2d(2))
+            if self.downsample in _POOLS:
+                layers.append(_POOLS[self.downsample]())
         return layers
 
     def _fc_layers(self, widths: list[int]) -> list[nn.Module]:
+        if not self.fc:
+            return _dropout(self.shares["dropout"])
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
-            layers += [nn.Dropout(self.dropout)] * (self.dropout > 0)
-            layers.append(nn.Linear(inputs, outputs, bias=not self.batch_norm))
+            layers += [*_dropout(self.shares["dropout"]), self._linear(inputs, outputs)]
             layers += [nn.BatchNorm1d(outputs)] * self.batch_norm + [nn.ReLU()]
         return layers
 
+    def _linear(self, inputs: int, outputs: int) -> nn.Module:
+        bias = not self.batch_norm
+        if share := self.shares["dropconnect"]:
+            return DropConnect(inputs, outputs, bias, share)
+        return nn.Linear(inputs, outputs, bias)
+
     def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b f"]:
         """Return the features of preprocessed crops."""
-        features: Tensor = self.fcs(self.pool(self.convs(crops)).flatten(1))
+        features: Tensor = self.fcs(self.pool(self.convs(self.inputs(crops))).flatten(1))
         return features
+
+
+def _dropout(share: float) -> list[nn.Module]:
+    return [nn.Dropout(share)] if share else []

@@ -70,6 +70,8 @@ class BoxDataModule(CropDataModule):
         eval_draws: Samples of each evaluation.
         seed: Seed of order, proposals and augmentation.
         compile: Compile the cut; `auto` does where there is a compiler.
+        val_fold: Which share of the training groups validates, from 0, for cross-validation: the
+            folds share no group, and together they are all.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class BoxDataModule(CropDataModule):
         eval_draws: int = 2_000,
         seed: int = 0,
         compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
+        val_fold: int = 0,
     ) -> None:
         super().__init__(
             crop,
@@ -123,11 +126,8 @@ class BoxDataModule(CropDataModule):
         )
         self.splits.check()
         self.test_groups = test_groups or []
-        self.val_fraction, self.test_fraction, self.split_seed = (
-            val_fraction,
-            test_fraction,
-            split_seed,
-        )
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.split_seed, self.val_fold = split_seed, val_fold
         self.read_table = partial(
             read_annotations,
             root,
@@ -239,11 +239,15 @@ class BoxDataModule(CropDataModule):
         if self.test_groups:
             for at in held_out(table, self.test_groups)[1]:
                 roles[at] = "test"
-        for role, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
+        carved = ("test", self.test_fraction, 0), ("val", self.val_fraction, self.val_fold)
+        for role, fraction, fold in carved:
             if role in roles:
+                if fold:
+                    msg = f"data.val_fold is {fold}, but the {role} split is there; leave one out"
+                    raise BadInput(msg)
                 continue
             train = [at for at, name in enumerate(roles) if name == "train"]
-            for at in split_pictures(table.pictures(train), fraction, self.split_seed)[1]:
+            for at in split_pictures(table.pictures(train), fraction, self.split_seed, fold)[1]:
                 roles[train[at]] = role
 
 

@@ -77,6 +77,7 @@ class CheckpointedModel(pl.LightningModule):
             codec or MeanStdCodec(),
         )
         self.average_flips, self.compile_choice, self.cache = average_flips, compile, cache
+        self.passes: int | None = None
         self.spec: OffsetSpec | None = None
         self._run: dict[str, Plain] = {}
         self._resumed_run: dict[str, Plain] | None = None
@@ -182,6 +183,7 @@ class CheckpointedModel(pl.LightningModule):
             "head": self.net.head,
             "codec": self.codec,
             "average_flips": bool(self.average_flips),
+            "passes": self.passes or 0,
         }
         return {name: to_plain(part, f"BoxRegressor's {name}") for name, part in arguments.items()}
 
@@ -264,6 +266,8 @@ class CheckpointedModel(pl.LightningModule):
         refuse_other_parts(recipe, asked)
         if self.average_flips is None:
             self.average_flips = bool(recipe["average_flips"])
+        if self.passes is None:
+            self.passes = int(recipe.get("passes", 0))
         mine = self.recipe()
         if self.spec != spec or any(mine[name] != recipe[name] for name in asked):
             self._take_parts(**{name: from_plain(recipe[name]) for name in asked})

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lightning_bbox.advice import refuse_equal_passes
 from lightning_bbox.boxes import Boxes, box_centers, mirror_boxes
 from lightning_bbox.checkpointed import CheckpointedModel
 from lightning_bbox.errors import BadInput
@@ -14,6 +15,7 @@ from lightning_bbox.feature_cache import fill_cache
 from lightning_bbox.loader import Split
 from lightning_bbox.metrics import Refined, RefinedBoxes, coordinate_errors
 from lightning_bbox.samples import Batch, Samples
+from lightning_bbox.stochastic_layers import sampling
 
 
 class OffsetModel(CheckpointedModel):
@@ -31,8 +33,9 @@ class OffsetModel(CheckpointedModel):
     def on_train_start(self) -> None:
         """Have batches hold features, where they are cached: only now are the weights final."""
         if self.cache is not None:
-            # Averages over flips need crops.
-            evaluated: tuple[Split, ...] = () if self.average_flips else ("train_eval", "val")
+            # Averages over flips and passes need crops.
+            averages = self.average_flips or self.passes
+            evaluated: tuple[Split, ...] = () if averages else ("train_eval", "val")
             fill_cache(self.cache, self.data, ("train", *evaluated), self.net)
 
     def forward(
@@ -107,6 +110,7 @@ class OffsetModel(CheckpointedModel):
             self.log(f"test/{name}", value, sync_dist=True)
 
     def _begin(self, *splits: Split) -> None:
+        refuse_equal_passes(self.net, self.passes or 0)
         for split in splits:
             table = RefinedBoxes(self.data.num_draws(split), self.data.num_targets)
             self._tables[split] = table.to(self.device)
@@ -134,7 +138,7 @@ class OffsetModel(CheckpointedModel):
         proposals: Boxes,
         labels: Int64[Tensor, " b"] | None = None,
     ) -> tuple[Boxes, Float[Tensor, "b n"]]:
-        """Return refined boxes, and how far off the model deems them, averaged over flips if set.
+        """Return refined boxes, and how far off the model deems them, averaged if asked to.
 
         Args:
             crops: Crops in [0, 1], cut around the proposals.
@@ -156,6 +160,19 @@ class OffsetModel(CheckpointedModel):
         self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds, nll)
 
     def _refined(
+        self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
+    ) -> tuple[Boxes, Tensor]:
+        if not self.passes:
+            return self._over_flips(outputs, crops, proposals, labels)
+        with sampling(self.net, crops.device):
+            passes = [
+                self._over_flips(self._outputs(crops, labels), crops, proposals, labels)
+                for _ in range(self.passes)
+            ]
+        boxes, stds = zip(*passes, strict=True)
+        return torch.stack(boxes).mean(dim=0), torch.stack(stds).mean(dim=0)
+
+    def _over_flips(
         self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
     ) -> tuple[Boxes, Tensor]:
         boxes, stds = [self._decode(outputs, proposals)], [self.net.head.stds(outputs)]

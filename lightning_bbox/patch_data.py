@@ -43,6 +43,8 @@ class PatchDataModule(CropDataModule):
         eval_draws: Samples of each evaluation.
         seed: Seed of order, shifts and augmentation.
         compile: Compile the cut; `auto` does where there is a compiler.
+        val_fold: Which share of the training groups validates, from 0, for cross-validation: the
+            folds share no group, and together they are all.
 
     Raises:
         BadInput: The file isn't such an array, or the margin is too small for the shifts.
@@ -62,6 +64,7 @@ class PatchDataModule(CropDataModule):
         eval_draws: int = 2_000,
         seed: int = 0,
         compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
+        val_fold: int = 0,
     ) -> None:
         self.file = file
         self.patches, self.groups, self.offsets = _load_patches(Path(file))
@@ -96,11 +99,8 @@ class PatchDataModule(CropDataModule):
                 f"crop_size"
             )
             raise BadInput(msg)
-        self.val_fraction, self.test_fraction, self.split_seed = (
-            val_fraction,
-            test_fraction,
-            split_seed,
-        )
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.split_seed, self.val_fold = split_seed, val_fold
 
     def read(self) -> Source:
         """Lay the true boxes in the middle (or where the offsets say), and split by group."""
@@ -113,7 +113,7 @@ class PatchDataModule(CropDataModule):
         names, groups = np.unique([str(group) for group in self.groups], return_inverse=True)
         held = {"test": hold_out_groups(set(names), self.test_fraction, self.split_seed)}
         rest = set(names) - held["test"]
-        held["val"] = hold_out_groups(rest, self.val_fraction, self.split_seed)
+        held["val"] = hold_out_groups(rest, self.val_fraction, self.split_seed, self.val_fold)
         held["train"] = rest - held["val"]
         splits = {}
         for name, chosen in held.items():

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_bbox.advice import refuse_idle_dropout
 from lightning_bbox.backbones import Backbone
 from lightning_bbox.checkpoints import CHECKPOINT_KEY
 from lightning_bbox.codecs import DeltaCodec
@@ -121,6 +122,7 @@ class RidgeRegressor(OffsetModel):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Make none; but a run that goes on must be the same run."""
+        refuse_idle_dropout(self.net.backbone)
         self.keep_to_the_run({"the ridge": f"{self.scaling} {self.lam}"})
         return []
 

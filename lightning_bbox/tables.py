@@ -204,7 +204,9 @@ def _join(first: BoxTable, second: BoxTable) -> BoxTable:
     )
 
 
-def split_pictures(table: BoxTable, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def split_pictures(
+    table: BoxTable, fraction: float, seed: int, fold: int = 0
+) -> tuple[list[int], list[int]]:
     """Split the pictures by group, the same way whatever their order.
 
     The groups are ordered by a hash of seed and name, so that a group keeps its place when others
@@ -215,12 +217,14 @@ def split_pictures(table: BoxTable, fraction: float, seed: int) -> tuple[list[in
         fraction: Fraction of the groups to hold out, rounded, but one group at least where it is
             positive, and never all.
         seed: Other seeds hold out other groups.
+        fold: Which share to hold out, from 0, for cross-validation.
 
     Returns:
         Indices of the pictures kept, and of those held out.
 
     Raises:
-        BadInput: If the fraction is not in [0, 1), or there is only one group to split.
+        BadInput: If the fraction is not in [0, 1), there is only one group to split, or no such
+            fold.
 
     Examples:
         >>> none = torch.tensor([], dtype=torch.int64)
@@ -232,27 +236,41 @@ def split_pictures(table: BoxTable, fraction: float, seed: int) -> tuple[list[in
         >>> split_pictures(table, 0.5, seed=1)
         ([1], [0, 2])
     """
-    return _parted(table, hold_out_groups(set(table.groups), fraction, seed))
+    return _parted(table, hold_out_groups(set(table.groups), fraction, seed, fold))
 
 
-def hold_out_groups(groups: Set[str], fraction: float, seed: int) -> set[str]:
+def hold_out_groups(groups: Set[str], fraction: float, seed: int, fold: int = 0) -> set[str]:
     """Choose groups to hold out, by a hash of seed and name.
+
+    The folds of one seed share no group, and together they are all: as many as the fraction goes
+    into 1, the first of its size, the others as equal as can be.
 
     Args:
         groups: Names of the groups.
         fraction: Fraction of them to hold out, rounded, but one at least where it is positive, and
             never all.
         seed: Other seeds hold out other groups.
+        fold: Which share to hold out, from 0, for cross-validation.
 
     Raises:
-        BadInput: If the fraction is not in [0, 1), or there is only one group to split.
+        BadInput: If the fraction is not in [0, 1), there is only one group to split, or no such
+            fold.
 
     Examples:
         >>> hold_out_groups({"left", "right", "top"}, 0.1, seed=0)
         {'right'}
+        >>> sorted(hold_out_groups({"left", "right", "top"}, 0.5, seed=0, fold=1))
+        ['left']
     """
     if not 0 <= fraction < 1:
         msg = f"the fraction to hold out is {fraction}; choose one in [0, 1)"
+        raise BadInput(msg)
+    folds = round(1 / fraction) if fraction else 1
+    if not 0 <= fold < folds:
+        msg = (
+            f"val_fold is {fold}, but a fraction of {fraction:g} makes {folds} folds, from 0; "
+            f"choose one of them"
+        )
         raise BadInput(msg)
     if fraction == 0:
         return set()
@@ -265,7 +283,14 @@ def hold_out_groups(groups: Set[str], fraction: float, seed: int) -> set[str]:
         raise BadInput(msg)
     ordered = sorted(groups, key=lambda group: _digest(f"{seed}:{group}"))
     count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
-    return set(ordered[:count])
+    if fold == 0:
+        return set(ordered[:count])
+    rest, others = ordered[count:], folds - 1
+    if len(rest) < others:
+        msg = f"there are {len(groups)} groups, too few for {folds} folds; raise val_fraction"
+        raise BadInput(msg)
+    start, end = (len(rest) * at // others for at in (fold - 1, fold))
+    return set(rest[start:end])
 
 
 def held_out(table: BoxTable, groups: Sequence[str]) -> tuple[list[int], list[int]]:

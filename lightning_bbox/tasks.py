@@ -1,14 +1,16 @@
 """The LightningModule that learns box offsets by gradient descent."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lightning_bbox.advice import advice, refuse_equal_passes, refuse_lonely_samples
 from lightning_bbox.backbones import Backbone
 from lightning_bbox.checkpoints import (
     checkpoint_of,
@@ -23,6 +25,7 @@ from lightning_bbox.heads import Head, LinearHead
 from lightning_bbox.messages import say
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.preprocess import Preprocess
+from lightning_bbox.regularizers import Regularization, Regularizer
 from lightning_bbox.samples import Batch
 from lightning_bbox.schedules import OneCycle, Schedule, run_progress
 from lightning_bbox.stability import excess_message, largest_stable_rate
@@ -50,6 +53,16 @@ class BoxRegressor(OffsetModel):
         cache: Where the features of a frozen backbone are kept: `memory`, or a folder of files that
             later runs use again. The training set is then that of the first epoch, in a fresh order
             in each. By default they are computed in every step.
+        regularizers: What the loss gains for the size of the weights, or what is done to them after
+            each step; nothing by default. The optimizer's own weight decay acts beside them.
+        passes: At evaluation, average the boxes of so many passes in which dropout and its kin draw
+            as in training; as its checkpoint says by default, else 0, one pass without draws.
+
+    Raises:
+        BadInput: An argument is out of range.
+
+    References:
+        Gal and Ghahramani, Dropout as a Bayesian approximation (2016), for the passes.
 
     Examples:
         >>> from lightning_bbox import CropGeometry, ShallowConvNet
@@ -75,8 +88,14 @@ class BoxRegressor(OffsetModel):
         weights: str | None = None,
         compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
         cache: str | None = None,
+        regularizers: list[Regularizer] | None = None,
+        passes: int | None = None,
     ) -> None:
         super().__init__(backbone, head, codec, preprocess, average_flips, compile, cache)
+        if passes is not None and passes < 0:
+            msg = f"BoxRegressor passes is {passes}; expected 0 (one pass without draws) or more"
+            raise BadInput(msg)
+        self.passes, self.regularizers = passes, regularizers or []
         if cache is not None:  # before any data is read; a checkpoint's parts are seen to later
             refuse_learning(self.net.backbone)
         self.optimizer = optimizer
@@ -102,9 +121,16 @@ class BoxRegressor(OffsetModel):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and a schedule over the whole run, once the weights are there."""
         self.take_weights()  # only now is it known whether the run goes on from a checkpoint
+        self._regularization = Regularization(self.regularizers, self.net)
+        self._look_over()
         parameters = [weights for weights in self.parameters() if weights.requires_grad]
         optimizer = (self.optimizer or self._adamw)(parameters)
-        self.keep_to_the_run({"the optimizer": type(optimizer).__name__})
+        self.keep_to_the_run(
+            {
+                "the optimizer": type(optimizer).__name__,
+                "model.regularizers": str(self._regularization) or None,
+            }
+        )
         self._asked_groups = [
             {name: value for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
@@ -117,6 +143,14 @@ class BoxRegressor(OffsetModel):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _look_over(self) -> None:
+        """Refuse combinations that can't work, and warn of those that hardly do, before step 1."""
+        refuse_lonely_samples(self.net, self.data.batch_size, self.trainer.world_size)
+        refuse_equal_passes(self.net, self.passes or 0)
+        if self._resumed_run is None:
+            for sentence in advice(self.net):
+                rank_zero_warn(sentence)
 
     def _adamw(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         # Lightning 2.6.6 refuses to clip the gradients of a fused optimizer in mixed precision.
@@ -172,6 +206,10 @@ class BoxRegressor(OffsetModel):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, weighted so that the ranks' gradients average to the global batch's."""
         losses = self._losses(self._outputs(batch.crops, batch.labels, batch.features), batch)
+        if not losses.requires_grad:
+            head = type(self.net.head).__name__
+            msg = f"the loss of {head} has no gradient, so nothing can learn by it; choose another"
+            raise BadInput(msg)
         loss = losses.sum() * (self.trainer.world_size / self.data.batch_size)
         step, rate = self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"]
         moment = Moment(self.trainer.current_epoch, rate)
@@ -180,7 +218,27 @@ class BoxRegressor(OffsetModel):
             self.refuse_divergence()
             self.log("train/loss", self._watch.mean(), sync_dist=True)
             self.log("train/lr", rate)
-        return loss
+        return self._with_penalty(loss)
+
+    def _with_penalty(self, loss: Tensor) -> Tensor:
+        """Add the penalty whole: the ranks' gradients are averaged, and those of this are equal."""
+        if not self._regularization:
+            return loss
+        penalty = self._regularization.penalty()
+        if self.logs_after(self.trainer.global_step + 1):
+            self.log("train/penalty", penalty.detach())
+        return loss + penalty
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Make a step, and see to the weights after it."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._regularization.project()
 
     def on_validation_epoch_start(self) -> None:
         """Begin empty tables, unless there is nothing to validate any more."""

@@ -25,8 +25,12 @@ def draw_crops(num=4, size=45):
 
 
 @pytest.mark.parametrize(
-    ("downsample", "side"), [("stride", 12), ("max", 11), ("avg", 11), ("none", 45)]
-)
+    ("downsample", "side"),
+    [
+        ("stride", 12), ("max", 11), ("avg", 11), ("none", 45),
+        ("stochastic", 11), ("fractional", 21),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_each_scale_halves_the_map_as_asked(downsample, side, batch_norm):
     net = build(downsample=downsample, batch_norm=batch_norm)
@@ -116,7 +120,7 @@ def test_building_leaves_the_running_statistics_as_they_begin():
             assert torch.equal(value, fresh[name]), name
 
 
-@pytest.mark.parametrize("downsample", ["stride", "max", "avg"])
+@pytest.mark.parametrize("downsample", ["stride", "max", "avg", "stochastic", "fractional"])
 def test_the_smallest_crop_that_can_be_halved_builds(downsample):
     net = build(8, channels=(8, 8, 8), downsample=downsample)
     assert net(draw_crops(size=8)).shape == (4, 256)
@@ -129,6 +133,13 @@ def test_dropout_is_active_in_training_alone():
     assert torch.equal(net.eval()(crops), net(crops))
     assert len(layers_of(net, nn.Dropout)) == 1
     assert not layers_of(build(), nn.Dropout)
+
+
+def test_without_fully_connected_layers_dropout_drops_what_the_head_sees():
+    net = build(fc=(), dropout=0.5)
+    assert (net.train()(draw_crops()) == 0).double().mean() > 0.4
+    assert net.map_shape == (16, 12, 12)
+    assert torch.equal(net.eval()(draw_crops()), net.convs(draw_crops()).flatten(1))
 
 
 def moved_features(net, shift=3):
@@ -164,6 +175,8 @@ def test_flattening_keeps_where_things_are_and_global_pooling_loses_it():
         ({"kernel": -1}, "kernel is -1"),
         ({"dropout": 1.0}, r"dropout is 1\.0; expected 0 to below 1"),
         ({"dropout": -0.1}, r"dropout is -0\.1"),
+        ({"input_dropout": 1.5}, r"input_dropout is 1\.5; expected 0 to below 1"),
+        ({"dropconnect": 0.5, "fc": ()}, r"dropconnect is 0\.5, but fc is empty, .* use dropout"),
         ({"downsample": "strides"}, "downsample.*strides"),
     ],
 )
@@ -172,7 +185,7 @@ def test_impossible_nets_are_refused(arguments, message):
         ShallowConvNet(**arguments)
 
 
-@pytest.mark.parametrize("downsample", ["stride", "max", "avg"])
+@pytest.mark.parametrize("downsample", ["stride", "max", "avg", "stochastic", "fractional"])
 def test_more_scales_than_the_crop_can_be_halved_are_refused(downsample):
     with pytest.raises(BadInput, match="crops of 31 px can't be halved 5 times; use fewer"):
         build(31, channels=(8,) * 5, downsample=downsample)

@@ -185,6 +185,24 @@ def test_without_any_split_pictures_are_parted_by_a_seed_of_their_own(tmp_path):
     assert {name: len(halves[name]) for name in SPLITS} == {"train": 12, "val": 3, "test": 15}
 
 
+def test_folds_of_validation_part_what_is_left_beside_the_test(tmp_path):
+    write_yolo(tmp_path, all=range(30))
+    found = [pictures(read(tmp_path, val_fold=fold)) for fold in range(10)]
+    assert found[0] == pictures(read(tmp_path))
+    assert all(together(each) == list(range(30)) for each in found)
+    assert all(each["test"] == found[0]["test"] for each in found)
+    rest = sorted(set(range(30)) - set(found[0]["test"]))
+    assert sorted(at for each in found for at in each["val"]) == rest
+    with pytest.raises(BadInput, match=r"val_fold is 10, but a fraction of 0\.1 makes 10 folds"):
+        _ = read(tmp_path, val_fold=10).source
+
+
+def test_a_fold_is_refused_where_there_is_a_validation_split(tmp_path):
+    write_coco(tmp_path, train=range(20), valid=range(20, 25))
+    with pytest.raises(BadInput, match="val_fold is 3, but the val split is there; leave one out"):
+        _ = read(tmp_path, val_fold=3).source
+
+
 def test_splits_that_share_groups_are_replaced_by_groups_and_it_is_said(tmp_path):
     write_csv(tmp_path, 30, lambda n: "test" if n % 3 == 0 else "train", lambda n: f"b{n // 5}")
     data = read(tmp_path)

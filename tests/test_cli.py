@@ -297,6 +297,8 @@ def test_photometric_kornia_modules_are_named_in_yaml(
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     options = ["--trainer.precision=64-true", "--model.backbone.batch_norm=false"]
+    options += ["--model.regularizers+=L2Penalty", "--model.regularizers.strength=0.3"]
+    options += ["--model.regularizers+=MaxNorm", "--model.regularizers.limit=1"]
     one = weights(fit(tmp_path, "one", *options))
     command = [sys.executable, "-m", "lightning_bbox", *SCENES, *options, f"--runs={tmp_path}"]
     command += ["--name=two", "--trainer.accelerator=cpu", "--trainer.devices=2"]

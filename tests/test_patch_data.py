@@ -120,6 +120,16 @@ def test_groups_never_cross_splits(tmp_path, seed):
         assert len(pairs) == len(found[name])
 
 
+def test_folds_of_validation_share_no_group(tmp_path):
+    path = write(tmp_path / "p.npz", draw_patches(60), groups=np.arange(60) // 2)
+    folds = [read(path, val_fold=fold).source.splits for fold in range(10)]
+    images = [set(splits["val"].image_index.tolist()) for splits in folds]
+    first = read(path).source.splits
+    assert images[0] == set(first["val"].image_index.tolist())
+    assert sum(len(fold) for fold in images) == len(set.union(*images)) == 48
+    assert set.union(*images).isdisjoint(first["test"].image_index.tolist())
+
+
 def test_a_group_keeps_its_split_when_the_patches_are_reordered(tmp_path):
     groups, patches = np.array([f"dish {n % 10}" for n in range(40)]), draw_patches(40)
     order = np.random.default_rng(1).permutation(40)

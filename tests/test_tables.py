@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bbox.errors import BadInput
-from lightning_bbox.tables import BoxTable, concat_tables, held_out, split_pictures
+from lightning_bbox.tables import (
+    BoxTable,
+    concat_tables,
+    held_out,
+    hold_out_groups,
+    split_pictures,
+)
 
 
 def make_table(names="abc", root="data", classes=("cell", "plate"), groups=None):
@@ -118,6 +124,24 @@ def test_a_group_is_on_one_side(groups, fraction, seed):
     assert not kept_groups & held_groups
     wanted = round(fraction * len(set(groups)))
     assert len(held_groups) == min(max(wanted, 1), len(set(groups)) - 1)
+
+
+@given(st.integers(2, 60), st.floats(0.05, 0.9), st.integers(0, 3))
+def test_folds_part_the_groups_and_the_first_is_the_split_without(count, fraction, seed):
+    groups, number = {f"g{at}" for at in range(count)}, round(1 / fraction)
+    held = max(round(fraction * count), 1)
+    if count - held < number - 1:
+        with pytest.raises(BadInput, match=f"{count} groups, too few for {number} folds"):
+            hold_out_groups(groups, fraction, seed, fold=number - 1)
+        return
+    folds = [hold_out_groups(groups, fraction, seed, fold) for fold in range(number)]
+    assert folds[0] == hold_out_groups(groups, fraction, seed)
+    if number > 1:
+        assert sorted(name for fold in folds for name in fold) == sorted(groups)
+    sizes = [len(fold) for fold in folds[1:]]
+    assert not sizes or max(sizes) - min(sizes) <= 1
+    with pytest.raises(BadInput, match=f"val_fold is {number}, but .* makes {number} folds"):
+        hold_out_groups(groups, fraction, seed, fold=number)
 
 
 @given(st.permutations(range(12)), st.integers(0, 9))
