@@ -4,6 +4,14 @@ from lightning_bbox.alexnet import AlexNet
 from lightning_bbox.augment import Augment
 from lightning_bbox.backbones import ShallowConvNet
 from lightning_bbox.bin_head import BinHead
+from lightning_bbox.bin_losses import (
+    AttributeHinge,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    StructuredHinge,
+    WestonWatkinsHinge,
+)
+from lightning_bbox.bins import GaussianLabels, OneHotLabels, SmoothedLabels, TwoHotLabels
 from lightning_bbox.box_data import BoxDataModule
 from lightning_bbox.codecs import (
     DeltaCodec,
@@ -14,10 +22,18 @@ from lightning_bbox.codecs import (
     WhitenedCodec,
 )
 from lightning_bbox.crops import CropGeometry
+from lightning_bbox.decoders import (
+    ArgmaxDecoder,
+    ExpectationDecoder,
+    MeanShiftDecoder,
+    MedianDecoder,
+    ModeDecoder,
+)
 from lightning_bbox.errors import BadInput
 from lightning_bbox.extractor import FeatureExtractor
 from lightning_bbox.heads import LinearHead
 from lightning_bbox.jitter import LaplaceJitter, OverlapJitter, UniformJitter
+from lightning_bbox.links import CumulativeLink, IndependentLink, SoftmaxLink, TreeLink
 from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
 from lightning_bbox.patch_data import PatchDataModule
 from lightning_bbox.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm
@@ -30,9 +46,12 @@ from lightning_bbox.tasks import BoxRegressor
 
 __all__ = [
     "AlexNet",
+    "ArgmaxDecoder",
+    "AttributeHinge",
     "Augment",
     "BadInput",
     "BinHead",
+    "BinaryCrossEntropy",
     "BoxDataModule",
     "BoxRegressor",
     "CaffeNorm",
@@ -40,17 +59,26 @@ __all__ = [
     "Constant",
     "Cosine",
     "CropGeometry",
+    "CrossEntropy",
+    "CumulativeLink",
     "DeltaCodec",
+    "ExpectationDecoder",
     "FeatureExtractor",
     "FixedStdCodec",
+    "GaussianLabels",
     "ImageNetNorm",
+    "IndependentLink",
     "L1Loss",
     "L2Loss",
     "LaplaceJitter",
     "LinearHead",
     "MaxShiftCodec",
+    "MeanShiftDecoder",
     "MeanStdCodec",
+    "MedianDecoder",
+    "ModeDecoder",
     "OneCycle",
+    "OneHotLabels",
     "OverlapJitter",
     "PatchDataModule",
     "PixelCodec",
@@ -59,7 +87,13 @@ __all__ = [
     "SceneDataModule",
     "ShallowConvNet",
     "SmoothL1Loss",
+    "SmoothedLabels",
+    "SoftmaxLink",
+    "StructuredHinge",
+    "TreeLink",
+    "TwoHotLabels",
     "UniformJitter",
+    "WestonWatkinsHinge",
     "WhitenedCodec",
     "refine",
     "ridge",

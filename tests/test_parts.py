@@ -13,6 +13,14 @@ from torch import nn
 
 from lightning_bbox.backbones import ShallowConvNet
 from lightning_bbox.bin_head import BinHead
+from lightning_bbox.bin_losses import (
+    AttributeHinge,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    StructuredHinge,
+    WestonWatkinsHinge,
+)
+from lightning_bbox.bins import GaussianLabels, OneHotLabels, SmoothedLabels, TwoHotLabels
 from lightning_bbox.codecs import (
     DeltaCodec,
     FixedStdCodec,
@@ -22,8 +30,16 @@ from lightning_bbox.codecs import (
     PixelCodec,
 )
 from lightning_bbox.crops import CropGeometry
+from lightning_bbox.decoders import (
+    ArgmaxDecoder,
+    ExpectationDecoder,
+    MeanShiftDecoder,
+    MedianDecoder,
+    ModeDecoder,
+)
 from lightning_bbox.errors import BadInput
 from lightning_bbox.heads import LinearHead
+from lightning_bbox.links import CumulativeLink, IndependentLink, SoftmaxLink, TreeLink
 from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
 from lightning_bbox.parts import Part, from_plain, to_plain
 from lightning_bbox.preprocess import ChannelNorm
@@ -48,7 +64,13 @@ PARTS = [
     ShallowConvNet((8, 16), 5, (1, 2), downsample="max", fc=(), dropout=0.25),
     LinearHead(SmoothL1Loss(beta=1 / 9)),
     LinearHead(),
-    BinHead(0.25, sigma=1.0),
+    BinHead(GaussianLabels(1.0), SoftmaxLink(), CrossEntropy(), ModeDecoder(5), grids=2),
+    BinHead(SmoothedLabels(0.2), TreeLink(3), decoder=MeanShiftDecoder(20), max_shift=4.0),
+    BinHead(TwoHotLabels(), CumulativeLink(), decoder=MedianDecoder()),
+    BinHead(OneHotLabels(), IndependentLink(), BinaryCrossEntropy(), ArgmaxDecoder()),
+    BinHead(loss=WestonWatkinsHinge(squared=True)),
+    BinHead(loss=StructuredHinge(), decoder=ExpectationDecoder()),
+    BinHead(loss=AttributeHinge()),
     DeltaCodec(),
     FixedStdCodec((0.1, 0.2, 0.3, 0.4)),
     MeanStdCodec(),
