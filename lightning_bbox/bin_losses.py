@@ -72,6 +72,7 @@ class CrossEntropy(BinLoss):
         CS231n notes, Linear classification: the softmax classifier.
 
     Examples:
+        >>> import torch
         >>> from lightning_bbox.bins import lay_grid
         >>> grid = lay_grid([1.0], [0.5], padding=0)
         >>> link = SoftmaxLink().build(8, grid.inside, grid.inside / 5)
@@ -100,6 +101,7 @@ class BinaryCrossEntropy(BinLoss):
         brackets. Cao, Mirjalili and Raschka, Rank consistent ordinal regression (2020), equation 4.
 
     Examples:
+        >>> import torch
         >>> from lightning_bbox.bins import lay_grid
         >>> grid = lay_grid([1.0], [0.5], padding=0)
         >>> link = IndependentLink().build(8, grid.inside, grid.inside / 5)
@@ -134,6 +136,7 @@ class WestonWatkinsHinge(BinLoss):
         CS231n notes, Linear classification: the multiclass SVM loss.
 
     Examples:
+        >>> import torch
         >>> from lightning_bbox.bins import lay_grid
         >>> grid = lay_grid([1.0], [0.5], padding=0)
         >>> link = SoftmaxLink().build(8, grid.inside, grid.inside / 5)
@@ -168,6 +171,7 @@ class StructuredHinge(BinLoss):
         variables (2005), margin rescaling. CS231n notes, Loss functions: structured prediction.
 
     Examples:
+        >>> import torch
         >>> from lightning_bbox.bins import lay_grid
         >>> grid = lay_grid([1.0], [0.5], padding=0)
         >>> link = SoftmaxLink().build(8, grid.inside, grid.inside / 5)
@@ -196,6 +200,7 @@ class AttributeHinge(BinLoss):
         CS231n notes, Loss functions: attribute classification.
 
     Examples:
+        >>> import torch
         >>> from lightning_bbox.bins import lay_grid
         >>> grid = lay_grid([1.0], [0.5], padding=0)
         >>> link = IndependentLink().build(8, grid.inside, grid.inside / 5)

@@ -186,7 +186,7 @@ class TreeLink(Link):
         possible = _masked(logits.float(), self.alive)
         paths = torch.zeros_like(possible[..., :1])
         for level in torch.split(possible, self._levels(), dim=-1):
-            choices = level.unflatten(-1, (-1, self.children_per_node)).log_softmax(dim=-1)
+            choices = level.view(*level.shape[:2], -1, self.children_per_node).log_softmax(dim=-1)
             paths = (paths[..., None] + choices).flatten(-2)
         return paths[..., : self.inside.shape[1]]
 

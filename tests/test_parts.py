@@ -198,8 +198,8 @@ def test_copies_keep_weights_and_buffers_and_share_none(duplicate):
     for name, value in head.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
     with torch.no_grad():
-        again.linear.weight.add_(1)
-    assert not torch.equal(again.linear.weight, head.linear.weight)
+        again.link.linear.weight.add_(1)
+    assert not torch.equal(again.link.linear.weight, head.link.linear.weight)
 
 
 def test_arguments_are_recorded_as_they_were_given():
@@ -213,6 +213,6 @@ def test_arguments_are_recorded_as_they_were_given():
 def test_casting_a_part_keeps_its_buffers_exact():
     head = built_head()
     net = nn.Sequential(nn.Linear(3, 4), head).bfloat16()
-    assert head.linear.weight.dtype == net[0].weight.dtype == torch.bfloat16
+    assert head.link.linear.weight.dtype == net[0].weight.dtype == torch.bfloat16
     for name, value in built_head().named_buffers():
         assert torch.equal(head.get_buffer(name), value)
