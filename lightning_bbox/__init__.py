@@ -4,6 +4,14 @@ from lightning_bbox.alexnet import AlexNet
 from lightning_bbox.augment import Augment
 from lightning_bbox.backbones import ShallowConvNet
 from lightning_bbox.bin_head import BinHead
+from lightning_bbox.bin_losses import (
+    AttributeHinge,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    StructuredHinge,
+    WestonWatkinsHinge,
+)
+from lightning_bbox.bins import GaussianLabels, OneHotLabels, SmoothedLabels, TwoHotLabels
 from lightning_bbox.box_data import BoxDataModule
 from lightning_bbox.box_losses import CIoULoss, DIoULoss, GIoULoss, IoULoss
 from lightning_bbox.codecs import (
@@ -15,6 +23,13 @@ from lightning_bbox.codecs import (
     WhitenedCodec,
 )
 from lightning_bbox.crops import CropGeometry
+from lightning_bbox.decoders import (
+    ArgmaxDecoder,
+    ExpectationDecoder,
+    MeanShiftDecoder,
+    MedianDecoder,
+    ModeDecoder,
+)
 from lightning_bbox.errors import BadInput
 from lightning_bbox.extractor import FeatureExtractor
 from lightning_bbox.heads import LinearHead
@@ -29,6 +44,7 @@ from lightning_bbox.inits import (
 from lightning_bbox.jitter import LaplaceJitter, OverlapJitter, UniformJitter
 from lightning_bbox.likelihood_head import LikelihoodHead
 from lightning_bbox.likelihoods import FlowLikelihood, GaussianLikelihood, LaplaceLikelihood
+from lightning_bbox.links import CumulativeLink, IndependentLink, SoftmaxLink, TreeLink
 from lightning_bbox.losses import (
     CharbonnierLoss,
     HuberLoss,
@@ -52,9 +68,12 @@ from lightning_bbox.whitening import PCA, PCAWhitening, ZCAWhitening
 __all__ = [
     "PCA",
     "AlexNet",
+    "ArgmaxDecoder",
+    "AttributeHinge",
     "Augment",
     "BadInput",
     "BinHead",
+    "BinaryCrossEntropy",
     "BoxDataModule",
     "BoxRegressor",
     "CIoULoss",
@@ -64,19 +83,24 @@ __all__ = [
     "Constant",
     "Cosine",
     "CropGeometry",
+    "CrossEntropy",
+    "CumulativeLink",
     "DIoULoss",
     "DeltaCodec",
     "ElasticNet",
+    "ExpectationDecoder",
     "FanInInit",
     "FeatureExtractor",
     "FixedStdCodec",
     "FlowLikelihood",
     "GIoULoss",
+    "GaussianLabels",
     "GaussianLikelihood",
     "GlorotInit",
     "HeInit",
     "HuberLoss",
     "ImageNetNorm",
+    "IndependentLink",
     "IoULoss",
     "L1Loss",
     "L1Penalty",
@@ -90,9 +114,13 @@ __all__ = [
     "MaxNorm",
     "MaxShiftCodec",
     "MeanNorm",
+    "MeanShiftDecoder",
     "MeanStdCodec",
+    "MedianDecoder",
+    "ModeDecoder",
     "NormalInit",
     "OneCycle",
+    "OneHotLabels",
     "OverlapJitter",
     "PCAWhitening",
     "PatchDataModule",
@@ -103,9 +131,15 @@ __all__ = [
     "SceneDataModule",
     "ShallowConvNet",
     "SmoothL1Loss",
+    "SmoothedLabels",
     "SoftArgmaxHead",
+    "SoftmaxLink",
     "SparseInit",
+    "StructuredHinge",
+    "TreeLink",
+    "TwoHotLabels",
     "UniformJitter",
+    "WestonWatkinsHinge",
     "WhitenedCodec",
     "ZCAWhitening",
     "ZeroInit",

@@ -175,8 +175,8 @@ def flatten(tree: object, name: str = "") -> dict[str, bool | int | float | str]
     """Flatten a configuration to dotted names, classes by their short names, without None.
 
     Examples:
-        >>> flatten({"head": {"class_path": "lightning_bbox.BinHead", "init_args": {"sigma": 1.0}}})
-        {'head': 'BinHead', 'head.sigma': 1.0}
+        >>> flatten({"head": {"class_path": "lightning_bbox.BinHead", "init_args": {"grids": 2}}})
+        {'head': 'BinHead', 'head.grids': 2}
     """
     if tree is None:
         return {}

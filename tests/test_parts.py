@@ -13,6 +13,14 @@ from torch import nn
 
 from lightning_bbox.backbones import ShallowConvNet
 from lightning_bbox.bin_head import BinHead
+from lightning_bbox.bin_losses import (
+    AttributeHinge,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    StructuredHinge,
+    WestonWatkinsHinge,
+)
+from lightning_bbox.bins import GaussianLabels, OneHotLabels, SmoothedLabels, TwoHotLabels
 from lightning_bbox.box_losses import CIoULoss, DIoULoss, GIoULoss, IoULoss
 from lightning_bbox.codecs import (
     DeltaCodec,
@@ -23,6 +31,13 @@ from lightning_bbox.codecs import (
     PixelCodec,
 )
 from lightning_bbox.crops import CropGeometry
+from lightning_bbox.decoders import (
+    ArgmaxDecoder,
+    ExpectationDecoder,
+    MeanShiftDecoder,
+    MedianDecoder,
+    ModeDecoder,
+)
 from lightning_bbox.errors import BadInput
 from lightning_bbox.heads import LinearHead
 from lightning_bbox.inits import (
@@ -33,6 +48,7 @@ from lightning_bbox.inits import (
     SparseInit,
     ZeroInit,
 )
+from lightning_bbox.links import CumulativeLink, IndependentLink, SoftmaxLink, TreeLink
 from lightning_bbox.losses import (
     CharbonnierLoss,
     HuberLoss,
@@ -69,7 +85,13 @@ PARTS = [
     LinearHead(CIoULoss(), activation="tanh"),
     SoftArgmaxHead(),
     SoftArgmaxHead(0.5, sigma=0.75, loss=HuberLoss(0.5)),
-    BinHead(0.25, sigma=1.0),
+    BinHead(GaussianLabels(1.0), SoftmaxLink(), CrossEntropy(), ModeDecoder(5), grids=2),
+    BinHead(SmoothedLabels(0.2), TreeLink(3), decoder=MeanShiftDecoder(20), max_shift=4.0),
+    BinHead(TwoHotLabels(), CumulativeLink(), decoder=MedianDecoder()),
+    BinHead(OneHotLabels(), IndependentLink(), BinaryCrossEntropy(), ArgmaxDecoder()),
+    BinHead(loss=WestonWatkinsHinge(squared=True)),
+    BinHead(loss=StructuredHinge(), decoder=ExpectationDecoder()),
+    BinHead(loss=AttributeHinge()),
     DeltaCodec(),
     FixedStdCodec((0.1, 0.2, 0.3, 0.4)),
     MeanStdCodec(),
@@ -217,8 +239,8 @@ def test_copies_keep_weights_and_buffers_and_share_none(duplicate):
     for name, value in head.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
     with torch.no_grad():
-        again.linear.weight.add_(1)
-    assert not torch.equal(again.linear.weight, head.linear.weight)
+        again.link.linear.weight.add_(1)
+    assert not torch.equal(again.link.linear.weight, head.link.linear.weight)
 
 
 def test_arguments_are_recorded_as_they_were_given():
@@ -232,6 +254,6 @@ def test_arguments_are_recorded_as_they_were_given():
 def test_casting_a_part_keeps_its_buffers_exact():
     head = built_head()
     net = nn.Sequential(nn.Linear(3, 4), head).bfloat16()
-    assert head.linear.weight.dtype == net[0].weight.dtype == torch.bfloat16
+    assert head.link.linear.weight.dtype == net[0].weight.dtype == torch.bfloat16
     for name, value in built_head().named_buffers():
         assert torch.equal(head.get_buffer(name), value)
