@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
-import scipy.stats
+import scipy.stats  # type: ignore[import-untyped] # scipy has no types
 import torch
 
 from benchmarks.ranks import machine
@@ -140,55 +140,66 @@ def matched_errors(data: SceneDataModule) -> np.ndarray:
     apart is refined by Gauss-Newton.
     """
     samples = data.samples("test")
-    pixels = data.source.store.picture(0)[:, :, 0] / 255
-    series = FourierSeries.of(pixels, waves=12)
+    (picture,) = (store.picture(0) for store, _ in data.source.store.parts(torch.tensor([0])))
     crops = data.crops_of(samples).mean(dim=1).double().numpy()
-    boxes = data.geometry.crop_boxes(samples.proposals).double().numpy()
-    px = data.geometry.px(samples.proposals).double().numpy()
-    truth = (box_centers(samples.gt_boxes) - box_centers(samples.proposals)).double().numpy() / px
-    center = box_centers(samples.gt_boxes[:1]).double().numpy()[0]
-    side = crops.shape[1]
-    grid = ((np.arange(side) + 0.5) / side - 0.5) * (boxes[0, 2] - boxes[0, 0])
+    px = float(data.geometry.px(samples.proposals)[0, 0])
+    centers = [
+        box_centers(boxes).double().numpy() for boxes in (samples.gt_boxes, samples.proposals)
+    ]
+    grid = ((np.arange(len(crops[0])) + 0.5) / len(crops[0]) - 0.5) * data.geometry.size * px
+    known = FourierSeries.of(picture[:, :, 0] / 255, centers[0][0], grid, px)
+    return likeliest_shifts(known, crops) - (centers[0] - centers[1]) / px
+
+
+def likeliest_shifts(known: "FourierSeries", crops: np.ndarray) -> np.ndarray:
+    """Return the shifts in px (n, 2) at which a known picture is nearest to crops (n, s, s)."""
     steps = np.arange(-5.5, 5.6, 0.5)
     coarse = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-    known = series.crops(center - coarse * px[0], grid)[0].reshape(len(coarse), -1)
-    distances = (known**2).sum(axis=1) - 2 * crops.reshape(len(crops), -1) @ known.T
-    shifts = coarse[distances.argmin(axis=1)]
+    clean = known.crops(coarse)[0].reshape(len(coarse), -1)
+    distances = (clean**2).sum(axis=1) - 2 * crops.reshape(len(crops), -1) @ clean.T
+    shifts: np.ndarray = coarse[distances.argmin(axis=1)]
     for _ in range(4):
-        clean, d_dx, d_dy = series.crops(center - shifts * px[0], grid)
-        jacobian = -px[0, 0] * np.stack([d_dx, d_dy], axis=-1).reshape(len(crops), -1, 2)
+        clean, *slopes = known.crops(shifts)
+        jacobian = np.stack(slopes, axis=-1).reshape(len(crops), -1, 2)
         residual = (crops - clean).reshape(len(crops), -1, 1)
         transposed = jacobian.transpose(0, 2, 1)
         shifts = shifts + np.linalg.solve(transposed @ jacobian, transposed @ residual)[..., 0]
-    return shifts - truth
+    return shifts
 
 
 class FourierSeries(NamedTuple):
-    """A periodic picture as waves: (2 waves + 1) squared coefficients, and its side."""
+    """A periodic square picture as (2 waves + 1) squared waves, and where crops are cut.
+
+    A shift by (x, y) px means that the picture lies that much further right and down in the crop.
+    """
 
     coefficients: np.ndarray
     side: int
+    center: np.ndarray
+    grid: np.ndarray
+    px: float
 
     @classmethod
-    def of(cls, pixels: np.ndarray, waves: int) -> "FourierSeries":
-        """Read the series off a square picture whose waves are no more than these."""
+    def of(
+        cls, picture: np.ndarray, center: np.ndarray, grid: np.ndarray, px: float, waves: int = 12
+    ) -> "FourierSeries":
+        """Read the series off a picture that has no shorter waves than these."""
         order = np.arange(-waves, waves + 1)
-        return cls((np.fft.fft2(pixels) / pixels.size)[np.ix_(order, order)], len(pixels))
+        coefficients = (np.fft.fft2(picture) / picture.size)[np.ix_(order, order)]
+        return cls(coefficients, len(picture), center, grid, px)
 
-    def crops(self, centers: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return crops about centres (n, 2), at these distances from them, and their gradients."""
+    def crops(self, shifts: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return the crops (n, s, s) shifted by (n, 2) px, and their slopes in x and in y."""
         waves = len(self.coefficients) // 2
         turns = 2j * np.pi * np.arange(-waves, waves + 1) / self.side
-        along_x, along_y = (
-            np.exp((centers[:, axis, None, None] + grid[:, None] - 0.5) * turns) for axis in (0, 1)
-        )
+        places = (self.center - shifts * self.px)[:, :, None] + self.grid - 0.5
+        along_x, along_y = (np.exp(places[:, axis, :, None] * turns) for axis in (0, 1))
         back_x = along_x.transpose(0, 2, 1)
-        values = [
-            along_y @ self.coefficients @ back_x,
-            along_y @ (self.coefficients * turns) @ back_x,
-            along_y @ (self.coefficients * turns[:, None]) @ back_x,
-        ]
-        return tuple(value.real for value in values)
+        slopes = (self.coefficients * turns, self.coefficients * turns[:, None])
+        return (
+            (along_y @ self.coefficients @ back_x).real,
+            *(-self.px * (along_y @ slope @ back_x).real for slope in slopes),
+        )
 
 
 def write_results(runs: Path, results: Path) -> None:

@@ -23,17 +23,19 @@ def test_a_fourier_series_and_its_gradient_are_those_of_the_wave_it_was_read_off
     def wave(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return 0.5 + 0.2 * np.sin(2 * np.pi * (3 * x + 2 * y) / 32)
 
-    centers = np.arange(32) + 0.5
-    series = FourierSeries.of(wave(centers[None], centers[:, None]), waves=4)
-    grid, middle = np.linspace(-5, 5, 7), np.array([[14.3, 17.9]])
-    x, y = middle[0, 0] + grid[None], middle[0, 1] + grid[:, None]
-    clean, d_dx, d_dy = series.crops(middle, grid)
-    np.testing.assert_allclose(clean[0], wave(x, y), atol=1e-12)
+    pixels = np.arange(32) + 0.5
+    grid, center, shift, px = np.linspace(-5, 5, 7), np.array([14.3, 17.9]), (0.7, -1.2), 2.0
+    picture = wave(pixels[None], pixels[:, None])
+    clean, *slopes = FourierSeries.of(picture, center, grid, px, waves=4).crops(np.array([shift]))
+
+    def crop(x: float, y: float) -> np.ndarray:
+        return wave(center[0] - px * x + grid[None], center[1] - px * y + grid[:, None])
+
+    np.testing.assert_allclose(clean[0], crop(*shift), atol=1e-12)
     step = 1e-5
-    slope_x = (wave(x + step, y) - wave(x - step, y)) / (2 * step)
-    slope_y = (wave(x, y + step) - wave(x, y - step)) / (2 * step)
-    np.testing.assert_allclose(d_dx[0], slope_x, atol=1e-8)
-    np.testing.assert_allclose(d_dy[0], slope_y, atol=1e-8)
+    for slope, (dx, dy) in zip(slopes, ((step, 0.0), (0.0, step)), strict=True):
+        ahead, behind = (crop(shift[0] + s * dx, shift[1] + s * dy) for s in (1, -1))
+        np.testing.assert_allclose(slope[0], (ahead - behind) / (2 * step), atol=1e-8)
 
 
 def test_a_recipe_is_trained_and_measured() -> None:
