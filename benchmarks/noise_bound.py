@@ -25,7 +25,7 @@ import scipy.stats  # type: ignore[import-untyped] # scipy has no types
 import torch
 
 from benchmarks.ranks import machine
-from lightning_bbox import BoxRegressor, SceneDataModule
+from lightning_bbox import BoxRegressor, SceneDataModule, ShallowConvNet
 from lightning_bbox.arguments import default_precision
 from lightning_bbox.augment import Augment
 from lightning_bbox.bin_head import BinHead
@@ -40,19 +40,46 @@ NOISE = 0.05
 
 
 class Recipe(NamedTuple):
-    """One row of the table: how to call it, and what it trains."""
+    """One row of the table: how to call it, what it trains, and with how much more noise."""
 
     name: str
     title: str
     model: Callable[[], BoxRegressor]
     precision: Any = default_precision()
     steps: int = 4_000
+    more_noise: float = 0.0
+
+
+def no_norm() -> ShallowConvNet:
+    """Return a small net without batch norm: statistics of a batch are noise in its features."""
+    return ShallowConvNet(channels=(16, 32, 64), batch_norm=False)
+
+
+def wide_kernels() -> ShallowConvNet:
+    """Return one of wide kernels, which can smooth the noise before the first ReLU."""
+    return ShallowConvNet(channels=(8, 32, 64), kernel=5, convs_per_scale=1, batch_norm=False)
 
 
 RECIPES = (
     Recipe("l2", "scaled L2", lambda: BoxRegressor(head=LinearHead(L2Loss()))),
     Recipe("smooth-l1", "scaled smooth L1", lambda: BoxRegressor(head=LinearHead(SmoothL1Loss()))),
     Recipe("bins", "HL-Gauss bins of 0.5 px", lambda: BoxRegressor(head=BinHead())),
+    Recipe("narrow", "HL-Gauss bins of 0.25 px", lambda: BoxRegressor(head=BinHead(0.25))),
+    Recipe("exact", "bins in fp32", lambda: BoxRegressor(head=BinHead()), "32-true"),
+    Recipe("no-norm", "bins, small net, no batch norm", lambda: BoxRegressor(no_norm())),
+    Recipe("wide", "the same, kernels of 5", lambda: BoxRegressor(wide_kernels())),
+    Recipe(
+        "wide-noise",
+        "the same, trained with 0.1 more noise",
+        lambda: BoxRegressor(wide_kernels()),
+        more_noise=0.1,
+    ),
+    Recipe(
+        "wide-noise-l2",
+        "the same, scaled L2",
+        lambda: BoxRegressor(wide_kernels(), LinearHead(L2Loss())),
+        more_noise=0.1,
+    ),
 )
 
 
@@ -76,7 +103,8 @@ def main(args: list[str] | None = None) -> int:
     for recipe, seed in missing:
         if options.here:
             steps = options.steps or recipe.steps
-            found = train(recipe, template_data(seed, draws=128 * steps), steps)
+            data = template_data(seed, draws=128 * steps, more_noise=recipe.more_noise)
+            found = train(recipe, data, steps)
             run_file(options.runs, recipe, seed).write_text(json.dumps(found) + "\n")
         else:
             command = [sys.executable, "-m", "benchmarks.noise_bound", "--here"]
@@ -92,13 +120,15 @@ def run_file(runs: Path, recipe: Recipe, seed: int) -> Path:
     return runs / f"{recipe.name}-{seed}.json"
 
 
-def template_data(seed: int = 0, draws: int = 128, eval_draws: int = 2_000) -> SceneDataModule:
+def template_data(
+    seed: int = 0, draws: int = 128, eval_draws: int = 2_000, more_noise: float = 0.0
+) -> SceneDataModule:
     """Return the scenes of one template; the test's shifts and noise don't depend on the seed."""
     return SceneDataModule(
         kind="template",
         noise=NOISE,
         crop=CropGeometry(supersample=1),  # a band-limited picture needs no averaging
-        augment=Augment(flip_x=False, flip_y=False),
+        augment=Augment(flip_x=False, flip_y=False, noise=more_noise),
         draws_per_epoch=draws,
         eval_draws=eval_draws,
         seed=seed,
@@ -148,7 +178,8 @@ def matched_errors(data: SceneDataModule) -> np.ndarray:
     ]
     grid = ((np.arange(len(crops[0])) + 0.5) / len(crops[0]) - 0.5) * data.geometry.size * px
     known = FourierSeries.of(picture[:, :, 0] / 255, centers[0][0], grid, px)
-    return likeliest_shifts(known, crops) - (centers[0] - centers[1]) / px
+    errors: np.ndarray = likeliest_shifts(known, crops) - (centers[0] - centers[1]) / px
+    return errors
 
 
 def likeliest_shifts(known: "FourierSeries", crops: np.ndarray) -> np.ndarray:
