@@ -91,7 +91,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="instead of each recipe's own")
     parser.add_argument("--runs", type=Path, default=Path("runs/noise_bound"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--here", action="store_true", help="run them in this process")
+    parser.add_argument("--here", action="store_true", help="in this process, without the table")
     options = parser.parse_args(args)
     options.runs.mkdir(parents=True, exist_ok=True)
     missing = [
@@ -109,9 +109,10 @@ def main(args: list[str] | None = None) -> int:
         else:
             command = [sys.executable, "-m", "benchmarks.noise_bound", "--here"]
             command += [f"--only={recipe.name}", f"--seeds={seed}", f"--runs={options.runs}"]
-            command += [f"--steps={options.steps or recipe.steps}", f"--results={options.runs}"]
+            command += [f"--steps={options.steps or recipe.steps}"]
             subprocess.run(command, check=True)
-    write_results(options.runs, options.results)
+    if not options.here:
+        write_results(options.runs, options.results)
     return 0
 
 
