@@ -57,7 +57,7 @@ def no_norm() -> ShallowConvNet:
 
 def wide_kernels() -> ShallowConvNet:
     """Return one of wide kernels, which can smooth the noise before the first ReLU."""
-    return ShallowConvNet(channels=(8, 32, 64), kernel=5, convs_per_scale=1, batch_norm=False)
+    return ShallowConvNet((8, 32, 64), kernel=5, convs_per_scale=1, fc=(512,), batch_norm=False)
 
 
 RECIPES = (
