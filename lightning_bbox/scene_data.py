@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from lightning_bbox.augment import Augment
@@ -17,7 +18,9 @@ from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter
 from lightning_bbox.plan import stream_seed
 from lightning_bbox.samples import Items, Samples, Source
-from lightning_bbox.scenes import SceneKind, SceneStyle, cramer_rao_std, make_scenes
+from lightning_bbox.scenes import SceneKind, SceneStyle, cramer_rao_std, make_scenes, make_template
+
+Pictures = UInt8[np.ndarray, "n h w 3"]
 
 
 class SceneDataModule(CropDataModule):
@@ -28,7 +31,8 @@ class SceneDataModule(CropDataModule):
 
     Args:
         kind: What sets the object apart: always `bright`, `polar` (randomly brighter or darker), or
-            `texture` alone.
+            `texture` alone; or a `template`: every scene is the same texture, all that differs is
+            shift and noise.
         plain: Discs on a flat background without clutter, the textbook case.
         num_scenes: Training scenes; validation and test have a tenth and a fifth of it more.
         noise: Standard deviation of the noise, as a fraction of the range.
@@ -88,12 +92,19 @@ class SceneDataModule(CropDataModule):
         self.num_scenes = num_scenes
 
     def read(self) -> Source:
-        """Draw the scenes of each split from a seed of its own."""
+        """Draw the scenes of each split from a seed of its own; a template is one for all."""
         counts = {
             "train": self.num_scenes,
             "val": self.num_scenes // 10,
             "test": self.num_scenes // 5,
         }
+        draw = self._one_template if self.style.kind == "template" else self._own_scenes
+        pictures, splits = draw(counts)
+        plain = "plain " if self.style.plain else ""
+        note = f"{plain}{self.style.kind} scenes, noise {self.sensor_noise:g} of the range"
+        return Source(ImageStore.from_array(pictures), splits, ("object",), (note,))
+
+    def _own_scenes(self, counts: dict[str, int]) -> tuple[Pictures, dict[str, Items]]:
         pictures, splits, start = [], {}, 0
         for name, count in counts.items():
             drawn, boxes = make_scenes(count, self.style, stream_seed("scenes", name))
@@ -101,12 +112,18 @@ class SceneDataModule(CropDataModule):
             splits[name] = Items(index, boxes, torch.zeros_like(index), index)
             pictures.append(drawn.numpy())
             start += count
-        plain = "plain " if self.style.plain else ""
-        note = f"{plain}{self.style.kind} scenes, noise {self.sensor_noise:g} of the range"
-        return Source(ImageStore.from_array(np.concatenate(pictures)), splits, ("object",), (note,))
+        return np.concatenate(pictures), splits
+
+    def _one_template(self, counts: dict[str, int]) -> tuple[Pictures, dict[str, Items]]:
+        picture, box = make_template(self.style.texture_std, stream_seed("scenes", "template"))
+        splits = {}
+        for name, count in counts.items():
+            index = torch.zeros(count, dtype=torch.int64)
+            splits[name] = Items(index, box.repeat(count, 1), index, torch.arange(count))
+        return picture.numpy(), splits
 
     def error_floor(self, samples: Samples) -> dict[str, float]:
-        """Return the mean absolute error of an unbiased estimate at the Cramer-Rao bound."""
+        """Return the errors of an unbiased estimate at the Cramer-Rao bound: mean and RMSE."""
         samples = samples.to(self.source.store.device)
         stds = torch.cat(
             [
@@ -114,7 +131,10 @@ class SceneDataModule(CropDataModule):
                 for rows in torch.arange(len(samples.items)).chunk(8)
             ]
         )
-        return {"cramer_rao_mae_px": float(stds.mean()) * math.sqrt(2 / math.pi)}
+        return {
+            "cramer_rao_mae_px": float(stds.mean()) * math.sqrt(2 / math.pi),
+            "cramer_rao_rmse_px": float(stds.square().mean().sqrt()),
+        }
 
     def _cramer_rao(self, samples: Samples, step_px: float = 0.25) -> Tensor:
         """Bound each sample's shift, from central differences of the noise-free crop."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_bbox.errors import BadInput
 from lightning_bbox.plan import keyed_generator
 
-SceneKind = Literal["bright", "polar", "texture"]
+SceneKind = Literal["bright", "polar", "texture", "template"]
 
 _CHUNK = 64  # scenes drawn together; part of the meaning of a seed
 _ANGLES = 720  # nodes of an outline: the chord between two leaves it by 2e-4 px at most
@@ -30,7 +30,9 @@ class SceneStyle:
     Args:
         kind: What sets the object apart. `bright`: it is always brighter than its surroundings.
             `polar`: brighter or darker, with equal probability. `texture`: only its finer texture.
-        plain: Discs on a flat background without clutter, the textbook case.
+            `template`: nothing, all scenes are one known texture (`make_template`).
+        plain: Discs on a flat background without clutter, the textbook case; there is no such
+            `template`.
         contrast: Mean difference of object and surroundings in `bright` and `polar`, as a fraction
             of the intensity range; a scene's own lies between 2/3 and 4/3 of it.
         texture_std: Mean standard deviation of the fine texture in `texture`, likewise; the other
@@ -38,7 +40,7 @@ class SceneStyle:
         clutter: Mean amplitude of the shapes beneath the object, likewise.
 
     Raises:
-        BadInput: If `kind` is none of the three.
+        BadInput: If `kind` is none of the four, or a template is to be plain.
 
     Examples:
         >>> SceneStyle("polar", plain=True).contrast
@@ -55,6 +57,9 @@ class SceneStyle:
         if self.kind not in get_args(SceneKind):
             kinds = ", ".join(get_args(SceneKind))
             msg = f"the kind of scene is {self.kind!r}; expected one of {kinds}"
+            raise BadInput(msg)
+        if self.plain and self.kind == "template":
+            msg = "a template scene can't be plain: its texture is all there is; leave plain off"
             raise BadInput(msg)
 
 
@@ -107,6 +112,46 @@ def make_scenes(
         pictures[start : start + count] = painted[:count].permute(0, 2, 3, 1)
         boxes[start : start + count] = outlines.boxes[:count]
     return pictures, boxes
+
+
+def make_template(
+    contrast: float, seed: int, size: int = 64, finer: int = 4
+) -> tuple[UInt8[Tensor, "1 p p 3"], Float[Tensor, "1 4"]]:
+    """Make a picture of gray 1/f noise and nothing else, and a box in its middle.
+
+    Its waves are 5.5 px and longer and go round at the picture's ends. It is stored finer than its
+    pixels, so that cutting it at a fraction of a pixel moves it by that to 0.001 px.
+
+    Args:
+        contrast: Standard deviation as a fraction of the range, at most 0.2: above it would clip.
+        seed: Key of the random numbers.
+        size: Height and width in pixels; the box's sides are 30, so that a crop of context 1.5
+            stays inside when it is shifted by up to 9.
+        finer: How many stored pixels a pixel has along each side.
+
+    Returns:
+        The picture, `size * finer` stored pixels squared, and the box in stored pixels.
+
+    Examples:
+        >>> pictures, boxes = make_template(0.2, seed=0)
+        >>> pictures.shape, boxes.tolist()
+        (torch.Size([1, 256, 256, 3]), [[68.0, 68.0, 188.0, 188.0]])
+    """
+    frequency = _frequencies(size)
+    pink = ((frequency > 0) & (frequency <= 0.18)) / frequency.clamp(min=1 / size)
+    fields = _fields(keyed_generator("template", seed), 1024, pink)
+    fields /= fields.std(dim=(1, 2), keepdim=True)
+    # Of many the flattest: its extremes lie within five standard deviations of each other.
+    low, high = fields.amin(dim=(1, 2)), fields.amax(dim=(1, 2))
+    flattest = (high - low).argmin()
+    field = fields[flattest] - (high + low)[flattest] / 2
+    spectrum = torch.fft.fftshift(torch.fft.fft2(field))
+    padded = torch.fft.ifftshift(F.pad(spectrum, [size * (finer - 1) // 2] * 4))
+    texture = 0.5 + contrast * finer**2 * torch.fft.ifft2(padded).real
+    picture = texture.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+    low_end, high_end = (size / 2 - 15.0) * finer, (size / 2 + 15.0) * finer
+    box = torch.tensor([[low_end, low_end, high_end, high_end]])
+    return picture[None, :, :, None].expand(-1, -1, -1, 3), box
 
 
 def draw_outlines(

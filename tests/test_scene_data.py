@@ -1,8 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks.noise_bound import matched_errors
 from lightning_bbox.boxes import box_centers
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.errors import BadInput
@@ -71,8 +73,10 @@ def floor_of(data):
 def test_the_cramer_rao_bound_is_finite_and_positive(kind, split):
     data = scenes(kind=kind)
     bounds = data.error_floor(data.samples(split))
-    assert list(bounds) == ["cramer_rao_mae_px"]
+    assert list(bounds) == ["cramer_rao_mae_px", "cramer_rao_rmse_px"]
     assert 0 < bounds["cramer_rao_mae_px"] < 0.5
+    least = math.sqrt(math.pi / 2) * bounds["cramer_rao_mae_px"]  # where all draws are alike
+    assert least <= bounds["cramer_rao_rmse_px"] < 3 * least
 
 
 def test_the_cramer_rao_bound_grows_with_the_noise():
@@ -120,6 +124,32 @@ def test_matching_the_clean_crop_lies_near_the_bound_and_not_below():
     assert mae == pytest.approx(floor_of(data), rel=0.12)
 
 
+def test_a_template_is_one_picture_for_all_scenes_of_all_splits():
+    source = scenes(kind="template").source
+    assert len(source.store) == 1
+    assert {name: len(source.splits[name]) for name in SPLITS} == {"train": 30, "val": 3, "test": 6}
+    assert torch.cat([source.splits[name].boxes for name in SPLITS]).unique(dim=0).shape == (1, 4)
+    assert source.splits["test"].clusters.tolist() == list(range(6))
+    assert source.notes == ("template scenes, noise 0.05 of the range",)
+
+
+def test_a_template_is_cut_to_a_thousandth_of_a_px_wherever_the_crop_lies():
+    errors = matched_errors(scenes(kind="template", noise=1e-6, crop=CropGeometry(supersample=1)))
+    assert np.abs(errors).max() < 1e-3
+
+
+def test_the_likeliest_shift_of_a_template_reaches_the_cramer_rao_bound():
+    crop = CropGeometry(supersample=1)
+    data = scenes(kind="template", num_scenes=20, crop=crop, eval_draws=800)
+    errors = matched_errors(data)
+    bound = data.error_floor(data.samples("test"))["cramer_rao_rmse_px"]
+    # 1,600 errors: their RMSE is known to 1.8 %.
+    assert np.sqrt((errors**2).mean()) == pytest.approx(bound, rel=0.05)
+    assert np.abs(errors.mean(axis=0)).max() < 4 * bound / math.sqrt(800)
+    assert abs(np.corrcoef(errors[:400, 0], errors[400:, 0])[0, 1]) < 0.2
+    assert 0.008 < bound < 0.011
+
+
 def test_bright_objects_lie_where_the_boxes_say_in_the_crops():
     data = scenes(plain=True, noise=1e-3, crop=CropGeometry(size=45))
     for split in SPLITS:
@@ -139,6 +169,7 @@ def test_bright_objects_lie_where_the_boxes_say_in_the_crops():
         ({"num_scenes": 9}, "data num_scenes is 9; expected at least 10"),
         ({"noise": 0.0}, r"data noise is 0\.0; expected above 0"),
         ({"kind": "dark"}, "the kind of scene is 'dark'; expected one of bright, polar, texture"),
+        ({"kind": "template", "plain": True}, "a template scene can't be plain"),
     ],
 )
 def test_impossible_scenes_are_refused(arguments, message):

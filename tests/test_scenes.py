@@ -15,6 +15,7 @@ from lightning_bbox.scenes import (
     cramer_rao_std,
     draw_outlines,
     make_scenes,
+    make_template,
     render_masks,
 )
 
@@ -244,3 +245,32 @@ def test_maximum_likelihood_reaches_the_bound():
     bound = cramer_rao_std(d_dx[:, None].float(), d_dy[:, None].float(), noise_std)
     ratio = (guess - true).square().mean(dim=0).sqrt() / bound[0]
     assert (ratio - 1).abs().max() < 0.15
+
+
+def test_a_template_is_gray_band_limited_and_of_the_stated_contrast():
+    pictures, boxes = make_template(0.2, seed=0)
+    assert (pictures == pictures[..., :1]).all()
+    texture = pictures[0, :, :, 0].double() / 255
+    assert texture.std().item() == pytest.approx(0.2, rel=0.01)
+    cycles = torch.fft.fftfreq(256, d=0.25)  # of a pixel, which is four stored ones
+    power = (torch.fft.fft2(texture).abs() / 256**2).square()
+    beyond = power[torch.hypot(cycles[:, None], cycles) > 0.181]
+    assert beyond.sum() < 2 / (12 * 255**2)  # that of rounding
+    assert ((pictures == 0) | (pictures == 255)).float().mean() < 0.005
+    assert (boxes[0, 2:] - boxes[0, :2]).tolist() == [120.0, 120.0]
+
+
+def test_a_template_falls_off_as_one_over_f():
+    waves = torch.fft.fftfreq(256) * 256
+    length = torch.hypot(waves[:, None], waves)
+    long_waves, short_waves = (length >= 2) & (length < 5), (length >= 7) & (length < 11)
+    powers = torch.zeros(256, 256)
+    for seed in range(4):
+        powers += torch.fft.fft2(make_template(0.2, seed)[0][0, :, :, 0].float()).abs().square()
+    ratio = (powers[long_waves].mean() / powers[short_waves].mean()).item()
+    expected = (length[long_waves] ** -2).mean() / (length[short_waves] ** -2).mean()
+    assert ratio == pytest.approx(expected.item(), rel=0.35)  # 4 x 30 free waves of long ones
+
+
+def test_templates_of_other_seeds_differ():
+    assert not make_template(0.2, seed=0)[0].equal(make_template(0.2, seed=1)[0])
