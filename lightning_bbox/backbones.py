@@ -81,8 +81,8 @@ class ShallowConvNet(Backbone):
             one at the first scale, whose map is the largest, and two at the others.
         downsample: How a scale halves the map: the first convolution's stride, pooling of 2 after
             the last convolution (the largest, the average, or one drawn at random: `stochastic`),
-            or not at all. `fractional` pooling, of windows that lie at random, shrinks it by the
-            root of two only.
+            or not at all; one way for all scales or one for each. `fractional` pooling, of windows
+            that lie at random, shrinks it by the root of two only.
         fc: Widths of the fully connected layers.
         batch_norm: Normalise before each non-linearity.
         dropout: Probability of dropping an input of each fully connected layer; of the head where
@@ -115,7 +115,7 @@ class ShallowConvNet(Backbone):
         channels: tuple[int, ...] = (32, 64, 128),
         kernel: int = 3,
         convs_per_scale: int | tuple[int, ...] | None = None,
-        downsample: Downsample = "stride",
+        downsample: Downsample | tuple[Downsample, ...] = "stride",
         fc: tuple[int, ...] = (256,),
         batch_norm: bool = True,
         dropout: float = 0.0,
@@ -139,9 +139,12 @@ class ShallowConvNet(Backbone):
         if kernel < 1 or kernel % 2 == 0:
             msg = f"ShallowConvNet kernel is {kernel}; expected an odd number"
             raise BadInput(msg)
-        if downsample not in get_args(Downsample):
+        halving = (downsample,) * scales if isinstance(downsample, str) else tuple(downsample)
+        if len(halving) != scales or not {*halving} <= {*get_args(Downsample)}:
             names = ", ".join(get_args(Downsample))
-            msg = f"ShallowConvNet downsample is {downsample!r}; expected one of {names}"
+            msg = (
+                f"ShallowConvNet downsample is {downsample!r}; expected one or {scales} of {names}"
+            )
             raise BadInput(msg)
         shares = {"dropout": dropout, "input_dropout": input_dropout, "dropconnect": dropconnect}
         for name, share in shares.items():
@@ -155,14 +158,14 @@ class ShallowConvNet(Backbone):
             )
             raise BadInput(msg)
         self.channels, self.kernel, self.convs_per_scale = tuple(channels), kernel, tuple(convs)
-        self.downsample, self.fc, self.batch_norm = downsample, tuple(fc), batch_norm
+        self.downsample, self.fc, self.batch_norm = halving, tuple(fc), batch_norm
         self.shares, self.global_pool, self.coordinates = shares, global_pool, coordinates
         self.init = init or HeInit()
 
     def build(self, crop_size: int) -> "ShallowConvNet":
         """Make and initialise the layers."""
-        if self.downsample != "none" and crop_size < 2 ** len(self.channels):
-            times = len(self.channels)
+        times = sum(way != "none" for way in self.downsample)
+        if crop_size < 2**times:
             msg = f"crops of {crop_size} px can't be halved {times} times; use fewer channels"
             raise BadInput(msg)
         self.inputs = nn.Sequential(*self._input_layers())
@@ -192,9 +195,10 @@ class ShallowConvNet(Backbone):
     def _conv_layers(self) -> list[nn.Module]:
         layers: list[nn.Module] = []
         inputs = self._input_channels
-        for outputs, convs in zip(self.channels, self.convs_per_scale, strict=True):
+        scales = zip(self.channels, self.convs_per_scale, self.downsample, strict=True)
+        for outputs, convs, downsample in scales:
             for index in range(convs):
-                stride = 2 if self.downsample == "stride" and index == 0 else 1
+                stride = 2 if downsample == "stride" and index == 0 else 1
                 padding = self.kernel // 2
                 layers.append(
                     nn.Conv2d(
@@ -203,8 +207,8 @@ class ShallowConvNet(Backbone):
                 )
                 layers += [nn.BatchNorm2d(outputs)] * self.batch_norm + [nn.ReLU()]
                 inputs = outputs
-            if self.downsample in _POOLS:
-                layers.append(_POOLS[self.downsample]())
+            if downsample in _POOLS:
+                layers.append(_POOLS[downsample]())
         return layers
 
     def _fc_layers(self, widths: list[int]) -> list[nn.Module]:
