@@ -89,7 +89,8 @@ def test_no_arm_of_the_studies_here_is_refused(path):
     runs = [run for run in study.runs() if run.seed == study.seeds[0] and not run.fold]
     with plain_warnings(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some arms are there to show what a warning is about
-        refused = {run.arm.name: rehearse(["fit", *study.arguments(run)]) for run in runs}
+        given = ["--data.root=pictures"] * (study.folds is not None)
+        refused = {run.arm.name: rehearse(["fit", *study.arguments(run, given)]) for run in runs}
     assert set(refused.values()) == {None}, refused
 
 
