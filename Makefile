@@ -2,6 +2,7 @@
 # make fit ARGS="--trainer.max_epochs=2" or make test ARGS="-k boxes".
 PYTHON ?= python3
 ARGS ?=
+DATA ?= ../shared/data
 
 bin := .venv/bin
 pip_install := $(bin)/pip --quiet --disable-pip-version-check install --constraint constraints.txt
@@ -14,14 +15,23 @@ comma := ,
 shaped := boxes codecs crops metrics
 shaped_packages := $(subst $(space),$(comma),$(shaped:%=lightning_bbox.%))
 
+question := compare -c configs/compare/question.yaml --steps 400 \
+    --data.draws_per_epoch=6400 --data.eval_draws=1000
+
 .DEFAULT_GOAL := help
-.PHONY: help fit test check install install-test docker clean
+.PHONY: help fit compare test check install install-test docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 fit: install ## train the quick start
 	$(bin)/lightning-bbox fit -c configs/quickstart.yaml $(ARGS)
+
+# Reduced to 400 steps of smaller epochs: some half an hour on two cores.
+compare: install ## replay the question on scenes and, where DATA holds bccd, on red cells
+	$(bin)/lightning-bbox $(question) --name question-scenes --data.kind=polar $(ARGS)
+	test ! -d $(DATA)/bccd || $(bin)/lightning-bbox $(question) --name question-bccd \
+	    -c configs/bccd.yaml --data.root=$(DATA)/bccd --data.crop.supersample=1 $(ARGS)
 
 # The signature pass leaves out `compile`: a checked function cannot be traced in one graph.
 test: install-test ## run the tests and the examples, then the signature checks

@@ -64,7 +64,9 @@ RECIPES = (
     Recipe("l2", "scaled L2", lambda: BoxRegressor(head=LinearHead(L2Loss()))),
     Recipe("smooth-l1", "scaled smooth L1", lambda: BoxRegressor(head=LinearHead(SmoothL1Loss()))),
     Recipe("bins", "HL-Gauss bins of 0.5 px", lambda: BoxRegressor(head=BinHead())),
-    Recipe("narrow", "HL-Gauss bins of 0.25 px", lambda: BoxRegressor(head=BinHead(0.25))),
+    Recipe(
+        "narrow", "HL-Gauss bins of 0.25 px", lambda: BoxRegressor(head=BinHead(bin_width=0.25))
+    ),
     Recipe("exact", "bins in fp32", lambda: BoxRegressor(head=BinHead()), "32-true"),
     Recipe("no-norm", "bins, small net, no batch norm", lambda: BoxRegressor(no_norm())),
     Recipe("wide", "the same, kernels of 5", lambda: BoxRegressor(wide_kernels())),

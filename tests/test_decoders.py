@@ -76,7 +76,7 @@ def around_mode(bins):
         (ModeDecoder(1), around_mode(1)),
         (ModeDecoder(7), around_mode(7)),
     ],
-    ids=repr,
+    ids=["argmax", "expectation", "mean shift", "median", "mode", "mode 1", "mode 7"],
 )
 def test_a_decoder_equals_a_plain_loop(decoder, oracle):
     votes = some_votes()
