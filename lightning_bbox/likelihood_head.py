@@ -5,7 +5,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_bbox.codecs import OffsetSpec, TargetSpace
-from lightning_bbox.errors import BadInput
 from lightning_bbox.heads import Head, MapShape, Targets, ToBoxes
 from lightning_bbox.likelihoods import GaussianLikelihood, Likelihood
 
@@ -60,12 +59,7 @@ class LikelihoodHead(Head):
         Raises:
             BadInput: The codec mixes the coordinates, so that no scale is one of px.
         """
-        if space.mixed:
-            msg = (
-                "LikelihoodHead needs a codec that keeps the coordinates apart, which "
-                "WhitenedCodec does not; choose MeanStdCodec, or LinearHead"
-            )
-            raise BadInput(msg)
+        self._refuse_mixed(space)
         self.std.copy_(space.std)
         self.unit.copy_(space.unit)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from lightning_bbox import BoxRegressor
 from lightning_bbox.cli import main, rehearse
 from lightning_bbox.compare import default_jobs
 from lightning_bbox.messages import plain_warnings
@@ -159,3 +160,17 @@ def wait_for(condition, seconds=60.0):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_the_readmes_own_recipe_trains_and_is_found_again(tmp_path, monkeypatch):
+    readme = (SMOKE.parents[2] / "README.md").read_text()
+    code = readme.partition("# mine.py\n")[2].partition("```")[0]
+    assert 5 < len(code.splitlines()) < 20
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    study = read_study(SMOKE)
+    options = ["--model.head=LinearHead", "--model.head.loss=mine.CauchyLoss"]
+    arguments = study.arguments(study.runs()[0], options)
+    assert main(["fit", *arguments, f"--runs={tmp_path}", "--name=run"]) == 0
+    model = BoxRegressor.load_from_checkpoint(tmp_path / "run")
+    assert type(model.net.head.criterion).__name__ == "CauchyLoss"
