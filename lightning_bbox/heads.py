@@ -1,6 +1,7 @@
 """Heads: from features to targets. A head owns its loss and its decoding."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
@@ -124,7 +125,7 @@ class Head(Part):
             raise BadInput(msg)
 
 
-class PointHead(Head):
+class PointHead(Head, ABC):
     """Say one target for each coordinate, and learn by a loss on its error or on the box.
 
     Args:
@@ -143,6 +144,10 @@ class PointHead(Head):
         """Make the unit of the loss's lengths; the layers are the subclass's."""
         self.register_buffer("std", torch.ones(spec.num_targets))
         return self
+
+    @abstractmethod
+    def forward(self, features: Float[Tensor, "b f"]) -> Tensor:
+        """Return what `decode` makes targets of."""
 
     def fit(self, space: TargetSpace) -> None:
         """Take over the targets' standard deviation, the unit of the loss's lengths."""

@@ -529,7 +529,7 @@ OPTIONS = {
         "expected a list"),
     "an unknown choice": ({}, f"{SCENES} --data.kind=blue",
         "data.kind: is 'blue'",
-        "expected 'bright', 'polar', 'texture'"),
+        "expected 'bright', 'polar', 'texture', 'template'"),
     "neither choice nor switch": ({}, f"{SCENES} --data.compile=maybe",
         "data.compile: is 'maybe'",
         "expected 'auto', true or false"),
@@ -538,7 +538,7 @@ OPTIONS = {
         "expected 'auto', 'voc', 'coco', 'yolo', 'csv'"),
     "an unknown class": ({}, f"{SCENES} --model.head=NoHead",
         "model.head: is 'NoHead'",
-        "expected BinHead, LikelihoodHead, LinearHead"),
+        "expected BinHead, LikelihoodHead, LinearHead, SoftArgmaxHead"),
     "a misspelt class of many": ({}, f"{SCENES} --model.optimizer=adamw",
         "model.optimizer: is 'adamw'",
         "did you mean AdamW?"),
@@ -551,7 +551,7 @@ OPTIONS = {
         "set layout to 'caffe'"),
     "a class for another part": ({}, f"{SCENES} --model.head=SceneDataModule",
         "model.head: is 'SceneDataModule'",
-        "expected BinHead, LikelihoodHead, LinearHead"),
+        "expected BinHead, LikelihoodHead, LinearHead, SoftArgmaxHead"),
     "a number out of range": ({}, f"{SCENES} --data.crop.context=0.5",
         "crop context 0.5 is outside 1..10",
         "1 cuts the proposal itself"),
@@ -601,7 +601,7 @@ OPTIONS = {
         {"c.yaml": "model: {class_path: BoxRegressor, init_args: {head: torch.nn.Linear}}"},
         "fit -c {root}/c.yaml",
         "{root}/c.yaml: model.head: is 'torch.nn.Linear'",
-        "expected BinHead, LikelihoodHead, LinearHead"),
+        "expected BinHead, LikelihoodHead, LinearHead, SoftArgmaxHead"),
 }
 
 CPU = f"{SCENES} --trainer.accelerator=cpu"

@@ -11,7 +11,7 @@ from lightning_bbox.codecs import DeltaCodec, MaxShiftCodec, MeanStdCodec, White
 from lightning_bbox.heads import LinearHead
 from tests import reference
 from tests.draws import THOROUGH, box_sets
-from tests.test_heads import boxes_at, draw_offsets, fitted_codec, spec_of
+from tests.parts import boxes_at, draw_offsets, fitted_codec, spec_of
 
 ORACLES = {
     IoULoss: reference.iou,

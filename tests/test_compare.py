@@ -135,9 +135,9 @@ def test_a_run_that_is_not_there_is_missing(tmp_path):
 def test_a_stopped_study_leaves_no_process_and_goes_on(tmp_path):
     """Runs of a study are as exact as any: gone on with, they end as if never stopped."""
     text = yaml.safe_load(SMOKE.read_text()) | {"base": "preset:quickstart", "seeds": [0]}
-    text["options"] |= {"data.draws_per_epoch": 1024}
+    text["options"] |= {"data.draws_per_epoch": 2048}
     text |= {"axes": {}, "arms": {"wide": {"model.backbone.fc": [64]}}}
-    (tmp_path / "stopped.yaml").write_text(yaml.safe_dump(text | {"steps": 160}))
+    (tmp_path / "stopped.yaml").write_text(yaml.safe_dump(text | {"steps": 128}))
     command = [sys.executable, "-m", "lightning_bbox", "compare", f"--runs={tmp_path}", "--jobs=2"]
     command.append(f"-c={tmp_path / 'stopped.yaml'}")
     folder = tmp_path / "stopped"
@@ -150,9 +150,9 @@ def test_a_stopped_study_leaves_no_process_and_goes_on(tmp_path):
     assert subprocess.run(command, capture_output=True, check=True)
     for name in ("base", "wide"):
         metrics = json.loads((folder / f"{name}-seed0" / "metrics.json").read_text())
-        assert metrics["train_steps"] == 160
+        assert metrics["train_steps"] == 128
         steps = [step for step, _ in metrics["val/curve"]]
-        assert steps == list(range(16, 161, 16))
+        assert steps == list(range(32, 129, 32))
 
 
 def wait_for(condition, seconds=60.0):

@@ -9,6 +9,7 @@ from lightning_bbox.codecs import (
     MeanStdCodec,
     PixelCodec,
 )
+from lightning_bbox.errors import BadInput
 from lightning_bbox.heads import LinearHead
 from lightning_bbox.losses import L1Loss, L2Loss, SmoothL1Loss
 from lightning_bbox.parts import from_plain

@@ -499,6 +499,7 @@ def test_the_command_leaves_figures_table_chart_and_events(tmp_path, config, cap
     assert len(events.Scalars("probe/r2/net")) == len(figures["layers"])
 
 
+@pytest.mark.filterwarnings("ignore:global pooling averages away")
 def test_a_trained_run_is_probed_from_its_folder_alone(tmp_path, config):
     assert main(["fit", "-c", str(config), f"--runs={tmp_path}", "--name=fit"]) == 0
     assert command(tmp_path, "probe", "--ckpt_path", str(tmp_path / "fit")) == 0

@@ -191,7 +191,7 @@ def file_names(folder: Path) -> list[str]:
 
 
 FILES = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "crops.png", "data.png"]
-FILES += ["events", "metrics.json"]
+FILES += ["events", "metrics.json", "test_errors.npz"]
 
 
 @pytest.fixture(scope="module")

@@ -98,9 +98,9 @@ def test_biases_and_norms_are_exempt_unless_asked_for():
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        ("^head", ["head.linear.weight"]),
+        ("^head", ["head.link.linear.weight"]),
         (r"backbone\.fcs", ["backbone.fcs.0.weight"]),
-        ("fcs|head", ["backbone.fcs.0.weight", "head.linear.weight"]),
+        ("fcs|head", ["backbone.fcs.0.weight", "head.link.linear.weight"]),
     ],
 )
 def test_a_pattern_chooses_weights_by_name(pattern, expected):
@@ -113,7 +113,7 @@ def test_a_pattern_that_fits_nothing_is_refused_with_the_names_there_are():
     net = net_of()
     message = (
         "MaxNorm pattern 'fc6' fits no weight that learns; choose from backbone.convs.0.weight, "
-        r"backbone.fcs.0.weight, head.linear.weight \(biases and norms are exempt\)"
+        r"backbone.fcs.0.weight, head.link.linear.weight \(biases and norms are exempt\)"
     )
     with pytest.raises(BadInput, match=message):
         MaxNorm(pattern="fc6").weights_of(net)

@@ -291,7 +291,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_a_model_like_any_other(whole, csv_folder):
     files = {path.name.partition(".")[0] for path in whole.iterdir()}
-    assert files == {"checkpoints", "config", "crops", "data", "events", "metrics"}
+    assert files == {"checkpoints", "config", "crops", "data", "events", "metrics", "test_errors"}
     refiner = Refiner(whole)
     boxes = np.array([[30.0, 20, 60, 50]])
     assert refiner.refine(np.zeros((80, 120, 3), np.uint8), boxes).shape == (1, 4)

@@ -26,9 +26,8 @@ from lightning_bbox.images import ImageStore
 from lightning_bbox.losses import L1Loss
 from lightning_bbox.parts import from_plain
 from lightning_bbox.soft_argmax import SoftArgmaxHead
-from tests.parts import spec_with
+from tests.parts import boxes_at, draw_offsets, fitted_codec, spec_with
 from tests.test_cli import fit, weights
-from tests.test_heads import boxes_at, draw_offsets, fitted_codec
 
 MAP = (3, 6, 9)  # channels, height, width
 PX = [45 / 9, 45 / 6]  # of a cell's width and height

@@ -114,7 +114,9 @@ def built(passes: int | None, **arguments: object) -> BoxRegressor:
     backbone = ShallowConvNet(channels=(4,), fc=(16,), **arguments)  # type: ignore[arg-type]
     model = BoxRegressor(backbone, BinHead(), passes=passes)
     model.build(spec_with([5.0, 5.0]), seed=0)
-    torch.nn.init.normal_(model.net.head.linear.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(
+        model.net.head.link.linear.weight, generator=torch.Generator().manual_seed(0)
+    )
     return model.eval()
 
 
