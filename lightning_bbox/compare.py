@@ -55,8 +55,11 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
     parser = argparse.ArgumentParser(
         prog="lightning-bbox compare",
         allow_abbrev=False,
-        description="Measure configurations against each other, as a study's file says. All other "
-        "options are those of fit, and go to every run.",
+        description="Measure configurations against each other, as a study's file says: base names "
+        "the configuration that all arms change, options what is set for all, axes what each level "
+        "sets, design how they are crossed (one_at_a_time, full, or fraction: N), arms single ones "
+        "beside them, exclude what doesn't go together; seeds, folds, steps or seconds, reach_px. "
+        "All options that aren't here are those of fit, and go to every run.",
     )
     parser.add_argument(
         *("-c", "--config"),
