@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_bbox.backbones import ShallowConvNet
 from lightning_bbox.errors import BadInput
+from lightning_bbox.parts import from_plain
 
 
 def build(crop_size=45, seed=0, **arguments):
@@ -190,3 +191,17 @@ def test_more_scales_than_the_crop_can_be_halved_are_refused(downsample):
     with pytest.raises(BadInput, match="crops of 31 px can't be halved 5 times; use fewer"):
         build(31, channels=(8,) * 5, downsample=downsample)
     assert build(31, channels=(8,) * 5, downsample="none", global_pool=True).out_features == 256
+
+
+def test_each_scale_may_have_its_own_way_down():
+    torch.manual_seed(0)
+    net = ShallowConvNet((4, 6, 8), downsample=("max", "stride", "none"), fc=()).build(45)
+    assert net.map_shape == (8, 11, 11)  # 45 -> 22 pooled -> 11 by stride -> 11
+    pools = [type(layer).__name__ for layer in net.convs if "Pool" in type(layer).__name__]
+    assert pools == ["MaxPool2d"]
+    strides = [layer.stride[0] for layer in net.convs if isinstance(layer, torch.nn.Conv2d)]
+    assert strides == [1, 2, 1, 1, 1]
+    again = from_plain(net.recipe())
+    assert again.downsample == net.downsample == ("max", "stride", "none")
+    with pytest.raises(BadInput, match="expected one or 3 of stride, max"):
+        ShallowConvNet((4, 6, 8), downsample=("max", "stride"))
