@@ -167,6 +167,25 @@ def read_study(path: str | Path) -> Study:
     """
     path = Path(path)
     text = _read(path)
+    _refuse_misread(path, text)
+    axes = {str(axis): _levels(path, str(axis), levels) for axis, levels in text["axes"].items()}
+    base = text["base"] if isinstance(text["base"], list) else [text["base"]]
+    return Study(
+        name=text.get("name", path.stem),
+        configs=tuple(_config(path, name) for name in base),
+        options=_options(path, "options", text.get("options", {})),
+        arms=_arms(path, axes, text),
+        axes={axis: tuple(levels) for axis, levels in axes.items()},
+        seeds=tuple(text.get("seeds", Study.seeds)),
+        folds=text.get("folds"),
+        steps=text.get("steps"),
+        seconds=text.get("seconds"),
+        reach_px=text.get("reach_px", Study.reach_px),
+    )
+
+
+def _refuse_misread(path: Path, text: dict[str, Any]) -> None:
+    """Refuse what no study has, and numbers out of range."""
     unknown = sorted(text.keys() - _KEYS.keys())
     if unknown:
         known = ", ".join(_KEYS)
@@ -175,34 +194,31 @@ def read_study(path: str | Path) -> Study:
         kind, what = _KEYS[key]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise BadInput.at(str(path), f"{key} is {value!r}", f"give {what}")
-    if "base" not in text:
-        raise BadInput.at(str(path), "has no base", "name the configuration that arms change")
-    axes = {str(axis): _levels(path, str(axis), levels) for axis, levels in text["axes"].items()}
-    arms = _arms(path, axes, text)
-    seeds, steps, seconds = text.get("seeds", [0, 1, 2]), text.get("steps"), text.get("seconds")
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise BadInput.at(str(path), f"seeds is {seeds!r}", "give a list of whole numbers")
-    if steps is not None and seconds is not None:
-        raise BadInput.at(str(path), "has a budget of both steps and seconds", "give one of them")
-    if not all(budget is None or budget > 0 for budget in (steps, seconds)):
-        raise BadInput.at(str(path), "has no budget to train with", "give steps or seconds above 0")
-    if text.get("reach_px", 1) <= 0:
-        raise BadInput.at(str(path), f"reach_px is {text['reach_px']}", "give an error above 0")
-    if not 2 <= text.get("folds", 2) <= 10:
-        raise BadInput.at(str(path), f"folds is {text['folds']}", "give 2 to 10 tenths")
-    base = text["base"] if isinstance(text["base"], list) else [text["base"]]
-    return Study(
-        name=text.get("name", path.stem),
-        configs=tuple(_config(path, name) for name in base),
-        options=text.get("options", {}),
-        arms=arms,
-        axes={axis: tuple(levels) for axis, levels in axes.items()},
-        seeds=tuple(seeds),
-        folds=text.get("folds"),
-        steps=steps,
-        seconds=seconds,
-        reach_px=text.get("reach_px", Study.reach_px),
+    seeds, folds = text.get("seeds", [0]), text.get("folds", 2)
+    refused = (
+        ("base" not in text, "has no base", "name the configuration that arms change"),
+        ("/" in text.get("name", ""), f"name is {text.get('name')!r}", "give one of a folder"),
+        (
+            not seeds or any(type(seed) is not int or seed < 0 for seed in seeds),
+            f"seeds is {seeds!r}",
+            "give a list of whole numbers",
+        ),
+        (
+            "steps" in text and "seconds" in text,
+            "has a budget of both steps and seconds",
+            "give one of them",
+        ),
+        (
+            min(text.get("steps", 1), text.get("seconds", 1)) <= 0,
+            "has no budget to train with",
+            "give steps or seconds above 0",
+        ),
+        (text.get("reach_px", 1) <= 0, f"reach_px is {text.get('reach_px')}", "give more than 0"),
+        (not 2 <= folds <= 10, f"folds is {folds}", "give 2 to 10 tenths"),
     )
+    for wrong, problem, remedy in refused:
+        if wrong:
+            raise BadInput.at(str(path), problem, remedy)
 
 
 _KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
