@@ -136,7 +136,7 @@ def _draw_errors(comparison: Comparison) -> Figure:
     split = "test" if ranked_by == "test_mae_px" else "lowest validation"
     axes.set(xlabel=f"{split} error, px", xlim=(0, limit), ylim=(len(arms) - 0.5, -0.5))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right", framealpha=1.0)
+    axes.legend(fontsize=8, loc="lower left", framealpha=1.0)
     return figure
 
 
