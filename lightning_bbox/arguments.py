@@ -71,7 +71,10 @@ def _preset(name: str) -> Path:
     for folder in CONFIG_FOLDERS:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    names = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
+    kind = "compare/" * name.startswith("compare/")
+    names = sorted(
+        {kind + path.stem for folder in CONFIG_FOLDERS for path in folder.glob(f"{kind}*.yaml")}
+    )
     msg = f"there is no preset {name!r}; choose one of {', '.join(names)}"
     raise BadInput(msg)
 

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_bbox.advice import refuse_equal_passes
 from lightning_bbox.arguments import default_name, default_precision, resolve
 from lightning_bbox.callbacks import (
     EventLog,
@@ -25,19 +26,13 @@ from lightning_bbox.callbacks import (
     TensorBoardPictures,
     Throughput,
 )
-from lightning_bbox.checkpoints import (
-    AtomicCheckpointIO,
-    RunCheckpoint,
-)
+from lightning_bbox.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lightning_bbox.codecs import OffsetSpec
 from lightning_bbox.compare import compare
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.divergence import DivergedError
 from lightning_bbox.errors import BadInput
-from lightning_bbox.files import (
-    CANNOT_WRITE,
-    cannot_write,
-    make_folder,
-)
+from lightning_bbox.files import CANNOT_WRITE, cannot_write, make_folder
 from lightning_bbox.messages import plain_warnings
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.options import OneSentenceParser, cause
@@ -301,7 +296,11 @@ class Rehearsal(BoxCLI):
         return pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run nothing."""
+        """Build the model as far as it needs no data."""
+        geometry, jitter = self.datamodule.geometry, self.datamodule.jitter
+        spec = OffsetSpec(geometry, self.datamodule.num_targets, *jitter.bounds(geometry))
+        self.model.build(spec, seed=0)
+        refuse_equal_passes(self.model.net, self.model.passes or 0)
 
 
 def rehearse(arguments: list[str]) -> str | None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from lightning_bbox.comparison_page import write_comparison
 from lightning_bbox.divergence import OUTCOME
-from lightning_bbox.errors import BadInput
+from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.files import make_folder, write_atomically
 from lightning_bbox.messages import say
 from lightning_bbox.results import Result, read_result
@@ -78,14 +78,25 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
         msg = f"--jobs is {own.jobs}; give 1 or more"
         raise BadInput(msg)
     if own.steps is not None:
+        if own.steps < 1:
+            msg = f"--steps is {own.steps}; give 1 or more"
+            raise BadInput(msg)
         study = replace(study, steps=own.steps, seconds=None)
-    for arm in study.arms:
-        if reason := rehearse(["fit", *study.arguments(Run(arm, study.seeds[0]), options)]):
-            msg = f"{own.config[0]}: arm {arm.name!r}: {reason}"
+    for run in study.runs()[: len(study.arms)]:
+        if reason := rehearse(["fit", *study.arguments(run, options)]):
+            msg = f"{own.config[0]}: arm {run.arm.name!r}: {reason}"
             raise BadInput(msg)
     folder = Path(own.runs) / (own.name or study.name)
     results = _run_study(study, options, folder, own.jobs or default_jobs(), fit)
     say(f"\n{write_comparison(study, results, folder)}\n\nthe same with charts: {folder}")
+    broken = [result for result in results if result.status in ("refused", "failed")]
+    if broken:
+        first = broken[0]
+        msg = (
+            f"{len(broken)} of {len(results)} runs were refused or failed, the first "
+            f"{first.run.name} ({first.detail}); {folder / first.run.name / 'log.txt'} has more"
+        )
+        raise BadInput(msg)
 
 
 def default_jobs() -> int:
@@ -141,8 +152,13 @@ def _refuse_other(folder: Path, arguments: list[str]) -> None:
     given = json.dumps({"arguments": arguments, "configs": _digests(arguments)}, indent=1)
     kept = folder / _ARGUMENTS
     if kept.is_file() and kept.read_text() != given and any(folder.glob("checkpoints/*.ckpt")):
-        problem = "was run with other settings"
-        raise BadInput.at(str(folder), problem, "remove it, or give the study another name")
+        before = json.loads(kept.read_text())["arguments"]
+        other = [a for a in before if a not in arguments] + [
+            a for a in arguments if a not in before
+        ]
+        differ = f" ({listed(other)})" if other else " (its configuration's file)"
+        problem = f"was run with other settings{differ}"
+        raise BadInput.at(str(folder), problem, "give the study another --name, or remove its runs")
     make_folder(folder)
     write_atomically(kept, given.encode())
 

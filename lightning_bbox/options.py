@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
 from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.parts import find_class
 
 LONGEST = 400
 """Characters of the parser's own words to show: it may repeat a whole configuration."""
@@ -122,6 +123,9 @@ class OneSentenceParser(LightningArgumentParser):
         if not found or hints in ([], [None]):
             return WrongOption(option, _shortened(words), _HELP)
         value, expected = found[1] or found[2], expected_words(hints[0])
+        if (reason := _import_failure(value)) is not None:
+            remedy = "correct the name, or give its folder in PYTHONPATH"
+            return WrongOption(option, f"{value} can't be imported ({reason})", remedy)
         near = _nearest(value, expected) if len(expected) > MANY else ""
         return WrongOption(option, f"is {value!r}", near or f"expected {listed(expected)}")
 
@@ -193,9 +197,21 @@ def class_names(base: type) -> list[str]:
     while rest:
         derived = rest.pop()
         rest += derived.__subclasses__()
-        if derived.__module__.partition(".")[0] == package and not derived.__name__.startswith("_"):
+        private = derived.__name__.startswith("_") or inspect.isabstract(derived)
+        if derived.__module__.partition(".")[0] == package and not private:
             names.add(derived.__name__)
     return sorted(names or {base.__name__})
+
+
+def _import_failure(value: str) -> str | None:
+    """Say why a class that is named with its module can't be had, None where it can."""
+    if "." not in value or not all(word.isidentifier() for word in value.split(".")):
+        return None
+    try:
+        find_class(value, object, "the config")
+    except BadInput as error:
+        return _shortened(str(error.__cause__ or error))
+    return None
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

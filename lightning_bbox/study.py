@@ -265,14 +265,27 @@ def _config(path: Path, name: object) -> str:
 
 def _levels(path: Path, axis: str, levels: object) -> dict[str, Options]:
     if not isinstance(levels, dict) or len(levels) < 2:
-        raise BadInput.at(str(path), f"axis {axis!r} has no two levels", "give options for each")
-    return {str(label): _options(path, f"{axis}: {label}", o) for label, o in levels.items()}
+        problem = f"axis {axis!r} has no two levels"
+        raise BadInput.at(str(path), problem, "give options for each of two different labels")
+    return {
+        _label(path, label): _options(path, f"{axis}: {label}", o) for label, o in levels.items()
+    }
+
+
+def _label(path: Path, label: object) -> str:
+    if isinstance(label, bool) or label is None:
+        problem = f"a label reads as {label!r}"
+        raise BadInput.at(str(path), problem, "quote it: YAML takes no, yes, on and off for others")
+    return str(label)
 
 
 def _options(path: Path, name: str, options: object) -> Options:
     if not isinstance(options, dict):
         problem = f"{name!r} has {options!r} for options"
         raise BadInput.at(str(path), problem, "give a mapping, {} where nothing changes")
+    if nothing := [str(option) for option, value in options.items() if value is None]:
+        problem = f"{name!r} sets {listed(nothing)} to nothing"
+        raise BadInput.at(str(path), problem, "write a value behind it")
     return {str(option): value for option, value in options.items()}
 
 
@@ -282,13 +295,19 @@ def _arms(path: Path, axes: dict[str, dict[str, Options]], text: dict[str, Any])
     cells = _cells(path, axes, text.get("design", "one_at_a_time"), excluded)
     arms = [_crossed(axes, cell) for cell in cells]
     beside = text.get("arms", {})
-    arms += [Arm(str(name), {}, _options(path, str(name), beside[name])) for name in beside]
+    arms += [
+        Arm(_label(path, name), {}, _options(path, str(name), beside[name])) for name in beside
+    ]
     if len(arms) < 2:
         raise BadInput.at(str(path), "compares nothing", "give axes or arms")
     folders = [arm.folder for arm in arms]
     if len(set(folders)) < len(folders):
         twice = sorted({name for name in folders if folders.count(name) > 1})
         raise BadInput.at(str(path), f"{listed(twice)} names two arms", "give them other labels")
+    for first, second in itertools.combinations(arms, 2):
+        if first.options == second.options:
+            problem = f"{first.name!r} and {second.name!r} are the same"
+            raise BadInput.at(str(path), problem, "leave one out, or set what differs")
     return tuple(arms)
 
 
@@ -325,7 +344,8 @@ def _known_levels(path: Path, axes: dict[str, dict[str, Options]], partial: obje
     if levels and all(label in axes.get(axis, {}) for axis, label in levels.items()):
         return levels
     problem = f"exclude has {partial!r}"
-    raise BadInput.at(str(path), problem, "give labels of levels by axis")
+    known = "; ".join(f"{axis}: {listed([*levels])}" for axis, levels in axes.items())
+    raise BadInput.at(str(path), problem, f"give labels of levels by axis ({known})")
 
 
 def _crossed(axes: dict[str, dict[str, Options]], cell: Levels) -> Arm:

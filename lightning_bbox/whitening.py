@@ -1,5 +1,6 @@
 """Preprocessing by principal components: PCA, and PCA and ZCA whitening."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ def principal_axes(samples: Float[Tensor, "n p"], count: int) -> PrincipalAxes:
     return PrincipalAxes(mean, values, padded, gram.trace() / free)
 
 
-class PrincipalNorm(Preprocess):
+class PrincipalNorm(Preprocess, ABC):
     """Centre crops, and scale them along the principal axes of the training crops.
 
     What lies beside the axes is scaled as a whole, so a crop stays a picture: a product with a few
@@ -111,6 +112,7 @@ class PrincipalNorm(Preprocess):
         self.register_buffer("rest", torch.ones(()))
         return self
 
+    @abstractmethod
     def scales(
         self, values: Float[Tensor, " k"], left: Float[Tensor, ""], usual: Float[Tensor, ""]
     ) -> tuple[Float[Tensor, " k"], Float[Tensor, ""]]:
@@ -121,7 +123,6 @@ class PrincipalNorm(Preprocess):
             left: Mean variance of the directions beside them.
             usual: Mean variance of all directions.
         """
-        raise NotImplementedError
 
     def fit(self, crops: Float[Tensor, "n 3 h w"]) -> None:
         """Find mean, axes and scales of training crops."""

@@ -78,7 +78,8 @@ def test_what_is_there_is_not_run_again_and_what_is_not_is(smoke, capsys):
 
 def test_other_settings_do_not_mix_with_what_is_there(smoke, capsys):
     assert main(["compare", "-c", str(SMOKE), f"--runs={smoke.parent}", "--steps=5"]) == 2
-    assert "was run with other settings" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "was run with other settings (--trainer.max_steps=24, --trainer.max_steps=5)" in error
 
 
 STUDIES = sorted(SMOKE.parent.glob("*.yaml"))
@@ -109,18 +110,34 @@ def test_a_study_whose_base_is_refused_is_refused(tmp_path, capsys, options, sen
     assert sentence in error
 
 
-def test_an_arm_that_is_refused_is_named_before_anything_runs(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"model.head": "BinHead", "model.head.bin_width": -1.0}, "BinHead's bin_width -1.0"),
+        ({"model.head": "SoftArgmaxHead"}, "SoftArgmaxHead needs a backbone whose features are"),
+        ({"model.passes": 10}, "model.passes is 10, but nothing in the model draws at random"),
+        (
+            {"model.head": "LinearHead", "model.head.loss": "nosuch.Loss"},
+            "model.head.loss: nosuch.Loss can't be imported (No module named 'nosuch')",
+        ),
+    ],
+)
+def test_an_arm_that_is_refused_is_named_before_anything_runs(tmp_path, capsys, options, sentence):
     text = yaml.safe_load(SMOKE.read_text()) | {"base": "preset:quickstart"}
-    text["arms"] = {"thin": {"model.head": "BinHead", "model.head.bin_width": -1.0}}
+    text["arms"] = {"mine": options}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
     assert main(["compare", "-c", str(tmp_path / "mine.yaml"), f"--runs={tmp_path}"]) == 2
-    assert "mine.yaml: arm 'thin': BinHead's bin_width -1.0" in capsys.readouterr().err
+    assert f"mine.yaml: arm 'mine': {sentence}" in capsys.readouterr().err
     assert not (tmp_path / "mine").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [([f"-c={SMOKE}", "--jobs=0"], "--jobs is 0"), (["-c", "preset:compare/no"], "no preset")],
+    [
+        ([f"-c={SMOKE}", "--jobs=0"], "--jobs is 0"),
+        ([f"-c={SMOKE}", "--steps=0"], "--steps is 0"),
+        (["-c", "preset:compare/inti"], "choose one of compare/bins, compare/init"),
+    ],
 )
 def test_what_can_not_be_run_is_said_at_once(arguments, sentence, capsys):
     assert main(["compare", *arguments]) == 2
@@ -160,6 +177,22 @@ def wait_for(condition, seconds=60.0):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_study_with_a_run_that_fails_says_so_at_its_end(tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken_recipe.py").write_text(
+        "from lightning_bbox.losses import Loss\n\n\n"
+        "class BrokenLoss(Loss):\n    def penalty(self, error, std):\n        return no_such\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    text = yaml.safe_load(SMOKE.read_text()) | {"base": "preset:quickstart", "seeds": [0]}
+    broken = {"model.head": "LinearHead", "model.head.loss": "broken_recipe.BrokenLoss"}
+    text |= {"axes": {}, "arms": {"broken": broken}, "steps": 4}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
+    assert main(["compare", "-c", str(tmp_path / "mine.yaml"), f"--runs={tmp_path}"]) == 2
+    output = capsys.readouterr()
+    assert "1 of 2 runs were refused or failed, the first broken-seed0 (NameError" in output.err
+    assert (tmp_path / "mine" / "comparison.html").is_file()
 
 
 def test_the_readmes_own_recipe_trains_and_is_found_again(tmp_path, monkeypatch):

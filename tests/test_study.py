@@ -102,14 +102,27 @@ REFUSALS = {
     ),
     "an unknown level": (
         {"axes": AXES, "design": "full", "exclude": [{"loss": "L3"}]},
-        "exclude has {'loss': 'L3'}",
+        "exclude has {'loss': 'L3'}; give labels of levels by axis (loss: L2, L1, bins; norm: none",
     ),
     "a base that is excluded": (
         {"axes": AXES, "design": "full", "exclude": [{"norm": "none"}]},
         "exclude rules the base out",
     ),
     "a missing base": ({"axes": AXES, "base": "no.yaml"}, "base no.yaml is missing"),
-    "names that collide": ({"arms": {"a b": {}, "a-b": {}}}, "a-b names two arms"),
+    "an option without a value": (
+        {"arms": {"L1": {"model.head": None}}},
+        "sets model.head to nothing",
+    ),
+    "a label that YAML takes for false": (
+        {"axes": {"norm": {False: {}, "batch": {"a": 1}}}},
+        "a label reads as False; quote it",
+    ),
+    "two equal arms": (
+        {"arms": {"a": {"x": 1}, "b": {"x": 1}}},
+        "'a' and 'b' are the same; leave one out",
+    ),
+    "a name that is a path": ({"axes": AXES, "name": "a/b"}, "name is 'a/b'"),
+    "names that collide": ({"arms": {"a b": {"x": 1}, "a-b": {"x": 2}}}, "a-b names two arms"),
 }
 
 
