@@ -6,8 +6,9 @@ DATA ?= ../shared/data
 
 bin := .venv/bin
 pip_install := $(bin)/pip --quiet --disable-pip-version-check install --constraint constraints.txt
-# Two workers on two cores: one thread each, or they take turns.
-pytest := OMP_NUM_THREADS=1 $(bin)/pytest --numprocesses 2
+# Two workers on two cores: one thread each, or they take turns. Each begins with half of the files, so
+# that what a file's tests share is mostly made once.
+pytest := OMP_NUM_THREADS=1 $(bin)/pytest --numprocesses 2 --dist worksteal
 empty :=
 space := $(empty) $(empty)
 comma := ,
