@@ -204,8 +204,9 @@ def class_names(base: type) -> list[str]:
 
 
 def _import_failure(value: str) -> str | None:
-    """Say why a class that is named with its module can't be had, None where it can."""
-    if "." not in value or not all(word.isidentifier() for word in value.split(".")):
+    """Say why a class of the user's own can't be had, None where it can."""
+    words = value.split(".")
+    if len(words) < 2 or words[0] == "lightning_bbox" or not all(w.isidentifier() for w in words):
         return None
     try:
         find_class(value, object, "the config")
