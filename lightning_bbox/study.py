@@ -213,7 +213,11 @@ def _refuse_misread(path: Path, text: dict[str, Any]) -> None:
             "has no budget to train with",
             "give steps or seconds above 0",
         ),
-        (text.get("reach_px", 1) <= 0, f"reach_px is {text.get('reach_px')}", "give more than 0"),
+        (
+            text.get("reach_px", 1) <= 0,
+            f"reach_px is {text.get('reach_px')}",
+            "give an error above 0",
+        ),
         (not 2 <= folds <= 10, f"folds is {folds}", "give 2 to 10 tenths"),
     )
     for wrong, problem, remedy in refused:

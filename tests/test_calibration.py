@@ -231,7 +231,7 @@ def test_the_factor_is_on_every_std_that_a_model_gives():
 @pytest.mark.parametrize("name", ["Gaussian", "Laplace", "HL-Gauss"])
 def test_90_percent_intervals_hold_85_to_95_percent_on_held_out_scenes(name, tmp_path):
     base = ["fit", "-c", str(CONFIGS / "quickstart.yaml"), "--data.num_scenes=1000", *ARMS[name]]
-    options = ["--data.draws_per_epoch=6000", "--trainer.max_epochs=2", "--data.eval_draws=1000"]
+    options = ["--data.draws_per_epoch=6400", "--trainer.max_epochs=2", "--data.eval_draws=1000"]
     options += ["--model.backbone=ShallowConvNet", "--model.backbone.channels=[16, 32, 64]"]
     folder = fit(tmp_path, "run", *options, base=base)
     found = json.loads((folder / "metrics.json").read_text())

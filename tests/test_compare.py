@@ -203,7 +203,7 @@ def test_the_readmes_own_recipe_trains_and_is_found_again(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     study = read_study(SMOKE)
     options = ["--model.head=LinearHead", "--model.head.loss=mine.CauchyLoss"]
-    arguments = study.arguments(study.runs()[0], options)
+    arguments = study.arguments(study.runs()[0], [*options, "--trainer.log_every_n_steps=1"])
     assert main(["fit", *arguments, f"--runs={tmp_path}", "--name=run"]) == 0
     model = BoxRegressor.load_from_checkpoint(tmp_path / "run")
     assert type(model.net.head.criterion).__name__ == "CauchyLoss"
