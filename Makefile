@@ -28,7 +28,7 @@ help: ## list the targets
 fit: install ## train the quick start
 	$(bin)/lightning-bbox fit -c configs/quickstart.yaml $(ARGS)
 
-# Reduced to 400 steps of smaller epochs: some half an hour on two cores.
+# Reduced to 400 steps of smaller epochs: some 40 minutes on two cores.
 compare: install ## replay the question on scenes and, where DATA holds bccd, on red cells
 	$(bin)/lightning-bbox $(question) --name question-scenes --data.kind=polar $(ARGS)
 	test ! -d $(DATA)/bccd || $(bin)/lightning-bbox $(question) --name question-bccd \
