@@ -369,6 +369,23 @@ def test_a_process_whose_launcher_is_gone_before_they_meet_ends(tmp_path: Path) 
     assert ended(process, timeout=LIMIT).code == -signal.SIGKILL
 
 
+def test_a_process_of_several_leaves_all_it_said_and_no_teardown(tmp_path: Path) -> None:
+    script = f"""
+import atexit
+from torch import distributed
+from lightning_bbox.ranks import leave
+class Teardown:
+    def __del__(self): print("torn down")
+kept = Teardown()
+atexit.register(print, "at exit")
+distributed.init_process_group("gloo", "file://{tmp_path / "store"}", rank=0, world_size=1)
+print("said", end=" ")
+leave(3)
+"""
+    finished = run([sys.executable, "-c", script])
+    assert (finished.code, finished.out) == (3, "said at exit\n"), finished.err
+
+
 @pytest.mark.slow
 def test_bad_input_is_said_once(tmp_path: Path) -> None:
     base = ["fit", "-c", str(ROOT / "configs" / "csv.yaml"), f"--data.root={tmp_path / 'none'}"]
