@@ -4,7 +4,7 @@ kornia changes pixels; boxes are moved by our own code. Parameters come from the
 sample looks the same on every device and for every number of processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from kornia import augmentation, enhance
 from torch import Tensor, nn
 
+from lightning_bbox.compiling import compiled
 from lightning_bbox.errors import BadInput
 from lightning_bbox.plan import EpochPlan, keyed_generator
 
@@ -73,10 +74,21 @@ class Augment:
             return None
         return 1 + (2 * plan.uniform("photometry", 3) - 1) * strengths
 
-    def photometry(self, crops: Crops, factors: Float[Tensor, "b 3"] | None) -> Crops:
-        """Apply brightness, contrast and saturation, in this order, then the extra modules."""
+    def photometry(
+        self,
+        crops: Crops,
+        factors: Float[Tensor, "b 3"] | None,
+        adjust: "Adjust | None" = None,
+    ) -> Crops:
+        """Apply brightness, contrast and saturation, in this order, then the extra modules.
+
+        Args:
+            crops: RGB in [0, 1].
+            factors: Of each crop; None leaves these three out.
+            adjust: What applies them; `adjust_photometry` by default.
+        """
         if factors is not None:
-            crops = adjust_photometry(crops, factors)
+            crops = (adjust or adjust_photometry)(crops, factors)
         for module in self.extra:
             crops = module(crops)
         return crops
@@ -100,6 +112,23 @@ def adjust_photometry(crops: Crops, factors: Float[Tensor, "b 3"]) -> Crops:
     crops = enhance.adjust_brightness_accumulative(crops, factors[:, 0])
     crops = enhance.adjust_contrast_with_mean_subtraction(crops, factors[:, 1])
     return enhance.adjust_saturation_with_gray_subtraction(crops, factors[:, 2])
+
+
+Adjust = Callable[[Crops, Float[Tensor, "b 3"]], Crops]
+
+_compiled_adjust: Adjust = compiled(adjust_photometry)
+
+
+def compiled_photometry(crops: Crops, factors: Float[Tensor, "b 3"]) -> Crops:
+    """Adjust the crops faster: the compiled twin of `adjust_photometry`.
+
+    Examples:
+        >>> callable(compiled_photometry)
+        True
+    """
+    for tensor in (crops, factors):
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return _compiled_adjust(crops, factors)
 
 
 class NoiseBank:

@@ -8,7 +8,7 @@ x1.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Boxes = Float[Tensor, "*#b 4"]
@@ -139,6 +139,27 @@ def mirror_boxes(
     low, high = boxes[..., :2], boxes[..., 2:]
     mirrored = torch.cat([2 * centers - high, 2 * centers - low], dim=-1)
     return torch.where(torch.cat([flips, flips], dim=-1) > 0, mirrored, boxes)
+
+
+def swap_corners(
+    boxes: Boxes, across: Bool[Tensor, "*b"], down: Bool[Tensor, "*b"]
+) -> Float[Tensor, "*b 4"]:
+    """Exchange left and right, top and bottom, which mirrors the crop that is cut there.
+
+    Args:
+        boxes: Boxes, `xyxy`.
+        across: Where left and right change places.
+        down: Where top and bottom do.
+
+    Examples:
+        >>> across, down = torch.tensor([True, False])
+        >>> swap_corners(torch.tensor([1.0, 2.0, 3.0, 4.0]), across, down)
+        tensor([3., 2., 1., 4.])
+    """
+    x1, y1, x2, y2 = boxes.unbind(dim=-1)
+    left, right = torch.where(across, x2, x1), torch.where(across, x1, x2)
+    top, bottom = torch.where(down, y2, y1), torch.where(down, y1, y2)
+    return torch.stack([left, top, right, bottom], dim=-1)
 
 
 def clip_boxes(boxes: Boxes, size: tuple[float, float]) -> Boxes:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_bbox.data import CropDataModule
+from lightning_bbox.descriptions import describe
 from lightning_bbox.divergence import OUTCOME, DivergedError
 from lightning_bbox.evaluation import Evaluation
 from lightning_bbox.files import make_folder, save_picture, write_atomically
@@ -103,7 +104,7 @@ class RunReport(pl.Callback):
         """Describe the data, and list the boxes that were skipped."""
         self._said = True
         make_folder(self.folder)
-        lines = [*data.source.notes, *data.describe()]
+        lines = [*data.source.notes, *describe(data)]
         say("\n".join(lines))
         skipped = [sentence for items in data.source.splits.values() for sentence in items.skipped]
         if skipped:

@@ -13,13 +13,20 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lightning_bbox.augment import Augment, NoiseBank
-from lightning_bbox.boxes import box_centers, box_sizes, mirror_boxes
+from lightning_bbox.augment import (
+    Augment,
+    NoiseBank,
+    adjust_photometry,
+    compiled_photometry,
+)
+from lightning_bbox.boxes import box_centers, box_sizes, mirror_boxes, swap_corners
 from lightning_bbox.codecs import OffsetSpec, encode_deltas, refuse_other_crops
 from lightning_bbox.compiling import Compile, should_compile
-from lightning_bbox.crops import CropGeometry, compiled_bilinear, cut_crops, sample_bilinear
+from lightning_bbox.crops import CropGeometry, cut_crops
 from lightning_bbox.errors import BadInput, listed
+from lightning_bbox.images import ImageStore, PictureFiles
 from lightning_bbox.jitter import Jitter, UniformJitter
+from lightning_bbox.kernels import compiled_bilinear, sample_bilinear
 from lightning_bbox.loader import PlanLoader, Rows, Split
 from lightning_bbox.plan import EpochPlan, keyed_generator, stream_seed
 from lightning_bbox.samples import Batch, Items, Samples, Source
@@ -236,24 +243,26 @@ class CropDataModule(pl.LightningDataModule):
             noise=self.noise.offsets(plan),
         )
 
-    def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
-        """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
-        device = samples.proposals.device
+    def store_on(self, device: torch.device) -> ImageStore | PictureFiles:
+        """Return the pictures, moved to a device once."""
         source = self.source
         if source.store.device != device:
             self._source = source = replace(source, store=source.store.to(device))
+        return source.store
+
+    def compiles_on(self, device: torch.device) -> bool:
+        """Tell whether the kernels that cut and augment are compiled on a device."""
+        return should_compile(self.compile, device, pays_on_cpu=True)
+
+    def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
+        """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
+        device = samples.proposals.device
         crop_boxes = self.geometry.crop_boxes(samples.proposals)
-        x1, y1, x2, y2 = crop_boxes.unbind(dim=1)
-        flip_x, flip_y = (samples.flips > 0).unbind(dim=1)
-        corners = [
-            torch.where(flip_x, x2, x1), torch.where(flip_y, y2, y1),
-            torch.where(flip_x, x1, x2), torch.where(flip_y, y1, y2),
-        ]  # fmt: skip
-        fast = should_compile(self.compile, device, pays_on_cpu=True)
-        kernel = compiled_bilinear if fast else sample_bilinear
+        boxes = swap_corners(crop_boxes, *(samples.flips > 0).unbind(dim=1))
+        kernel = compiled_bilinear if self.compiles_on(device) else sample_bilinear
         size, supersample = self.geometry.size, self.geometry.supersample or 1
-        boxes, crops, start = torch.stack(corners, dim=1), [], 0
-        for store, index in source.store.parts(samples.image_index):
+        crops, start = list[Tensor](), 0
+        for store, index in self.store_on(device).parts(samples.image_index):
             rows = slice(start, start + len(index))
             crops.append(cut_crops(store, index, boxes[rows], size, supersample, kernel))
             start += len(index)
@@ -296,7 +305,9 @@ class CropDataModule(pl.LightningDataModule):
         crops = self.cut(samples)
         if augment:
             factors = samples.factors if samples.factors.shape[1] else None
-            crops = self.augment.photometry(crops, factors)
+            fast = self.compiles_on(crops.device)
+            adjust = compiled_photometry if fast else adjust_photometry
+            crops = self.augment.photometry(crops, factors, adjust)
         if noise := self.noise_level(augment):
             crops = crops + noise * self.noise.windows(samples.noise).view_as(crops)
         return crops
@@ -342,30 +353,6 @@ class CropDataModule(pl.LightningDataModule):
     def error_floor(self, samples: Samples) -> dict[str, float]:
         """Return what is known of the least possible error, to stand beside the metrics."""
         return {}
-
-    def describe(self) -> list[str]:
-        """Say in a line a split what there is: pictures, boxes, skipped, spread of the targets."""
-        size, k = self.geometry.size, self.geometry.supersample
-        lines = [f"crops of {size} x {size} pixels, each the mean of {k} x {k} samples"]
-        names: tuple[Split, ...] = ("train", "val", "test")
-        for name in names:
-            items = self.source.splits[name]
-            samples = self.samples(name)
-            deltas = encode_deltas(samples.gt_boxes, self.geometry.anchors(samples.proposals))[
-                :, : self.num_targets
-            ]
-            units = deltas.new_tensor(self.spec().units)
-            spread = [f"{value:.2f}" for value in (deltas.std(dim=0) / units).tolist()]
-            sizes = f", {', '.join(spread[2:])} in log size" if spread[2:] else ""
-            line = (
-                f"{name}: {len(set(items.image_index.tolist()))} pictures, {len(items)} boxes, "
-                f"{len(items.skipped)} skipped, target std {', '.join(spread[:2])} px{sizes}"
-            )
-            failed = self.failed_draws.get(name, 0)
-            lines.append(
-                line + (f", {failed} of {len(deltas)} draws left unjittered" if failed else "")
-            )
-        return lines
 
     def ranks(self) -> tuple[int, int]:
         """Return the number of this process, and of all."""

@@ -6,17 +6,19 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8
+from torch import Tensor
 
 from lightning_bbox.augment import Augment
-from lightning_bbox.boxes import shift_boxes
+from lightning_bbox.boxes import mirror_boxes, shift_boxes, swap_corners
 from lightning_bbox.compiling import Compile
-from lightning_bbox.crops import CropGeometry
+from lightning_bbox.crops import CropGeometry, cut_crops
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter, UniformJitter
-from lightning_bbox.samples import Items, Source
+from lightning_bbox.kernels import compiled_whole, sample_whole
+from lightning_bbox.samples import Items, Samples, Source
 from lightning_bbox.tables import hold_out_groups
 
 
@@ -128,7 +130,38 @@ class PatchDataModule(CropDataModule):
         note = f"{count} patches of {height} x {width}, " + (
             "shifts cut from the margin" if offsets is None else "already shifted"
         )
-        return Source(ImageStore.from_array(self.patches), splits, ("patch",), (note,))
+        patches = self.patches
+        if self._whole and self.augment.flip_x:
+            patches = np.concatenate([patches, patches[:, :, ::-1]])
+        return Source(ImageStore.from_array(patches), splits, ("patch",), (note,))
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all crops lie on whole pixels."""
+        whole = isinstance(self.jitter, UniformJitter) and self.jitter.integer
+        even = all((side - self.geometry.size) % 2 == 0 for side in self.patches.shape[1:3])
+        return even and (whole or self.offsets is not None)
+
+    def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
+        """Cut the crops of samples, copying whole rows where nothing has to be resampled.
+
+        Rows aren't read backwards at that speed: mirrored crops come from mirrored patches, which
+        follow the others in the store.
+        """
+        if not self._whole:
+            return super().cut(samples)
+        device = samples.proposals.device
+        across, down = (samples.flips > 0).unbind(dim=1)
+        boxes, count = self.geometry.crop_boxes(samples.proposals), len(self.patches)
+        middle = boxes.new_tensor([self.patches.shape[2] / 2, 0.0])
+        flips = torch.stack([across, torch.zeros_like(across)], dim=1).float()
+        boxes = mirror_boxes(boxes, middle, flips)
+        boxes = swap_corners(boxes, torch.zeros_like(down), down)
+        index = torch.where(across, samples.image_index + count, samples.image_index)
+        kernel = compiled_whole if self.compiles_on(device) else sample_whole
+        store = self.store_on(device)
+        assert isinstance(store, ImageStore)
+        return cut_crops(store, index, boxes, self.geometry.size, 1, kernel)
 
 
 def _load_patches(

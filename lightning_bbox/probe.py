@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from lightning_bbox.backbones import Backbone
 from lightning_bbox.codecs import DeltaCodec
 from lightning_bbox.data import CropDataModule
+from lightning_bbox.descriptions import describe
 from lightning_bbox.errors import BadInput
 from lightning_bbox.files import save_picture, write_atomically
 from lightning_bbox.layers import Projection, layer_order, tapped
@@ -235,7 +236,7 @@ class ProbingTrainer(pl.Trainer):
             msg = f"probe lambda_by is {lambda_by!r}; expected 'val' or 'gcv'"
             raise BadInput(msg)
         trained = self._make_ready(model, datamodule)
-        say("\n".join([*datamodule.source.notes, *datamodule.describe()]))
+        say("\n".join([*datamodule.source.notes, *describe(datamodule)]))
         reader = LayerReader(
             datamodule, model.codec, draws, width, lambda_by,
             self.precision_plugin, model.device,

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_bbox.augment import Augment, NoiseBank, adjust_photometry
+from lightning_bbox.augment import Augment, NoiseBank, adjust_photometry, compiled_photometry
 from lightning_bbox.errors import BadInput
 from lightning_bbox.plan import EpochPlan
 
@@ -37,6 +37,16 @@ def test_photometry_does_not_depend_on_the_batch():
     together = adjust_photometry(crops, factors)
     for i in range(3):
         torch.testing.assert_close(together[i::3], parts[i], rtol=0, atol=1e-6)
+
+
+@pytest.mark.compile
+def test_the_compiled_photometry_equals_the_plain_one_for_every_batch():
+    factors = 1 + 0.8 * torch.rand(16, 3, generator=torch.Generator().manual_seed(1)) - 0.4
+    for count in (16, 5, 1):
+        crops = draw_crops(count)
+        plain = adjust_photometry(crops, factors[:count])
+        fast = compiled_photometry(crops, factors[:count])
+        torch.testing.assert_close(fast, plain, rtol=0, atol=1e-6)
 
 
 def test_photometry_of_factors_one_changes_nothing():

@@ -10,6 +10,7 @@ from PIL import Image
 from lightning_bbox.box_data import BoxDataModule
 from lightning_bbox.codecs import MeanStdCodec
 from lightning_bbox.crops import CropGeometry
+from lightning_bbox.descriptions import describe
 from lightning_bbox.errors import BadInput
 from lightning_bbox.loader import Rows
 from lightning_bbox.preprocess import ChannelNorm
@@ -328,7 +329,7 @@ def test_skipped_boxes_are_listed_with_their_split(tmp_path):
     assert "p8.png" in tested
     (trained,) = found["train"] + found["val"]
     assert "p3.png" in trained
-    line = next(line for line in data.describe() if line.startswith("test: "))
+    line = next(line for line in describe(data) if line.startswith("test: "))
     assert "3 pictures, 3 boxes, 1 skipped" in line
     with pytest.raises(BadInput, match=r"boxes\.csv:12"):
         read(tmp_path, on_bad="error").setup("fit")

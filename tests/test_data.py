@@ -11,6 +11,7 @@ from lightning_bbox.augment import Augment
 from lightning_bbox.boxes import box_centers, box_sizes
 from lightning_bbox.codecs import encode_deltas
 from lightning_bbox.crops import CropGeometry
+from lightning_bbox.descriptions import describe
 from lightning_bbox.errors import BadInput
 from lightning_bbox.jitter import OverlapJitter, UniformJitter
 from lightning_bbox.loader import PlanLoader, Rows
@@ -304,13 +305,13 @@ def test_failed_draws_keep_the_true_box_are_counted_and_told():
     kept = (samples.proposals == samples.gt_boxes).all(dim=1).sum().item()
     assert 0 < kept < 200
     assert data.failed_draws["val"] == kept
-    line = next(line for line in data.describe() if line.startswith("val: "))
+    line = next(line for line in describe(data) if line.startswith("val: "))
     assert line.endswith(f"{kept} of 200 draws left unjittered")
 
 
 def test_description_counts_pictures_boxes_and_the_spread_of_targets():
     data = scenes(eval_draws=2_000, draws_per_epoch=2_000)
-    cut, *lines = data.describe()
+    cut, *lines = describe(data)
     assert cut.startswith("crops of ")
     for line, name, count in zip(lines, ("train", "val", "test"), (30, 3, 6), strict=True):
         assert line.startswith(f"{name}: {count} pictures, {count} boxes, 0 skipped, target std ")
