@@ -22,11 +22,13 @@ from lightning_bbox.boxes import box_sizes
 from lightning_bbox.compiling import Compile
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.data import CropDataModule
+from lightning_bbox.draws import BatchSize
 from lightning_bbox.errors import BadInput, listed
-from lightning_bbox.images import ImageStore, PictureFiles
+from lightning_bbox.images import PictureFiles
 from lightning_bbox.jitter import Jitter
 from lightning_bbox.records import usual_split
 from lightning_bbox.samples import Items, Source
+from lightning_bbox.stores import Store, open_store, usual_folder
 
 ROLES = ("train", "val", "test")
 
@@ -65,14 +67,22 @@ class BoxDataModule(CropDataModule):
         num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh); a trained model
             knows, others learn 2.
         augment: What happens to training crops; flips by default.
-        batch_size: Size of the global batch, over all processes.
+        batch_size: Size of the global batch, over all processes; `auto` takes the smallest within
+            5 % of the most crops a second, measured when training begins.
         draws_per_epoch: Training samples in an epoch; boxes are used evenly.
         eval_draws: Samples of each evaluation.
         seed: Seed of order, proposals and augmentation.
         compile: Compile the cut; `auto` does where there is a compiler.
         val_fold: Which share of the training groups validates, from 0, for cross-validation: the
             folds share no group, and together they are all.
+        store: Where the pixels are kept: on the `device`; in the memory of the host (`pinned`),
+            where crops are cut ahead and sent over; in a file on `disk` that is mapped, for sets
+            that exceed the memory; `auto` takes the first of these that has room.
+        store_folder: Folder of that file, which later runs use again; one for this root in the
+            user's cache folder by default.
     """
+
+    keeps_on_disk = True
 
     def __init__(
         self,
@@ -97,12 +107,14 @@ class BoxDataModule(CropDataModule):
         jitter: Jitter | None = None,
         num_targets: Literal[2, 4] | None = None,
         augment: Augment = Augment(),
-        batch_size: int = 128,
+        batch_size: BatchSize = 128,
         draws_per_epoch: int = 20_000,
         eval_draws: int = 2_000,
         seed: int = 0,
         compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
         val_fold: int = 0,
+        store: Store = "auto",
+        store_folder: str | None = None,
     ) -> None:
         super().__init__(
             crop,
@@ -114,11 +126,13 @@ class BoxDataModule(CropDataModule):
             eval_draws,
             seed,
             compile,
+            store=store,
         )
         if test_split and test_groups:
             msg = "data test_split and test_groups are both set; name the test one way"
             raise BadInput(msg)
         self.root = Path(root)
+        self.store_folder = Path(store_folder) if store_folder else usual_folder(self.root)
         self.rough: RoughBoxes | None = None
         self.classes, self.min_size = classes, min_size
         self.splits = SplitNames(
@@ -152,9 +166,9 @@ class BoxDataModule(CropDataModule):
         used = sorted({at for at in table.image_index.tolist() if roles[at]})
         place = torch.full((len(table.images),), -1)
         place[used] = torch.arange(len(used))
-        store = ImageStore.from_files(
-            [table.root / table.images[at] for at in used], table.sizes[used]
-        )
+        paths, sizes = [table.root / table.images[at] for at in used], table.sizes[used]
+        home = self.place(needed=4 * int(sizes.prod(dim=1).sum()))
+        store = open_store(home, self.store_folder, paths, sizes)
         splits = {}
         for role in ROLES:
             chosen = torch.tensor([role == name for name in roles])

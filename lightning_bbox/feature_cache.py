@@ -7,7 +7,6 @@ network runs in it, so that training on them gives the numbers that crops would.
 import hashlib
 import json
 import time
-import zlib
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -24,14 +23,13 @@ from lightning_bbox.augment import Augment
 from lightning_bbox.backbones import Backbone
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.errors import BadInput
-from lightning_bbox.files import make_folder, write_atomically
+from lightning_bbox.files import make_folder
 from lightning_bbox.images import ImageStore
+from lightning_bbox.keyed_files import KeyedFile
 from lightning_bbox.loader import PlanLoader, Split
 from lightning_bbox.messages import say
 from lightning_bbox.network import OffsetNet
 from lightning_bbox.parts import Part
-
-_PIECE = 1 << 24  # bytes of a file that are read at once
 
 
 def compute_features(data: CropDataModule, split: Split, net: OffsetNet) -> Float[Tensor, "n f"]:
@@ -119,7 +117,7 @@ def _compute_and_keep(
     if file is None:
         data.features[split] = features
     elif data.trainer.local_rank == 0:
-        file.write(features)
+        file.keep(features)
     data.trainer.strategy.barrier("features")
     where = "memory" if file is None else file.folder
     seconds = time.perf_counter() - since
@@ -166,10 +164,8 @@ def _is_known(file: "FeatureFile", trainer: pl.Trainer) -> bool:
     return known
 
 
-class FeatureFile:
-    """Features of one split on disk: a .npy file, and a sidecar in JSON that says what they are.
-
-    The sidecar is written last, so a file that has one is whole.
+class FeatureFile(KeyedFile):
+    """Features of one split on disk: a .npy file, and a sidecar that says what they are.
 
     Args:
         folder: Where both are.
@@ -179,42 +175,21 @@ class FeatureFile:
     Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     FeatureFile(Path(folder), "val", {"weights": "a"}).write(torch.ones(2, 3))
+        ...     FeatureFile(Path(folder), "val", {"weights": "a"}).keep(torch.ones(2, 3))
         ...     FeatureFile(Path(folder), "val", {"weights": "b"}).problem()
         'stale (made of other weights)'
     """
 
     def __init__(self, folder: Path, split: Split, key: dict[str, str]) -> None:
-        self.folder, self.split, self.key = folder, split, key
-        self.table, self.sidecar = folder / f"{split}.npy", folder / f"{split}.json"
-
-    def problem(self) -> str | None:
-        """Say why the file can't be used: it is stale or damaged; `""` where there is none."""
-        if not self.sidecar.exists():
-            return ""
-        try:
-            said = json.loads(self.sidecar.read_bytes())
-            key, size, checksum = dict(said["key"]), said["bytes"], said["crc32"]
-        except (OSError, ValueError, TypeError, KeyError):
-            return f"damaged ({self.sidecar.name} can't be read)"
-        names = [name for name in self.key | key if self.key.get(name) != key.get(name)]
-        if names:
-            return f"stale (made of other {', '.join(names)})"
-        try:
-            if (found := self.table.stat().st_size) != size:
-                return f"damaged ({self.table.name} has {found} bytes of {size})"
-            if _checksum(self.table) != checksum:
-                return f"damaged (the checksum of {self.table.name} is wrong)"
-        except OSError as error:
-            return f"damaged ({self.table.name} can't be read: {error.strerror})"
-        return None
+        super().__init__(folder / f"{split}.npy", key, "--model.cache")
+        self.folder, self.split = folder, split
 
     def read(self) -> Float[Tensor, "n f"]:
         """Map the features; pages are read when they are used."""
         # Not "r": torch warns of arrays that can't be written to. Nothing writes to the file.
-        return torch.from_numpy(np.lib.format.open_memmap(self.table, mode="c"))
+        return torch.from_numpy(np.lib.format.open_memmap(self.path, mode="c"))
 
-    def write(self, features: Float[Tensor, "n f"]) -> None:
+    def keep(self, features: Float[Tensor, "n f"]) -> None:
         """Write both files, each whole or not at all.
 
         Raises:
@@ -225,17 +200,8 @@ class FeatureFile:
         np.lib.format.write_array_header_1_0(
             header, np.lib.format.header_data_from_array_1_0(array)
         )
-        pieces = header.getvalue(), array.data.cast("B")
-        said = {
-            "key": self.key,
-            "shape": list(array.shape),
-            "dtype": str(array.dtype),
-            "bytes": sum(len(piece) for piece in pieces),
-            "crc32": zlib.crc32(pieces[1], zlib.crc32(pieces[0])),
-        }
-        # An old sidecar must not vouch for the new table, nor the new one for an old table.
-        write_atomically(self.table, *pieces, option="--model.cache")
-        write_atomically(self.sidecar, json.dumps(said, indent=2).encode(), option="--model.cache")
+        facts = {"shape": list(array.shape), "dtype": str(array.dtype)}
+        self.write((header.getvalue(), array.data.cast("B")), facts)
 
 
 def feature_key(data: CropDataModule, net: OffsetNet, precision: str) -> dict[str, str]:
@@ -310,11 +276,3 @@ def _recipe(part: Part) -> str:
 
 def _state(part: Part) -> list[Tensor | str]:
     return [item for named in sorted(part.state_dict().items()) for item in named]
-
-
-def _checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            checksum = zlib.crc32(piece, checksum)
-    return checksum

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -33,11 +34,32 @@ def write_atomically(path: Path, *content: bytes | memoryview, option: str = "--
         ...     (Path(folder) / "a.txt").read_text()
         'hello'
     """
+    write_pieces(path, content, option)
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes | memoryview], option: str = "--runs") -> None:
+    """Write a file whole or not at all, as its pieces come: it need never be in memory.
+
+    Args:
+        path: The file.
+        pieces: What it holds, one piece after the other.
+        option: What names another folder.
+
+    Raises:
+        BadInput: The folder can't be written to, or there is no room; what was there stays.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_pieces(Path(folder) / "a.txt", (letter.encode() for letter in "hello"))
+        ...     (Path(folder) / "a.txt").read_text()
+        'hello'
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
             with temporary.open("wb") as file:
-                for piece in content:
+                for piece in pieces:
                     file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())

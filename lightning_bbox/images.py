@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lightning_bbox.boxes import Boxes
 from lightning_bbox.errors import BadInput
 from lightning_bbox.headers import FAULTS, fault_words, refuse_bomb
 
@@ -53,6 +54,33 @@ def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     except FAULTS as error:
         msg = f"{path}: the picture can't be decoded ({fault_words(error)}); replace or remove it"
         raise BadInput(msg) from error
+
+
+def decode_sized(path: str | PathLike[str], size: Int64[Tensor, "2"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode a picture whose size was read before.
+
+    Args:
+        path: The file.
+        size: Height and width, as its header says.
+
+    Raises:
+        BadInput: The file can't be decoded, or its size isn't the stated one.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (3, 2), 7).save(f"{folder}/a.png")
+        ...     decode_sized(f"{folder}/a.png", torch.tensor([2, 3])).shape
+        (2, 3, 3)
+    """
+    picture = decode_image(path)
+    if list(picture.shape[:2]) != size.tolist():
+        msg = (
+            f"{path}: decodes to {picture.shape[:2]} (height, width), but {tuple(size.tolist())} "
+            f"was expected; its header is wrong"
+        )
+        raise BadInput(msg)
+    return picture
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -111,6 +139,7 @@ class ImageStore:
         offsets: Where each picture begins in `pixels`.
         heights: Rows of each picture.
         widths: Columns of each picture.
+        stays: Whether it stays in the memory of the host, so that crops are cut there.
 
     Examples:
         >>> store = ImageStore.from_array(np.zeros((2, 4, 5, 3), dtype=np.uint8))
@@ -128,6 +157,7 @@ class ImageStore:
         self.device = pixels.device
         self.heights: Int32[Tensor, " n"] = sizes[:, 0].int()
         self.widths: Int32[Tensor, " n"] = sizes[:, 1].int()
+        self.stays = False
 
     @classmethod
     def from_array(cls, pictures: UInt8[np.ndarray, "n h w 3"]) -> Self:
@@ -167,16 +197,8 @@ class ImageStore:
         flat, starts = store.pixels.numpy(), store.offsets.tolist()
 
         def load(index: int) -> None:
-            picture = decode_image(paths[index])
-            if list(picture.shape[:2]) != sizes[index].tolist():
-                msg = (
-                    f"{paths[index]}: decodes to {picture.shape[:2]} (height, width), but "
-                    f"{tuple(sizes[index].tolist())} was expected; its header is wrong"
-                )
-                raise BadInput(msg)
-            flat[starts[index] : starts[index] + picture.shape[0] * picture.shape[1]] = pack_rgb(
-                picture
-            ).reshape(-1)
+            packed = pack_rgb(decode_sized(paths[index], sizes[index])).reshape(-1)
+            flat[starts[index] : starts[index] + len(packed)] = packed
 
         with ThreadPoolExecutor(threads) as pool:
             list(
@@ -198,9 +220,12 @@ class ImageStore:
         """Yield all that is asked for at once: every picture is here."""
         yield self, image_index
 
+    def expect(self, image_index: Int64[Tensor, " b"], crop_boxes: Boxes) -> None:
+        """Make ready for crops that will be cut next; here they are."""
+
     def to(self, device: torch.device) -> Self:
-        """Move the store, once; a store that is there already is returned as it is."""
-        if self.pixels.device == device:
+        """Move the store, once; one that is there already, or stays, is returned as it is."""
+        if self.stays or self.pixels.device == device:
             return self
         sizes = torch.stack([self.heights, self.widths], dim=1).long().cpu()
         moved = type(self)(self.pixels.to(device), sizes)

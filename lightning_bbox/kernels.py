@@ -53,7 +53,8 @@ def _taps(low: Tensor, high: Tensor, limit: Tensor, size: int) -> tuple[Tensor, 
     store.
     """
     last = (limit - 1)[:, None]
-    steps = (torch.arange(size, device=low.device) + 0.5) * ((high - low) / size)[:, None]
+    steps = torch.arange(size, device=low.device, dtype=low.dtype) + 0.5
+    steps = steps * ((high - low) / size)[:, None]
     position = torch.minimum((low[:, None] + steps - 0.5).clamp(min=0), last.float())
     first = torch.minimum(position.int().clamp(min=0), last)
     return first, torch.minimum(first + 1, last), position - first
@@ -167,7 +168,8 @@ def _average(
 
 def _sample_shifts(supersample: int, boxes: Boxes, size: int) -> Float[Tensor, "b k 4"]:
     """Return the shifts of the crop boxes that put k x k samples evenly into each crop pixel."""
-    fractions = (torch.arange(supersample, device=boxes.device) + 0.5) / supersample - 0.5
+    fractions = torch.arange(supersample, device=boxes.device, dtype=boxes.dtype)
+    fractions = (fractions + 0.5) / supersample - 0.5
     grid = torch.cartesian_prod(fractions, fractions)
     shifts = grid * (box_sizes(boxes) / size)[:, None]
     return torch.cat([shifts, shifts], dim=-1)

@@ -4,11 +4,11 @@ It yields row numbers only. A rank takes every n-th row of one and the same glob
 a stop the first batch is where Lightning's own progress says.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 Split = Literal["train", "train_eval", "val", "test", "predict"]
@@ -16,16 +16,48 @@ Split = Literal["train", "train_eval", "val", "test", "predict"]
 rough boxes to refine, each once."""
 
 
+class HostCrops:
+    """Crops that were cut on the host, ahead of the step.
+
+    Wrapped, so that Lightning doesn't round them to the precision of the network before they are
+    augmented.
+
+    Args:
+        tensor: The crops.
+
+    Examples:
+        >>> HostCrops(torch.zeros(2, 3, 8, 8)).to(torch.device("cpu")).tensor.shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(self, tensor: Float[Tensor, "b 3 s s"]) -> None:
+        self.tensor = tensor
+
+    def to(self, device: torch.device) -> "HostCrops":
+        """Move them, without waiting for it where they are page-locked."""
+        return HostCrops(self.tensor.to(device, non_blocking=True))
+
+
 class Rows(NamedTuple):
     """What a loader yields: rows of an epoch.
 
-    `valid` is false where a row only fills up the batch.
+    `valid` is false where a row only fills up the batch. `crops` are there where the
+    pictures stay on the host.
     """
 
     split: Split
     epoch: int
     rows: Int64[Tensor, " b"]
     valid: Bool[Tensor, " b"]
+    crops: HostCrops | None = None
+
+    def to(self, device: torch.device) -> "Rows":
+        """Move all of it."""
+        crops = None if self.crops is None else self.crops.to(device)
+        return self._replace(rows=self.rows.to(device), valid=self.valid.to(device), crops=crops)
+
+
+Walk = Generator[Rows, None, None]
 
 
 def rank_share(
@@ -59,6 +91,7 @@ class PlanLoader:
         world_size: Number of processes.
         position: Called at the first batch: the epoch and the global batch to begin with.
         full: Leave out a short last batch, instead of filling it up.
+        attach: What is put on the rows as they come, such as crops.
 
     Examples:
         >>> loader = PlanLoader("val", num_rows=5, batch_size=4, rank=0, world_size=1)
@@ -75,9 +108,11 @@ class PlanLoader:
         world_size: int,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
         full: bool = False,
+        attach: Callable[[Walk], Walk] = lambda walk: walk,
     ) -> None:
         self.split, self.num_rows, self.batch_size = split, num_rows, batch_size
         self.rank, self.world_size, self.position, self.full = rank, world_size, position, full
+        self.attach = attach
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
@@ -92,8 +127,11 @@ class PlanLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restore nothing, for the same reason."""
 
-    def __iter__(self) -> Iterator[Rows]:
+    def __iter__(self) -> Walk:
         """Walk from the position to the end of the epoch."""
+        return self.attach(self._walk())
+
+    def _walk(self) -> Walk:
         epoch, first = self.position()
         share = -(-self.batch_size // self.world_size)
         for index in range(first, len(self)):

@@ -1,5 +1,6 @@
 """The base of all models: how they are applied and measured."""
 
+from collections.abc import Callable
 from functools import cached_property, partial
 
 import torch
@@ -16,6 +17,7 @@ from lightning_bbox.loader import Split
 from lightning_bbox.metrics import Refined, RefinedBoxes, coordinate_errors
 from lightning_bbox.samples import Batch, Samples
 from lightning_bbox.stochastic_layers import sampling
+from lightning_bbox.tuning import settle_batch_size
 
 
 class OffsetModel(CheckpointedModel):
@@ -37,6 +39,26 @@ class OffsetModel(CheckpointedModel):
             averages = self.average_flips or self.passes
             evaluated: tuple[Split, ...] = () if averages else ("train_eval", "val")
             fill_cache(self.cache, self.data, ("train", *evaluated), self.net)
+
+    def settle_batch_size(self, step: Callable[[Batch], object]) -> None:
+        """Find the batch size where it is `auto`; a run that goes on keeps its own.
+
+        Args:
+            step: Trains on a batch, and leaves no trace in the model.
+        """
+        data = self.data
+        if not data.finds_batch_size:
+            return
+        if self._resumed_run is not None:
+            data.batch_size = int(str(self._resumed_run["data.batch_size"]))
+            return
+        if self.cache is not None:  # steps take features, which are not known yet
+            shape = data.num_draws("train"), self.net.backbone.out_features
+            data.features["train"] = torch.zeros(shape, device=self.device)
+        try:
+            settle_batch_size(data, step)
+        finally:
+            data.features.pop("train", None)
 
     def forward(
         self,

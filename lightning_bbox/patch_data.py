@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -14,6 +15,7 @@ from lightning_bbox.boxes import mirror_boxes, shift_boxes, swap_corners
 from lightning_bbox.compiling import Compile
 from lightning_bbox.crops import CropGeometry, cut_crops
 from lightning_bbox.data import CropDataModule
+from lightning_bbox.draws import BatchSize
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter, UniformJitter
@@ -40,13 +42,17 @@ class PatchDataModule(CropDataModule):
         jitter: Law of the shifts; whole px up to the margin by default, so that nothing is
             resampled.
         augment: What happens to training crops; flips by default.
-        batch_size: Size of the global batch, over all processes.
+        batch_size: Size of the global batch, over all processes; `auto` takes the smallest within
+            5 % of the most crops a second, measured when training begins.
         draws_per_epoch: Training samples in an epoch.
         eval_draws: Samples of each evaluation.
         seed: Seed of order, shifts and augmentation.
         compile: Compile the cut; `auto` does where there is a compiler.
         val_fold: Which share of the training groups validates, from 0, for cross-validation: the
             folds share no group, and together they are all.
+        store: Where the pixels are kept: on the `device`; in the memory of the host (`pinned`),
+            where crops are cut ahead and sent over; `auto` takes the first that has room. There is
+            no `disk`: the file is read whole.
 
     Raises:
         BadInput: The file isn't such an array, or the margin is too small for the shifts.
@@ -61,12 +67,13 @@ class PatchDataModule(CropDataModule):
         split_seed: int = 0,
         jitter: Jitter | None = None,
         augment: Augment = Augment(),
-        batch_size: int = 128,
+        batch_size: BatchSize = 128,
         draws_per_epoch: int = 20_000,
         eval_draws: int = 2_000,
         seed: int = 0,
         compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
         val_fold: int = 0,
+        store: Literal["auto", "device", "pinned"] = "auto",
     ) -> None:
         self.file = file
         self.patches, self.groups, self.offsets = _load_patches(Path(file))
@@ -90,9 +97,8 @@ class PatchDataModule(CropDataModule):
         if self.offsets is None:
             jitter = jitter or UniformJitter(shift=float(max(margin, 1)), integer=True)
         geometry = CropGeometry(size=size, context=1.0, reference_size=float(size), supersample=1)
-        super().__init__(
-            geometry, jitter, 2, augment, batch_size, draws_per_epoch, eval_draws, seed, compile
-        )
+        draws = draws_per_epoch, eval_draws, seed
+        super().__init__(geometry, jitter, 2, augment, batch_size, *draws, compile, store=store)
         largest = self.jitter.bounds(geometry)[0]
         if self.offsets is None and largest > margin:
             msg = (
@@ -133,7 +139,9 @@ class PatchDataModule(CropDataModule):
         patches = self.patches
         if self._whole and self.augment.flip_x:
             patches = np.concatenate([patches, patches[:, :, ::-1]])
-        return Source(ImageStore.from_array(patches), splits, ("patch",), (note,))
+        store = ImageStore.from_array(patches)
+        store.stays = self.place(needed=4 * len(store.pixels)) == "pinned"
+        return Source(store, splits, ("patch",), (note,))
 
     @property
     def _whole(self) -> bool:
@@ -142,14 +150,14 @@ class PatchDataModule(CropDataModule):
         even = all((side - self.geometry.size) % 2 == 0 for side in self.patches.shape[1:3])
         return even and (whole or self.offsets is not None)
 
-    def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
-        """Cut the crops of samples, copying whole rows where nothing has to be resampled.
+    def cut_here(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
+        """Cut crops on the samples' device, copying whole rows where nothing is resampled.
 
         Rows aren't read backwards at that speed: mirrored crops come from mirrored patches, which
         follow the others in the store.
         """
         if not self._whole:
-            return super().cut(samples)
+            return super().cut_here(samples)
         device = samples.proposals.device
         across, down = (samples.flips > 0).unbind(dim=1)
         boxes, count = self.geometry.crop_boxes(samples.proposals), len(self.patches)

@@ -123,6 +123,7 @@ class RidgeRegressor(OffsetModel):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Make none; but a run that goes on must be the same run."""
         refuse_idle_dropout(self.net.backbone)
+        self.settle_batch_size(self._try_features)
         self.keep_to_the_run({"the ridge": f"{self.scaling} {self.lam}"})
         return []
 
@@ -251,6 +252,12 @@ class RidgeRegressor(OffsetModel):
 
     def _features(self, batch: Batch) -> Float[Tensor, "b f"]:
         return self.net.features(batch.crops) if batch.features is None else batch.features
+
+    def _try_features(self, batch: Batch) -> None:
+        """Do of a step what leaves no trace."""
+        step_context = self.trainer.precision_plugin.train_step_context()
+        with torch.no_grad(), self.net.evaluating(), step_context:
+            self._features(batch)
 
     @torch.no_grad()
     def _add(self, sums: Sums, batch: Batch, keep: Bool[Tensor, " b"] | None = None) -> None:

@@ -1,6 +1,7 @@
 """The LightningModule that learns box offsets by gradient descent."""
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -122,9 +123,9 @@ class BoxRegressor(OffsetModel):
         """Make the optimizer and a schedule over the whole run, once the weights are there."""
         self.take_weights()  # only now is it known whether the run goes on from a checkpoint
         self._regularization = Regularization(self.regularizers, self.net)
+        self._try_batch_sizes()
         self._look_over()
-        parameters = [weights for weights in self.parameters() if weights.requires_grad]
-        optimizer = (self.optimizer or self._adamw)(parameters)
+        optimizer = self._make_optimizer()
         self.keep_to_the_run(
             {
                 "the optimizer": type(optimizer).__name__,
@@ -143,6 +144,32 @@ class BoxRegressor(OffsetModel):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        parameters = [weights for weights in self.parameters() if weights.requires_grad]
+        return (self.optimizer or self._adamw)(parameters)
+
+    def _try_batch_sizes(self) -> None:
+        """Settle the batch size by training a copy of the network."""
+        if not self.data.finds_batch_size:
+            return
+        own = self.net
+        self.net = deepcopy(own).train()
+        if own._compiled_call_impl is not None:
+            self.net.compile(fullgraph=True)
+        try:
+            optimizer = self._make_optimizer()
+
+            def step(batch: Batch) -> None:
+                with self.trainer.precision_plugin.train_step_context():
+                    loss = self._learnable_losses(batch).mean()
+                torch.autograd.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+
+            self.settle_batch_size(step)
+        finally:
+            self.net = own
 
     def _look_over(self) -> None:
         """Refuse combinations that can't work, and warn of those that hardly do, before step 1."""
@@ -205,11 +232,7 @@ class BoxRegressor(OffsetModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, weighted so that the ranks' gradients average to the global batch's."""
-        losses = self._losses(self._outputs(batch.crops, batch.labels, batch.features), batch)
-        if not losses.requires_grad:
-            head = type(self.net.head).__name__
-            msg = f"the loss of {head} has no gradient, so nothing can learn by it; choose another"
-            raise BadInput(msg)
+        losses = self._learnable_losses(batch)
         loss = losses.sum() * (self.trainer.world_size / self.data.batch_size)
         step, rate = self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"]
         moment = Moment(self.trainer.current_epoch, rate)
@@ -219,6 +242,14 @@ class BoxRegressor(OffsetModel):
             self.log("train/loss", self._watch.mean(), sync_dist=True)
             self.log("train/lr", rate)
         return self._with_penalty(loss)
+
+    def _learnable_losses(self, batch: Batch) -> Tensor:
+        losses = self._losses(self._outputs(batch.crops, batch.labels, batch.features), batch)
+        if not losses.requires_grad:
+            head = type(self.net.head).__name__
+            msg = f"the loss of {head} has no gradient, so nothing can learn by it; choose another"
+            raise BadInput(msg)
+        return losses
 
     def _with_penalty(self, loss: Tensor) -> Tensor:
         """Add the penalty whole: the ranks' gradients are averaged, and those of this are equal."""

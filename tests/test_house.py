@@ -12,19 +12,19 @@ import lightning_bbox
 
 PACKAGE = Path(lightning_bbox.__file__).parent
 ORDER = [
-    *("errors", "files", "messages", "parts", "plan", "compiling", "boxes"),
+    *("errors", "files", "keyed_files", "messages", "parts", "plan", "ahead", "compiling", "boxes"),
     *("records", "nested_formats", "line_formats", "headers", "pictures", "layouts", "tables"),
     "annotations",
     "writers",
-    *("images", "kernels", "crops", "codecs", "jitter", "augment", "loader", "samples", "data"),
-    "descriptions",
+    *("images", "stores", "kernels", "crops", "codecs", "jitter", "augment", "loader", "samples"),
+    *("draws", "data", "descriptions"),
     *("box_data", "patch_data", "scenes", "scene_data"),
     *("preprocess", "whitening", "inits", "regularizers", "losses", "box_losses"),
     *("pretrained", "stochastic_layers", "backbones", "alexnet", "extractor"),
     *("least_squares", "ridge_sums", "calibration", "heads"),
     *("bins", "links", "bin_losses", "decoders", "bin_head"),
     *("soft_argmax", "likelihoods", "likelihood_head", "schedules"),
-    *("network", "advice", "feature_cache", "stability"),
+    *("network", "advice", "feature_cache", "stability", "tuning"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
     *("checkpointed", "models", "tasks", "ridge_regressor", "refiner"),
     *("layers", "readings", "charts", "probe"),
