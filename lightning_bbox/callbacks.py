@@ -240,12 +240,12 @@ class Throughput(pl.Callback):
     """Log `perf/crops_per_s` between logs, validation apart."""
 
     def __init__(self) -> None:
-        self._since = time.perf_counter()
-        self._steps = 0
+        self._since, self._logged, self._seen = time.perf_counter(), 0, 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count."""
-        self._since, self._steps = time.perf_counter(), 0
+        self._since = time.perf_counter()
+        self._logged = self._seen = trainer.global_step
 
     def on_train_batch_end(
         self,
@@ -255,13 +255,14 @@ class Throughput(pl.Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Count, and log with the other scalars."""
-        self._steps += 1
-        model = _offset_model(pl_module)
-        if model.logs_after(trainer.global_step):
-            rate = self._steps * model.data.batch_size / (time.perf_counter() - self._since)
-            pl_module.log("perf/crops_per_s", rate)
-            self._since, self._steps = time.perf_counter(), 0
+        """Log with the other scalars."""
+        model, step = _offset_model(pl_module), trainer.global_step
+        if model.logs_after(step, begun=self._seen):
+            steps, now = step - self._logged, time.perf_counter()
+            rate = steps * model.data.batch_size / (now - self._since)
+            model.log_scalar("perf/crops_per_s", rate, step - 1)
+            self._since, self._logged = now, step
+        self._seen = step
 
 
 class PlainProgress(pl.Callback):

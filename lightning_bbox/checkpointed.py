@@ -33,6 +33,8 @@ from lightning_bbox.preprocess import Preprocess
 from lightning_bbox.samples import Samples
 
 _FIXED_DRAWS = "training on fixed draws (model.cache)"
+_BEFORE: dict[str, Plain] = {_FIXED_DRAWS: False, "model.steps_per_call": 1}
+"""What a run did whose checkpoint doesn't say, as it is older than the option."""
 
 
 class CheckpointedModel(pl.LightningModule):
@@ -235,7 +237,7 @@ class CheckpointedModel(pl.LightningModule):
         # Lightning does it later, when the weights of a run in 64-true would be rounded already.
         self.trainer.precision_plugin.convert_module(self.net)
         if self.trainer.state.fn == "fit":
-            self._resumed_run = {_FIXED_DRAWS: False} | checkpoint[CHECKPOINT_KEY].get("run", {})
+            self._resumed_run = _BEFORE | checkpoint[CHECKPOINT_KEY].get("run", {})
             training_set = self.data.source.splits["train"].digest()
             if checkpoint[CHECKPOINT_KEY].get("training_set") != training_set:
                 rank_zero_warn("the training boxes are not those this run began with")

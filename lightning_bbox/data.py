@@ -58,6 +58,8 @@ class CropDataModule(SampleDataModule):
     Attributes:
         features: What a backbone makes of a split's crops, a row for each draw of epoch 0, on the
             device of the batches: those hold it instead of crops. Training needs fixed draws.
+        steps_per_call: How many steps of training the rows are for that its loader yields at once;
+            the model says so, and has the crops cut itself where there are several.
     """
 
     keeps_on_disk: ClassVar[bool] = False  # whether `auto` may choose so
@@ -81,6 +83,7 @@ class CropDataModule(SampleDataModule):
         )
         self.compile, self.sensor_noise, self.store = compile, sensor_noise, store
         self.features: dict[Split, Tensor] = {}
+        self.steps_per_call = 1
         self._place: Place | None = None if store == "auto" else store
         self._placed_for: torch.device | None = None
         self._laid_out: dict[tuple[Split, torch.device], tuple[int, Samples, Tensor]] = {}
@@ -136,18 +139,21 @@ class CropDataModule(SampleDataModule):
         with closing(iter(loader)) as walk:
             for index, rows in enumerate(walk):
                 if split == "train":
-                    self._seed_step(epoch * len(loader) + index)
+                    self.seed_step(epoch * len(loader) + index)
                 yield self.make_batch(rows.to(device))
 
     def _loader(
-        self, split: Split, position: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self,
+        split: Split,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        steps: int = 1,
     ) -> PlanLoader:
         counts = self.num_draws(split), self.batch_size
         return PlanLoader(
-            split, *counts, *self.ranks(), position, split == "train", self._attach_crops
+            split, *counts, *self.ranks(), position, split == "train", self._attach_crops, steps
         )
 
-    def _seed_step(self, step: int) -> None:
+    def seed_step(self, step: int) -> None:
         """Seed what can't be keyed by sample."""
         torch.manual_seed(stream_seed("step", self.seed, step, self.ranks()[0]))
 
@@ -180,10 +186,15 @@ class CropDataModule(SampleDataModule):
         level: float = (self.sensor_noise**2 + (self.augment.noise**2 if augment else 0)) ** 0.5
         return level
 
-    def on_after_batch_transfer(self, batch: Rows, dataloader_idx: int) -> Batch:
-        """Turn rows into crops, after seeding what can't be keyed by sample with the step."""
+    def on_after_batch_transfer(self, batch: Rows, dataloader_idx: int) -> Batch | Rows:
+        """Turn rows into crops, after seeding what can't be keyed by sample with the step.
+
+        Rows for several steps stay what they are: each step has its own cut.
+        """
+        if batch.rows.dim() > 1:
+            return batch
         if batch.split == "train" and self.trainer is not None:
-            self._seed_step(self.trainer.global_step)
+            self.seed_step(self.trainer.global_step)
         return self.make_batch(batch)
 
     def train_dataloader(self) -> PlanLoader:
@@ -199,7 +210,7 @@ class CropDataModule(SampleDataModule):
                 f"expected at least a sample for each"
             )
             raise BadInput(msg)
-        return self._loader("train", self._position)
+        return self._loader("train", self._position, self.steps_per_call)
 
     def val_dataloader(self) -> list[PlanLoader]:
         """Walk through the validation draws, then the fixed training draws."""

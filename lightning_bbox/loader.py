@@ -4,7 +4,8 @@ It yields row numbers only. A rank takes every n-th row of one and the same glob
 a stop the first batch is where Lightning's own progress says.
 """
 
-from collections.abc import Callable, Generator
+import math
+from collections.abc import Callable, Generator, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ class HostCrops:
 
 
 class Rows(NamedTuple):
-    """What a loader yields: rows of an epoch.
+    """What a loader yields: rows of an epoch, for a step or, a row of rows each, for several.
 
     `valid` is false where a row only fills up the batch. `crops` are there where the
     pictures stay on the host.
@@ -47,14 +48,20 @@ class Rows(NamedTuple):
 
     split: Split
     epoch: int
-    rows: Int64[Tensor, " b"]
-    valid: Bool[Tensor, " b"]
+    rows: Int64[Tensor, "*k b"]
+    valid: Bool[Tensor, "*k b"]
     crops: HostCrops | None = None
 
     def to(self, device: torch.device) -> "Rows":
         """Move all of it."""
         crops = None if self.crops is None else self.crops.to(device)
         return self._replace(rows=self.rows.to(device), valid=self.valid.to(device), crops=crops)
+
+    def steps(self) -> Iterator["Rows"]:
+        """Yield what each of several steps takes."""
+        for index in range(len(self.rows)):
+            crops = None if self.crops is None else HostCrops(self.crops.tensor[index])
+            yield self._replace(rows=self.rows[index], valid=self.valid[index], crops=crops)
 
 
 Walk = Generator[Rows, None, None]
@@ -92,6 +99,8 @@ class PlanLoader:
         position: Called at the first batch: the epoch and the global batch to begin with.
         full: Leave out a short last batch, instead of filling it up.
         attach: What is put on the rows as they come, such as crops.
+        steps: How many global batches are yielded at once, the last ones of an epoch perhaps fewer;
+            the position counts them as one. Only where all are full.
 
     Examples:
         >>> loader = PlanLoader("val", num_rows=5, batch_size=4, rank=0, world_size=1)
@@ -109,13 +118,20 @@ class PlanLoader:
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
         full: bool = False,
         attach: Callable[[Walk], Walk] = lambda walk: walk,
+        steps: int = 1,
     ) -> None:
+        assert full or steps == 1
         self.split, self.num_rows, self.batch_size = split, num_rows, batch_size
         self.rank, self.world_size, self.position, self.full = rank, world_size, position, full
-        self.attach = attach
+        self.attach, self.steps = attach, steps
 
     def __len__(self) -> int:
-        """Return the number of batches in a whole epoch."""
+        """Return how often something is yielded in a whole epoch."""
+        return math.ceil(self.num_batches / self.steps)
+
+    @property
+    def num_batches(self) -> int:
+        """The number of global batches in a whole epoch."""
         return (
             self.num_rows // self.batch_size if self.full else -(-self.num_rows // self.batch_size)
         )
@@ -133,12 +149,19 @@ class PlanLoader:
 
     def _walk(self) -> Walk:
         epoch, first = self.position()
-        share = -(-self.batch_size // self.world_size)
-        for index in range(first, len(self)):
-            rows = rank_share(self.num_rows, self.batch_size, index, self.rank, self.world_size)
-            if self.full:
-                yield Rows(self.split, epoch, rows, torch.ones(len(rows), dtype=torch.bool))
-                continue
-            filled = torch.zeros(share, dtype=torch.int64)
-            filled[: len(rows)] = rows
-            yield Rows(self.split, epoch, filled, torch.arange(share) < len(rows))
+        for start in range(first * self.steps, self.num_batches, self.steps):
+            batches = range(start, min(start + self.steps, self.num_batches))
+            rows, valid = zip(*(self._share(index) for index in batches), strict=True)
+            if self.steps == 1:
+                yield Rows(self.split, epoch, rows[0], valid[0])
+            else:
+                yield Rows(self.split, epoch, torch.stack(rows), torch.stack(valid))
+
+    def _share(self, index: int) -> tuple[Int64[Tensor, " b"], Bool[Tensor, " b"]]:
+        """Return this rank's rows of a global batch, and which of them are valid."""
+        rows = rank_share(self.num_rows, self.batch_size, index, self.rank, self.world_size)
+        if self.full:
+            return rows, torch.ones(len(rows), dtype=torch.bool)
+        filled = torch.zeros(-(-self.batch_size // self.world_size), dtype=torch.int64)
+        filled[: len(rows)] = rows
+        return filled, torch.arange(len(filled)) < len(rows)

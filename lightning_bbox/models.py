@@ -98,10 +98,34 @@ class OffsetModel(CheckpointedModel):
             outputs, targets, partial(self.codec.decode, proposals=batch.proposals)
         )
 
-    def logs_after(self, steps: int) -> bool:
-        """Tell whether scalars are logged once this many steps are done."""
+    def logs_after(self, steps: int, begun: int | None = None) -> bool:
+        """Tell whether scalars are logged once this many steps are done.
+
+        Args:
+            steps: How many.
+            begun: Tell whether they are logged at any step since so many; the last by default.
+        """
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
-        return steps % every == 0
+        return steps // every > (steps - 1 if begun is None else begun) // every
+
+    def log_scalar(self, name: str, value: Tensor | float, step: int, reduce: bool = False) -> None:
+        """Log a number of training.
+
+        Args:
+            name: What it is.
+            value: The number.
+            step: The step it belongs to, counted from 0.
+            reduce: Average it over the processes.
+        """
+        if self.automatic_optimization:
+            self.log(name, value, sync_dist=reduce)
+            return
+        if reduce:
+            value = self.trainer.strategy.reduce(value)
+        # Lightning would log once a batch; what shows or watches numbers finds this one still.
+        self.log(name, value, logger=False)
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value)}, step)
 
     def on_validation_epoch_start(self) -> None:
         """Begin empty tables."""

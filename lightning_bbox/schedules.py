@@ -88,7 +88,7 @@ class OneCycle(Schedule):
         return _cosine(1.0, self.final, (progress - self.warmup) / (1 - self.warmup))
 
 
-def run_progress(trainer: pl.Trainer) -> Callable[[int], float]:
+def run_progress(trainer: pl.Trainer, total: float) -> Callable[[int], float]:
     """Return the way from a step to how far a run is then: 0 at its first step, 1 at its last.
 
     By steps, or by the time spent of `trainer.max_time` where that is more; several processes,
@@ -96,16 +96,16 @@ def run_progress(trainer: pl.Trainer) -> Callable[[int], float]:
 
     Args:
         trainer: What is about to train.
+        total: How many steps it makes, infinity where nobody said.
 
     Raises:
         BadInput: The run has no end.
 
     Examples:
         >>> trainer = pl.Trainer(max_steps=11, max_epochs=-1, accelerator="cpu", logger=False)
-        >>> run_progress(trainer)(5)
+        >>> run_progress(trainer, total=11)(5)
         0.5
     """
-    total = trainer.estimated_stepping_batches
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined] # Lightning sets it
     timers = [c for c in callbacks if isinstance(c, Timer) and trainer.world_size == 1]
     if total == float("inf") and not timers:

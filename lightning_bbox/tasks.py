@@ -1,15 +1,12 @@
 """The LightningModule that learns box offsets by gradient descent."""
 
-from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_bbox.advice import advice, refuse_equal_passes, refuse_lonely_samples
 from lightning_bbox.backbones import Backbone
@@ -19,20 +16,19 @@ from lightning_bbox.checkpoints import (
 )
 from lightning_bbox.codecs import DeltaCodec
 from lightning_bbox.compiling import Compile
-from lightning_bbox.divergence import DivergedError, LossWatch, Moment, divergence_message
 from lightning_bbox.errors import BadInput
 from lightning_bbox.feature_cache import compute_features, refuse_learning
 from lightning_bbox.heads import Head, LinearHead
 from lightning_bbox.messages import say
-from lightning_bbox.models import OffsetModel
 from lightning_bbox.preprocess import Preprocess
 from lightning_bbox.regularizers import Regularization, Regularizer
 from lightning_bbox.samples import Batch
 from lightning_bbox.schedules import OneCycle, Schedule, run_progress
 from lightning_bbox.stability import excess_message, largest_stable_rate
+from lightning_bbox.stepping import SteppingModel
 
 
-class BoxRegressor(OffsetModel):
+class BoxRegressor(SteppingModel):
     """Learn by gradient descent how far the true box lies from a proposal.
 
     What depends on the data (sizes, statistics, bins) is built when training begins and travels in
@@ -58,6 +54,9 @@ class BoxRegressor(OffsetModel):
             each step; nothing by default. The optimizer's own weight decay acts beside them.
         passes: At evaluation, average the boxes of so many passes in which dropout and its kin draw
             as in training; as its checkpoint says by default, else 0, one pass without draws.
+        steps_per_call: Steps of the optimizer in one Lightning batch. Several spare the time that
+            Lightning takes for each, which tells where a step takes less than a few milliseconds;
+            callbacks see one batch for all of them.
 
     Raises:
         BadInput: An argument is out of range.
@@ -91,10 +90,14 @@ class BoxRegressor(OffsetModel):
         cache: str | None = None,
         regularizers: list[Regularizer] | None = None,
         passes: int | None = None,
+        steps_per_call: int = 1,
     ) -> None:
         super().__init__(backbone, head, codec, preprocess, average_flips, compile, cache)
         if passes is not None and passes < 0:
             msg = f"BoxRegressor passes is {passes}; expected 0 (one pass without draws) or more"
+            raise BadInput(msg)
+        if steps_per_call < 1:
+            msg = f"BoxRegressor steps_per_call is {steps_per_call}; expected 1 or more"
             raise BadInput(msg)
         self.passes, self.regularizers = passes, regularizers or []
         if cache is not None:  # before any data is read; a checkpoint's parts are seen to later
@@ -103,7 +106,8 @@ class BoxRegressor(OffsetModel):
         self.schedule = schedule or OneCycle()
         self.weights = weights
         self._is_new = False
-        self._watch = LossWatch(torch.device("cpu"))
+        self.steps_per_call = steps_per_call
+        self.automatic_optimization = steps_per_call == 1
 
     def fit_statistics(self) -> None:
         """Build the model and fit its parts."""
@@ -130,13 +134,14 @@ class BoxRegressor(OffsetModel):
             {
                 "the optimizer": type(optimizer).__name__,
                 "model.regularizers": str(self._regularization) or None,
+                "model.steps_per_call": self.steps_per_call,
             }
         )
         self._asked_groups = [
             {name: value for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
         ]
-        progress = run_progress(self.trainer)
+        progress = run_progress(self.trainer, self.planned_steps())
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.schedule.factor(progress(step))
         )
@@ -162,7 +167,7 @@ class BoxRegressor(OffsetModel):
 
             def step(batch: Batch) -> None:
                 with self.trainer.precision_plugin.train_step_context():
-                    loss = self._learnable_losses(batch).mean()
+                    loss = self.learnable_losses(batch).mean()
                 torch.autograd.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -194,7 +199,6 @@ class BoxRegressor(OffsetModel):
         self.train()
         self._set_what_was_asked()
         self._say_largest_stable_rate()
-        self._watch = LossWatch(self.device)
 
     def _say_largest_stable_rate(self) -> None:
         """Say and log how fast SGD can go on a linear head, where the features stay the same."""
@@ -229,78 +233,6 @@ class BoxRegressor(OffsetModel):
             schedule.base_lrs[index] = asked["lr"]
             rate = asked["lr"] * schedule.lr_lambdas[index](schedule.last_epoch)
             group.update(asked | {"initial_lr": asked["lr"], "lr": rate})
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss, weighted so that the ranks' gradients average to the global batch's."""
-        losses = self._learnable_losses(batch)
-        loss = losses.sum() * (self.trainer.world_size / self.data.batch_size)
-        step, rate = self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"]
-        moment = Moment(self.trainer.current_epoch, rate)
-        self._watch.update(step, moment, loss.detach(), losses.detach(), batch.rows)
-        if self.logs_after(step + 1):
-            self.refuse_divergence()
-            self.log("train/loss", self._watch.mean(), sync_dist=True)
-            self.log("train/lr", rate)
-        return self._with_penalty(loss)
-
-    def _learnable_losses(self, batch: Batch) -> Tensor:
-        losses = self._losses(self._outputs(batch.crops, batch.labels, batch.features), batch)
-        if not losses.requires_grad:
-            head = type(self.net.head).__name__
-            msg = f"the loss of {head} has no gradient, so nothing can learn by it; choose another"
-            raise BadInput(msg)
-        return losses
-
-    def _with_penalty(self, loss: Tensor) -> Tensor:
-        """Add the penalty whole: the ranks' gradients are averaged, and those of this are equal."""
-        if not self._regularization:
-            return loss
-        penalty = self._regularization.penalty()
-        if self.logs_after(self.trainer.global_step + 1):
-            self.log("train/penalty", penalty.detach())
-        return loss + penalty
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: torch.optim.Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """Make a step, and see to the weights after it."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self._regularization.project()
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin empty tables, unless there is nothing to validate any more."""
-        if self.trainer.state.fn == "fit":
-            self.refuse_divergence(self.parameters())
-        super().on_validation_epoch_start()
-
-    def refuse_divergence(self, weights: Iterable[Tensor] = ()) -> None:
-        """Stop the run where a loss was not finite.
-
-        Args:
-            weights: What must be finite too.
-
-        Raises:
-            DivergedError: Says at which step, with what learning rate and which samples.
-        """
-        if (bad := self._watch.first_bad(weights)) is not None:
-            items = self.data.samples("train", bad.moment.epoch).items[bad.rows].tolist()
-            train = self.data.source.splits["train"]
-            names = [train.name(item) for item in items]
-            raise DivergedError(divergence_message(bad, names), bad.step)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save nothing that diverged.
-
-        Raises:
-            DivergedError: A loss or the weights are not finite: nothing is saved.
-        """
-        super().on_save_checkpoint(checkpoint)
-        if self.trainer.state.fn == "fit":
-            self.refuse_divergence(self.parameters())
 
     def _load_weights(self, path: str) -> None:
         path = str(checkpoint_of(path))
