@@ -16,7 +16,7 @@ ORDER = [
     *("records", "nested_formats", "line_formats", "headers", "pictures", "layouts", "tables"),
     "annotations",
     "writers",
-    *("images", "crops", "codecs", "jitter", "augment", "loader", "samples", "data"),
+    *("images", "triton_cut", "crops", "codecs", "jitter", "augment", "loader", "samples", "data"),
     *("box_data", "patch_data", "scenes", "scene_data"),
     *("preprocess", "whitening", "inits", "regularizers", "losses", "box_losses"),
     *("pretrained", "stochastic_layers", "backbones", "alexnet", "extractor"),
