@@ -21,13 +21,13 @@ RUN python3 -m venv --system-site-packages /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 
 # Dependencies before source, so that an edit of the source reuses this layer. The base's own torch,
-# with its +cu130, takes the place of the one in constraints.txt.
+# with its +cu130, takes the place of the one in constraints.txt, and so does the triton it wants.
 WORKDIR /opt/lightning_bbox
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -c "from importlib.metadata import version; print('torch==' + version('torch'))" \
         > /tmp/constraints.txt \
-    && sed '/^torch==/d' constraints.txt >> /tmp/constraints.txt \
+    && sed '/^torch==/d; /^triton==/d' constraints.txt >> /tmp/constraints.txt \
     && python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], sep='\n')" \
         > /tmp/requirements.txt \
     && pip install --requirement /tmp/requirements.txt --constraint /tmp/constraints.txt
