@@ -19,7 +19,7 @@ from lightning_bbox.annotations import (
 )
 from lightning_bbox.augment import Augment
 from lightning_bbox.boxes import box_sizes
-from lightning_bbox.compiling import Compile
+from lightning_bbox.compiling import CutCompile
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.draws import BatchSize
@@ -72,7 +72,8 @@ class BoxDataModule(CropDataModule):
         draws_per_epoch: Training samples in an epoch; boxes are used evenly.
         eval_draws: Samples of each evaluation.
         seed: Seed of order, proposals and augmentation.
-        compile: Compile the cut; `auto` does where there is a compiler.
+        compile: Compile the cut; `auto` does where there is a compiler, `triton` cuts by a kernel
+            written in Triton instead (CUDA; its speed is not measured yet).
         val_fold: Which share of the training groups validates, from 0, for cross-validation: the
             folds share no group, and together they are all.
         store: Where the pixels are kept: on the `device`; in the memory of the host (`pinned`),
@@ -111,7 +112,7 @@ class BoxDataModule(CropDataModule):
         draws_per_epoch: int = 20_000,
         eval_draws: int = 2_000,
         seed: int = 0,
-        compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
+        compile: CutCompile = "auto",  # noqa: A002 (the name of the option everywhere)
         val_fold: int = 0,
         store: Store = "auto",
         store_folder: str | None = None,

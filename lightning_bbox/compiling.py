@@ -13,6 +13,9 @@ from lightning_bbox.errors import BadInput
 Compile = Literal["auto"] | bool
 """`true` compiles or refuses, `false` never compiles, `auto` compiles where it pays."""
 
+CutCompile = Compile | Literal["triton"]
+"""The same for kernels that cut and augment; `triton` cuts by the one that is written in Triton."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -18,18 +18,19 @@ from torch import Tensor
 from lightning_bbox.ahead import ahead
 from lightning_bbox.augment import Augment, adjust_photometry, compiled_photometry
 from lightning_bbox.boxes import swap_corners
-from lightning_bbox.compiling import Compile, should_compile
+from lightning_bbox.compiling import CutCompile, should_compile
 from lightning_bbox.crops import CropGeometry, cut_crops
 from lightning_bbox.draws import BatchSize, SampleDataModule
 from lightning_bbox.errors import BadInput
 from lightning_bbox.images import ImageStore, PictureFiles
 from lightning_bbox.jitter import Jitter
-from lightning_bbox.kernels import compiled_bilinear, sample_bilinear
+from lightning_bbox.kernels import Kernel, compiled_bilinear, sample_bilinear
 from lightning_bbox.loader import HostCrops, PlanLoader, Rows, Split, Walk
 from lightning_bbox.messages import say
 from lightning_bbox.plan import stream_seed
 from lightning_bbox.samples import Batch, Samples
 from lightning_bbox.stores import Place, Store, choose_place, measure_room
+from lightning_bbox.triton_cut import triton_bilinear
 
 _CPU = torch.device("cpu")
 
@@ -50,7 +51,8 @@ class CropDataModule(SampleDataModule):
         draws_per_epoch: Training samples in an epoch; boxes are used evenly.
         eval_draws: Samples of each evaluation, the same for every model and epoch.
         seed: Seed of order, proposals and augmentation; validation and test don't depend on it.
-        compile: Compile the cut; `auto` does where there is a compiler.
+        compile: Compile the cut; `auto` does where there is a compiler, `triton` cuts by a kernel
+            written in Triton instead (CUDA; its speed is not measured yet).
         sensor_noise: Standard deviation of the noise added to every crop, as a fraction of the
             range.
         store: Where the pixels are kept.
@@ -74,7 +76,7 @@ class CropDataModule(SampleDataModule):
         draws_per_epoch: int,
         eval_draws: int,
         seed: int,
-        compile: Compile,  # noqa: A002 (the name of the option everywhere)
+        compile: CutCompile,  # noqa: A002 (the name of the option everywhere)
         sensor_noise: float = 0.0,
         store: Store = "device",
     ) -> None:
@@ -98,7 +100,8 @@ class CropDataModule(SampleDataModule):
 
     def compiles_on(self, device: torch.device) -> bool:
         """Tell whether the kernels that cut and augment are compiled on a device."""
-        return should_compile(self.compile, device, pays_on_cpu=True)
+        choice = True if self.compile == "triton" else self.compile
+        return should_compile(choice, device, pays_on_cpu=True)
 
     def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
         """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
@@ -110,7 +113,8 @@ class CropDataModule(SampleDataModule):
         device = samples.proposals.device
         crop_boxes = self.geometry.crop_boxes(samples.proposals)
         boxes = swap_corners(crop_boxes, *(samples.flips > 0).unbind(dim=1))
-        kernel = compiled_bilinear if self.compiles_on(device) else sample_bilinear
+        kernel: Kernel = compiled_bilinear if self.compiles_on(device) else sample_bilinear
+        kernel = triton_bilinear if self.compile == "triton" else kernel
         size, supersample = self.geometry.size, self.geometry.supersample or 1
         crops, start = list[Tensor](), 0
         for store, index in self.store_on(device).parts(samples.image_index):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_bbox.augment import Augment
 from lightning_bbox.boxes import shift_boxes
-from lightning_bbox.compiling import Compile
+from lightning_bbox.compiling import CutCompile
 from lightning_bbox.crops import CropGeometry
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.draws import BatchSize
@@ -47,7 +47,8 @@ class SceneDataModule(CropDataModule):
         draws_per_epoch: Training samples in an epoch.
         eval_draws: Samples of each evaluation.
         seed: Seed of order, proposals and augmentation; the scenes don't depend on it.
-        compile: Compile the cut; `auto` does where there is a compiler.
+        compile: Compile the cut; `auto` does where there is a compiler, `triton` cuts by a kernel
+            written in Triton instead (CUDA; its speed is not measured yet).
 
     Examples:
         >>> data = SceneDataModule(num_scenes=100, compile=False)
@@ -70,7 +71,7 @@ class SceneDataModule(CropDataModule):
         draws_per_epoch: int = 20_000,
         eval_draws: int = 2_000,
         seed: int = 0,
-        compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
+        compile: CutCompile = "auto",  # noqa: A002 (the name of the option everywhere)
     ) -> None:
         if num_scenes < 10:
             msg = f"data num_scenes is {num_scenes}; expected at least 10, for three splits"

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_bbox import triton_cut
-from lightning_bbox.crops import compiled_bilinear, cut_crops
+from lightning_bbox import SceneDataModule, triton_cut
+from lightning_bbox.crops import cut_crops
 from lightning_bbox.errors import BadInput
+from lightning_bbox.kernels import compiled_bilinear
 from lightning_bbox.triton_cut import triton_bilinear
 from tests import reference
 from tests.test_crops import (
@@ -201,3 +202,15 @@ def test_without_triton_the_module_is_imported_and_the_kernel_refused(monkeypatc
     one = torch.tensor([1]).int()
     with pytest.raises(BadInput, match="needs triton; install it"):
         module.triton_bilinear(one, torch.tensor([0]), one, one, torch.zeros(1, 4), 1, 1)
+
+
+def test_a_data_module_cuts_by_it_where_asked_to(monkeypatch):
+    options = {"num_scenes": 10, "eval_draws": 8}
+    data, plain = (SceneDataModule(compile=way, **options) for way in ("triton", False))
+    samples = data.samples("val")
+    with pytest.raises(BadInput, match="the Triton kernel needs"):
+        data.cut(samples)
+    if triton_cut.triton is None:
+        pytest.skip("triton isn't installed")
+    wrap_kernel(monkeypatch, interpret=True)
+    close(data.cut(samples), plain.cut(samples))
