@@ -116,7 +116,24 @@ def adjust_photometry(crops: Crops, factors: Float[Tensor, "b 3"]) -> Crops:
 
 Adjust = Callable[[Crops, Float[Tensor, "b 3"]], Crops]
 
-_compiled_adjust: Adjust = compiled(adjust_photometry)
+
+def _adjust_planes(crops: Crops, factors: Float[Tensor, "b 3"]) -> Crops:
+    """Do the same plane by plane: compiled, kornia's functions take 1.6 times as long."""
+    brightness, contrast, saturation = (f[:, None, None] for f in factors.unbind(dim=1))
+    planes = [(plane * brightness).clamp(0, 1) for plane in crops.unbind(dim=1)]
+    mean = _grey(planes).mean(dim=(1, 2), keepdim=True)
+    planes = [(p * contrast + mean * (1 - contrast)).clamp(0, 1) for p in planes]
+    grey = _grey(planes)
+    planes = [(p * saturation + grey * (1 - saturation)).clamp(0, 1) for p in planes]
+    return torch.stack(planes, dim=1)
+
+
+def _grey(planes: Sequence[Tensor]) -> Tensor:
+    red, green, blue = planes
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+_compiled_adjust: Adjust = compiled(_adjust_planes)
 
 
 def compiled_photometry(crops: Crops, factors: Float[Tensor, "b 3"]) -> Crops:

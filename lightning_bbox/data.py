@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lightning_bbox.ahead import ahead
 from lightning_bbox.augment import Augment, adjust_photometry, compiled_photometry
-from lightning_bbox.boxes import swap_corners
 from lightning_bbox.compiling import CutCompile, should_compile
 from lightning_bbox.crops import CropGeometry, cut_crops
 from lightning_bbox.draws import BatchSize, SampleDataModule
@@ -98,6 +97,11 @@ class CropDataModule(SampleDataModule):
             self._source = source = replace(source, store=source.store.to(device))
         return source.store
 
+    @property
+    def kernels(self) -> tuple[Kernel, Kernel]:
+        """The plain and the compiled kernel that cut."""
+        return sample_bilinear, compiled_bilinear
+
     def compiles_on(self, device: torch.device) -> bool:
         """Tell whether the kernels that cut and augment are compiled on a device."""
         choice = True if self.compile == "triton" else self.compile
@@ -110,14 +114,13 @@ class CropDataModule(SampleDataModule):
 
     def cut_here(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
         """Cut crops on the device of the samples, which that of the pictures follows."""
-        device = samples.proposals.device
-        crop_boxes = self.geometry.crop_boxes(samples.proposals)
-        boxes = swap_corners(crop_boxes, *(samples.flips > 0).unbind(dim=1))
-        kernel: Kernel = compiled_bilinear if self.compiles_on(device) else sample_bilinear
+        device, boxes = samples.crop_boxes.device, samples.crop_boxes
+        plain, fast = self.kernels
+        kernel = fast if self.compiles_on(device) else plain
         kernel = triton_bilinear if self.compile == "triton" else kernel
         size, supersample = self.geometry.size, self.geometry.supersample or 1
         crops, start = list[Tensor](), 0
-        for store, index in self.store_on(device).parts(samples.image_index):
+        for store, index in self.store_on(device).parts(samples.store_index):
             rows = slice(start, start + len(index))
             crops.append(cut_crops(store, index, boxes[rows], size, supersample, kernel))
             start += len(index)

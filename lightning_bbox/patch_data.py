@@ -7,20 +7,20 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Shaped, UInt8
+from jaxtyping import Float, Float32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from lightning_bbox.augment import Augment
-from lightning_bbox.boxes import mirror_boxes, shift_boxes, swap_corners
+from lightning_bbox.boxes import Boxes, mirror_boxes, shift_boxes, swap_corners
 from lightning_bbox.compiling import CutCompile
-from lightning_bbox.crops import CropGeometry, cut_crops
+from lightning_bbox.crops import CropGeometry
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.draws import BatchSize
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.images import ImageStore
 from lightning_bbox.jitter import Jitter, UniformJitter
-from lightning_bbox.kernels import compiled_whole, sample_whole
-from lightning_bbox.samples import Items, Samples, Source
+from lightning_bbox.kernels import Kernel, compiled_whole, sample_whole
+from lightning_bbox.samples import Items, Source
 from lightning_bbox.tables import hold_out_groups
 
 
@@ -151,26 +151,27 @@ class PatchDataModule(CropDataModule):
         even = all((side - self.geometry.size) % 2 == 0 for side in self.patches.shape[1:3])
         return even and (whole or self.offsets is not None)
 
-    def cut_here(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
-        """Cut crops on the samples' device, copying whole rows where nothing is resampled.
+    @property
+    def kernels(self) -> tuple[Kernel, Kernel]:
+        """The kernels that copy whole rows, where nothing is resampled."""
+        return (sample_whole, compiled_whole) if self._whole else super().kernels
 
-        Rows aren't read backwards at that speed: mirrored crops come from mirrored patches, which
-        follow the others in the store.
+    def places(
+        self, image_index: Int64[Tensor, " n"], proposals: Boxes, flips: Float[Tensor, "n 2"]
+    ) -> tuple[Int64[Tensor, " n"], Boxes]:
+        """Return where samples are cut.
+
+        Whole rows can't be copied backwards: crops that are mirrored left-right come from mirrored
+        patches, which follow the others in the store.
         """
         if not self._whole:
-            return super().cut_here(samples)
-        device = samples.proposals.device
-        across, down = (samples.flips > 0).unbind(dim=1)
-        boxes, count = self.geometry.crop_boxes(samples.proposals), len(self.patches)
-        middle = boxes.new_tensor([self.patches.shape[2] / 2, 0.0])
-        flips = torch.stack([across, torch.zeros_like(across)], dim=1).float()
-        boxes = mirror_boxes(boxes, middle, flips)
-        boxes = swap_corners(boxes, torch.zeros_like(down), down)
-        index = torch.where(across, samples.image_index + count, samples.image_index)
-        kernel = compiled_whole if self.compiles_on(device) else sample_whole
-        store = self.store_on(device)
-        assert isinstance(store, ImageStore)
-        return cut_crops(store, index, boxes, self.geometry.size, 1, kernel)
+            return super().places(image_index, proposals, flips)
+        across, down = (flips > 0).T
+        middle = torch.tensor([self.patches.shape[2] / 2, 0.0])
+        only_across = flips * flips.new_tensor([1.0, 0.0])
+        boxes = mirror_boxes(self.geometry.crop_boxes(proposals), middle, only_across)
+        index = torch.where(across, image_index + len(self.patches), image_index)
+        return index, swap_corners(boxes, torch.zeros_like(down), down)
 
 
 def _load_patches(

@@ -67,7 +67,7 @@ class ChannelNorm(Preprocess):
 
     def forward(self, crops: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Normalise crops."""
-        return (crops - self.mean[:, None, None]) / self.std[:, None, None]
+        return (crops - self.mean[:, None, None]).div_(self.std[:, None, None])
 
 
 class MeanNorm(Preprocess):

@@ -146,9 +146,9 @@ class SceneDataModule(CropDataModule):
         for axis in (0, 1):
             step = torch.zeros_like(px)
             step[:, axis] = step_px * px[:, axis]
+            moved = (shift_boxes(samples.proposals, sign * step) for sign in (1, -1))
             ahead, behind = (
-                self.cut(samples._replace(proposals=shift_boxes(samples.proposals, sign * step)))
-                for sign in (1, -1)
+                self.cut(self.placed(samples._replace(proposals=boxes))) for boxes in moved
             )
             derivatives.append((ahead - behind) / (2 * step_px))
         return cramer_rao_std(derivatives[0].cpu(), derivatives[1].cpu(), self.sensor_noise)

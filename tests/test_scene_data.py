@@ -93,7 +93,7 @@ def test_the_cramer_rao_bound_is_that_of_the_crops_derivatives():
         move = torch.zeros(12, 4)
         move[:, axis] = move[:, axis + 2] = step[:, axis]
         ahead, behind = (
-            data.cut(samples._replace(proposals=samples.proposals + sign * move))
+            data.cut(data.placed(samples._replace(proposals=samples.proposals + sign * move)))
             for sign in (1, -1)
         )
         gradients.append(((ahead - behind) / 0.5).flatten(1).double())
@@ -114,8 +114,8 @@ def test_matching_the_clean_crop_lies_near_the_bound_and_not_below():
     for axis in (0, 1):
         move = torch.zeros(200, 4)
         move[:, axis] = move[:, axis + 2] = 0.25 * px[:, axis]
-        ahead = data.cut(samples._replace(proposals=samples.proposals + move))
-        behind = data.cut(samples._replace(proposals=samples.proposals - move))
+        ahead = data.cut(data.placed(samples._replace(proposals=samples.proposals + move)))
+        behind = data.cut(data.placed(samples._replace(proposals=samples.proposals - move)))
         gradients.append(((ahead - behind) / 0.5).flatten(1))
     jacobian = torch.stack(gradients, dim=2)
     residual = (noisy - clean).flatten(1)[..., None]
