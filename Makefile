@@ -20,7 +20,7 @@ question := compare -c configs/compare/question.yaml --steps 400 \
     --data.draws_per_epoch=6400 --data.eval_draws=1000
 
 .DEFAULT_GOAL := help
-.PHONY: help fit compare test check install install-test docker clean
+.PHONY: help fit compare test check benchmark benchmark-gpu install install-test docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,18 @@ check: install-test ## lint, formatting, types, Dockerfile
 	$(bin)/ruff format --check
 	$(bin)/mypy lightning_bbox $(wildcard benchmarks/*.py)
 	$(bin)/hadolint Dockerfile
+
+# The minutes are those after which nothing new is begun.
+benchmark: install-test ## measure speed on the CPU, and write benchmarks/README.md: 15 minutes
+	$(bin)/python -m benchmarks --device cpu --minutes 13 $(ARGS)
+	$(bin)/python -m benchmarks report
+
+benchmark-gpu: install-test ## test and measure on CUDA: 8 minutes
+	@$(bin)/python -c 'import torch; raise SystemExit(0 if torch.cuda.is_available() else 2)' || { \
+	    echo 'make benchmark-gpu needs a CUDA device, and torch finds none here' >&2; exit 2; }
+	$(bin)/pytest -m gpu $(ARGS)
+	$(bin)/python -m benchmarks --device cuda --minutes 5
+	$(bin)/python -m benchmarks report
 
 install: .venv/installed ## install the package into .venv, editable
 install-test: .venv/installed-test ## the same with the tools that test and check need

@@ -1,63 +1,76 @@
 """Ridge regression beside scikit-learn's: equal weights, then time and memory.
 
-    python -m benchmarks.ridge [--samples 4000] [--features 4096] [--rounds 7]
+    python -m benchmarks.ridge [--samples 4000] [--features 4096] [--size small]
 
-Both solve the same float64 problem on one thread, in turns, the order reversed in every other
-round; counted is the thread's own time. The ratio above 1 says how many times faster ours is: its
-median and quartiles over the rounds. `grid` is 21 lambdas with generalised or leave-one-out
+Both solve the same float64 problem. `21 lambdas` chooses among them by generalised or leave-one-out
 cross-validation. Then the memory of a solution for 20,000 x 4,096 float32 features, beyond these,
-each in a process of its own. All is written to `benchmarks/results/ridge.json`.
+each in a process of its own. All is written to `benchmarks/results/ridge.json`; within
+`python -m benchmarks` it is one question among others, and on a GPU ours solves there.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.linear_model import Ridge, RidgeCV
-from threadpoolctl import threadpool_limits
 
-from benchmarks.ranks import machine, summary
+from benchmarks.rows import RESULTS
+from benchmarks.runner import Arm, Case, Setting, forget_peak, measure, status_kilobytes
 from lightning_bbox.least_squares import score_lambdas
 from lightning_bbox.ridge_sums import RidgeSums, gather, ridge
 
-RESULTS = Path(__file__).parent / "results"
 LAMBDA = 10.0
-Solve = Callable[[], np.ndarray[Any, Any]]
+ONE = "one lambda"
 
 
 def main(args: list[str] | None = None) -> int:
-    """Compare the weights, time both, measure the memory, and write it all."""
+    """Measure time and memory, and write both."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ridge", description=__doc__)
     parser.add_argument("--samples", type=int, default=4000)
     parser.add_argument("--features", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--size", choices=("smallest", "small", "full"), default="small")
     parser.add_argument("--memory_of", choices=sorted(MEMORY), help="measure this alone")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(args)
     if options.memory_of:
         print(memory_beyond_features(MEMORY[options.memory_of]))
         return 0
-    results: dict[str, Any] = {"machine": machine(), "settings": vars(options).copy()}
-    results["settings"]["results"] = None
-    torch.set_num_threads(1)
-    x, y = problem(options.samples, options.features)
-    with threadpool_limits(1):
-        results["one lambda"] = compare(options.rounds, *one_lambda(x, y))
-        results["grid"] = compare(max(1, options.rounds // 3), *grid(x, y))
+    setting = Setting(torch.device("cpu"), options.size)
+    shape = options.samples, options.features
+    results: dict[str, Any] = {
+        case.name: asdict(measure("ridge", case, setting)) for case in problems(setting, *shape)
+    }
     results["memory beyond the features, MB"] = {name: in_own_process(name) for name in MEMORY}
-    results["machine"]["load after"] = os.getloadavg()
     options.results.mkdir(exist_ok=True)
     (options.results / "ridge.json").write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
     return 0
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """Yield problems of the device's size; on CUDA the fc6 features of a whole data set."""
+    shape = (20_000, 4096) if setting.on_cuda else setting.pick((60, 80), (2000, 1024), (4000, 4096))
+    few, many = problems(setting, *shape), problems(setting, shape[0] // 2, shape[1] // 2)
+    yield next(few)
+    yield [*many][-1]
+
+
+def problems(setting: Setting, samples: int, features: int) -> Iterator[Case]:
+    """Yield one lambda, and the choice among many."""
+    x, y = problem(samples, features)
+    small, large = sorted((samples, features))
+    flop = small * (small + 1) * large + small**3 // 3
+    shown, fp64 = f"{samples} x {features}", torch.float64
+    arms = one_lambda(x, y, setting.device)
+    yield Case(f"{ONE}, {shown}", "solutions", 1, arms, flop=flop, dtype=fp64)
+    yield Case(f"21 lambdas, {shown}", "solutions", 1, grid(x, y, setting.device))
 
 
 def problem(samples: int, features: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,48 +81,29 @@ def problem(samples: int, features: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(x), torch.from_numpy(y)
 
 
-def one_lambda(x: torch.Tensor, y: torch.Tensor) -> tuple[Solve, Solve]:
-    """Return our solver and scikit-learn's for one lambda, after seeing that they agree."""
-    solver = Ridge(alpha=LAMBDA)
-
-    def ours() -> np.ndarray[Any, Any]:
-        return ridge(x, y, LAMBDA).weight.numpy()
-
-    def theirs() -> np.ndarray[Any, Any]:
-        return np.asarray(solver.fit(x.numpy(), y.numpy()).coef_)
-
-    expected = theirs()
-    assert np.abs(ours() - expected).max() < 1e-8 * np.abs(expected).max()
-    return ours, theirs
+def one_lambda(x: torch.Tensor, y: torch.Tensor, device: torch.device) -> list[Arm]:
+    """Return our solver and scikit-learn's for one lambda."""
+    solver, ours = Ridge(alpha=LAMBDA), (x.to(device), y.to(device))
+    return [
+        Arm("ours", lambda _: ridge(*ours, LAMBDA).weight.cpu()),
+        Arm("scikit-learn", lambda _: solver.fit(x.numpy(), y.numpy()).coef_, 1e-8, "on the CPU"),
+    ]
 
 
-def grid(x: torch.Tensor, y: torch.Tensor) -> tuple[Solve, Solve]:
+def grid(x: torch.Tensor, y: torch.Tensor, device: torch.device) -> list[Arm]:
     """Return both ways to choose among 21 lambdas: GCV, and scikit-learn's leave-one-out."""
+    own = x.to(device), y.to(device)
 
-    def ours() -> np.ndarray[Any, Any]:
-        spectrum = gather(x, y).spectrum("none")
+    def ours(_: int) -> torch.Tensor:
+        spectrum = gather(*own).spectrum("none")
         lambdas, scores = score_lambdas([spectrum])
-        return spectrum.solution(float(lambdas[scores.argmin()])).weight.numpy()
+        return spectrum.solution(float(lambdas[scores.argmin()])).weight.cpu()
 
-    def theirs() -> np.ndarray[Any, Any]:
+    def theirs(_: int) -> np.ndarray[Any, Any]:
         lambdas = np.logspace(-2, 8, 21)
         return np.asarray(RidgeCV(alphas=lambdas).fit(x.numpy(), y.numpy()).coef_)
 
-    return ours, theirs
-
-
-def compare(rounds: int, ours: Solve, theirs: Solve) -> dict[str, Any]:
-    """Time both in turns, and return the seconds and the ratios of the rounds."""
-    seconds: dict[str, list[float]] = {"ours": [], "scikit-learn": []}
-    for turn in range(rounds):
-        arms = [("ours", ours), ("scikit-learn", theirs)]
-        for name, solve in arms if turn % 2 == 0 else reversed(arms):
-            since = time.thread_time()
-            solve()
-            seconds[name].append(time.thread_time() - since)
-    pairs = zip(seconds["scikit-learn"], seconds["ours"], strict=True)
-    told = {name: summary(values) for name, values in seconds.items()}
-    return {"seconds": told, "times faster than scikit-learn": summary([a / b for a, b in pairs])}
+    return [Arm("ours", ours), Arm("scikit-learn", theirs, None, "may choose another lambda")]
 
 
 def at_once(x: torch.Tensor, y: torch.Tensor) -> None:
@@ -140,16 +134,10 @@ def memory_beyond_features(solve: Callable[[torch.Tensor, torch.Tensor], None]) 
     x, y = torch.randn(20_000, 4096), torch.randn(20_000, 4)
     warm = torch.randn(64, 64, dtype=torch.float64)
     torch.linalg.eigh(warm @ warm.T)  # what the libraries take once
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is held now
-    before = peak_kilobytes()
+    forget_peak()  # it begins at what is held now
+    before = status_kilobytes("VmHWM")
     solve(x, y)
-    return (peak_kilobytes() - before) / 1e3
-
-
-def peak_kilobytes() -> int:
-    """Return the most memory that this process held; getrusage's also counts its parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return (status_kilobytes("VmHWM") - before) / 1e3
 
 
 def in_own_process(name: str) -> float:

@@ -1,0 +1,167 @@
+"""How fast crops are cut: whole pixels, between pixels, several samples a pixel, and large ones."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.inputs import CROP, PATCH, RandomPictures, bank_of, batches_of, crop_boxes
+from benchmarks.inputs import patch_data
+from benchmarks.peers import (
+    batch_crop,
+    grid_sample,
+    kornia_indices,
+    kornia_random_crop,
+    kornia_resize,
+    roi_align,
+    slice_loop,
+)
+from benchmarks.runner import NOT_INSTALLED, Arm, Case, Setting, compile_errors
+from lightning_bbox import CropGeometry
+from lightning_bbox.augment import Augment
+from lightning_bbox.data import CropDataModule
+
+INTEGER = "whole pixels, 61 to 45"
+SUBPIXEL = "between pixels, 45"
+SUPERSAMPLED = "3 x 3 samples a pixel, 45"
+LARGE = "between pixels, 227 from pictures"
+PLAIN = Augment(flip_x=False, flip_y=False)
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """Yield the cuts of the targets, and one with several samples a pixel."""
+    batch = 16_384 if setting.on_cuda else setting.pick(64, 256, 256)
+    sets = setting.rotations(batch * PATCH * PATCH * 4)
+    with tempfile.TemporaryDirectory() as folder:
+        yield integer(setting, Path(folder), batch, sets)
+    patches = 65_536 if setting.on_cuda else 4096
+    data = RandomPictures(
+        setting.pick(256, patches, patches), PATCH, PATCH, setting.pick(256, patches, patches),
+        (28, 34), CropGeometry(CROP, supersample=1), batch, batch * sets, PLAIN,
+    )  # fmt: skip
+    yield resampled(SUBPIXEL, data, setting, compiled_peers=setting.size != "smallest")
+    batch = 1024 if setting.on_cuda else setting.pick(2, 16, 32)
+    height, width = setting.pick((300, 320), (480, 640), (480, 640))
+    pictures = 512 if setting.on_cuda else setting.pick(4, 48, 96)
+    boxes = setting.pick(16, 2048, 2048)
+    for name, size, supersample in ((LARGE, 227, 1), (SUPERSAMPLED, CROP, 3)):
+        data = RandomPictures(
+            pictures, height, width, boxes, (90, 160),
+            CropGeometry(size, supersample=supersample), batch, 2 * batch, PLAIN,
+        )  # fmt: skip
+        yield resampled(name, data, setting)
+
+
+def integer(setting: Setting, folder: Path, batch: int, sets: int) -> Case:
+    """Cut patches with a margin by whole pixels."""
+    count = 65_536 if setting.on_cuda else setting.pick(512, 4096, 4096)
+    data = patch_data(folder, count, batch, batch * sets, PLAIN)
+    batches, bank = batches_of(data, batch, setting), bank_of(data, setting.device)
+    index = [samples.image_index for samples in batches]
+    corners = [crop_boxes(data, samples)[:, :2].round().long() for samples in batches]
+    sliced = [
+        partial(slice_loop, bank, i.tolist(), [(x, y) for x, y in c.tolist()], CROP)
+        for i, c in zip(index, corners, strict=True)
+    ]
+    by_indices = [
+        kornia_indices(bank, i, c, CROP) for i, c in zip(index, corners, strict=True)
+    ]
+    random = [kornia_random_crop(bank, i, CROP) for i in index]
+    boxes = [crop_boxes(data, samples) for samples in batches]
+    arms = [
+        Arm("ours", in_turn([partial(data.crops_of, samples) for samples in batches])),
+        Arm("slice loop", in_turn(sliced), EXACT),
+        Arm("kornia crop_by_indices", in_turn(by_indices), EXACT),
+        Arm("kornia RandomCrop", in_turn(random), None, "draws its own shifts"),
+        resampling("kornia crop_and_resize", kornia_resize, bank, index, boxes, CROP),
+        resampling("grid_sample", grid_sample, bank, index, boxes, CROP),
+        Arm(
+            "airbench-style batch crop",
+            in_turn(
+                [partial(batch_crop, bank, i, c, CROP) for i, c in zip(index, corners, strict=True)]
+            ),
+            EXACT,
+        ),
+    ]
+    return cut_case(INTEGER, data, batch, arms, arms[0].call(0))
+
+
+def resampled(
+    name: str, data: CropDataModule, setting: Setting, compiled_peers: bool = False
+) -> Case:
+    """Cut crops that lie between pixels and are scaled."""
+    size, supersample = data.geometry.size, data.geometry.supersample or 1
+    batches, bank = batches_of(data, data.batch_size, setting), bank_of(data, setting.device)
+    index = [samples.image_index for samples in batches]
+    boxes = [crop_boxes(data, samples) for samples in batches]
+    ways = {"kornia crop_and_resize": kornia_resize, "grid_sample": grid_sample}
+    if (aligned := roi_align()) is not None:
+        ways["torchvision roi_align"] = aligned
+    arms = [Arm("ours", in_turn([partial(data.crops_of, samples) for samples in batches]))]
+    for peer, way in ways.items():
+        cut = partial(averaged, way, supersample) if supersample > 1 else way
+        arms.append(resampling(peer, cut, bank, index, boxes, size))
+        if compiled_peers:
+            fast = torch.compile(cut)
+            arms.append(resampling(f"{peer}, compiled", fast, bank, index, boxes, size))
+    skipped = {} if aligned else {"torchvision roi_align": NOT_INSTALLED}
+    return cut_case(name, data, data.batch_size, arms, arms[0].call(0), skipped)
+
+
+EXACT = 1e-6
+"""Equal but for the last bit of a division by 255."""
+
+
+def resampling(
+    name: str,
+    way: Callable[..., Tensor],
+    bank: Tensor,
+    index: list[Tensor],
+    boxes: list[Tensor],
+    size: int,
+) -> Arm:
+    """Return an arm that resamples, equal to 1e-4 of the range.
+
+    Noise differs by the whole range from pixel to pixel, and a place far from the corner is known
+    to some millionths of the picture's side only, several times over in kornia's homography.
+    """
+    tolerance = 1e-4 + 1e-6 * max(bank.shape[2:])
+    calls = [partial(way, bank, i, b, size) for i, b in zip(index, boxes, strict=True)]
+    return Arm(name, in_turn(calls), tolerance, refusals=compile_errors())
+
+
+def averaged(
+    way: Callable[..., Tensor], times: int, bank: Tensor, index: Tensor, boxes: Tensor, size: int
+) -> Tensor:
+    """Sample finer, and average."""
+    return F.avg_pool2d(way(bank, index, boxes, times * size), times)
+
+
+def in_turn(calls: list[Callable[[], Any]]) -> Callable[[int], Any]:
+    """Call one after another, as the runner counts."""
+    return lambda turn: calls[turn % len(calls)]()
+
+
+def cut_case(
+    name: str,
+    data: CropDataModule,
+    batch: int,
+    arms: list[Arm],
+    crops: object,
+    skipped: dict[str, str] | None = None,
+) -> Case:
+    """Return a case whose useful bytes are a byte read and a number written for each value."""
+    assert isinstance(crops, Tensor)
+    return Case(
+        name=f"{name}, batch {batch}",
+        unit="crops",
+        items=batch,
+        arms=arms,
+        useful_bytes=crops.numel() * (1 + crops.element_size()),
+        skipped=skipped or {},
+    )

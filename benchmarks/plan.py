@@ -1,0 +1,44 @@
+"""How fast an epoch's order and random numbers are laid out, beside a generator for each sample."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from benchmarks.inputs import CROP, JITTERED, RandomPictures
+from benchmarks.runner import Arm, Case, Setting
+from lightning_bbox import CropGeometry
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """Yield epochs of the usual length, and longer ones."""
+    for draws in setting.pick((500,), (20_000, 200_000), (20_000, 1_000_000)):
+        boxes = max(100, draws // 5)
+        data = RandomPictures(
+            10, 300, 300, boxes, (28, 60), CropGeometry(CROP, supersample=1), 100, draws, JITTERED
+        )
+        data.setup("fit")
+        numbers = sum(
+            values.numel() * values.element_size() for values in data.samples("train", 0)
+        )
+        arms = [Arm("ours", lambda turn, data=data: data.samples("train", turn).proposals)]
+        if draws <= 20_000:
+            arms.append(
+                Arm(
+                    "a generator for each sample",
+                    lambda turn, draws=draws, boxes=boxes: one_by_one(turn, draws, boxes),
+                    None,
+                    "draws as many numbers, but lays out no boxes",
+                )
+            )
+        name = f"an epoch of {draws} samples"
+        yield Case(name, "samples", draws, arms, useful_bytes=numbers)
+
+
+def one_by_one(epoch: int, draws: int, boxes: int) -> torch.Tensor:
+    """Draw the box, the shift, two flips, three factors and the noise's place of each sample."""
+    order = np.random.default_rng(epoch).integers(0, boxes, draws)
+    drawn = np.empty((draws, 8))
+    for sample in range(draws):
+        drawn[sample] = np.random.default_rng((epoch, sample)).random(8)
+    return torch.from_numpy(drawn[order.argsort()])

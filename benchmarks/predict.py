@@ -1,0 +1,100 @@
+"""How fast a trained model refines the boxes of a picture, beside other ways to apply it."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.inputs import CROP, RandomPictures, noise
+from benchmarks.peers import kornia_resize
+from benchmarks.runner import NOT_INSTALLED, Arm, Case, Setting, as_any, optional
+from benchmarks.train_step import fitted_model
+from lightning_bbox import BoxRegressor, CropGeometry, Refiner
+from lightning_bbox.crops import cut_crops
+from lightning_bbox.images import ImageStore
+
+ONNX = "onnxruntime"
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """Yield one picture with a few boxes and one with many."""
+    geometry = CropGeometry(CROP, supersample=1)
+    data = RandomPictures(10, 300, 300, 100, (28, 60), geometry, 16, 32)
+    data.setup("fit")
+    model = fitted_model(data, setting.device)
+    refiner, picture = Refiner(model, setting.device), noise(1, 480, 640)[0]
+    for count in setting.pick((4,), (10, 200), (10, 200, 5000)):
+        boxes = data.source.splits["train"].boxes.repeat(1 + count // 100, 1)[:count]
+        yield Case(
+            name=f"{count} boxes of a picture of 640 x 480",
+            unit="boxes",
+            items=count,
+            arms=[
+                Arm("Refiner", lambda _, boxes=boxes: refiner.refine(picture, boxes)),
+                *peers(model, picture, boxes, setting),
+            ],
+            skipped={} if optional(ONNX) else {ONNX: NOT_INSTALLED},
+        )
+
+
+def peers(
+    model: BoxRegressor, picture: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]",
+    boxes: Tensor, setting: Setting,
+) -> list[Arm]:
+    """Return the same network box by box, after kornia's cut, and in onnxruntime."""
+    geometry, device = CropGeometry(CROP, supersample=1), setting.device
+    bank = torch.from_numpy(picture).permute(2, 0, 1)[None].to(device)
+    proposals = boxes.to(device)
+    limit = boxes.new_tensor([640, 480, 640, 480])
+
+    @torch.inference_mode()
+    def kornia(_: int) -> Tensor:
+        index = torch.zeros(len(proposals), dtype=torch.int64, device=device)
+        crops = kornia_resize(bank, index, geometry.crop_boxes(proposals), CROP)
+        return model(crops, proposals).cpu().clamp(min=0).minimum(limit)
+
+    refiner = Refiner(model, device)
+
+    def one_by_one(_: int) -> Tensor:
+        return torch.cat([refiner.refine(picture, box) for box in boxes.split(1)])
+
+    arms = []
+    if len(boxes) <= 1000:  # kornia's cut copies the picture for each box
+        arms.append(Arm("kornia crop_and_resize, same network", kornia, 0.05))
+    if len(boxes) <= 10:
+        arms.append(Arm("Refiner, box by box", one_by_one, 1e-3))
+    if optional(ONNX) and optional("onnxscript"):
+        run = onnx_session(model)
+
+        def onnx(_: int) -> Tensor:
+            store = ImageStore.from_array(picture[None])
+            index = torch.zeros(len(boxes), dtype=torch.int64)
+            crops = cut_crops(store, index, geometry.crop_boxes(boxes), CROP)
+            deltas = model.net.head.decode(run(crops).to(device))
+            found: Tensor = model.codec.decode(deltas, proposals)
+            return found.detach().cpu().clamp(min=0).minimum(limit)
+
+        arms.append(Arm(ONNX, onnx, 0.05, "the network alone, on the CPU"))
+    return arms
+
+
+def onnx_session(model: BoxRegressor) -> Callable[[Tensor], Tensor]:
+    """Return the network as onnxruntime applies it, in one thread."""
+    runtime = as_any(optional(ONNX))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        batch = torch.export.Dim("batch", min=1)
+        net, crops = model.net.eval(), torch.rand(2, 3, CROP, CROP, device=model.device)
+        torch.onnx.export(
+            net, (crops,), path, dynamo=True, dynamic_shapes={"crops": {0: batch}}, verbose=False
+        )
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = runtime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    (name,) = (one.name for one in session.get_inputs())
+    return lambda crops: torch.from_numpy(session.run(None, {name: crops.numpy()})[0])
