@@ -17,8 +17,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from os import environ
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -68,7 +70,7 @@ def main(args: list[str] | None = None) -> int:
         options.config,
     )
     names = options.questions or QUESTIONS
-    with fresh_compile_cache(), warnings.catch_warnings():
+    with compile_cache(options.size), warnings.catch_warnings():
         quiet()
         failed = [name for name in names if not answer(name, setting, options.results)]
     if failed:
@@ -111,19 +113,13 @@ def first_line(name: str) -> str:
     return (importlib.import_module(f"benchmarks.{name}").__doc__ or "").partition("\n")[0]
 
 
-class fresh_compile_cache:  # noqa: N801 (a context manager)
-    """Compile anew, so that the first call's time is that of a user's first run."""
-
-    def __enter__(self) -> None:
-        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self.before = environ.get("TORCHINDUCTOR_CACHE_DIR")
-        environ["TORCHINDUCTOR_CACHE_DIR"] = self.folder.name
-
-    def __exit__(self, *_: object) -> None:
-        environ.pop("TORCHINDUCTOR_CACHE_DIR")
-        if self.before is not None:
-            environ["TORCHINDUCTOR_CACHE_DIR"] = self.before
-        self.folder.cleanup()
+@contextmanager
+def compile_cache(size: str) -> Iterator[None]:
+    """Compile anew, so that a first call's time is that of a user's first run; not for a test."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        own = {} if size == "smallest" else {"TORCHINDUCTOR_CACHE_DIR": folder}
+        with patch.dict(environ, own):
+            yield
 
 
 def quiet() -> None:

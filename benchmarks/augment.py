@@ -1,7 +1,7 @@
-"""How fast crops are cut, mirrored, changed in brightness, contrast and saturation, and normalised."""
+"""How fast crops are cut, mirrored, changed in colour, and normalised."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -39,10 +39,12 @@ from benchmarks.peers import (
 from benchmarks.runner import NOT_INSTALLED, Arm, Case, Setting
 from lightning_bbox import ChannelNorm, CropGeometry
 from lightning_bbox.data import CropDataModule
+from lightning_bbox.samples import Samples
 
 INTEGER = "whole pixels, 61 to 45, flips, photometry, normalised"
 SUBPIXEL = "between pixels, 45, flips, photometry, normalised"
 OWN_DRAWS = "draws its own numbers"
+PER_SAMPLE = "per-sample transforms"
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -52,7 +54,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     patches = 65_536 if setting.on_cuda else setting.pick(512, 4096, 4096)
     with tempfile.TemporaryDirectory() as folder:
         data = patch_data(Path(folder), patches, batch, batch * sets, JITTERED)
-        yield integer(setting, data, sets)
+        yield integer(setting, data)
     geometry = CropGeometry(CROP, supersample=1)
     pictures = RandomPictures(
         patches, PATCH, PATCH, patches, (28, 34), geometry, batch, batch * sets, JITTERED
@@ -60,7 +62,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     yield resampled(setting, pictures)
 
 
-def integer(setting: Setting, data: CropDataModule, sets: int) -> Case:
+def integer(setting: Setting, data: CropDataModule) -> Case:
     """Cut by whole pixels, beside kornia's pipeline and a DataLoader with per-sample transforms."""
     batch, norm = data.batch_size, fitted(data, setting)
     batches, bank = batches_of(data, batch, setting), bank_of(data, setting.device)
@@ -71,7 +73,7 @@ def integer(setting: Setting, data: CropDataModule, sets: int) -> Case:
         for i, c in zip(index, corners, strict=True)
     ]
     plain = [
-        lambda cut=cut, samples=samples: norm(adjust(flip(cut(), samples.flips), samples.factors))
+        partial(changed, cut, adjust, samples, norm)
         for cut, samples in zip(sliced, batches, strict=True)
     ]
     pipeline = kornia_pipeline(norm)
@@ -80,7 +82,7 @@ def integer(setting: Setting, data: CropDataModule, sets: int) -> Case:
         Arm("slice loop, then torch on the batch", in_turn(plain), 1e-4),
         Arm(
             "kornia AugmentationSequential",
-            in_turn([lambda i=i: pipeline(bank[i].float() / 255) for i in index]),
+            in_turn([partial(piped, pipeline, partial(whole, bank, i)) for i in index]),
             None,
             OWN_DRAWS,
         ),
@@ -90,14 +92,13 @@ def integer(setting: Setting, data: CropDataModule, sets: int) -> Case:
     dataset = partial(
         PatchDataset, bank.cpu(), samples, places, CROP, norm.mean.cpu(), norm.std.cpu()
     )
-    for workers in (0, 2):
-        arms.append(per_sample(dataset(), batch, workers, "per-sample transforms", 1e-4))
+    arms += [per_sample(dataset(), batch, workers, PER_SAMPLE, 1e-4) for workers in (0, 2)]
     transform = torchvision_transform(norm.mean, norm.std)
     if transform is None:
         skipped["torchvision v2 per sample"] = NOT_INSTALLED
     else:
         arms.append(per_sample(dataset(transform), batch, 0, "torchvision v2", None))
-    return cut_case(INTEGER, data, batch, arms, arms[0].call(0), skipped)
+    return cut_case(INTEGER, batch, arms, arms[0].call(0), skipped)
 
 
 def resampled(setting: Setting, data: CropDataModule) -> Case:
@@ -110,9 +111,7 @@ def resampled(setting: Setting, data: CropDataModule) -> Case:
         for samples, box in zip(batches, boxes, strict=True)
     ]
     functions = [
-        lambda cut=cut, samples=samples: norm(
-            data.augment.photometry(flip(cut(), samples.flips), samples.factors)
-        )
+        partial(changed, cut, data.augment.photometry, samples, norm)
         for cut, samples in zip(cuts, batches, strict=True)
     ]
     pipeline = kornia_pipeline(norm, crop=False)
@@ -121,12 +120,12 @@ def resampled(setting: Setting, data: CropDataModule) -> Case:
         Arm("kornia crop_and_resize and enhance", in_turn(functions), 1e-3),
         Arm(
             "kornia crop_and_resize, AugmentationSequential",
-            in_turn([lambda cut=cut: pipeline(cut()) for cut in cuts]),
+            in_turn([partial(piped, pipeline, cut) for cut in cuts]),
             None,
             OWN_DRAWS,
         ),
     ]
-    return cut_case(SUBPIXEL, data, data.batch_size, arms, arms[0].call(0))
+    return cut_case(SUBPIXEL, data.batch_size, arms, arms[0].call(0))
 
 
 def fitted(data: CropDataModule, setting: Setting) -> ChannelNorm:
@@ -136,12 +135,32 @@ def fitted(data: CropDataModule, setting: Setting) -> ChannelNorm:
     return norm.to(setting.device)
 
 
-def own(
-    data: CropDataModule, norm: ChannelNorm, setting: Setting
-) -> list[Callable[[], Tensor]]:
+def own(data: CropDataModule, norm: ChannelNorm, setting: Setting) -> list[Callable[[], Tensor]]:
     """Return our way from the store to the network, batch by batch."""
     batches = batches_of(data, data.batch_size, setting)
-    return [lambda samples=samples: norm(data.crops_of(samples, augment=True)) for samples in batches]
+    cuts = [partial(data.crops_of, samples, augment=True) for samples in batches]
+    return [partial(piped, norm, cut) for cut in cuts]
+
+
+def piped(then: Callable[[Tensor], Tensor], cut: Callable[[], Tensor]) -> Tensor:
+    """Cut, and go on."""
+    return then(cut())
+
+
+def whole(bank: Tensor, index: Tensor) -> Tensor:
+    """Return whole patches in [0, 1]."""
+    return bank[index].float() / 255
+
+
+def changed(
+    cut: Callable[[], Tensor],
+    photometry: Callable[[Tensor, Tensor], Tensor],
+    samples: Samples,
+    norm: ChannelNorm,
+) -> Tensor:
+    """Cut, mirror, change and normalise as was drawn."""
+    crops: Tensor = norm(photometry(flip(cut(), samples.flips), samples.factors))
+    return crops
 
 
 def kornia_pipeline(norm: ChannelNorm, crop: bool = True) -> Callable[[Tensor], Tensor]:
@@ -160,11 +179,10 @@ def per_sample(
     batches = loader(dataset, batch, workers)
     name = f"DataLoader, {what}, {workers} workers"
     note = OWN_DRAWS if tolerance is None else "on the CPU"
-    return Arm(name, lambda _: next_of(batches), tolerance, note)
+    return Arm(name, partial(only_batch, batches), tolerance, note)
 
 
-def next_of(batches: object) -> Tensor:
+def only_batch(batches: Iterable[Tensor], _: int) -> Tensor:
     """Return the one batch of an epoch."""
-    (crops,) = batches  # type: ignore[misc] # a DataLoader of one batch
-    assert isinstance(crops, Tensor)
+    (crops,) = batches
     return crops

@@ -1,7 +1,7 @@
-"""How fast crops are cut: whole pixels, between pixels, several samples a pixel, and large ones."""
+"""How fast crops are cut: by whole pixels, between pixels, finer than pixels, and large."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.inputs import CROP, PATCH, RandomPictures, bank_of, batches_of, crop_boxes
-from benchmarks.inputs import patch_data
+from benchmarks.inputs import (
+    CROP,
+    PATCH,
+    RandomPictures,
+    bank_of,
+    batches_of,
+    crop_boxes,
+    patch_data,
+)
 from benchmarks.peers import (
     batch_crop,
     grid_sample,
@@ -68,9 +75,7 @@ def integer(setting: Setting, folder: Path, batch: int, sets: int) -> Case:
         partial(slice_loop, bank, i.tolist(), [(x, y) for x, y in c.tolist()], CROP)
         for i, c in zip(index, corners, strict=True)
     ]
-    by_indices = [
-        kornia_indices(bank, i, c, CROP) for i, c in zip(index, corners, strict=True)
-    ]
+    by_indices = [kornia_indices(bank, i, c, CROP) for i, c in zip(index, corners, strict=True)]
     random = [kornia_random_crop(bank, i, CROP) for i in index]
     boxes = [crop_boxes(data, samples) for samples in batches]
     arms = [
@@ -88,7 +93,7 @@ def integer(setting: Setting, folder: Path, batch: int, sets: int) -> Case:
             EXACT,
         ),
     ]
-    return cut_case(INTEGER, data, batch, arms, arms[0].call(0))
+    return cut_case(INTEGER, batch, arms, arms[0].call(0))
 
 
 def resampled(
@@ -99,7 +104,10 @@ def resampled(
     batches, bank = batches_of(data, data.batch_size, setting), bank_of(data, setting.device)
     index = [samples.image_index for samples in batches]
     boxes = [crop_boxes(data, samples) for samples in batches]
-    ways = {"kornia crop_and_resize": kornia_resize, "grid_sample": grid_sample}
+    ways: dict[str, Callable[..., Tensor]] = {
+        "kornia crop_and_resize": kornia_resize,
+        "grid_sample": grid_sample,
+    }
     if (aligned := roi_align()) is not None:
         ways["torchvision roi_align"] = aligned
     arms = [Arm("ours", in_turn([partial(data.crops_of, samples) for samples in batches]))]
@@ -110,7 +118,7 @@ def resampled(
             fast = torch.compile(cut)
             arms.append(resampling(f"{peer}, compiled", fast, bank, index, boxes, size))
     skipped = {} if aligned else {"torchvision roi_align": NOT_INSTALLED}
-    return cut_case(name, data, data.batch_size, arms, arms[0].call(0), skipped)
+    return cut_case(name, data.batch_size, arms, arms[0].call(0), skipped)
 
 
 EXACT = 1e-6
@@ -142,14 +150,13 @@ def averaged(
     return F.avg_pool2d(way(bank, index, boxes, times * size), times)
 
 
-def in_turn(calls: list[Callable[[], Any]]) -> Callable[[int], Any]:
+def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[int], Any]:
     """Call one after another, as the runner counts."""
     return lambda turn: calls[turn % len(calls)]()
 
 
 def cut_case(
     name: str,
-    data: CropDataModule,
     batch: int,
     arms: list[Arm],
     crops: object,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +33,8 @@ def cases(setting: Setting) -> Iterator[Case]:
     plain = nn.Sequential(ImageNetNorm(), *like_torchvision(net)).to(setting.device).eval()
     index = [samples.image_index for samples in batches]
     boxes = [crop_boxes(data, samples) for samples in batches]
-    cuts = [lambda s=samples: data.crops_of(s) for samples in batches]
-    theirs = [
-        lambda i=i, b=b: kornia_resize(bank, i, b, SIDE) for i, b in zip(index, boxes, strict=True)
-    ]
+    cuts = [partial(data.crops_of, samples) for samples in batches]
+    theirs = [partial(kornia_resize, bank, i, b, SIDE) for i, b in zip(index, boxes, strict=True)]
     tolerance = 0.3 if half else 1e-2  # features are some units large
     arms = [
         Arm("ours", in_turn([features_of(net.features, cut, half, setting) for cut in cuts])),
@@ -74,9 +73,8 @@ def like_torchvision(net: OffsetNet) -> list[nn.Module]:
     """Return torchvision's layers up to fc6 and its ReLU, with the same weights."""
     whole = torchvision_alexnet()
     whole.load_state_dict(net.backbone.state_dict(), strict=False)
-    features, pool, flatten, classifier = whole
-    assert isinstance(classifier, nn.Sequential)
-    return [features, pool, flatten, *classifier[:3]]
+    *before, classifier = whole
+    return [*before, *list(classifier.children())[:3]]
 
 
 def features_of(

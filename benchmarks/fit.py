@@ -13,7 +13,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from benchmarks.runner import Arm, Case, Setting, Timed, synchronize
+from benchmarks.runner import Arm, Case, Setting, Timed, as_any, synchronize
 from benchmarks.train_step import BareLoop, flop_of
 from lightning_bbox import BoxRegressor, SceneDataModule
 from lightning_bbox.arguments import default_precision
@@ -104,7 +104,7 @@ def fit(data: SceneDataModule, setting: Setting, warm: int, steps: int) -> Timed
         trainer = pl.Trainer(
             accelerator="gpu" if setting.on_cuda else "cpu",
             devices=1,
-            precision=default_precision(),
+            precision=as_any(default_precision()),
             max_epochs=1,
             logger=logger,
             callbacks=[TensorBoardPictures(), Throughput(), PlainProgress(), kept, watch],

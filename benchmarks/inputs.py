@@ -15,6 +15,7 @@ from lightning_bbox.plan import keyed_generator
 from lightning_bbox.samples import Items, Samples, Source
 
 PATCH, CROP = 61, 45
+FLIPS = Augment()
 JITTERED = Augment(brightness=0.2, contrast=0.2, saturation=0.2)
 
 
@@ -43,7 +44,7 @@ class RandomPictures(CropDataModule):
         crop: CropGeometry,
         batch_size: int,
         draws: int,
-        augment: Augment = Augment(),
+        augment: Augment = FLIPS,
     ) -> None:
         super().__init__(
             crop, UniformJitter(), 2, augment, batch_size, draws, 64, seed=0, compile="auto"
@@ -94,8 +95,8 @@ def bank_of(data: CropDataModule, device: torch.device) -> UInt8[Tensor, "n 3 h 
 def batches_of(data: CropDataModule, batch: int, setting: Setting) -> list[Samples]:
     """Return the first batches of the first epoch's samples, on the device."""
     samples = data.samples("train", 0).to(setting.device)
-    rows = torch.arange(len(samples.items), device=setting.device).split(batch)
-    return [samples.take(some) for some in rows if len(some) == batch]
+    rows = torch.arange(len(samples.items), device=setting.device)
+    return [samples.take(some) for some in rows.unfold(0, batch, batch)]
 
 
 def crop_boxes(data: CropDataModule, samples: Samples) -> Float[Tensor, "b 4"]:

@@ -1,14 +1,14 @@
 """How fast an epoch of crops comes out of the store, beside torch's DataLoader with workers."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.inputs import CROP, PATCH, bank_of, crop_boxes, patch_data
+from benchmarks.inputs import CROP, bank_of, crop_boxes, patch_data
 from benchmarks.peers import PatchDataset, loader
 from benchmarks.runner import Arm, Case, Setting, synchronize
 from lightning_bbox import Augment
@@ -28,9 +28,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         samples = data.samples("train", 0)
         corners = crop_boxes(data, samples)[:, :2].round().long()
         bank = bank_of(data, torch.device("cpu"))
-        dataset = PatchDataset(
-            bank, samples, corners, CROP, torch.zeros(3), torch.ones(3)
-        )
+        dataset = PatchDataset(bank, samples, corners, CROP, torch.zeros(3), torch.ones(3))
         arms = [Arm("ours", lambda _: walk(data, setting))]
         for workers in (0, 2):
             crops = loader(dataset, batch, workers)
@@ -38,9 +36,7 @@ def cases(setting: Setting) -> Iterator[Case]:
                 Arm(f"DataLoader, {workers} workers", partial(last_of, crops, setting), 1e-6)
             )
         values = batches * batch * 3 * CROP**2
-        yield Case(
-            f"{STORES}, batch {batch}", "crops", batches * batch, arms, values * (1 + 4)
-        )
+        yield Case(f"{STORES}, batch {batch}", "crops", batches * batch, arms, values * (1 + 4))
 
 
 def walk(data: CropDataModule, setting: Setting) -> Tensor:
@@ -52,10 +48,10 @@ def walk(data: CropDataModule, setting: Setting) -> Tensor:
     return crops.cpu()
 
 
-def last_of(batches: object, setting: Setting, _: int) -> Tensor:
+def last_of(batches: Iterable[Tensor], setting: Setting, _: int) -> Tensor:
     """Walk through a DataLoader, each batch moved to the device, and return its last crops."""
     crops = torch.empty(0)
-    for batch in batches:  # type: ignore[attr-defined] # a DataLoader
+    for batch in batches:
         crops = batch.to(setting.device)
     synchronize(setting.device)
     return crops.cpu()

@@ -26,8 +26,7 @@ Crops = Float[Tensor, "b 3 s s"]
 def slice_loop(bank: Bank, index: list[int], corners: list[tuple[int, int]], size: int) -> Crops:
     """Slice each crop, and stack them."""
     cut = [
-        bank[at, :, y : y + size, x : x + size]
-        for at, (x, y) in zip(index, corners, strict=True)
+        bank[at, :, y : y + size, x : x + size] for at, (x, y) in zip(index, corners, strict=True)
     ]
     return torch.stack(cut).float() / 255
 
@@ -68,7 +67,8 @@ def grid_sample(
     sides = boxes[:, 2:] - boxes[:, :2]
     points = boxes[:, None, :2] + steps[:, None] * sides[:, None]
     x, y = (2 * points / extent - 1).unbind(dim=2)
-    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
+    shape = len(x), size, size
+    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
     pictures = bank[index].float()
     crops = F.grid_sample(pictures, grid, "bilinear", "border", align_corners=False)
     return crops / 255

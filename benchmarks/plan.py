@@ -1,6 +1,7 @@
 """How fast an epoch's order and random numbers are laid out, beside a generator for each sample."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,15 +19,13 @@ def cases(setting: Setting) -> Iterator[Case]:
             10, 300, 300, boxes, (28, 60), CropGeometry(CROP, supersample=1), 100, draws, JITTERED
         )
         data.setup("fit")
-        numbers = sum(
-            values.numel() * values.element_size() for values in data.samples("train", 0)
-        )
-        arms = [Arm("ours", lambda turn, data=data: data.samples("train", turn).proposals)]
+        numbers = sum(values.numel() * values.element_size() for values in data.samples("train", 0))
+        arms = [Arm("ours", partial(epoch_of, data))]
         if draws <= 20_000:
             arms.append(
                 Arm(
                     "a generator for each sample",
-                    lambda turn, draws=draws, boxes=boxes: one_by_one(turn, draws, boxes),
+                    partial(one_by_one, draws, boxes),
                     None,
                     "draws as many numbers, but lays out no boxes",
                 )
@@ -35,7 +34,12 @@ def cases(setting: Setting) -> Iterator[Case]:
         yield Case(name, "samples", draws, arms, useful_bytes=numbers)
 
 
-def one_by_one(epoch: int, draws: int, boxes: int) -> torch.Tensor:
+def epoch_of(data: RandomPictures, epoch: int) -> torch.Tensor:
+    """Lay out an epoch."""
+    return data.samples("train", epoch).proposals
+
+
+def one_by_one(draws: int, boxes: int, epoch: int) -> torch.Tensor:
     """Draw the box, the shift, two flips, three factors and the noise's place of each sample."""
     order = np.random.default_rng(epoch).integers(0, boxes, draws)
     drawn = np.empty((draws, 8))

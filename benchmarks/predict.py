@@ -2,10 +2,12 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from benchmarks.inputs import CROP, RandomPictures, noise
@@ -16,6 +18,7 @@ from lightning_bbox import BoxRegressor, CropGeometry, Refiner
 from lightning_bbox.crops import cut_crops
 from lightning_bbox.images import ImageStore
 
+Picture = UInt8[np.ndarray, "h w 3"]
 ONNX = "onnxruntime"
 
 
@@ -33,16 +36,23 @@ def cases(setting: Setting) -> Iterator[Case]:
             unit="boxes",
             items=count,
             arms=[
-                Arm("Refiner", lambda _, boxes=boxes: refiner.refine(picture, boxes)),
+                Arm("Refiner", partial(refined, refiner, picture, boxes)),
                 *peers(model, picture, boxes, setting),
             ],
             skipped={} if optional(ONNX) else {ONNX: NOT_INSTALLED},
         )
 
 
+def refined(refiner: Refiner, picture: Picture, boxes: Tensor, _: int) -> Tensor:
+    """Refine."""
+    return refiner.refine(picture, boxes)
+
+
 def peers(
-    model: BoxRegressor, picture: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]",
-    boxes: Tensor, setting: Setting,
+    model: BoxRegressor,
+    picture: Picture,
+    boxes: Tensor,
+    setting: Setting,
 ) -> list[Arm]:
     """Return the same network box by box, after kornia's cut, and in onnxruntime."""
     geometry, device = CropGeometry(CROP, supersample=1), setting.device
@@ -54,12 +64,13 @@ def peers(
     def kornia(_: int) -> Tensor:
         index = torch.zeros(len(proposals), dtype=torch.int64, device=device)
         crops = kornia_resize(bank, index, geometry.crop_boxes(proposals), CROP)
-        return model(crops, proposals).cpu().clamp(min=0).minimum(limit)
+        found: Tensor = model(crops, proposals)
+        return found.cpu().clamp(min=0).minimum(limit)
 
     refiner = Refiner(model, device)
 
     def one_by_one(_: int) -> Tensor:
-        return torch.cat([refiner.refine(picture, box) for box in boxes.split(1)])
+        return torch.cat([refiner.refine(picture, box) for box in boxes[:, None]])
 
     arms = []
     if len(boxes) <= 1000:  # kornia's cut copies the picture for each box
@@ -93,8 +104,6 @@ def onnx_session(model: BoxRegressor) -> Callable[[Tensor], Tensor]:
         )
         options = runtime.SessionOptions()
         options.intra_op_num_threads = 1
-        session = runtime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (name,) = (one.name for one in session.get_inputs())
     return lambda crops: torch.from_numpy(session.run(None, {name: crops.numpy()})[0])

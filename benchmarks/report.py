@@ -1,4 +1,4 @@
-"""Tables and plots of what was measured, written into `benchmarks/README.md` between two markers."""
+"""Tables and plots of what was measured, written into `benchmarks/README.md` between markers."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,7 +9,14 @@ from benchmarks.rows import RESULTS, Machine, Row, Spread, read
 from benchmarks.targets import TARGETS, Target
 
 README = Path(__file__).parent / "README.md"
-BEGIN, END = "<!-- begin: python -m benchmarks report -->", "<!-- end: python -m benchmarks report -->"
+BEGIN, END = (
+    "<!-- begin: python -m benchmarks report -->",
+    "<!-- end: python -m benchmarks report -->",
+)
+COLUMNS = (
+    *("case", "way", "time (quartiles)", "rate", "times as long as ours (quartiles)"),
+    *("first call, s", "MB", "share of floor"),
+)
 TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
 
@@ -25,15 +32,17 @@ def write_report(results: Path = RESULTS, page: Path = README) -> Path:
     parts = [target_table([row for machine in machines for row in machine.rows])]
     for machine in machines:
         parts.append("\n".join(machine_section(machine)))
-        for name in draw(machine, results):
-            parts.append(f"![{name}]({results.name}/{name})")
+        parts += [f"![{name}]({results.name}/{name})" for name in draw(machine, results)]
     page.write_text("\n\n".join([before + BEGIN, *parts, END + after]))
     return page
 
 
 def target_table(rows: list[Row]) -> str:
     """Return the targets with what was measured, the gate by the cautious quartile."""
-    lines = ["| target | against | gate | goal | measured | quartile | |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| target | against | gate | goal | measured | quartile | |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for target in TARGETS:
         words = f"{target.device}: {target.what}"
         against = target.peer or {"share": "the floor"}.get(target.kind, "")
@@ -67,8 +76,8 @@ def machine_section(machine: Machine) -> Iterator[str]:
     for question in dict.fromkeys(row.question for row in machine.rows):
         rows = [row for row in machine.rows if row.question == question]
         yield f"\n### {question}\n"
-        yield "| case | way | time (quartiles) | rate | takes x times ours (quartiles) | first call, s | MB | share of floor |"
-        yield "|---|---|---|---|---|---|---|---|"
+        yield f"| {' | '.join(COLUMNS)} |"
+        yield "|---" * len(COLUMNS) + "|"
         for row in rows:
             yield from table_rows(row)
         yield ""
@@ -80,7 +89,11 @@ def table_rows(row: Row) -> Iterator[str]:
     for at, arm in enumerate(row.arms):
         share = "" if at or row.floor_share is None else f"{row.floor_share:.0%}"
         ratio = row.ratios.get(arm.name)
-        shown = "" if ratio is None else f"{short(ratio.median)} ({short(ratio.low)} to {short(ratio.high)})"
+        shown = (
+            ""
+            if ratio is None
+            else f"{short(ratio.median)} ({short(ratio.low)} to {short(ratio.high)})"
+        )
         if ratio is not None and ratio.median < 1:
             shown += ", **faster than ours**"
         note = f" ({arm.note})" if arm.note else ""
@@ -112,7 +125,11 @@ def as_lines(row: Row) -> Iterator[str]:
     yield f"  {row.case}{share}"
     for arm in row.arms:
         ratio = row.ratios.get(arm.name)
-        times = "" if ratio is None else f"  x {short(ratio.median)} ({short(ratio.low)} to {short(ratio.high)})"
+        times = (
+            ""
+            if ratio is None
+            else f"  x {short(ratio.median)} ({short(ratio.low)} to {short(ratio.high)})"
+        )
         memory = "" if arm.peak_mb is None else f"  {arm.peak_mb:.0f} MB"
         yield f"    {arm.name:48} {with_quartiles(arm.seconds):28}{times}{memory}"
     for name, reason in row.skipped.items():
@@ -127,7 +144,9 @@ def with_quartiles(seconds: Spread) -> str:
         '2.10 ms (2.00 to 2.40)'
     """
     scale, unit = next((one for one in TIMES if seconds.median >= one[0]), TIMES[-1])
-    median, low, high = (short(value / scale) for value in (seconds.median, seconds.low, seconds.high))
+    median, low, high = (
+        short(value / scale) for value in (seconds.median, seconds.low, seconds.high)
+    )
     return f"{median} {unit} ({low} to {high})"
 
 

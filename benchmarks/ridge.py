@@ -56,7 +56,9 @@ def main(args: list[str] | None = None) -> int:
 
 def cases(setting: Setting) -> Iterator[Case]:
     """Yield problems of the device's size; on CUDA the fc6 features of a whole data set."""
-    shape = (20_000, 4096) if setting.on_cuda else setting.pick((60, 80), (2000, 1024), (4000, 4096))
+    shape = (
+        (20_000, 4096) if setting.on_cuda else setting.pick((60, 80), (2000, 1024), (4000, 4096))
+    )
     few, many = problems(setting, *shape), problems(setting, shape[0] // 2, shape[1] // 2)
     yield next(few)
     yield [*many][-1]

@@ -130,7 +130,9 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     if origin is list and isinstance(value, list):
         return [parse(arguments[0], one, f"{where}[{at}]") for at, one in enumerate(value)]
     if origin is dict and isinstance(value, dict):
-        return {str(name): parse(arguments[1], one, f"{where}.{name}") for name, one in value.items()}
+        return {
+            str(name): parse(arguments[1], one, f"{where}.{name}") for name, one in value.items()
+        }
     if origin is UnionType:
         (present,) = set(arguments) - {NoneType}
         return None if value is None else parse(present, value, where)

@@ -182,7 +182,9 @@ def first_calls(
         try:
             result = arm.call(0)
         except arm.refusals as error:
-            skipped[arm.name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+            skipped[arm.name] = (
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+            )
             continue
         synchronize(setting.device)
         firsts[arm.name] = time.perf_counter() - since
@@ -198,9 +200,7 @@ def first_calls(
     return firsts, differences, skipped
 
 
-def rounds_of(
-    arms: list[Arm], once: dict[str, float], setting: Setting
-) -> dict[str, list[float]]:
+def rounds_of(arms: list[Arm], once: dict[str, float], setting: Setting) -> dict[str, list[float]]:
     """Time the arms in turns until the rounds or the case's own time are over; three at least.
 
     Args:
@@ -227,7 +227,7 @@ def rounds_of(
 def seconds_of(call: Call, turn: int, repeats: int, device: torch.device) -> float:
     """Return the seconds of one call, on the mean of some."""
     if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (as_any(torch.cuda.Event)(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
         begin.record()
         results = [call(turn + at) for at in range(repeats)]
@@ -271,7 +271,8 @@ def single_thread() -> Iterator[None]:
 
 def difference(result: object, expected: object) -> float:
     """Return the largest difference of two results: tensors, arrays or numbers."""
-    a, b = (torch.as_tensor(one.value if isinstance(one, Timed) else one) for one in (result, expected))  # type: ignore[attr-defined]
+    values = (one.value if isinstance(one, Timed) else one for one in (result, expected))
+    a, b = (torch.as_tensor(as_any(value)) for value in values)
     assert a.shape == b.shape, f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
     return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
 
@@ -286,7 +287,7 @@ def spread(values: list[float]) -> Spread:
 
 
 def peak_mb(call: Call, device: torch.device) -> tuple[float | None, float]:
-    """Return the most MB that a call holds beyond what is held before, if known, and its seconds."""
+    """Return the most MB that a call holds beyond what was held, if known, and its seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -4,6 +4,7 @@ One process and two are compared by `python -m benchmarks.ranks`.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -28,9 +29,9 @@ def cases(setting: Setting) -> Iterator[Case]:
             patches, PATCH, PATCH, patches, (28, 34), geometry, batch, 2 * batch, JITTERED
         )
         batches = batches_of(data, batch, setting)
-        calls = [lambda d=data, s=samples: d.crops_of(s, augment=True) for samples in batches]
+        calls = [partial(data.crops_of, samples, augment=True) for samples in batches]
         arms = [Arm("ours", in_turn(calls))]
-        yield cut_case(BATCH, data, batch, arms, arms[0].call(0))
+        yield cut_case(BATCH, batch, arms, arms[0].call(0))
     for boxes in setting.pick((1000,), (1000, 100_000), (1000, 10_000, 100_000, 1_000_000)):
         yield of_boxes(boxes, setting)
 

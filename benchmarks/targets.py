@@ -57,9 +57,7 @@ class Target:
         return value <= bound if self.kind == "seconds" else value >= bound
 
 
-def cpu(
-    what: str, question: str, case: str, peer: str, gate: float, goal: float
-) -> Target:
+def cpu(what: str, question: str, case: str, peer: str, gate: float, goal: float) -> Target:
     """Return a target of the CPU: how many times as long a peer takes."""
     return Target(what, "cpu", question, case, "ratio", gate, goal, peer)
 
@@ -77,10 +75,19 @@ TARGETS = (
     cpu("sub-pixel cut, 45 px", "crops", crops.SUBPIXEL, "kornia crop_and_resize", 4, 6),
     cpu("sub-pixel cut, 45 px", "crops", crops.SUBPIXEL, "torchvision roi_align", 4, 6),
     cpu("227 px from pictures", "crops", crops.LARGE, "kornia crop_and_resize", 10, 16),
-    cpu("cut, augment, normalise", "augment", augment.INTEGER, "kornia AugmentationSequential", 8, 17),
+    cpu(
+        "cut, augment, normalise",
+        "augment",
+        augment.INTEGER,
+        "kornia AugmentationSequential",
+        8,
+        17,
+    ),
     cpu("cut, augment, normalise", "augment", augment.INTEGER, LOADER, 25, 50),
     cpu("fit", "fit", "fit with TensorBoard", "the bare loop", 0.85, 0.97),
-    h200("integer cut, share of copying", "crops", f"{crops.INTEGER}, batch 16384", "share", 0.5, 0.7),
+    h200(
+        "integer cut, share of copying", "crops", f"{crops.INTEGER}, batch 16384", "share", 0.5, 0.7
+    ),
     h200("sub-pixel cut, 45 px", "crops", f"{crops.SUBPIXEL}, batch 16384", "share", 0.3, 0.5),
     h200("227 px from pictures", "crops", crops.LARGE, "share", 0.5, 0.7),
     h200("training step, share of the floor", "train_step", "training step", "share", 0.25, 0.45),

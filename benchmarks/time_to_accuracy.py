@@ -1,8 +1,8 @@
 """How many seconds of training it takes until validation reaches an error.
 
-`fit` runs as a user calls it, with one callback more, and ends once the last error is reached. Three
-figures: the whole time from the first preparation on, the time of the training steps alone, and by
-how much the first step exceeds the others, which is warm-up and compilation.
+`fit` runs as a user calls it, with one callback more, and ends once the last error is reached.
+Three figures: the whole time from the first preparation on, the time of the training steps alone,
+and by how much the first step exceeds the others, which is warm-up and compilation.
 
 The data is `bccd` where the setting has real data and the size is full; else built-in scenes.
 """

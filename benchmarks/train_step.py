@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.inputs import CROP, RandomPictures
-from benchmarks.runner import Arm, Case, Setting, compile_errors
+from benchmarks.runner import Arm, Call, Case, Setting, as_any, compile_errors
 from lightning_bbox import BoxRegressor, CropGeometry
 from lightning_bbox.arguments import default_precision
 from lightning_bbox.compiling import should_compile
@@ -61,7 +61,7 @@ class BareLoop:
         with self.autocast():
             loss = self.loss(batch)
         self.optimizer.zero_grad()
-        loss.backward()
+        as_any(loss).backward()
         self.optimizer.step()
         self.schedule.step()
         return loss.detach()
@@ -135,13 +135,9 @@ def ways(setting: Setting) -> list[tuple[str, bool]]:
     return [(precision, way) for precision in ("32-true", *halves) for way in compiled]
 
 
-def steps_of(loop: BareLoop, batches: list[Batch]) -> "partial[Tensor]":
+def steps_of(loop: BareLoop, batches: list[Batch]) -> Call:
     """Return an arm's call: one step."""
-    return partial(_step, loop, batches)
-
-
-def _step(loop: BareLoop, batches: list[Batch], turn: int) -> Tensor:
-    return loop.step(batches[turn % len(batches)])
+    return lambda turn: loop.step(batches[turn % len(batches)])
 
 
 def flop_of(loop: BareLoop, batch: Batch) -> int:
@@ -149,5 +145,5 @@ def flop_of(loop: BareLoop, batch: Batch) -> int:
     plain = copy.deepcopy(loop.model.net)
     plain._compiled_call_impl = None
     with FlopCounterMode(display=False) as counter:
-        plain(batch.crops.to(plain.dtype)).sum().backward()
+        as_any(plain(batch.crops.to(plain.dtype)).sum()).backward()
     return int(counter.get_total_flops())
