@@ -20,6 +20,7 @@ from benchmarks.crops import cut_case, in_turn
 from benchmarks.inputs import (
     CROP,
     JITTERED,
+    ONE_SAMPLE,
     PATCH,
     RandomPictures,
     bank_of,
@@ -37,7 +38,7 @@ from benchmarks.peers import (
     torchvision_transform,
 )
 from benchmarks.runner import NOT_INSTALLED, Arm, Case, Setting
-from lightning_bbox import ChannelNorm, CropGeometry
+from lightning_bbox import ChannelNorm
 from lightning_bbox.data import CropDataModule
 from lightning_bbox.samples import Samples
 
@@ -55,9 +56,8 @@ def cases(setting: Setting) -> Iterator[Case]:
     with tempfile.TemporaryDirectory() as folder:
         data = patch_data(Path(folder), patches, batch, batch * sets, JITTERED)
         yield integer(setting, data)
-    geometry = CropGeometry(CROP, supersample=1)
     pictures = RandomPictures(
-        patches, PATCH, PATCH, patches, (28, 34), geometry, batch, batch * sets, JITTERED
+        patches, PATCH, PATCH, patches, (28, 34), ONE_SAMPLE, batch, batch * sets, JITTERED
     )
     yield resampled(setting, pictures)
 

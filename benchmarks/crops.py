@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.inputs import (
     CROP,
+    ONE_SAMPLE,
     PATCH,
     RandomPictures,
     bank_of,
@@ -49,9 +50,11 @@ def cases(setting: Setting) -> Iterator[Case]:
     patches = 65_536 if setting.on_cuda else 4096
     data = RandomPictures(
         setting.pick(256, patches, patches), PATCH, PATCH, setting.pick(256, patches, patches),
-        (28, 34), CropGeometry(CROP, supersample=1), batch, batch * sets, PLAIN,
+        (28, 34), ONE_SAMPLE, batch, batch * sets, PLAIN,
     )  # fmt: skip
-    yield resampled(SUBPIXEL, data, setting, compiled_peers=setting.size != "smallest")
+    yield resampled(
+        SUBPIXEL, data, setting, compiled_peers=setting.compile_peers and setting.size != "smallest"
+    )
     batch = 1024 if setting.on_cuda else setting.pick(2, 16, 32)
     height, width = setting.pick((300, 320), (480, 640), (480, 640))
     pictures = 512 if setting.on_cuda else setting.pick(4, 48, 96)

@@ -71,8 +71,9 @@ def features_net(setting: Setting) -> OffsetNet:
 
 def like_torchvision(net: OffsetNet) -> list[nn.Module]:
     """Return torchvision's layers up to fc6 and its ReLU, with the same weights."""
-    whole = torchvision_alexnet()
-    whole.load_state_dict(net.backbone.state_dict(), strict=False)
+    with torch.device("meta"):  # nothing is allocated for the layers after fc6
+        whole = torchvision_alexnet()
+    whole.load_state_dict(net.backbone.state_dict(), strict=False, assign=True)
     *before, classifier = whole
     return [*before, *list(classifier.children())[:3]]
 

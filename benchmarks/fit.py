@@ -69,7 +69,7 @@ def clock(setting: Setting) -> float:
 def cases(setting: Setting) -> Iterator[Case]:
     """Yield `fit` beside the bare loop at the batch size of the targets."""
     batch = setting.pick(32, BATCH, BATCH)
-    warm, timed = (50, 300) if setting.on_cuda else setting.pick((1, 3), (1, 4), (2, 50))
+    warm, timed = (50, 300) if setting.on_cuda else setting.pick((1, 4), (1, 4), (2, 50))
     steps = warm + timed
     scenes = setting.pick(60, 1000, 4000)
 

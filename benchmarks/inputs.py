@@ -16,6 +16,7 @@ from lightning_bbox.samples import Items, Samples, Source
 
 PATCH, CROP = 61, 45
 FLIPS = Augment()
+ONE_SAMPLE = CropGeometry(CROP, supersample=1)
 JITTERED = Augment(brightness=0.2, contrast=0.2, saturation=0.2)
 
 

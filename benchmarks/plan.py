@@ -6,18 +6,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.inputs import CROP, JITTERED, RandomPictures
+from benchmarks.inputs import JITTERED, ONE_SAMPLE, RandomPictures
 from benchmarks.runner import Arm, Case, Setting
-from lightning_bbox import CropGeometry
 
 
 def cases(setting: Setting) -> Iterator[Case]:
     """Yield epochs of the usual length, and longer ones."""
     for draws in setting.pick((500,), (20_000, 200_000), (20_000, 1_000_000)):
         boxes = max(100, draws // 5)
-        data = RandomPictures(
-            10, 300, 300, boxes, (28, 60), CropGeometry(CROP, supersample=1), 100, draws, JITTERED
-        )
+        data = RandomPictures(10, 300, 300, boxes, (28, 60), ONE_SAMPLE, 100, draws, JITTERED)
         data.setup("fit")
         numbers = sum(values.numel() * values.element_size() for values in data.samples("train", 0))
         arms = [Arm("ours", partial(epoch_of, data))]

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from benchmarks.inputs import CROP, RandomPictures, noise
+from benchmarks.inputs import CROP, ONE_SAMPLE, RandomPictures, noise
 from benchmarks.peers import kornia_resize
 from benchmarks.runner import NOT_INSTALLED, Arm, Case, Setting, as_any, optional
 from benchmarks.train_step import fitted_model
-from lightning_bbox import BoxRegressor, CropGeometry, Refiner
+from lightning_bbox import BoxRegressor, Refiner
 from lightning_bbox.crops import cut_crops
 from lightning_bbox.images import ImageStore
 
@@ -24,8 +24,7 @@ ONNX = "onnxruntime"
 
 def cases(setting: Setting) -> Iterator[Case]:
     """Yield one picture with a few boxes and one with many."""
-    geometry = CropGeometry(CROP, supersample=1)
-    data = RandomPictures(10, 300, 300, 100, (28, 60), geometry, 16, 32)
+    data = RandomPictures(10, 300, 300, 100, (28, 60), ONE_SAMPLE, 16, 32)
     data.setup("fit")
     model = fitted_model(data, setting.device)
     refiner, picture = Refiner(model, setting.device), noise(1, 480, 640)[0]
@@ -55,7 +54,7 @@ def peers(
     setting: Setting,
 ) -> list[Arm]:
     """Return the same network box by box, after kornia's cut, and in onnxruntime."""
-    geometry, device = CropGeometry(CROP, supersample=1), setting.device
+    geometry, device = ONE_SAMPLE, setting.device
     bank = torch.from_numpy(picture).permute(2, 0, 1)[None].to(device)
     proposals = boxes.to(device)
     limit = boxes.new_tensor([640, 480, 640, 480])

@@ -74,7 +74,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """On which device to measure, how much, how long, and with which data."""
+    """On which device to measure, how much, how long, and with which data.
+
+    `compile_peers` also tries others' code under torch.compile, which takes its time.
+    """
 
     device: torch.device
     size: Size = "small"
@@ -82,6 +85,7 @@ class Setting:
     data: Path | None = None
     seeds: tuple[int, ...] = (0,)
     config: str | None = None
+    compile_peers: bool = True
 
     def pick(self, smallest: V, small: V, full: V) -> V:
         """Choose by size."""

@@ -9,9 +9,8 @@ from functools import partial
 import torch
 
 from benchmarks.crops import cut_case, in_turn
-from benchmarks.inputs import CROP, JITTERED, PATCH, RandomPictures, batches_of
+from benchmarks.inputs import JITTERED, ONE_SAMPLE, PATCH, RandomPictures, batches_of
 from benchmarks.runner import Arm, Case, Setting
-from lightning_bbox import CropGeometry
 from lightning_bbox.loader import Rows
 
 BATCH = "the cut"
@@ -20,13 +19,12 @@ BOXES = "an epoch's first batch, boxes"
 
 def cases(setting: Setting) -> Iterator[Case]:
     """Yield batches from 64 to 65,536, then data of 1,000 to 1,000,000 boxes."""
-    geometry = CropGeometry(CROP, supersample=1)
     sizes = setting.pick((16, 64), (64, 256, 1024, 4096), (64, 256, 1024, 4096, 16_384, 65_536))
     largest = 65_536 if setting.on_cuda else sizes[-1]
     patches = setting.pick(256, 4096, 8192)
     for batch in sizes if not setting.on_cuda else (64, 256, 1024, 4096, 16_384, largest):
         data = RandomPictures(
-            patches, PATCH, PATCH, patches, (28, 34), geometry, batch, 2 * batch, JITTERED
+            patches, PATCH, PATCH, patches, (28, 34), ONE_SAMPLE, batch, 2 * batch, JITTERED
         )
         batches = batches_of(data, batch, setting)
         calls = [partial(data.crops_of, samples, augment=True) for samples in batches]
@@ -39,8 +37,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 def of_boxes(boxes: int, setting: Setting) -> Case:
     """Lay out an epoch that sees every box once, move it to the device, and cut a batch of it."""
     batch = setting.pick(64, 1000, 1000)
-    geometry = CropGeometry(CROP, supersample=1)
-    data = RandomPictures(20, 300, 300, boxes, (28, 60), geometry, batch, boxes)
+    data = RandomPictures(20, 300, 300, boxes, (28, 60), ONE_SAMPLE, batch, boxes)
     data.setup("fit")
     rows = torch.arange(batch, device=setting.device)
 

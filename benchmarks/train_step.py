@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.inputs import CROP, RandomPictures
+from benchmarks.inputs import ONE_SAMPLE, RandomPictures
 from benchmarks.runner import Arm, Call, Case, Setting, as_any, compile_errors
-from lightning_bbox import BoxRegressor, CropGeometry
+from lightning_bbox import BoxRegressor
 from lightning_bbox.arguments import default_precision
 from lightning_bbox.compiling import should_compile
 from lightning_bbox.data import CropDataModule
@@ -95,8 +95,7 @@ def fitted_model(data: CropDataModule, device: torch.device) -> BoxRegressor:
 def cases(setting: Setting) -> Iterator[Case]:
     """Yield steps of several batch sizes, each in several ways."""
     for size in (1024, 4096) if setting.on_cuda else setting.pick((16,), (128,), (128, 1024)):
-        geometry = CropGeometry(CROP, supersample=1)
-        data = RandomPictures(40, 300, 300, 400, (28, 60), geometry, size, 2 * size)
+        data = RandomPictures(40, 300, 300, 400, (28, 60), ONE_SAMPLE, size, 2 * size)
         data.setup("fit")
         default = BareLoop(
             data,
