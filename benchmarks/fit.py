@@ -6,14 +6,13 @@ validation count, for the bare loop has none.
 """
 
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 
-from benchmarks.runner import Arm, Case, Setting, Timed, as_any, synchronize
+from benchmarks.runner import Arm, Case, Setting, Timed, as_any, process_clock
 from benchmarks.train_step import BareLoop, flop_of
 from lightning_bbox import BoxRegressor, SceneDataModule
 from lightning_bbox.arguments import default_precision
@@ -27,7 +26,7 @@ LOG_EVERY = 50
 
 
 class StepClock(pl.Callback):
-    """Time the steps from one to another, waiting for the device at both.
+    """Time the steps from one to another; on the CPU with TensorBoard's thread, which writes.
 
     Args:
         first: After how many steps the clock starts.
@@ -53,17 +52,7 @@ class StepClock(pl.Callback):
     def tick(self, step: int) -> None:
         """Start or stop, after a step."""
         if step in (self.first, self.last):
-            synchronize(self.setting.device)
-            now = clock(self.setting)
-            self.seconds = now - self.seconds
-
-
-def clock(setting: Setting) -> float:
-    """Return the seconds that count on a device, which has nothing left to do.
-
-    On the CPU all threads of the process count, for TensorBoard writes in one of its own.
-    """
-    return time.perf_counter() if setting.on_cuda else time.process_time()
+            self.seconds = process_clock(self.setting.device) - self.seconds
 
 
 def cases(setting: Setting) -> Iterator[Case]:
