@@ -30,6 +30,7 @@ from benchmarks.inputs import (
 )
 from benchmarks.peers import (
     PatchDataset,
+    PillowDataset,
     adjust,
     flip,
     kornia_resize,
@@ -89,15 +90,15 @@ def integer(setting: Setting, data: CropDataModule) -> Case:
     ]
     skipped = {}
     samples, places = batches[0].to(torch.device("cpu")), corners[0].cpu()
-    dataset = partial(
-        PatchDataset, bank.cpu(), samples, places, CROP, norm.mean.cpu(), norm.std.cpu()
-    )
-    arms += [per_sample(dataset(), batch, workers, PER_SAMPLE, 1e-4) for workers in (0, 2)]
+    drawn = bank.cpu(), samples, places, CROP, norm.mean.cpu(), norm.std.cpu()
+    dataset = PatchDataset(*drawn)
+    arms += [per_sample(dataset, batch, workers, PER_SAMPLE, 1e-4) for workers in (0, 2)]
+    arms.append(per_sample(PillowDataset(*drawn), batch, 0, "Pillow", 0.1))
     transform = torchvision_transform(norm.mean, norm.std)
     if transform is None:
         skipped["torchvision v2 per sample"] = NOT_INSTALLED
     else:
-        arms.append(per_sample(dataset(transform), batch, 0, "torchvision v2", None))
+        arms.append(per_sample(PatchDataset(*drawn, transform), batch, 0, "torchvision v2", None))
     return cut_case(INTEGER, batch, arms, arms[0].call(0), skipped)
 
 

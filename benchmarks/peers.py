@@ -5,14 +5,17 @@ crops in [0, 1]. Those that copy whole pictures convert as late as they can.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from kornia.augmentation import RandomCrop
 from kornia.geometry.bbox import bbox_generator
 from kornia.geometry.transform import crop_and_resize, crop_by_indices
+from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -168,6 +171,29 @@ class PatchDataset(Dataset[Tensor]):
         crop = crop.flip(1) if flip_y else crop
         if self.samples.factors.shape[1]:
             crop = adjust(crop[None], self.samples.factors[row : row + 1])[0]
+        return (crop - self.mean) / self.std
+
+
+class PillowDataset(PatchDataset):
+    """The same by Pillow, which rounds to 8 bits at each step."""
+
+    @cached_property
+    def pictures(self) -> list[Image.Image]:
+        """The patches as Pillow has them."""
+        return [Image.fromarray(one) for one in self.bank.permute(0, 2, 3, 1).numpy()]
+
+    def __getitem__(self, row: int) -> Tensor:
+        """Return a crop, normalised."""
+        x, y = self.corners[row]
+        picture = self.pictures[self.samples.image_index[row]]
+        picture = picture.crop((x, y, x + self.size, y + self.size))
+        turns = Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM
+        for turn, wanted in zip(turns, self.samples.flips[row].tolist(), strict=True):
+            picture = picture.transpose(turn) if wanted else picture
+        enhancers = ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
+        for enhancer, factor in zip(enhancers, self.samples.factors[row].tolist(), strict=True):
+            picture = enhancer(picture).enhance(factor)
+        crop = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
         return (crop - self.mean) / self.std
 
 

@@ -77,7 +77,7 @@ def peers(
     if len(boxes) <= 10:
         arms.append(Arm("Refiner, box by box", one_by_one, 1e-3))
     if optional(ONNX) and optional("onnxscript"):
-        run = onnx_session(model)
+        run = onnx_session(model, len(boxes))
 
         def onnx(_: int) -> Tensor:
             store = ImageStore.from_array(picture[None])
@@ -91,16 +91,13 @@ def peers(
     return arms
 
 
-def onnx_session(model: BoxRegressor) -> Callable[[Tensor], Tensor]:
-    """Return the network as onnxruntime applies it, in one thread."""
+def onnx_session(model: BoxRegressor, batch: int) -> Callable[[Tensor], Tensor]:
+    """Return the network for a batch of this size as onnxruntime applies it, in one thread."""
     runtime = as_any(optional(ONNX))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.onnx"
-        batch = torch.export.Dim("batch", min=1)
-        net, crops = model.net.eval(), torch.rand(2, 3, CROP, CROP, device=model.device)
-        torch.onnx.export(
-            net, (crops,), path, dynamo=True, dynamic_shapes={"crops": {0: batch}}, verbose=False
-        )
+        net, crops = model.net.eval(), torch.rand(batch, 3, CROP, CROP, device=model.device)
+        torch.onnx.export(net, (crops,), path, dynamo=True, verbose=False)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = 1
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
