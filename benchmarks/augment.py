@@ -53,7 +53,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     """Yield the whole way from the store to what the network sees."""
     batch = 16_384 if setting.on_cuda else setting.pick(64, 256, 256)
     sets = setting.rotations(batch * PATCH * PATCH * 4)
-    patches = 65_536 if setting.on_cuda else setting.pick(512, 4096, 4096)
+    patches = 32_768 if setting.on_cuda else setting.pick(512, 4096, 4096)
     with tempfile.TemporaryDirectory() as folder:
         data = patch_data(Path(folder), patches, batch, batch * sets, JITTERED)
         yield integer(setting, data)

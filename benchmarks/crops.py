@@ -1,5 +1,6 @@
 """How fast crops are cut: by whole pixels, between pixels, finer than pixels, and large."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -33,6 +34,7 @@ from benchmarks.runner import NOT_INSTALLED, Arm, Case, Setting, compile_errors
 from lightning_bbox import CropGeometry
 from lightning_bbox.augment import Augment
 from lightning_bbox.data import CropDataModule
+from lightning_bbox.samples import Samples
 
 INTEGER = "whole pixels, 61 to 45"
 SUBPIXEL = "between pixels, 45"
@@ -47,7 +49,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     sets = setting.rotations(batch * PATCH * PATCH * 4)
     with tempfile.TemporaryDirectory() as folder:
         yield integer(setting, Path(folder), batch, sets)
-    patches = 65_536 if setting.on_cuda else 4096
+    patches = 32_768 if setting.on_cuda else 4096
     data = RandomPictures(
         setting.pick(256, patches, patches), PATCH, PATCH, setting.pick(256, patches, patches),
         (28, 34), ONE_SAMPLE, batch, batch * sets, PLAIN,
@@ -69,7 +71,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def integer(setting: Setting, folder: Path, batch: int, sets: int) -> Case:
     """Cut patches with a margin by whole pixels."""
-    count = 65_536 if setting.on_cuda else setting.pick(512, 4096, 4096)
+    count = 32_768 if setting.on_cuda else setting.pick(512, 4096, 4096)
     data = patch_data(folder, count, batch, batch * sets, PLAIN)
     batches, bank = batches_of(data, batch, setting), bank_of(data, setting.device)
     index = [samples.image_index for samples in batches]
@@ -82,7 +84,7 @@ def integer(setting: Setting, folder: Path, batch: int, sets: int) -> Case:
     random = [kornia_random_crop(bank, i, CROP) for i in index]
     boxes = [crop_boxes(data, samples) for samples in batches]
     arms = [
-        Arm("ours", in_turn([partial(data.crops_of, samples) for samples in batches])),
+        *own(data, batches, setting),
         Arm("slice loop", in_turn(sliced), EXACT),
         Arm("kornia crop_by_indices", in_turn(by_indices), EXACT),
         Arm("kornia RandomCrop", in_turn(random), None, "draws its own shifts"),
@@ -113,7 +115,7 @@ def resampled(
     }
     if (aligned := roi_align()) is not None:
         ways["torchvision roi_align"] = aligned
-    arms = [Arm("ours", in_turn([partial(data.crops_of, samples) for samples in batches]))]
+    arms = own(data, batches, setting)
     for peer, way in ways.items():
         cut = partial(averaged, way, supersample) if supersample > 1 else way
         arms.append(resampling(peer, cut, bank, index, boxes, size))
@@ -122,6 +124,19 @@ def resampled(
             arms.append(resampling(f"{peer}, compiled", fast, bank, index, boxes, size))
     skipped = {} if aligned else {"torchvision roi_align": NOT_INSTALLED}
     return cut_case(name, data.batch_size, arms, arms[0].call(0), skipped)
+
+
+def own(data: CropDataModule, batches: list[Samples], setting: Setting) -> list[Arm]:
+    """Return our cut, and on CUDA that of our Triton kernel beside it."""
+    ways = {"ours": data}
+    if setting.on_cuda:
+        data.store_on(setting.device)
+        ways["ours, by Triton"] = triton = copy.copy(data)
+        triton.compile = "triton"
+    return [
+        Arm(name, in_turn([partial(way.crops_of, samples) for samples in batches]), 1e-4)
+        for name, way in ways.items()
+    ]
 
 
 EXACT = 1e-6

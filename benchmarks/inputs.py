@@ -87,7 +87,7 @@ def patch_data(
 
 def bank_of(data: CropDataModule, device: torch.device) -> UInt8[Tensor, "n 3 h w"]:
     """Return the pictures of a store, which are of one size, as uint8 NCHW: what peers cut from."""
-    store = data.source.store
+    store = data.source.store.to(torch.device("cpu"))
     assert isinstance(store, ImageStore)
     pictures = np.stack([store.picture(index) for index in range(len(store))])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().to(device)

@@ -284,7 +284,7 @@ def single_thread() -> Iterator[None]:
 def difference(result: object, expected: object) -> float:
     """Return the largest difference of two results: tensors, arrays or numbers."""
     values = (one.value if isinstance(one, Timed) else one for one in (result, expected))
-    a, b = (torch.as_tensor(as_any(value)) for value in values)
+    a, b = (torch.as_tensor(as_any(value)).detach().cpu() for value in values)
     assert a.shape == b.shape, f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
     return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
 
