@@ -136,7 +136,8 @@ def job(setting: Setting) -> tuple[str, list[str]]:
         name = setting.config or "bccd"
         config = name if name.endswith(".yaml") else f"preset:{name}"
         return Path(name).stem, ["-c", config, f"--data.root={setting.data / 'bccd'}"]
-    options = ["-c", "preset:quickstart", "--trainer.max_epochs=3", "--data.draws_per_epoch=4096"]
+    options = ["-c", "preset:quickstart", "--trainer.max_epochs=12", "--data.draws_per_epoch=1024"]
+    options += ["--data.eval_draws=500"]
     if setting.size == "smallest":
         options += ["--data.num_scenes=40", "--data.draws_per_epoch=128", "--data.batch_size=64"]
         options += ["--data.eval_draws=32", "--trainer.max_epochs=2"]
