@@ -99,7 +99,7 @@ def integer(setting: Setting, data: CropDataModule) -> Case:
         skipped["torchvision v2 per sample"] = NOT_INSTALLED
     else:
         arms.append(per_sample(PatchDataset(*drawn, transform), batch, 0, "torchvision v2", None))
-    return cut_case(INTEGER, batch, arms, arms[0].call(0), skipped)
+    return cut_case(INTEGER, batch, CROP, arms, skipped)
 
 
 def resampled(setting: Setting, data: CropDataModule) -> Case:
@@ -126,7 +126,7 @@ def resampled(setting: Setting, data: CropDataModule) -> Case:
             OWN_DRAWS,
         ),
     ]
-    return cut_case(SUBPIXEL, data.batch_size, arms, arms[0].call(0))
+    return cut_case(SUBPIXEL, data.batch_size, CROP, arms)
 
 
 def fitted(data: CropDataModule, setting: Setting) -> ChannelNorm:

@@ -98,7 +98,7 @@ def integer(setting: Setting, folder: Path, batch: int, sets: int) -> Case:
             EXACT,
         ),
     ]
-    return cut_case(INTEGER, batch, arms, arms[0].call(0))
+    return cut_case(INTEGER, batch, CROP, arms)
 
 
 def resampled(
@@ -123,7 +123,7 @@ def resampled(
             fast = torch.compile(cut)
             arms.append(resampling(f"{peer}, compiled", fast, bank, index, boxes, size))
     skipped = {} if aligned else {"torchvision roi_align": NOT_INSTALLED}
-    return cut_case(name, data.batch_size, arms, arms[0].call(0), skipped)
+    return cut_case(name, data.batch_size, size, arms, skipped)
 
 
 def own(data: CropDataModule, batches: list[Samples], setting: Setting) -> list[Arm]:
@@ -174,19 +174,8 @@ def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[int], Any]:
 
 
 def cut_case(
-    name: str,
-    batch: int,
-    arms: list[Arm],
-    crops: object,
-    skipped: dict[str, str] | None = None,
+    name: str, batch: int, size: int, arms: list[Arm], skipped: dict[str, str] | None = None
 ) -> Case:
-    """Return a case whose useful bytes are a byte read and a number written for each value."""
-    assert isinstance(crops, Tensor)
-    return Case(
-        name=f"{name}, batch {batch}",
-        unit="crops",
-        items=batch,
-        arms=arms,
-        useful_bytes=crops.numel() * (1 + crops.element_size()),
-        skipped=skipped or {},
-    )
+    """Return a case whose useful bytes are a byte read and a float written for each value."""
+    useful = batch * 3 * size**2 * (1 + 4)
+    return Case(f"{name}, batch {batch}", "crops", batch, arms, useful, skipped=skipped or {})

@@ -152,10 +152,11 @@ def with_quartiles(seconds: Spread) -> str:
 
 def short(value: float) -> str:
     """Write a number with three digits, large ones in thousands or millions."""
-    for scale, unit in ((1e6, " M"), (1e3, " k")):
-        if value >= 10 * scale or (scale == 1e6 and value >= scale):
-            return f"{value / scale:.3g}{unit}"
-    return f"{value:.3g}" if value >= 100 or value < 1 else f"{value:.{2 if value < 10 else 1}f}"
+    for scale, unit in ((1e6, " M"), (1e3, " k"), (1.0, "")):
+        if value >= scale:
+            rest = value / scale
+            return f"{rest:.{2 if rest < 10 else 1 if rest < 100 else 0}f}{unit}"
+    return f"{value:.3g}"
 
 
 def draw(machine: Machine, results: Path) -> Iterator[str]:
@@ -163,7 +164,8 @@ def draw(machine: Machine, results: Path) -> Iterator[str]:
     peers = [row for row in machine.rows if row.question in ("crops", "augment") and row.ratios]
     name = f"speed-{machine.name}"
     if peers:
-        figure = Figure(figsize=(8, 0.8 + 0.24 * sum(len(row.ratios) + 1 for row in peers)))
+        height = 0.8 + 0.2 * sum(len(row.ratios) for row in peers)
+        figure = Figure(figsize=(10, height), layout="constrained")
         draw_ratios(figure, peers)
         yield save(figure, results / f"{name}-peers.png")
     scaling = [r for r in machine.rows if r.question == "scaling" and r.unit == "crops"]
@@ -192,7 +194,6 @@ def draw_ratios(figure: Figure, rows: Iterable[Row]) -> None:
     axes.set(xscale="log", xlabel="times as long as ours")
     axes.tick_params(axis="y", labelsize=6)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
 
 
 def save(figure: Figure, path: Path) -> str:

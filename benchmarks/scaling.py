@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from benchmarks.crops import cut_case, in_turn
-from benchmarks.inputs import JITTERED, ONE_SAMPLE, PATCH, RandomPictures, batches_of
+from benchmarks.inputs import CROP, JITTERED, ONE_SAMPLE, PATCH, RandomPictures, batches_of
 from benchmarks.runner import Arm, Case, Setting
 from lightning_bbox.loader import Rows
 
@@ -29,7 +29,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         batches = batches_of(data, batch, setting)
         calls = [partial(data.crops_of, samples, augment=True) for samples in batches]
         arms = [Arm("ours", in_turn(calls))]
-        yield cut_case(BATCH, batch, arms, arms[0].call(0))
+        yield cut_case(BATCH, batch, CROP, arms)
     for boxes in setting.pick((1000,), (1000, 100_000), (1000, 10_000, 100_000, 1_000_000)):
         yield of_boxes(boxes, setting)
 
