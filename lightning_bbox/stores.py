@@ -154,6 +154,8 @@ class DiskStore(ImageStore):
         weakref.finalize(self, os.close, self._file)
         # Not read-only: torch warns of memory that can't be written to. Nothing writes to it.
         mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
+        if hasattr(mmap, "MADV_RANDOM"):  # or a fault reads megabytes around it; see `expect`
+            mapped.madvise(mmap.MADV_RANDOM)
         super().__init__(torch.frombuffer(mapped, dtype=torch.int32), sizes)
         self.stays = True
 
