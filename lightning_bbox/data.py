@@ -333,9 +333,9 @@ class CropDataModule(SampleDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the data where that hasn't been done; for another device `auto` chooses again."""
-        if self._source is not None and self._placed_for not in (None, self._device()):
-            assert isinstance(self._source.store, ImageStore)
-            self._keep_in(self._choose_place(4 * len(self._source.store.pixels)))
+        store = self._source.store if self._source else None
+        if self._placed_for not in (None, self._device()) and isinstance(store, ImageStore):
+            self._keep_in(self._choose_place(4 * len(store.pixels)))
         super().setup(stage)
 
     def fix_draws(self) -> None:
