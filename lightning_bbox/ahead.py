@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 def ahead(
-    items: Iterable[T], work: Callable[[T], R], depth: int = 2, threads: int = 1
+    items: Iterable[T], work: Callable[[T], R], depth: int, threads: int = 1
 ) -> Generator[tuple[T, R], None, None]:
     """Yield items with what work makes of them, in order, some of them worked on ahead.
 
@@ -25,7 +25,7 @@ def ahead(
         threads: How many at once.
 
     Examples:
-        >>> list(ahead([1, 2, 3], lambda number: number**2))
+        >>> list(ahead([1, 2, 3], lambda number: number**2, depth=1))
         [(1, 1), (2, 4), (3, 9)]
     """
     source, waiting = iter(items), deque[tuple[T, "Future[R]"]]()

@@ -109,8 +109,12 @@ class CropDataModule(SampleDataModule):
 
     def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
         """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
-        device = samples.proposals.device
-        return self.cut_here(samples.to(_CPU if self.stays else device)).to(device)
+        if not self.stays:
+            return self.cut_here(samples)
+        there, store = samples.to(_CPU), self.source.store
+        assert isinstance(store, ImageStore)
+        store.expect(there.image_index, self.geometry.crop_boxes(there.proposals))
+        return self.cut_here(there).to(samples.proposals.device)
 
     def cut_here(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
         """Cut crops on the device of the samples, which that of the pictures follows."""
@@ -157,7 +161,7 @@ class CropDataModule(SampleDataModule):
     ) -> PlanLoader:
         counts = self.num_draws(split), self.batch_size
         return PlanLoader(
-            split, *counts, *self.ranks(), position, split == "train", self._attach_crops, steps
+            split, *counts, *self.ranks(), position, split == "train", self.attach_crops, steps
         )
 
     def seed_step(self, step: int) -> None:
@@ -257,7 +261,7 @@ class CropDataModule(SampleDataModule):
         store = self.source.store
         return isinstance(store, ImageStore) and store.stays
 
-    def _attach_crops(self, walk: Walk) -> Walk:
+    def attach_crops(self, walk: Walk) -> Walk:
         """Have crops cut ahead where that is done on the host."""
         if not self.stays:
             return walk
@@ -276,25 +280,24 @@ class CropDataModule(SampleDataModule):
             # compiled anew for it: here, not in the thread (see `ahead`).
             with self.trainer.precision_plugin.train_step_context():
                 cut(first)
-        with closing(ahead(chain([first], walk), cut)) as pairs:
+        # Two at once: while one waits for the disk, the other cuts.
+        with closing(ahead(chain([first], walk), cut, depth=2, threads=2)) as pairs:
             for rows, crops in pairs:
                 yield rows._replace(crops=crops)
 
     def _cutter(self, first: Rows) -> Callable[[Rows], HostCrops]:
         """Return what cuts crops of an epoch in another thread: nothing in it changes any more."""
-        samples, store = self._on_device(first)[0], self.source.store
-        pinned = self._device().type == "cuda"
-        assert isinstance(store, ImageStore)
+        samples, device = self._on_device(first)[0], self._device()
 
         def cut(rows: Rows) -> HostCrops:
-            taken = samples.take(rows.rows.flatten())
             # As compiled kernels know these modes, they have to be the same in all threads.
             with torch.inference_mode(mode=False), torch.no_grad():
-                store.expect(taken.image_index, self.geometry.crop_boxes(taken.proposals))
-                crops = self.cut(taken)
+                crops = self.cut(samples.take(rows.rows.flatten()))
             crops = crops.view(*rows.rows.shape, *crops.shape[1:])
-            # Page-locked, so that they are sent while others are trained on.
-            return HostCrops(crops.pin_memory() if pinned else crops)
+            if device.type == "cuda":
+                with torch.cuda.device(device):  # a thread begins with the first one
+                    crops = crops.pin_memory()  # so that they are sent while others train
+            return HostCrops(crops)
 
         return cut
 

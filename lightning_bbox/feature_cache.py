@@ -52,8 +52,9 @@ def compute_features(data: CropDataModule, split: Split, net: OffsetNet) -> Floa
     trainer, (rank, world_size) = data.trainer, data.ranks()
     assert trainer is not None
     device, table = trainer.strategy.root_device, None
-    for rows in PlanLoader(split, data.num_draws(split), data.batch_size, rank, world_size):
-        batch = data.make_batch(rows._replace(rows=rows.rows.to(device)))
+    counts = data.num_draws(split), data.batch_size, rank, world_size
+    for rows in PlanLoader(split, *counts, attach=data.attach_crops):
+        batch = data.make_batch(rows.to(device))
         with net.evaluating(), trainer.precision_plugin.forward_context():
             features = net.features(batch.crops)
         if table is None:

@@ -41,7 +41,7 @@ def test_the_first_item_is_worked_on_by_the_caller_and_others_while_it_is_used()
             done.set()
         return number
 
-    walk = ahead(range(3), work)
+    walk = ahead(range(3), work, depth=2)
     assert next(walk) == (0, 0)
     assert done.wait(5)
     assert names[0] is threading.current_thread() is not names[1]
@@ -55,11 +55,11 @@ def test_an_error_comes_where_its_item_would_and_ends_the_threads():
             raise KeyError(msg)
         return number
 
-    walk, seen = ahead(range(9), work), []
+    walk, seen = ahead(range(9), work, depth=2), []
     with pytest.raises(KeyError, match="three"):
         seen.extend(item for item, _ in walk)
     assert not alive()
-    walk = ahead(range(9), work)
+    walk = ahead(range(9), work, depth=2)
     assert [next(walk)[0] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(KeyError):
         next(walk)
@@ -67,7 +67,7 @@ def test_an_error_comes_where_its_item_would_and_ends_the_threads():
 
 @pytest.mark.parametrize("leave", [KeyboardInterrupt, RuntimeError, GeneratorExit])
 def test_the_thread_ends_with_a_walk_that_is_left(leave):
-    walk = ahead(range(100), lambda _: time.sleep(0.001))
+    walk = ahead(range(100), lambda _: time.sleep(0.001), depth=2)
     next(walk)
     assert alive()
     if leave is GeneratorExit:
@@ -79,7 +79,7 @@ def test_the_thread_ends_with_a_walk_that_is_left(leave):
 
 
 def test_the_thread_has_ended_when_the_last_item_is_there():
-    walk = ahead(range(3), str)
+    walk = ahead(range(3), str, depth=2)
     for _ in range(3):
         next(walk)
     assert not alive()  # nobody asks for a fourth

@@ -14,12 +14,22 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_bbox import Augment, BoxDataModule, BoxRegressor, CropGeometry, ShallowConvNet
+from lightning_bbox import (
+    Augment,
+    BinHead,
+    BoxDataModule,
+    BoxRegressor,
+    ChannelNorm,
+    CropGeometry,
+    ShallowConvNet,
+)
 from lightning_bbox import data as data_module
 from lightning_bbox.checkpoints import read_checkpoint
 from lightning_bbox.cli import main
 from lightning_bbox.errors import BadInput
+from lightning_bbox.feature_cache import compute_features
 from lightning_bbox.images import ImageStore
+from lightning_bbox.network import OffsetNet
 from lightning_bbox.patch_data import PatchDataModule
 from lightning_bbox.stores import (
     DiskStore,
@@ -458,6 +468,26 @@ def test_what_was_read_for_another_device_is_placed_anew(rectangles, monkeypatch
     assert data.stays
     assert data.source.store.pixels is pixels
     assert "store: auto is pinned here" in capsys.readouterr().out
+
+
+def test_where_the_first_process_keeps_pixels_all_do(rectangles, capsys):
+    data = rectangles()
+    data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
+    data.trainer.strategy.broadcast = lambda choice: ("pinned", f"not {choice[0]}")
+    assert data.stays
+    assert capsys.readouterr().out == "store: auto is pinned here (not device)\n"
+
+
+def test_features_of_a_frozen_backbone_are_computed_on_crops_cut_ahead(rectangles):
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
+    net = OffsetNet(ChannelNorm(), ShallowConvNet(channels=(4,), fc=(8,)).build(24), BinHead())
+    found = []
+    for place in ("device", "disk"):
+        data = rectangles(store=place)
+        data.trainer = trainer
+        found.append(compute_features(data, "val", net))
+    assert torch.equal(*found)
+    assert not alive()
 
 
 def test_patches_stay_on_the_host_where_asked(tmp_path):

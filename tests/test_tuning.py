@@ -151,3 +151,12 @@ def test_memory_that_twice_the_batch_would_exceed_ends_it_before(monkeypatch):
     taken[0] = 501
     assert meter.rate(32) is None
     assert meter.data.batch_size == 16
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_the_first_process_found_is_what_all_take():
+    data = scenes(batch_size="auto")
+    data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
+    data.trainer.strategy.broadcast = lambda found: {16: 64, 32: 64, 64: 64}[found]
+    tuning.settle_batch_size(data, lambda batch: batch.crops.sum())
+    assert data.batch_size == 64
