@@ -113,7 +113,7 @@ class CropDataModule(SampleDataModule):
             return self.cut_here(samples)
         there, store = samples.to(_CPU), self.source.store
         assert isinstance(store, ImageStore)
-        store.expect(there.image_index, self.geometry.crop_boxes(there.proposals))
+        store.expect(there.store_index, there.crop_boxes)
         return self.cut_here(there).to(samples.proposals.device)
 
     def cut_here(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
@@ -121,7 +121,8 @@ class CropDataModule(SampleDataModule):
         device, boxes = samples.crop_boxes.device, samples.crop_boxes
         plain, fast = self.kernels
         kernel = fast if self.compiles_on(device) else plain
-        kernel = triton_bilinear if self.compile == "triton" else kernel
+        if self.compile == "triton" and not self.stays:  # on the host Triton has no part
+            kernel = triton_bilinear
         size, supersample = self.geometry.size, self.geometry.supersample or 1
         crops, start = list[Tensor](), 0
         for store, index in self.store_on(device).parts(samples.store_index):

@@ -168,7 +168,8 @@ class DiskStore(ImageStore):
         """
         if not hasattr(os, "posix_fadvise"):  # macOS
             return
-        top, low = crop_boxes[:, 1].floor().long() - 1, crop_boxes[:, 3].ceil().long() + 1
+        highest, lowest = crop_boxes[:, 1::2].aminmax(dim=1)  # mirrored ones have swapped corners
+        top, low = highest.floor().long() - 1, lowest.ceil().long() + 1
         heights, widths = self.heights[image_index].long(), self.widths[image_index].long()
         top = top.clamp(min=0).minimum(heights - 1)
         low = low.minimum(heights).maximum(top + 1)

@@ -108,6 +108,7 @@ def test_expecting_crops_reads_nothing_outside_the_file(pictures, tmp_path):
     ends = (4 * (store.offsets + store.heights * store.widths)[index]).tolist()
     assert asked[0] == (starts[0] + 4 * 31 * 1, 4 * 31 * 5)
     assert asked[1] == (starts[1], ends[1] - starts[1])
+    assert asked[3] == (starts[3] + 4 * 64 * 2, 4 * 64 * 8)
     for (start, length), first, last in zip(asked, starts, ends, strict=True):
         assert first <= start <= start + length <= last
     store.expect(index, boxes)
