@@ -109,15 +109,10 @@ class CropDataModule(SampleDataModule):
 
     def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
         """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
-        if not self.stays:
-            return self.cut_here(samples)
-        there, store = samples.to(_CPU), self.source.store
-        assert isinstance(store, ImageStore)
-        store.expect(there.store_index, there.crop_boxes)
-        return self.cut_here(there).to(samples.proposals.device)
-
-    def cut_here(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
-        """Cut crops on the device of the samples, which that of the pictures follows."""
+        goal, store = samples.proposals.device, self.source.store
+        if isinstance(store, ImageStore) and store.stays:
+            samples = samples.to(_CPU)
+            store.expect(samples.store_index, samples.crop_boxes)
         device, boxes = samples.crop_boxes.device, samples.crop_boxes
         plain, fast = self.kernels
         kernel = fast if self.compiles_on(device) else plain
@@ -129,7 +124,7 @@ class CropDataModule(SampleDataModule):
             rows = slice(start, start + len(index))
             crops.append(cut_crops(store, index, boxes[rows], size, supersample, kernel))
             start += len(index)
-        return torch.cat(crops) if len(crops) > 1 else crops[0]
+        return (torch.cat(crops) if len(crops) > 1 else crops[0]).to(goal)
 
     @torch.no_grad()
     def make_batch(self, rows: Rows) -> Batch:

@@ -408,14 +408,14 @@ def test_the_thread_ends_with_a_run_that_fails(rectangles):
 def test_an_error_in_the_thread_is_raised_in_the_run(rectangles):
     data, cuts = rectangles(store="pinned"), []
 
-    def cut_here(samples):
+    def cut(samples):
         cuts.append(len(samples.items))
         if cuts.count(8) == 3:  # after the statistics, in the third step
             msg = "no such crop"
             raise LookupError(msg)
-        return BoxDataModule.cut_here(data, samples)
+        return BoxDataModule.cut(data, samples)
 
-    data.cut_here = cut_here
+    data.cut = cut
     with pytest.raises(LookupError, match="no such crop"):
         train(data)
     assert not alive()
