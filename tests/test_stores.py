@@ -366,7 +366,7 @@ class Watch(pl.Callback):
         self.crops = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.crops.append(batch.crops)
+        self.crops.append(batch.crops)  # of a step; rows of several have them cut or not
 
 
 class Crash(pl.Callback):
@@ -379,12 +379,13 @@ class Crash(pl.Callback):
             raise RuntimeError(msg)
 
 
-def train(data, *callbacks, **options):
+def train(data, *callbacks, model=None, **options):
     watch = Watch()
+    model = model or BoxRegressor(ShallowConvNet(channels=(4, 8), fc=(8,)), compile=False)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     quiet |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": 2}
     trainer = pl.Trainer(accelerator="cpu", callbacks=[watch, *callbacks], **quiet | options)
-    trainer.fit(BoxRegressor(ShallowConvNet(channels=(4, 8), fc=(8,)), compile=False), data)
+    trainer.fit(model, data)
     return watch.crops
 
 
@@ -397,6 +398,18 @@ def test_the_precision_of_the_network_does_not_round_crops_cut_ahead(precision, 
     )
     assert len(here) == 10
     assert same(here, there)
+
+
+def test_several_steps_a_batch_take_the_crops_cut_ahead(rectangles):
+    weights = []
+    for place in ("device", "pinned"):
+        model = BoxRegressor(
+            ShallowConvNet(channels=(4, 8), fc=(8,)), compile=False, steps_per_call=3
+        )
+        train(rectangles(store=place), model=model, limit_val_batches=0)
+        weights.append([weight.detach() for weight in model.parameters()])
+    assert same(*weights)
+    assert not alive()
 
 
 def test_the_thread_ends_with_a_run_that_fails(rectangles):
