@@ -133,7 +133,7 @@ def first_below(curve: list[dict[str, float]], target: float) -> dict[str, float
 def job(setting: Setting) -> tuple[str, list[str]]:
     """Return what is trained, and the command's options."""
     if setting.size == "full" and setting.data is not None:
-        name = setting.config or "bccd"
+        name = setting.config or "bccd_fast"
         config = name if name.endswith(".yaml") else f"preset:{name}"
         return Path(name).stem, ["-c", config, f"--data.root={setting.data / 'bccd'}"]
     options = ["-c", "preset:quickstart", "--trainer.max_epochs=12", "--data.draws_per_epoch=1024"]

@@ -532,7 +532,7 @@ OPTIONS = {
         "expected 'bright', 'polar', 'texture', 'template'"),
     "neither choice nor switch": ({}, f"{SCENES} --data.compile=maybe",
         "data.compile: is 'maybe'",
-        "expected 'auto', true or false"),
+        "expected 'auto', true or false, 'triton'"),
     "an unknown format": ({}, f"{CSV} --data.format=pascal",
         "data.format: is 'pascal'",
         "expected 'auto', 'voc', 'coco', 'yolo', 'csv'"),
@@ -557,8 +557,8 @@ OPTIONS = {
         "1 cuts the proposal itself"),
     "no such preset": ({}, "fit -c preset:cvs",
         "there is no preset 'cvs'",
-        ("choose one of alexnet_fc6_ridge, alexnet_fc6_sgd, bccd, coco, csv, deeppcb, naive, "
-        "patches, quickstart, rbc, rcnn_pool5, voc, yolo")),
+        ("choose one of alexnet_fc6_ridge, alexnet_fc6_sgd, bccd, bccd_fast, coco, csv, deeppcb, "
+        "naive, patches, quickstart, rbc, rcnn_pool5, voc, yolo")),
     "no such config": ({}, "fit -c {root}/c.yaml",
         "{root}/c.yaml: file does not exist",
         "correct --config"),

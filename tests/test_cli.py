@@ -88,7 +88,9 @@ def test_quickstart_leaves_a_complete_run_folder(
         assert part in printed
 
 
-@pytest.mark.parametrize("name", ["voc", "coco", "yolo", "csv", "bccd", "rbc", "deeppcb", "naive"])
+@pytest.mark.parametrize(
+    "name", ["voc", "coco", "yolo", "csv", "bccd", "bccd_fast", "rbc", "deeppcb", "naive"]
+)
 def test_config_runs_where_only_the_root_is_given(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -97,7 +99,7 @@ def test_config_runs_where_only_the_root_is_given(
         if name == "yolo":
             yolo_folder(root)
     else:
-        folders = {"voc": "bccd", "coco": "rbc", "naive": "bccd"}
+        folders = {"voc": "bccd", "coco": "rbc", "naive": "bccd", "bccd_fast": "bccd"}
         root = request.getfixturevalue("real_data") / folders.get(name, name)
     base = ["fit", "-c", str(CONFIGS / f"{name}.yaml"), f"--data.root={root}", *TINY]
     folder = fit(tmp_path, "run", base=base)
