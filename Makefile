@@ -20,7 +20,7 @@ question := compare -c configs/compare/question.yaml --steps 400 \
     --data.draws_per_epoch=6400 --data.eval_draws=1000
 
 .DEFAULT_GOAL := help
-.PHONY: help fit compare test check benchmark benchmark-gpu install install-test docker clean
+.PHONY: help fit compare test test-slow check benchmark benchmark-gpu install install-test docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -36,9 +36,12 @@ compare: install ## replay the question on scenes and, where DATA holds bccd, on
 
 # The signature pass leaves out `compile`: a checked function cannot be traced in one graph.
 test: install-test ## run the tests and the examples, then the signature checks
-	$(pytest) $(ARGS)
+	$(pytest) -m "not slow" $(ARGS)
 	$(pytest) -m "not slow and not compile" \
 	    --jaxtyping-packages=$(shaped_packages),beartype.beartype $(shaped:%=tests/test_%.py)
+
+test-slow: install-test ## run the tests that train, or start processes: as long again
+	$(pytest) -m slow $(ARGS)
 
 check: install-test ## lint, formatting, types, Dockerfile
 	$(bin)/ruff check

@@ -104,20 +104,23 @@ class LossWatch:
         self._moments.clear()
         return mean
 
-    def first_bad(self, weights: Iterable[Tensor] = ()) -> FirstBadStep | None:
+    def first_bad(
+        self, values: Iterable[Tensor] = (), what: str = "weights are"
+    ) -> FirstBadStep | None:
         """Wait for the device, and return where the loss was first not finite, on any process.
 
         Args:
-            weights: Weights that must be finite too; after losses that were, it is the newest step
-                that spoilt them.
+            values: What must be finite too; after losses that were, it is the newest step that
+                spoilt it.
+            what: What that is.
         """
         mine = None
         if (step := int(self._step)) >= 0:
             rows = [row for row in self._rows.tolist() if row >= 0]
             mine = FirstBadStep(step, self._moments[step], rows)
-        elif self._newest and not all(bool(weight.isfinite().all()) for weight in weights):
+        elif self._newest and not all(bool(value.isfinite().all()) for value in values):
             step, moment, spoiling = self._newest
-            mine = FirstBadStep(step, moment, spoiling.tolist(), "weights are")
+            mine = FirstBadStep(step, moment, spoiling.tolist(), what)
         if not (distributed.is_available() and distributed.is_initialized()):
             return mine
         every = [mine] * distributed.get_world_size()

@@ -56,6 +56,8 @@ def draw_crop(
     panel.paste(Image.fromarray(rgb).resize((PANEL, PANEL), Image.Resampling.NEAREST))
     draw = ImageDraw.Draw(panel)
     for box, colour in boxes:
+        if not bool(box.isfinite().all()):  # of a model that diverged
+            continue
         draw.rectangle([round(value) for value in box.tolist()], outline=colour, width=2)
     draw.rectangle([0, PANEL, PANEL, PANEL + LINE], fill=PAPER)
     draw.text((2, PANEL + 2), caption, fill=INK, font=_font(12))

@@ -130,16 +130,23 @@ class SteppingModel(OffsetModel):
             self.refuse_divergence(self.parameters())
         super().on_validation_epoch_start()
 
-    def refuse_divergence(self, weights: Iterable[Tensor] = ()) -> None:
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of validation, unless the boxes are no boxes any more."""
+        super().on_validation_epoch_end()
+        if self.trainer.state.fn == "fit":
+            self.refuse_divergence([self.evaluations["val"].refined.boxes], "refined boxes are")
+
+    def refuse_divergence(self, values: Iterable[Tensor] = (), what: str = "weights are") -> None:
         """Stop the run where a loss was not finite.
 
         Args:
-            weights: What must be finite too.
+            values: What must be finite too.
+            what: What that is.
 
         Raises:
             DivergedError: Says at which step, with what learning rate and which samples.
         """
-        if (bad := self._watch.first_bad(weights)) is not None:
+        if (bad := self._watch.first_bad(values, what)) is not None:
             items = self.data.samples("train", bad.moment.epoch).items[bad.rows].tolist()
             train = self.data.source.splits["train"]
             names = [train.name(item) for item in items]

@@ -9,6 +9,8 @@ from tests.campaign.cases import KINDS, Case, case_of
 from tests.campaign.judge import judged
 from tests.conftest import DATA
 
+pytestmark = pytest.mark.slow  # fits and campaigns in processes of their own
+
 REAL = DATA if DATA.is_dir() else None
 
 

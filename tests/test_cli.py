@@ -131,7 +131,8 @@ def test_patches_config_runs_where_only_the_file_is_given(tmp_path: Path) -> Non
 def test_every_config_is_run_by_these_tests() -> None:
     tested = {"quickstart", "patches", "voc", "coco", "yolo", "csv"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | {
-        "bccd", "rbc", "deeppcb", "naive", "alexnet_fc6_ridge", "alexnet_fc6_sgd", "rcnn_pool5",
+        "bccd", "bccd_fast", "rbc", "deeppcb", "naive",
+        "alexnet_fc6_ridge", "alexnet_fc6_sgd", "rcnn_pool5",
     }  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from lightning_bbox.messages import plain_warnings
 from lightning_bbox.results import read_result
 from lightning_bbox.study import Arm, Run, read_study
 
+pytestmark = pytest.mark.slow  # fits and campaigns in processes of their own
+
 SMOKE = Path(__file__).parent.parent / "configs" / "compare" / "smoke.yaml"
 
 

@@ -329,6 +329,7 @@ def test_rows_outside_of_the_store_are_not_read():
 
 @pytest.mark.compile
 def test_the_compiled_copy_of_rows_is_bit_equal_to_the_plain_one():
+    cut_one(made_up_picture(31, 43), *whole_boxes(9), size=9, kernel=compiled_whole)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for count in (5, 8):
             boxes = whole_boxes(9)[:count]

@@ -14,10 +14,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_bbox import BoxRegressor, SceneDataModule, ShallowConvNet
 from lightning_bbox.checkpoints import newest_checkpoint, read_checkpoint
 from lightning_bbox.cli import main
+from lightning_bbox.decoders import ExpectationDecoder
 from lightning_bbox.errors import BadInput
 from tests.campaign.kills import end_of, files_of, same
 from tests.conftest import write_rectangles
@@ -627,6 +629,22 @@ def test_weights_spoilt_by_the_last_step_of_an_epoch_are_not_saved(
     assert "the weights are not finite since step 7 (learning rate" in capsys.readouterr().err
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 4
     assert resume(folder) == 0
+
+
+class NoPlace(ExpectationDecoder):
+    """Says nothing, as a network does that overflows in evaluation only."""
+
+    def forward(self, probs: Tensor, centers: Tensor, widths: Tensor) -> Tensor:
+        return super().forward(probs, centers, widths) * torch.nan
+
+
+def test_boxes_that_are_none_end_a_run_whose_losses_are_finite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoder = f"--model.head.decoder={__name__}.NoPlace"
+    assert begin(tmp_path / "bad", "--model.head=BinHead", decoder) == 1
+    expected = "the refined boxes are not finite since step 3 (learning rate"
+    assert expected in capsys.readouterr().err
 
 
 # Originals that are overwritten.
