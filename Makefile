@@ -12,9 +12,9 @@ pytest := OMP_NUM_THREADS=1 $(bin)/pytest --numprocesses 2 --dist worksteal
 empty :=
 space := $(empty) $(empty)
 comma := ,
-# The modules whose signatures are checked while their own tests run.
+# The modules whose signatures are checked while their own tests run; the kernels' are those of crops.
 shaped := boxes codecs crops metrics
-shaped_packages := $(subst $(space),$(comma),$(shaped:%=lightning_bbox.%))
+shaped_packages := $(subst $(space),$(comma),$(shaped:%=lightning_bbox.%) lightning_bbox.kernels)
 
 question := compare -c configs/compare/question.yaml --steps 400 \
     --data.draws_per_epoch=6400 --data.eval_draws=1000

@@ -217,7 +217,7 @@ def sample_whole(
         heights: Rows of that picture.
         widths: Columns of that picture.
         boxes: Crop boxes with corners at whole pixels, of the crops' own size, inside the picture;
-            swapped y mirrors, x must not be swapped (see `ImageStore.mirrored`).
+            swapped y mirrors, but x must not be swapped: rows aren't copied backwards.
         size: Side of the crops.
         supersample: 1, as there is nothing to average.
 

@@ -21,7 +21,18 @@ from lightning_bbox.tuning import settle_batch_size
 
 
 class OffsetModel(CheckpointedModel):
-    """Say how far the true box lies from a proposal, from the crop around it."""
+    """Say how far the true box lies from a proposal, from the crop around it.
+
+    Attributes:
+        steps_per_call: How many steps of training are made in one call of `training_step`.
+    """
+
+    steps_per_call: int = 1
+
+    def setup(self, stage: str) -> None:
+        """Build the model for the data, and say how many steps rows are wanted for."""
+        self.data.steps_per_call = self.steps_per_call  # another model may have wanted more
+        super().setup(stage)
 
     @cached_property
     def evaluations(self) -> dict[Split, Evaluation]:

@@ -19,18 +19,14 @@ from lightning_bbox.samples import Batch
 class SteppingModel(OffsetModel):
     """Descend along the gradient of the head's loss, and watch it.
 
-    Attributes:
-        steps_per_call: How many steps are made in one call of `training_step`. Lightning's own work
-            is done once for all of them; whatever counts steps (schedule, logs, seeds, progress)
-            counts each.
+    Of several steps a call, Lightning's own work is done once for all; whatever counts steps
+    (schedule, logs, seeds, progress) counts each.
     """
 
-    steps_per_call: int = 1
     _regularization: Regularization
 
     def setup(self, stage: str) -> None:
-        """Build the model for the data, and say how many steps rows are wanted for."""
-        self.data.steps_per_call = self.steps_per_call
+        """Build the model for the data, and begin to watch."""
         super().setup(stage)
         self._watch = LossWatch(torch.device("cpu"))
 

@@ -3,10 +3,17 @@
 import signal
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
 from benchmarks.protocol import read_curve
+from lightning_bbox import (
+    BoxRegressor,
+    RidgeRegressor,
+    SceneDataModule,
+    ShallowConvNet,
+)
 from lightning_bbox.checkpoints import read_checkpoint
 from lightning_bbox.cli import main
 from lightning_bbox.loader import HostCrops, PlanLoader
@@ -105,6 +112,25 @@ def test_crops_cut_on_the_host_serve_several_steps(csv_folder: Path, tmp_path: P
     one = fit(tmp_path, "one", base=csv)
     several = fit(tmp_path, "several", THREE, "--data.store=pinned", base=csv)
     assert same(weights(several), weights(one))
+
+
+def test_a_model_after_it_gets_its_own_rows_of_the_same_data() -> None:
+    data = SceneDataModule(
+        num_scenes=30, batch_size=16, draws_per_epoch=64, eval_draws=20, compile=False
+    )
+    net = ShallowConvNet(channels=(4, 8), fc=(16,))
+    for model in (BoxRegressor(net, steps_per_call=3), RidgeRegressor(net)):
+        trainer = pl.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, datamodule=data)
+        assert trainer.global_step == 4
 
 
 @pytest.mark.parametrize(
