@@ -60,14 +60,20 @@ def should_compile(choice: Compile, device: torch.device, pays_on_cpu: bool) -> 
     return False
 
 
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
+def compiled(function: Callable[P, R], **options: int) -> Callable[P, R]:
     """Compile a kernel whole, without bounds checks: it must clamp its own indices.
 
     Checks cost a third of the cut on the CPU (1.6 against 2.2 ms for 128 crops of 45 px on two
     cores).
 
+    Args:
+        function: What to compile.
+        options: Inductor's, beside that (see `torch.compile`).
+
     Examples:
         >>> callable(compiled(torch.sin))
         True
     """
-    return torch.compile(function, fullgraph=True, options={"assert_indirect_indexing": False})
+    return torch.compile(
+        function, fullgraph=True, options={"assert_indirect_indexing": False, **options}
+    )

@@ -37,7 +37,7 @@ HOST_SHARE = 0.75
 
 _OPTION = "--data.store_folder"
 _THREADS = 8  # that decode; Pillow does so outside the interpreter's lock
-_PACKING = "int32 RGBX, little-endian"
+_PACKING = "r + 256 g + 65536 b, float32, little-endian"
 
 
 class Room(NamedTuple):
@@ -158,7 +158,7 @@ class DiskStore(ImageStore):
             # `expect` knows better what to read: a fault alone would take megabytes around it
             # (2.4 MB a crop from pictures of 1024 x 768, instead of 0.3).
             mapped.madvise(mmap.MADV_RANDOM)
-        super().__init__(torch.frombuffer(mapped, dtype=torch.int32), sizes)
+        super().__init__(torch.frombuffer(mapped, dtype=torch.float32), sizes)
         self.stays = True
 
     def expect(self, image_index: Int64[Tensor, " b"], crop_boxes: Boxes) -> None:

@@ -8,7 +8,7 @@ pixel. Triton is imported if it is there; torch's CUDA builds bring it, its CPU 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
 from lightning_bbox.boxes import Boxes
@@ -70,7 +70,7 @@ def _cut_block(
         left, top = tl.minimum(x.to(tl.int32), last_x), tl.minimum(y.to(tl.int32), last_y)
         right_weight, low_weight = x - left, y - top
         if whole:
-            packed = tl.load(picture + (top * width + left))
+            packed = tl.load(picture + (top * width + left)).to(tl.int32)
             red += packed & 255
             green += packed >> 8 & 255
             blue += packed >> 16 & 255
@@ -80,7 +80,8 @@ def _cut_block(
                 tap_y = tl.minimum(top + tap // 2, last_y)
                 weight_x = right_weight if tap % 2 else 1 - right_weight
                 weight_y = low_weight if tap // 2 else 1 - low_weight
-                packed, weight = tl.load(picture + (tap_y * width + tap_x)), weight_x * weight_y
+                packed = tl.load(picture + (tap_y * width + tap_x)).to(tl.int32)
+                weight = weight_x * weight_y
                 red += (packed & 255) * weight
                 green += (packed >> 8 & 255) * weight
                 blue += (packed >> 16 & 255) * weight
@@ -99,7 +100,7 @@ _kernel = None if triton is None else triton.jit(_cut_block)
 
 
 def triton_bilinear(
-    pixels: Int32[Tensor, " p"],
+    pixels: Float32[Tensor, " p"],
     offsets: Int64[Tensor, " b"],
     heights: Int32[Tensor, " b"],
     widths: Int32[Tensor, " b"],
@@ -128,7 +129,7 @@ def triton_bilinear(
             set before this module is imported, Triton's interpreter takes the CPU too, slowly.
 
     Examples:
-        >>> red, one = torch.tensor([255]).int(), torch.tensor([1]).int()
+        >>> red, one = torch.tensor([255.0]), torch.tensor([1]).int()
         >>> box = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
         >>> triton_bilinear(red, torch.tensor([0]), one, one, box, size=1, supersample=1)
         Traceback (most recent call last):
