@@ -4,6 +4,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Literal, ParamSpec, TypeVar
 
 import torch
@@ -27,7 +28,13 @@ def has_cxx_compiler() -> bool:
         >>> isinstance(has_cxx_compiler(), bool)
         True
     """
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+    return _is_found(os.environ.get("CXX", "g++"), os.environ.get("PATH"))
+
+
+@cache
+def _is_found(program: str, path: str | None) -> bool:
+    """Tell whether there is such a program; asked for each batch, a search would be felt."""
+    return shutil.which(program, path=path) is not None
 
 
 def should_compile(choice: Compile, device: torch.device, pays_on_cpu: bool) -> bool:
