@@ -6,7 +6,8 @@ validation count, for the bare loop has none.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -72,11 +73,12 @@ def cases(setting: Setting) -> Iterator[Case]:
     tolerance, note = (None, "adds up in another order") if setting.on_cuda else (1e-6, "")
     several = [
         Arm(
-            f"fit, {SEVERAL} steps a call",
-            lambda _: fit(data(), setting, warm, steps, SEVERAL),
+            f"fit, {SEVERAL} steps a call{', each one graph' * graph}",
+            partial(fit_several, data, setting, warm, steps, graph),
             tolerance,
             note,
         )
+        for graph in (False, True)
     ]
     loop = BareLoop(data(), setting.device, default_precision())
     flop = flop_of(loop, next(loop.data.batches("train", 0, setting.device)))
@@ -96,11 +98,17 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 def fit(
-    data: SceneDataModule, setting: Setting, warm: int, steps: int, steps_per_call: int = 1
+    data: SceneDataModule,
+    setting: Setting,
+    warm: int,
+    steps: int,
+    steps_per_call: int = 1,
+    cuda_graph: bool = False,
 ) -> Timed:
     """Train an epoch with the trainer that the command line makes."""
     pl.seed_everything(0, verbose=False)
-    watch, model = StepClock(warm, steps, setting), BoxRegressor(steps_per_call=steps_per_call)
+    watch = StepClock(warm, steps, setting)
+    model = BoxRegressor(steps_per_call=steps_per_call, cuda_graph=cuda_graph)
     with tempfile.TemporaryDirectory() as folder:
         logger = EventLog(folder, name="", version="run", default_hp_metric=False)
         kept = RunCheckpoint(Path(folder) / "run" / "checkpoints")
@@ -122,6 +130,18 @@ def fit(
         trainer.fit(model, datamodule=data)
         logger.close()
     return Timed(watch.seconds, weights_of(model))
+
+
+def fit_several(
+    data: Callable[[], SceneDataModule],
+    setting: Setting,
+    warm: int,
+    steps: int,
+    cuda_graph: bool,
+    _: int,
+) -> Timed:
+    """Train the same, several steps a call."""
+    return fit(data(), setting, warm, steps, SEVERAL, cuda_graph)
 
 
 def bare(data: SceneDataModule, setting: Setting, warm: int, steps: int) -> Timed:

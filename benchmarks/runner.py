@@ -230,27 +230,22 @@ def rounds_of(arms: list[Arm], once: dict[str, float], setting: Setting) -> dict
 
 def seconds_of(call: Call, turn: int, repeats: int, device: torch.device) -> float:
     """Return the seconds of one call, on the mean of some."""
-    own: list[float] = []
-
-    def calls() -> None:
-        # Results are dropped at once, as a training loop would: kept, each took fresh memory.
-        for at in range(turn, turn + repeats):
-            if isinstance(result := call(at), Timed):
-                own.append(result.seconds)
-
+    # Results are dropped at once, as a training loop would: kept, each took fresh memory.
+    results = (call(at) for at in range(turn, turn + repeats))
+    own = (result.seconds for result in results if isinstance(result, Timed))
     if device.type == "cuda":
         begin, end = (as_any(torch.cuda.Event)(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
         begin.record()
-        calls()
+        own_seconds = list(own)
         end.record()
         end.synchronize()
         measured = float(begin.elapsed_time(end)) / 1e3
     else:
         since = cpu_seconds()
-        calls()
+        own_seconds = list(own)
         measured = cpu_seconds() - since
-    return (sum(own) if own else measured) / repeats
+    return (sum(own_seconds) if own_seconds else measured) / repeats
 
 
 def cpu_seconds() -> float:

@@ -61,6 +61,8 @@ class CropDataModule(SampleDataModule):
             device of the batches: those hold it instead of crops. Training needs fixed draws.
         steps_per_call: How many steps of training the rows are for that its loader yields at once;
             the model says so, and has the crops cut itself where there are several.
+        in_place: Whether an epoch's samples take the place of those before in the same memory, as a
+            recorded step needs that knows them by it.
     """
 
     keeps_on_disk: ClassVar[bool] = False  # whether `auto` may choose so
@@ -84,7 +86,7 @@ class CropDataModule(SampleDataModule):
         )
         self.compile, self.sensor_noise, self.store = compile, sensor_noise, store
         self.features: dict[Split, Tensor] = {}
-        self.steps_per_call = 1
+        self.steps_per_call, self.in_place = 1, False
         self._place: Place | None = None if store == "auto" else store
         self._placed_for: torch.device | None = None
         self._laid_out: dict[tuple[Split, torch.device], tuple[int, Samples, Tensor]] = {}
@@ -129,7 +131,7 @@ class CropDataModule(SampleDataModule):
     @torch.no_grad()
     def make_batch(self, rows: Rows) -> Batch:
         """Cut and augment the crops of some rows, on the rows' device, or take their features."""
-        samples, draws = self._on_device(rows)
+        samples, draws = self.lay_out(rows)
         samples, features = samples.take(rows.rows), None
         if rows.split in self.features:
             features = self.features[rows.split][draws[rows.rows]]
@@ -241,13 +243,17 @@ class CropDataModule(SampleDataModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         return self.trainer.current_epoch, progress.current.ready
 
-    def _on_device(self, rows: Rows) -> tuple[Samples, Int64[Tensor, " n"]]:
+    def lay_out(self, rows: Rows) -> tuple[Samples, Int64[Tensor, " n"]]:
         """Return an epoch's samples, and their draws, on the device of some rows."""
         device = rows.rows.device
         known = self._laid_out.get((rows.split, device))
         if known is None or known[0] != rows.epoch:
             samples = self.samples(rows.split, rows.epoch).to(device)
             draws = self._draws(rows.split, rows.epoch).to(device)
+            if known is not None and self.in_place:
+                for kept, new in zip((*known[1], known[2]), (*samples, draws), strict=True):
+                    kept.copy_(new)
+                _, samples, draws = known
             self._laid_out[rows.split, device] = known = (rows.epoch, samples, draws)
         return known[1], known[2]
 
@@ -283,7 +289,7 @@ class CropDataModule(SampleDataModule):
 
     def _cutter(self, first: Rows) -> Callable[[Rows], HostCrops]:
         """Return what cuts crops of an epoch in another thread: nothing in it changes any more."""
-        samples, device = self._on_device(first)[0], self._device()
+        samples, device = self.lay_out(first)[0], self._device()
 
         def cut(rows: Rows) -> HostCrops:
             # As compiled kernels know these modes, they have to be the same in all threads.

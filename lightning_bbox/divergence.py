@@ -59,48 +59,58 @@ class LossWatch:
     Examples:
         >>> watch = LossWatch(torch.device("cpu"))
         >>> losses, rows = torch.tensor([1.0, torch.nan]), torch.tensor([40, 41])
-        >>> watch.update(7, Moment(epoch=0, rate=0.1), losses.sum(), losses, rows)
+        >>> watch.take(losses.sum(), losses, rows)
+        >>> watch.note(7, Moment(epoch=0, rate=0.1), rows)
         >>> watch.first_bad()
         FirstBadStep(step=7, moment=Moment(epoch=0, rate=0.1), rows=[41], what='loss is')
     """
 
     def __init__(self, device: torch.device) -> None:
         self._sum = torch.zeros((), device=device)
-        self._step = torch.full((), -1, device=device)
+        self._taken = torch.zeros((), dtype=torch.int64, device=device)
+        self._first = torch.full((), -1, device=device)  # which of those taken was the first bad
         self._rows = torch.full((0,), -1, device=device)
-        self._moments: dict[int, Moment] = {}
+        self._noted = 0
+        self._moments: dict[int, tuple[int, Moment]] = {}
         self._newest: tuple[int, Moment, Tensor] | None = None
 
-    def update(
-        self,
-        step: int,
-        moment: Moment,
-        loss: Float[Tensor, ""],
-        losses: Float[Tensor, " b"],
-        rows: Int64[Tensor, " b"],
+    def take(
+        self, loss: Float[Tensor, ""], losses: Float[Tensor, " b"], rows: Int64[Tensor, " b"]
     ) -> None:
-        """Take in a step; nothing here waits for the device.
+        """Take in the losses of a step, on the device alone: what is kept changes in place.
 
         Args:
-            step: Its number.
-            moment: Its epoch and learning rate.
             loss: What is minimised.
             losses: The loss of each sample.
             rows: The row of each sample in the epoch.
         """
-        self._moments[step] = moment
-        self._newest = (step, moment, rows)
-        self._sum = self._sum + loss
-        first = ~torch.isfinite(loss) & (self._step < 0)
-        self._step = torch.where(first, step, self._step)
+        if self._sum.dtype != loss.dtype:
+            self._sum = self._sum.to(loss.dtype)
         if len(self._rows) != len(rows):
             self._rows = torch.full_like(rows, -1)
-        self._rows = torch.where(first, torch.where(torch.isfinite(losses), -1, rows), self._rows)
+        self._sum += loss
+        first = ~torch.isfinite(loss) & (self._first < 0)
+        self._first.copy_(torch.where(first, self._taken, self._first))
+        bad = torch.where(torch.isfinite(losses), -1, rows)
+        self._rows.copy_(torch.where(first, bad, self._rows))
+        self._taken += 1
+
+    def note(self, step: int, moment: Moment, rows: Int64[Tensor, " b"]) -> None:
+        """Note on the host which step it was whose losses were taken in.
+
+        Args:
+            step: Its number.
+            moment: Its epoch and learning rate.
+            rows: The row of each sample in the epoch.
+        """
+        self._moments[self._noted] = (step, moment)
+        self._newest = (step, moment, rows)
+        self._noted += 1
 
     def mean(self) -> Float[Tensor, ""]:
         """Return the mean loss since the last call."""
         mean = self._sum / max(1, len(self._moments))
-        self._sum = torch.zeros_like(self._sum)
+        self._sum.zero_()
         self._moments.clear()
         return mean
 
@@ -115,9 +125,9 @@ class LossWatch:
             what: What that is.
         """
         mine = None
-        if (step := int(self._step)) >= 0:
+        if (first := int(self._first)) >= 0:
             rows = [row for row in self._rows.tolist() if row >= 0]
-            mine = FirstBadStep(step, self._moments[step], rows)
+            mine = FirstBadStep(*self._moments[first], rows)
         elif self._newest and not all(bool(value.isfinite().all()) for value in values):
             step, moment, spoiling = self._newest
             mine = FirstBadStep(step, moment, spoiling.tolist(), what)
@@ -128,9 +138,9 @@ class LossWatch:
         found = [bad for bad in every if bad is not None]
         if not found:
             return None
-        first = min(found, key=lambda bad: bad.step)
-        rows = sorted(row for bad in found if bad.step == first.step for row in bad.rows)
-        return first._replace(rows=rows)
+        earliest = min(found, key=lambda bad: bad.step)
+        rows = sorted(row for bad in found if bad.step == earliest.step for row in bad.rows)
+        return earliest._replace(rows=rows)
 
 
 def divergence_message(bad: FirstBadStep, names: list[str]) -> str:

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_bbox.divergence import DivergedError, LossWatch, Moment, divergence_message
 from lightning_bbox.errors import BadInput
@@ -14,6 +17,7 @@ from lightning_bbox.loader import Rows
 from lightning_bbox.models import OffsetModel
 from lightning_bbox.regularizers import Regularization
 from lightning_bbox.samples import Batch
+from lightning_bbox.step_graph import StepGraph
 
 
 class SteppingModel(OffsetModel):
@@ -23,7 +27,9 @@ class SteppingModel(OffsetModel):
     (schedule, logs, seeds, progress) counts each.
     """
 
+    cuda_graph: bool = False
     _regularization: Regularization
+    _graph: "StepGraph[Objective] | None" = None
 
     def setup(self, stage: str) -> None:
         """Build the model for the data, and begin to watch."""
@@ -44,11 +50,47 @@ class SteppingModel(OffsetModel):
         """Begin to watch the losses."""
         super().on_train_start()
         self._watch = LossWatch(self.device)
+        self.data.in_place = self.cuda_graph
+        if self.cuda_graph:
+            optimizer = self.trainer.optimizers[0]
+            self._graph = StepGraph(partial(self._descend, optimizer=optimizer), optimizer)
+
+    def refuse_graph(self, optimizer: Optimizer) -> None:
+        """Refuse what can't be one CUDA graph.
+
+        Args:
+            optimizer: Of the run.
+
+        Raises:
+            BadInput: Steps are to be recorded, and something in them can't be.
+        """
+        device, data = self.trainer.strategy.root_device, self.data
+        others = f"{optimizer.__class__.__name__} has no option capturable"
+        reasons = {
+            f"the run is on {device}": device.type != "cuda",
+            "it takes model.steps_per_call of 2 or more": self.steps_per_call < 2,
+            f"there are {self.trainer.world_size} processes": self.trainer.world_size > 1,
+            "16-mixed looks at each step's gradients": self.trainer.precision == "16-mixed",
+            f"crops are cut on the host (data.store is {data.store})": data.stays,
+            "augment.extra draws on the host": bool(data.augment.extra),
+            others: "capturable" not in optimizer.defaults,
+        }
+        if found := [reason for reason, holds in reasons.items() if holds]:
+            msg = (
+                f"model.cuda_graph can't record this run's steps: {'; '.join(found)}; leave it out"
+            )
+            raise BadInput(msg)
+
+    def on_train_end(self) -> None:
+        """Give back the memory of the recorded step."""
+        self._graph = None
 
     def training_step(self, batch: Batch | Rows, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch, or make a step for each row of rows."""
         if isinstance(batch, Batch):
-            return self._loss(batch)
+            objective = self._objective(batch)
+            self._take_note(self.trainer.global_step, batch.rows, objective)
+            return objective.total
         begun = self.trainer.global_step
         for rows in batch.steps():
             if 0 <= self.trainer.max_steps <= self.trainer.global_step:
@@ -63,29 +105,55 @@ class SteppingModel(OffsetModel):
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        step, graph = self.trainer.global_step, self._graph
+        self.data.seed_step(step)
+        if graph is None:
+            objective = self._descend(rows, optimizer)
+        elif not graph.is_warm:
+            objective = graph.warm_up(partial(self._descend, optimizer=optimizer), rows)
+        else:
+            self.data.lay_out(rows)
+            optimizer._on_before_step()  # counts the step, as Lightning does around its own
+            objective = graph.replay(rows)
+            optimizer._on_after_step()
+        self._take_note(step, rows.rows, objective)
+        schedule.step()
+
+    def _descend(self, rows: Rows, optimizer: LightningOptimizer | Optimizer) -> "Objective":
+        """Make a step, from the crops to the weights; nothing here waits for the device."""
         with _as_between_steps(self.device):
-            self.data.seed_step(self.trainer.global_step)
             batch = self.data.make_batch(rows)
-        self.manual_backward(self._loss(batch))
+        objective = self._objective(batch)
+        self.manual_backward(objective.total)
         optimizer.step()
         self._regularization.project()
         optimizer.zero_grad()
-        schedule.step()
         # Autocast keeps half-precision weights until it ends, which is after the last step.
         torch.clear_autocast_cache()
+        return objective.detach()
 
-    def _loss(self, batch: Batch) -> Tensor:
-        """Return the loss, weighted so that the ranks' gradients average to the global batch's."""
+    def _objective(self, batch: Batch) -> "Objective":
+        """Return what a batch is to minimise.
+
+        The losses are weighted so that the ranks' gradients average to the global batch's, which
+        takes in the penalty whole: it is the same on all of them.
+        """
         losses = self.learnable_losses(batch)
         loss = losses.sum() * (self.trainer.world_size / self.data.batch_size)
-        step, rate = self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"]
-        moment = Moment(self.trainer.current_epoch, rate)
-        self._watch.update(step, moment, loss.detach(), losses.detach(), batch.rows)
-        if self.logs_after(step + 1):
-            self.refuse_divergence()
-            self.log_scalar("train/loss", self._watch.mean(), step, reduce=True)
-            self.log_scalar("train/lr", rate, step)
-        return self._with_penalty(loss)
+        self._watch.take(loss.detach(), losses.detach(), batch.rows)
+        return Objective(loss, self._regularization.penalty() if self._regularization else None)
+
+    def _take_note(self, step: int, rows: Tensor, objective: "Objective") -> None:
+        """Remember on the host what a step was, and log where it is time to."""
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._watch.note(step, Moment(self.trainer.current_epoch, rate), rows)
+        if not self.logs_after(step + 1):
+            return
+        self.refuse_divergence()
+        self.log_scalar("train/loss", self._watch.mean(), step, reduce=True)
+        self.log_scalar("train/lr", rate, step)
+        if objective.penalty is not None:
+            self.log_scalar("train/penalty", objective.penalty.detach().clone(), step)
 
     def learnable_losses(self, batch: Batch) -> Tensor:
         """Return the losses of a batch.
@@ -99,15 +167,6 @@ class SteppingModel(OffsetModel):
             msg = f"the loss of {head} has no gradient, so nothing can learn by it; choose another"
             raise BadInput(msg)
         return losses
-
-    def _with_penalty(self, loss: Tensor) -> Tensor:
-        """Add the penalty whole: the ranks' gradients are averaged, and those of this are equal."""
-        if not self._regularization:
-            return loss
-        penalty, step = self._regularization.penalty(), self.trainer.global_step
-        if self.logs_after(step + 1):
-            self.log_scalar("train/penalty", penalty.detach(), step)
-        return loss + penalty
 
     def optimizer_step(
         self,
@@ -157,6 +216,28 @@ class SteppingModel(OffsetModel):
         super().on_save_checkpoint(checkpoint)
         if self.trainer.state.fn == "fit":
             self.refuse_divergence(self.parameters())
+
+
+class Objective(NamedTuple):
+    """What a step minimises: the loss of a batch, and the penalty for the weights if any.
+
+    Examples:
+        >>> Objective(torch.tensor(2.0), torch.tensor(0.5)).total
+        tensor(2.5000)
+    """
+
+    loss: Float[Tensor, ""]
+    penalty: Float[Tensor, ""] | None
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """The sum of both."""
+        return self.loss if self.penalty is None else self.loss + self.penalty
+
+    def detach(self) -> "Objective":
+        """Return the numbers alone, without what they were made by."""
+        penalty = None if self.penalty is None else self.penalty.detach()
+        return Objective(self.loss.detach(), penalty)
 
 
 @contextmanager

@@ -57,6 +57,9 @@ class BoxRegressor(SteppingModel):
         steps_per_call: Steps of the optimizer in one Lightning batch. Several spare the time that
             Lightning takes for each, which tells where a step takes less than a few milliseconds;
             callbacks see one batch for all of them.
+        cuda_graph: Record a whole step (cut, augmentation, network, update) as one CUDA graph, and
+            replay it: the host launches once a step. For one GPU, with `steps_per_call`; callbacks
+            within a step aren't called. Never run on a GPU yet.
 
     Raises:
         BadInput: An argument is out of range.
@@ -91,6 +94,7 @@ class BoxRegressor(SteppingModel):
         regularizers: list[Regularizer] | None = None,
         passes: int | None = None,
         steps_per_call: int = 1,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__(backbone, head, codec, preprocess, average_flips, compile, cache)
         if passes is not None and passes < 0:
@@ -106,7 +110,7 @@ class BoxRegressor(SteppingModel):
         self.schedule = schedule or OneCycle()
         self.weights = weights
         self._is_new = False
-        self.steps_per_call = steps_per_call
+        self.steps_per_call, self.cuda_graph = steps_per_call, cuda_graph
         self.automatic_optimization = steps_per_call == 1
 
     def fit_statistics(self) -> None:
@@ -130,6 +134,8 @@ class BoxRegressor(SteppingModel):
         self._try_batch_sizes()
         self._look_over()
         optimizer = self._make_optimizer()
+        if self.cuda_graph:
+            self.refuse_graph(optimizer)
         self.keep_to_the_run(
             {
                 "the optimizer": type(optimizer).__name__,

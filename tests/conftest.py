@@ -36,13 +36,17 @@ def real_weights() -> Path:
     return WEIGHTS
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two workers on two cores."""
-    threads = torch.get_num_threads()
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Two workers on two cores; one thread gives the same bits in fixtures and in tests."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_again() -> Iterator[None]:
+    """Go back to one thread after a test that took more."""
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

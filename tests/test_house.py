@@ -26,7 +26,7 @@ ORDER = [
     *("soft_argmax", "likelihoods", "likelihood_head", "schedules"),
     *("network", "advice", "feature_cache", "stability", "tuning"),
     *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
-    *("checkpointed", "models", "stepping", "tasks", "ridge_regressor", "refiner"),
+    *("checkpointed", "models", "step_graph", "stepping", "tasks", "ridge_regressor", "refiner"),
     *("layers", "readings", "charts", "probe"),
     *("report", "preprocess_pictures", "callbacks", "predictions", "arguments", "options", "ranks"),
     *("designs", "study", "results"),
