@@ -16,6 +16,7 @@ from lightning_bbox import AlexNet, CropGeometry, ImageNetNorm
 from lightning_bbox.alexnet import torchvision_alexnet
 from lightning_bbox.arguments import default_precision
 from lightning_bbox.bin_head import BinHead
+from lightning_bbox.compiling import should_compile
 from lightning_bbox.network import OffsetNet
 
 SIDE = 227
@@ -30,6 +31,9 @@ def cases(setting: Setting) -> Iterator[Case]:
     batches, bank = batches_of(data, batch, setting), bank_of(data, setting.device)
     half = default_precision() == "bf16-mixed"
     net = features_net(setting)
+    compiled = should_compile("auto", setting.device, pays_on_cpu=False)
+    if compiled:
+        net.compile(fullgraph=True)
     plain = nn.Sequential(ImageNetNorm(), *like_torchvision(net)).to(setting.device).eval()
     index = [samples.image_index for samples in batches]
     boxes = [crop_boxes(data, samples) for samples in batches]
@@ -37,7 +41,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     theirs = [partial(kornia_resize, bank, i, b, SIDE) for i, b in zip(index, boxes, strict=True)]
     tolerance = 0.3 if half else 1e-2  # features are some units large
     arms = [
-        Arm("ours", in_turn([features_of(net.features, cut, half, setting) for cut in cuts])),
+        Arm("ours", in_turn([features_of(net.fast_features, cut, half, setting) for cut in cuts])),
         Arm(
             "kornia crop_and_resize, plain AlexNet",
             in_turn([features_of(plain, cut, half, setting) for cut in theirs]),
@@ -45,9 +49,10 @@ def cases(setting: Setting) -> Iterator[Case]:
         ),
     ]
     if setting.on_cuda or setting.size == "full":
-        fast = torch.compile(net.features)
-        calls = [features_of(fast, cut, half, setting) for cut in cuts]
-        arms.append(Arm("ours, compiled", in_turn(calls), tolerance, "", compile_errors()))
+        name = f"ours, {'not ' * compiled}compiled"
+        other = net.features if compiled else torch.compile(net.features)
+        calls = [features_of(other, cut, half, setting) for cut in cuts]
+        arms.append(Arm(name, in_turn(calls), tolerance, "", compile_errors()))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net.features(torch.zeros(1, 3, SIDE, SIDE, device=setting.device))
     yield Case(

@@ -56,7 +56,7 @@ def compute_features(data: CropDataModule, split: Split, net: OffsetNet) -> Floa
     for rows in PlanLoader(split, *counts, attach=data.attach_crops):
         batch = data.make_batch(rows.to(device))
         with net.evaluating(), trainer.precision_plugin.forward_context():
-            features = net.features(batch.crops)
+            features = net.fast_features(batch.crops)
         if table is None:
             dtype = torch.promote_types(features.dtype, torch.float32)
             shape = data.num_draws(split), features.shape[1]

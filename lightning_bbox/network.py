@@ -1,6 +1,6 @@
 """Preprocessing, backbone and head as one network."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -34,6 +34,13 @@ class OffsetNet(nn.Module):
         normal = self.preprocess(crops.contiguous(memory_format=torch.channels_last))
         features: Tensor = self.backbone(normal.to(self.dtype))
         return features
+
+    @property
+    def fast_features(self) -> Callable[[Float[Tensor, "b 3 s s"]], Float[Tensor, "b f"]]:
+        """What `features` does, compiled where the network is."""
+        if self._compiled_call_impl is None:
+            return self.features
+        return torch.compile(self.features, fullgraph=True)  # one graph, however often it is asked
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,7 +14,7 @@ from lightning_bbox.advice import refuse_idle_dropout
 from lightning_bbox.backbones import Backbone
 from lightning_bbox.checkpoints import CHECKPOINT_KEY
 from lightning_bbox.codecs import DeltaCodec
-from lightning_bbox.compiling import Compile, should_compile
+from lightning_bbox.compiling import Compile
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.heads import LinearHead
 from lightning_bbox.least_squares import (
@@ -112,13 +112,6 @@ class RidgeRegressor(OffsetModel):
         self._sums: Sums = []
         self._restored: list[dict[str, Tensor]] | None = None
         self._unsolved = self._finished = False
-
-    def configure_model(self) -> None:
-        """Compile the network, and its features alone: training needs no more."""
-        super().configure_model()
-        device = self.trainer.strategy.root_device
-        if should_compile(self.compile_choice, device, pays_on_cpu=False):
-            self.net.features = torch.compile(self.net.features, fullgraph=True)  # type: ignore[method-assign]
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Make none; but a run that goes on must be the same run."""
@@ -251,7 +244,9 @@ class RidgeRegressor(OffsetModel):
             raise BadInput(msg)
 
     def _features(self, batch: Batch) -> Float[Tensor, "b f"]:
-        return self.net.features(batch.crops) if batch.features is None else batch.features
+        if batch.features is not None:
+            return batch.features
+        return self.net.fast_features(batch.crops)
 
     def _try_features(self, batch: Batch) -> None:
         """Do of a step what leaves no trace."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from kornia.augmentation import RandomGaussianNoise
+from torch._dynamo.utils import counters
 
 from lightning_bbox import (
     Augment,
@@ -106,6 +107,19 @@ def test_cached_training_gives_the_losses_of_crops(head, precision, tolerance, t
         assert cached.losses == pytest.approx(crops.losses, rel=tolerance)
         for found, expected in zip(cached.evaluated, crops.evaluated, strict=True):
             assert found == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_fills_the_cache_with_one_graph_of_features():
+    plain = trained(frozen(cache="memory"), epochs=1)
+    torch._dynamo.reset()
+    counters["stats"].clear()
+    model = frozen(cache="memory", compile=True)
+    compiled = trained(model, epochs=1)
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
+    # Of the crops' features (the training draws, and the short batches of both evaluations, which
+    # are filled up), never of the whole network: its batches hold features.
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("place", ["memory", "folder"])

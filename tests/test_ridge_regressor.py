@@ -99,6 +99,13 @@ def assert_is_solution(model, weight, bias):
     np.testing.assert_allclose(linear.bias.detach(), bias, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_compiled_network_has_the_same_solution():
+    model = fitted(RidgeRegressor(small_net(), lam=30.0, compile=True), scenes())
+    features, targets, _ = table(model, scenes())
+    assert_is_solution(model, *by_scikit_learn(features, targets, 30.0))
+
+
 @pytest.mark.parametrize("fc", [(24,), ()])
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_pass_ends_with_scikit_learns_solution(fc, epochs):
