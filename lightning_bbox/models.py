@@ -31,7 +31,8 @@ class OffsetModel(CheckpointedModel):
 
     def setup(self, stage: str) -> None:
         """Build the model for the data, and say how many steps rows are wanted for."""
-        self.data.steps_per_call = self.steps_per_call  # another model may have wanted more
+        # Another model may have wanted otherwise.
+        self.data.steps_per_call, self.data.in_place = self.steps_per_call, False
         super().setup(stage)
 
     @cached_property
