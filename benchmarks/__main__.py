@@ -29,7 +29,7 @@ from benchmarks.rows import RESULTS, Row, keep
 from benchmarks.runner import Setting, measure
 
 QUESTIONS = (
-    *("crops", "augment", "plan", "loader", "train_step", "fit"),
+    *("crops", "augment", "plan", "loader", "train_step", "memory", "fit"),
     *("features", "ridge", "predict", "scaling", "time_to_accuracy"),
 )
 

@@ -3,11 +3,13 @@
 from typing import NoReturn
 
 from lightning_bbox.cli import main
+from lightning_bbox.memory import keep_freed_memory
 from lightning_bbox.ranks import leave
 
 
 def run() -> NoReturn:
     """Run what the command line says, and end the process."""
+    keep_freed_memory()
     leave(main())
 
 

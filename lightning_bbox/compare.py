@@ -22,6 +22,7 @@ from lightning_bbox.comparison_page import write_comparison
 from lightning_bbox.divergence import OUTCOME
 from lightning_bbox.errors import BadInput, listed
 from lightning_bbox.files import make_folder, write_atomically
+from lightning_bbox.memory import keep_freed_memory
 from lightning_bbox.messages import say
 from lightning_bbox.results import Result, read_result
 from lightning_bbox.study import Run, Study, read_study
@@ -244,6 +245,7 @@ def _work(fit: Fit, arguments: list[str], log: Path, threads: int) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(threads)
+    keep_freed_memory()
     sys.exit(fit(arguments))
 
 

@@ -12,7 +12,18 @@ import lightning_bbox
 
 PACKAGE = Path(lightning_bbox.__file__).parent
 ORDER = [
-    *("errors", "files", "keyed_files", "messages", "parts", "plan", "ahead", "compiling", "boxes"),
+    *(
+        "memory",
+        "errors",
+        "files",
+        "keyed_files",
+        "messages",
+        "parts",
+        "plan",
+        "ahead",
+        "compiling",
+        "boxes",
+    ),
     *("records", "nested_formats", "line_formats", "headers", "pictures", "layouts", "tables"),
     "annotations",
     "writers",

@@ -112,6 +112,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [pytest.param(o, id=name) for name, o in CASES.items()])
 @pytest.mark.usefixtures("on_tape")
 def test_replayed_steps_are_those_of_a_usual_run(options: tuple[str, ...], tmp_path: Path) -> None:
