@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each starts a process
+
 FAULTS = """
 import ctypes, resource, sys
 from lightning_bbox.memory import keep_freed_memory

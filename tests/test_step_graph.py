@@ -169,6 +169,7 @@ def test_what_is_replayed_is_a_step_and_not_more() -> None:
     assert model._graph is None  # its memory is given back
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_tape")
 def test_a_run_begun_by_replaying_goes_on_as_usual(tmp_path: Path) -> None:
     options = [*BASE, f"--runs={tmp_path}", "--name=run"]
