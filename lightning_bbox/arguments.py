@@ -63,6 +63,9 @@ def _config_of_run(arguments: list[str]) -> list[str]:
         return []
     at = options.index("--ckpt_path")
     folder = arguments[at].partition("=")[2] or (arguments[at + 1 :] or [""])[0]
+    if folder not in ("", "best", "last") and not Path(folder).exists():
+        msg = f"{folder}: no such run or checkpoint; correct --ckpt_path"
+        raise BadInput(msg)
     config = Path(folder) / "config.yaml"
     return [f"--config={config}"] if folder and config.is_file() else []
 
@@ -82,6 +85,9 @@ def _preset(name: str) -> Path:
 def _resumed(folder: Path) -> list[str]:
     folder = folder if folder.name else folder.resolve()
     config = folder / "config.yaml"
+    if not folder.is_dir():
+        msg = f"{folder}: no such run; --resume takes the folder of one"
+        raise BadInput(msg)
     if not config.is_file():
         msg = f"{config}: missing, so this run can't be resumed; start it anew"
         raise BadInput(msg)

@@ -94,7 +94,7 @@ class BoxCLI(LightningCLI):
             parser.add_argument(
                 "--max_shift",
                 type=PositiveFloat | None,
-                help="leave boxes that would move farther, in px (1/45 of the crop's side)",
+                help="leave boxes with an edge that would move farther, in px (a 45th of the crop)",
             )
             parser.add_argument(
                 "--overwrite",

@@ -103,7 +103,8 @@ class OneSentenceParser(LightningArgumentParser):
             return WrongOption((without or [bare[1]])[0], "has no value", "write one behind it")
         if asked := _COMMAND.search(message):
             problem = f"{asked[1]!r} is none" if asked[1] else "none is given"
-            return WrongOption("command", problem, f"choose from {', '.join(self._commands())}")
+            commands = ", ".join([*self._commands(), "compare"])  # which has no options of these
+            return WrongOption("command", problem, f"choose from {commands}")
         return WrongOption("options", _shortened(message), _HELP)
 
     def _wrong_config(self, message: str) -> WrongOption | None:

@@ -31,6 +31,11 @@ class SteppingModel(OffsetModel):
     _regularization: Regularization
     _graph: "StepGraph[Objective] | None" = None
 
+    def prepare_data(self) -> None:
+        """Refuse what can't work before any data is read."""
+        if self.cuda_graph and self.trainer.state.fn == "fit":
+            self.refuse_graph()
+
     def setup(self, stage: str) -> None:
         """Build the model for the data, and begin to watch."""
         super().setup(stage)
@@ -55,30 +60,30 @@ class SteppingModel(OffsetModel):
             optimizer = self.trainer.optimizers[0]
             self._graph = StepGraph(partial(self._descend, optimizer=optimizer), optimizer)
 
-    def refuse_graph(self, optimizer: Optimizer) -> None:
+    def refuse_graph(self, optimizer: Optimizer | None = None) -> None:
         """Refuse what can't be one CUDA graph.
 
         Args:
-            optimizer: Of the run.
+            optimizer: Of the run, once it and the pictures' place are known.
 
         Raises:
             BadInput: Steps are to be recorded, and something in them can't be.
         """
         device, data = self.trainer.strategy.root_device, self.data
-        others = f"{optimizer.__class__.__name__} has no option capturable"
+        known, name = optimizer is not None, type(optimizer).__name__
+        lacking = optimizer is not None and "capturable" not in optimizer.defaults
         reasons = {
             f"the run is on {device}": device.type != "cuda",
             "it takes model.steps_per_call of 2 or more": self.steps_per_call < 2,
             f"there are {self.trainer.world_size} processes": self.trainer.world_size > 1,
             "16-mixed looks at each step's gradients": self.trainer.precision == "16-mixed",
-            f"crops are cut on the host (data.store is {data.store})": data.stays,
+            f"crops are cut on the host (data.store is {data.store})": known and data.stays,
             "augment.extra draws on the host": bool(data.augment.extra),
-            others: "capturable" not in optimizer.defaults,
+            f"{name} has no option capturable": lacking,
         }
         if found := [reason for reason, holds in reasons.items() if holds]:
-            msg = (
-                f"model.cuda_graph can't record this run's steps: {'; '.join(found)}; leave it out"
-            )
+            why = "; ".join(found)
+            msg = f"model.cuda_graph can't record this run's steps: {why}; leave cuda_graph out"
             raise BadInput(msg)
 
     def on_train_end(self) -> None:

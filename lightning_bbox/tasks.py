@@ -135,7 +135,7 @@ class BoxRegressor(SteppingModel):
         self._look_over()
         optimizer = self._make_optimizer()
         if self.cuda_graph:
-            self.refuse_graph(optimizer)
+            self.refuse_graph(optimizer)  # again, with what is known by now
         self.keep_to_the_run(
             {
                 "the optimizer": type(optimizer).__name__,
@@ -201,6 +201,8 @@ class BoxRegressor(SteppingModel):
         features = self.data.features.get("train")
         if features is not None and self._is_new and self._resumed_run is None:
             self.fit_head(features, self.data.samples("train"))  # all there are, now known
+        if self._resumed_run is not None:
+            say(f"going on after step {self.trainer.global_step}")
         self._is_new = False
         self.train()
         self._set_what_was_asked()

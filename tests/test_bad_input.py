@@ -652,7 +652,7 @@ def test_the_command_says_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert main(words_of(command, root)) == 2
     sentence = f"{problem}; {remedy}".replace("{root}", str(root))
-    sentence = sentence.replace("{commands}", ", ".join(BoxCLI.subcommands()))
+    sentence = sentence.replace("{commands}", ", ".join([*BoxCLI.subcommands(), "compare"]))
     assert capsys.readouterr().err == f"lightning-bbox: {sentence}\n"
 
 

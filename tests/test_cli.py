@@ -218,7 +218,11 @@ def test_existing_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "message"),
     [
         (["fit", "-c", "preset:nope"], "there is no preset 'nope'; choose one of"),
-        (["fit", "--resume", "nowhere"], "can't be resumed"),
+        (["fit", "--resume", "nowhere"], "nowhere: no such run; --resume takes the folder of one"),
+        (
+            ["predict", "--ckpt_path", "nowhere", "--data.root", "DIR"],
+            "nowhere: no such run or checkpoint; correct --ckpt_path",
+        ),
         (["fit", "-c", "preset:csv", "--data.root", "nowhere"], "nowhere"),
         (["fit", "-c", "preset:quickstart", "--data.noise", "0"], "data noise is 0"),
         (["fit", "-c", "preset:quickstart", "--data.crop.context", "0.5"], "crop context"),

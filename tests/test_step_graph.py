@@ -18,6 +18,7 @@ from lightning_bbox import BoxRegressor, SceneDataModule, ShallowConvNet, step_g
 from lightning_bbox.checkpoints import read_checkpoint
 from lightning_bbox.cli import main
 from lightning_bbox.divergence import DivergedError
+from lightning_bbox.errors import BadInput
 from lightning_bbox.stepping import SteppingModel
 from tests.test_cli import fit, weights
 from tests.test_ranks import strike
@@ -209,7 +210,6 @@ class Spoil(pl.Callback):
     [
         ([], "the run is on cpu"),
         (["--model.steps_per_call=1"], "it takes model.steps_per_call of 2 or more"),
-        (["--model.optimizer=SGD", "--model.optimizer.lr=0.1"], "SGD has no option capturable"),
         (
             ["--data.augment.extra=[kornia.augmentation.RandomGamma]"],
             "augment.extra draws on the host",
@@ -223,6 +223,24 @@ def test_what_cannot_be_recorded_is_refused(
     said = capsys.readouterr().err
     assert "model.cuda_graph can't record this run's steps: " in said
     assert words in said
+
+
+def test_an_optimizer_that_counts_on_the_host_is_refused() -> None:
+    asks = Asks()
+    train(BoxRegressor(ShallowConvNet(channels=(4, 8), fc=(16,))), epochs=1, callbacks=[asks])
+    assert "SGD has no option capturable" in asks.answer
+
+
+class Asks(pl.Callback):
+    """Ask whether steps of SGD could be recorded."""
+
+    answer = ""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: BoxRegressor) -> None:
+        """Ask."""
+        with pytest.raises(BadInput) as caught:
+            pl_module.refuse_graph(torch.optim.SGD(pl_module.parameters(), lr=0.1))
+        self.answer = str(caught.value)
 
 
 def test_a_tape_tells_what_a_graph_could_not_record() -> None:
