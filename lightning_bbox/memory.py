@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
     """Have the C library keep what this process frees, for the next tensor to take.
 
     By default glibc gives large pieces back to the system at once and has them cleared anew: at a
-    batch of 1,024 that is 130,000 page faults a step of the default network on a CPU, and 15 to 20
-    % of its time. Kept, they cost some memory (1.46 instead of 1.28 GB there). Who sets
+    batch of 1,024 a step of the default network on a CPU takes 1.2 times as long by that (`python
+    -m benchmarks memory`). Kept, they cost some memory. Who sets
     `MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_` or `GLIBC_TUNABLES` has decided otherwise.
 
     The command line does so; a program that trains on a CPU may call it first.

@@ -22,7 +22,7 @@ from lightning_bbox.errors import BadInput
 from lightning_bbox.stepping import SteppingModel
 from tests.test_cli import fit, weights
 from tests.test_ranks import strike
-from tests.test_stepping import BASE, THREE
+from tests.test_stepping import BASE, THREE, trained_quietly
 
 # Epochs of 4 steps: 3 as usual, the rest replayed, over two more epochs.
 GRAPH = [THREE, "--model.cuda_graph=true", "--data.compile=false", "--trainer.max_epochs=3"]
@@ -261,16 +261,6 @@ def train(model: BoxRegressor, epochs: int, callbacks: Sequence[pl.Callback] = (
     data = SceneDataModule(
         num_scenes=30, batch_size=16, draws_per_epoch=80, eval_draws=20, compile=False
     )
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        callbacks=list(callbacks),
+    return trained_quietly(
+        model, data, max_epochs=epochs, log_every_n_steps=1, callbacks=list(callbacks)
     )
-    trainer.fit(model, datamodule=data)
-    return trainer

@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -120,17 +121,24 @@ def test_a_model_after_it_gets_its_own_rows_of_the_same_data() -> None:
     )
     net = ShallowConvNet(channels=(4, 8), fc=(16,))
     for model in (BoxRegressor(net, steps_per_call=3), RidgeRegressor(net)):
-        trainer = pl.Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(model, datamodule=data)
-        assert trainer.global_step == 4
+        assert trained_quietly(model, data, max_epochs=1).global_step == 4
+
+
+def trained_quietly(
+    model: pl.LightningModule, data: pl.LightningDataModule, **options: Any
+) -> pl.Trainer:
+    """Train on the CPU without files or a word, and return the trainer."""
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(model, datamodule=data)
+    return trainer
 
 
 @pytest.mark.parametrize(
