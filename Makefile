@@ -12,9 +12,10 @@ pytest := OMP_NUM_THREADS=1 $(bin)/pytest --numprocesses 2 --dist worksteal
 empty :=
 space := $(empty) $(empty)
 comma := ,
-# The modules whose signatures are checked while their own tests run; the kernels' are those of crops.
-shaped := boxes codecs crops metrics
-shaped_packages := $(subst $(space),$(comma),$(shaped:%=lightning_bbox.%) lightning_bbox.kernels)
+# The modules whose signatures are checked while these tests run.
+shaped := geometry.boxes geometry.codecs pictures.cut pictures.kernels evaluation.metrics
+shaped_packages := $(subst $(space),$(comma),$(shaped:%=lightning_bbox.%))
+shaped_tests := geometry/test_boxes geometry/test_codecs pictures/test_cut evaluation/test_metrics
 
 question := compare -c configs/compare/question.yaml --steps 400 \
     --data.draws_per_epoch=6400 --data.eval_draws=1000
@@ -38,15 +39,16 @@ compare: install ## replay the question on scenes and, where DATA holds bccd, on
 test: install-test ## run the tests and the examples, then the signature checks
 	$(pytest) -m "not slow" $(ARGS)
 	$(pytest) -m "not slow and not compile" \
-	    --jaxtyping-packages=$(shaped_packages),beartype.beartype $(shaped:%=tests/test_%.py)
+	    --jaxtyping-packages=$(shaped_packages),beartype.beartype $(shaped_tests:%=tests/%.py)
 
 test-slow: install-test ## run the tests that train, or start processes: as long again
 	$(pytest) -m slow $(ARGS)
 
-check: install-test ## lint, formatting, types, Dockerfile
+check: install-test ## lint, formatting, types, order of the rooms, Dockerfile
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy lightning_bbox $(wildcard benchmarks/*.py)
+	$(bin)/lint-imports
 	$(bin)/hadolint Dockerfile
 
 # The minutes are those after which nothing new is begun.

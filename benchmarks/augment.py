@@ -40,8 +40,8 @@ from benchmarks.peers import (
 )
 from benchmarks.runner import NOT_INSTALLED, Arm, Case, Setting
 from lightning_bbox import ChannelNorm
-from lightning_bbox.data import CropDataModule
-from lightning_bbox.samples import Samples
+from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.data.samples import Samples
 
 INTEGER = "whole pixels, 61 to 45, flips, photometry, normalised"
 SUBPIXEL = "between pixels, 45, flips, photometry, normalised"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ranks import machine
-from lightning_bbox.checkpoints import checkpoint_of, read_checkpoint
-from lightning_bbox.cli import main as run
+from lightning_bbox.cli.main import main as run
+from lightning_bbox.models.checkpoints import checkpoint_of, read_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 LIKELIHOOD = "--model.head=LikelihoodHead"

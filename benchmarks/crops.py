@@ -32,9 +32,9 @@ from benchmarks.peers import (
 )
 from benchmarks.runner import NOT_INSTALLED, Arm, Case, Setting, compile_errors
 from lightning_bbox import CropGeometry
-from lightning_bbox.augment import Augment
-from lightning_bbox.data import CropDataModule
-from lightning_bbox.samples import Samples
+from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.data.samples import Samples
+from lightning_bbox.pictures.augment import Augment
 
 INTEGER = "whole pixels, 61 to 45"
 SUBPIXEL = "between pixels, 45"

@@ -25,7 +25,7 @@ from torch import nn
 
 from benchmarks.ranks import machine
 from lightning_bbox import AlexNet
-from lightning_bbox.cli import main as run
+from lightning_bbox.cli.main import main as run
 
 RESULTS = Path(__file__).parent / "results"
 CAFFE = ["--model.backbone.layout=caffe", "--model.backbone.weights=caffe"]

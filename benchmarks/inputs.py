@@ -9,10 +9,10 @@ from torch import Tensor
 
 from benchmarks.runner import Setting
 from lightning_bbox import Augment, CropGeometry, PatchDataModule, UniformJitter
-from lightning_bbox.data import CropDataModule
-from lightning_bbox.images import ImageStore
-from lightning_bbox.plan import keyed_generator
-from lightning_bbox.samples import Items, Samples, Source
+from lightning_bbox.core.randomness import keyed_generator
+from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.data.samples import Items, Samples, Source
+from lightning_bbox.pictures.store import ImageStore
 
 PATCH, CROP = 61, 45
 FLIPS = Augment()

@@ -24,8 +24,8 @@ from benchmarks.inputs import (
 from benchmarks.peers import PatchDataset, loader
 from benchmarks.runner import Arm, Case, Setting, Timed, process_clock
 from lightning_bbox import BoxDataModule
-from lightning_bbox.data import CropDataModule
-from lightning_bbox.stores import Place
+from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.pictures.places import Place
 
 PATCHES = "an epoch of 61 px patches, whole pixels, flips"
 PLACES = "an epoch from pictures, by where they are kept"

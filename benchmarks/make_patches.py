@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightning_bbox.annotations import BoxTable, read_annotations
-from lightning_bbox.boxes import box_centers
-from lightning_bbox.images import decode_image
-from lightning_bbox.plan import keyed_generator
+from lightning_bbox.annotations.read import BoxTable, read_annotations
+from lightning_bbox.core.randomness import keyed_generator
+from lightning_bbox.geometry.boxes import box_centers
+from lightning_bbox.pictures.store import decode_image
 
 SIDE, SHIFT = 45, 5
 

@@ -16,7 +16,7 @@ import torch
 from benchmarks.inputs import ONE_SAMPLE, RandomPictures
 from benchmarks.runner import Arm, Case, Setting, Timed
 from benchmarks.train_step import BareLoop
-from lightning_bbox.memory import keep_freed_memory
+from lightning_bbox.core.memory import keep_freed_memory
 
 WAYS = {"kept, as by the command line": True, "given back, glibc's default": False}
 

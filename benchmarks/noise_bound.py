@@ -26,13 +26,13 @@ import torch
 
 from benchmarks.ranks import machine
 from lightning_bbox import BoxRegressor, SceneDataModule, ShallowConvNet
-from lightning_bbox.arguments import default_precision
-from lightning_bbox.augment import Augment
-from lightning_bbox.bin_head import BinHead
-from lightning_bbox.boxes import box_centers
-from lightning_bbox.crops import CropGeometry
-from lightning_bbox.heads import LinearHead
-from lightning_bbox.losses import L2Loss, SmoothL1Loss
+from lightning_bbox.cli.arguments import default_precision
+from lightning_bbox.geometry.boxes import box_centers
+from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.nn.heads.bins.head import BinHead
+from lightning_bbox.nn.heads.linear import LinearHead
+from lightning_bbox.nn.losses import L2Loss, SmoothL1Loss
+from lightning_bbox.pictures.augment import Augment
 
 RESULTS = Path(__file__).parent / "results"
 FILTER = "matched filter, told the template"

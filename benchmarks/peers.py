@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.runner import as_any, optional
-from lightning_bbox.samples import Samples
+from lightning_bbox.data.samples import Samples
 
 Bank = UInt8[Tensor, "n 3 h w"]
 Crops = Float[Tensor, "b 3 s s"]

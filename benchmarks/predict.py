@@ -15,8 +15,8 @@ from benchmarks.peers import kornia_resize
 from benchmarks.runner import NOT_INSTALLED, Arm, Case, Setting, as_any, optional
 from benchmarks.train_step import fitted_model
 from lightning_bbox import BoxRegressor, Refiner
-from lightning_bbox.crops import cut_crops
-from lightning_bbox.images import ImageStore
+from lightning_bbox.pictures.cut import cut_crops
+from lightning_bbox.pictures.store import ImageStore
 
 Picture = UInt8[np.ndarray, "h w 3"]
 ONNX = "onnxruntime"

@@ -21,8 +21,8 @@ import torch
 from matplotlib import pyplot as plt
 
 from lightning_bbox import BoxDataModule, BoxRegressor
-from lightning_bbox.files import save_picture
-from lightning_bbox.report import COLUMNS, LEGEND, draw_rows, draw_sheet, random_rows
+from lightning_bbox.core.files import save_picture
+from lightning_bbox.reports.sheets import COLUMNS, LEGEND, draw_rows, draw_sheet, random_rows
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -24,8 +24,8 @@ import lightning
 import torch
 
 from benchmarks.protocol import read_curve
-from lightning_bbox.arguments import default_precision
-from lightning_bbox.checkpoints import read_checkpoint
+from lightning_bbox.cli.arguments import default_precision
+from lightning_bbox.models.checkpoints import read_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 MOST = 1e-8

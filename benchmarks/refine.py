@@ -18,12 +18,12 @@ from statistics import NormalDist
 from typing import Any
 
 from lightning_bbox import CropGeometry, UniformJitter
-from lightning_bbox.annotations import BoxTable, read_annotations
-from lightning_bbox.boxes import paired_iou
-from lightning_bbox.cli import main as lightning_bbox
-from lightning_bbox.metrics import bootstrap_interval
-from lightning_bbox.plan import EpochPlan
-from lightning_bbox.writers import write_boxes
+from lightning_bbox.annotations.read import BoxTable, read_annotations
+from lightning_bbox.annotations.write import write_boxes
+from lightning_bbox.cli.main import main as lightning_bbox
+from lightning_bbox.core.randomness import EpochPlan
+from lightning_bbox.evaluation.metrics import bootstrap_interval
+from lightning_bbox.geometry.boxes import paired_iou
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -23,8 +23,8 @@ from sklearn.linear_model import Ridge, RidgeCV
 
 from benchmarks.rows import RESULTS
 from benchmarks.runner import Arm, Case, Setting, forget_peak, measure, status_kilobytes
-from lightning_bbox.least_squares import score_lambdas
-from lightning_bbox.ridge_sums import RidgeSums, gather, ridge
+from lightning_bbox.solvers.least_squares import score_lambdas
+from lightning_bbox.solvers.sums import RidgeSums, gather, ridge
 
 LAMBDA = 10.0
 ONE = "one lambda"

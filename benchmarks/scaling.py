@@ -11,7 +11,7 @@ import torch
 from benchmarks.crops import cut_case, in_turn
 from benchmarks.inputs import CROP, JITTERED, ONE_SAMPLE, PATCH, RandomPictures, batches_of
 from benchmarks.runner import Arm, Case, Setting
-from lightning_bbox.loader import Rows
+from lightning_bbox.data.loader import Rows
 
 BATCH = "the cut"
 BOXES = "an epoch's first batch, boxes"

@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.rows import Row, Timing
 from benchmarks.runner import Setting, run_facts, spread, synchronize
-from lightning_bbox.cli import main as lightning_bbox
-from lightning_bbox.memory import keep_freed_memory
+from lightning_bbox.cli.main import main as lightning_bbox
+from lightning_bbox.core.memory import keep_freed_memory
 
 TARGETS = (1.0, 0.85)
 """Errors in px."""

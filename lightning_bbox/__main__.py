@@ -2,9 +2,9 @@
 
 from typing import NoReturn
 
-from lightning_bbox.cli import main
-from lightning_bbox.memory import keep_freed_memory
-from lightning_bbox.ranks import leave
+from lightning_bbox.cli.main import main
+from lightning_bbox.cli.ranks import leave
+from lightning_bbox.core.memory import keep_freed_memory
 
 
 def run() -> NoReturn:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_bbox.codecs import OffsetSpec
-from lightning_bbox.crops import CropGeometry
+from lightning_bbox.geometry.codecs import OffsetSpec
+from lightning_bbox.geometry.crop_geometry import CropGeometry
 
 
 def spec_with(bounds: Sequence[float]) -> OffsetSpec:

@@ -1,9 +1,12 @@
-"""The house: modules in the order of the data, public names documented, exemplified and tested."""
+"""The house: rooms of bearable size, and public names that lead where they should."""
 
 import ast
 import doctest
 import importlib
 import inspect
+import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,88 +14,60 @@ import pytest
 import lightning_bbox
 
 PACKAGE = Path(lightning_bbox.__file__).parent
-ORDER = [
-    *(
-        "memory",
-        "errors",
-        "files",
-        "keyed_files",
-        "messages",
-        "parts",
-        "plan",
-        "ahead",
-        "compiling",
-        "boxes",
-    ),
-    *("records", "nested_formats", "line_formats", "headers", "pictures", "layouts", "tables"),
-    "annotations",
-    "writers",
-    *("images", "stores", "kernels", "triton_cut", "crops", "codecs", "jitter", "augment"),
-    *("loader", "samples", "draws", "data", "descriptions"),
-    *("box_data", "patch_data", "scenes", "scene_data"),
-    *("preprocess", "whitening", "inits", "regularizers", "losses", "box_losses"),
-    *("pretrained", "stochastic_layers", "backbones", "alexnet", "extractor"),
-    *("least_squares", "ridge_sums", "calibration", "heads"),
-    *("bins", "links", "bin_losses", "decoders", "bin_head"),
-    *("soft_argmax", "likelihoods", "likelihood_head", "schedules"),
-    *("network", "advice", "feature_cache", "stability", "tuning"),
-    *("metrics", "evaluation", "divergence", "stopping", "checkpoints"),
-    *("checkpointed", "models", "step_graph", "stepping", "tasks", "ridge_regressor", "refiner"),
-    *("layers", "readings", "charts", "probe"),
-    *("report", "preprocess_pictures", "callbacks", "predictions", "arguments", "options", "ranks"),
-    *("designs", "study", "results"),
-    *("intervals", "comparison", "comparison_tables", "comparison_charts", "comparison_page"),
-    *("compare", "run_folders", "cli"),
-]
+ROOMS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Return the modules of the package that a file imports."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning_bbox."):
-            found.add(str(node.module).split(".")[1])
-    return found
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(PACKAGE)))
+def test_a_room_holds_two_to_twelve_modules(room: Path) -> None:
+    modules = [path for path in room.glob("*.py") if path.name != "__init__.py"]
+    sub_rooms = list(room.glob("*/__init__.py"))
+    assert len(modules) + len(sub_rooms) >= 2
+    assert len(modules) <= 12
 
 
-def test_the_order_names_every_module() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {*ORDER, "__init__", "__main__"}
+def test_three_files_at_the_door() -> None:
+    assert len([path for path in PACKAGE.iterdir() if path.is_file()]) <= 3
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_module_imports_only_from_those_above_it(module: str) -> None:
-    above = set(ORDER[: ORDER.index(module)])
-    assert imported_modules(PACKAGE / f"{module}.py") <= above
-
-
-@pytest.mark.parametrize("module", ORDER)
-def test_module_stays_within_400_lines(module: str) -> None:
-    assert len((PACKAGE / f"{module}.py").read_text().splitlines()) <= 400
-
-
-def public_functions() -> list[tuple[str, str]]:
-    """Return (module, name) of every public function and class with a constructor of its own."""
-    found = []
-    for module in ORDER:
-        loaded = importlib.import_module(f"lightning_bbox.{module}")
-        found += [
-            (module, name)
-            for name, value in vars(loaded).items()
-            if not name.startswith("_")
-            and getattr(value, "__module__", "") == loaded.__name__
-            and inspect.isfunction(inspect.unwrap(value))
-        ]
-    return found
-
-
-@pytest.mark.parametrize(("module", "name"), public_functions())
-def test_public_function_has_an_example(module: str, name: str) -> None:
-    function = getattr(importlib.import_module(f"lightning_bbox.{module}"), name)
-    examples = doctest.DocTestFinder(recurse=False).find(inspect.unwrap(function), name)
-    assert any(test.examples for test in examples)
+def test_types_and_run_time_have_the_same_public_names() -> None:
+    (block,) = (
+        node
+        for node in ast.parse(inspect.getsource(lightning_bbox)).body
+        if isinstance(node, ast.If)
+    )
+    typed = {
+        (alias.name, node.module)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == set(lightning_bbox._HOME_OF.items())
+    assert set(dir(lightning_bbox)) >= set(lightning_bbox.__all__)
 
 
 @pytest.mark.parametrize("name", lightning_bbox.__all__)
-def test_exported_name_is_tested(name: str) -> None:
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    assert name in tests.replace(f'"{name}",', "")
+def test_a_public_name_is_documented(name: str) -> None:
+    assert inspect.getdoc(getattr(lightning_bbox, name))
+
+
+def test_importing_the_package_imports_neither_torch_nor_lightning() -> None:
+    heavy = "import sys, lightning_bbox; print(sorted({'torch', 'lightning'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", heavy], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_what_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'BinHaed'"):
+        lightning_bbox.BinHaed  # noqa: B018
+
+
+def test_public_functions_have_examples() -> None:
+    bare = []
+    for info in pkgutil.walk_packages(lightning_bbox.__path__, "lightning_bbox."):
+        module = importlib.import_module(info.name)
+        for name, value in vars(module).items():
+            function = inspect.unwrap(value) if callable(value) else value
+            if inspect.isfunction(function) and value.__module__ == info.name and name[0] != "_":
+                found = doctest.DocTestFinder(recurse=False).find(function, name)
+                bare += [] if any(test.examples for test in found) else [f"{info.name}.{name}"]
+    assert not bare

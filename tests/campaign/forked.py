@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import lightning.pytorch as pl
 
-from lightning_bbox.cli import main
+from lightning_bbox.cli.main import main
 
 PHASES = ("start", "training", "validation", "saving", "test", "predicting", "writing")
 _SHARED = mmap.mmap(-1, 1)

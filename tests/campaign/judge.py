@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_bbox.annotations import BoxTable, read_annotations
-from lightning_bbox.boxes import box_sizes, scale_boxes
-from lightning_bbox.errors import BadInput
-from lightning_bbox.headers import checked_size
-from lightning_bbox.images import decode_image
-from lightning_bbox.records import Picture
-from lightning_bbox.writers import write_boxes
+from lightning_bbox.annotations.formats import Picture
+from lightning_bbox.annotations.headers import checked_size
+from lightning_bbox.annotations.read import BoxTable, read_annotations
+from lightning_bbox.annotations.write import write_boxes
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.geometry.boxes import box_sizes, scale_boxes
+from lightning_bbox.pictures.store import decode_image
 from tests.campaign.cases import Case
 
 LONGEST = 5.0  # seconds of computing

@@ -21,11 +21,11 @@ import torch
 import yaml
 from PIL import Image
 
-from lightning_bbox.checkpoints import read_checkpoint
-from lightning_bbox.errors import BadInput
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.models.checkpoints import read_checkpoint
 from tests.campaign.forked import Ended, Hit, run
+from tests.cli.test_main import SCENES, yolo_folder
 from tests.conftest import write_rectangles
-from tests.test_cli import SCENES, yolo_folder
 
 COMMON = ["--trainer.callbacks+=tests.campaign.forked.Phases", "--trainer.accelerator=cpu"]
 # So fast that the last epoch is not the best one.

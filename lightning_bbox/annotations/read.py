@@ -1,0 +1,196 @@
+"""Read annotations in VOC, COCO, YOLO or CSV into one checked table of pictures and boxes.
+
+What can't be meant is refused in one sentence that says where. Boxes that are none are left out and
+listed. Nothing is clipped, rounded or dropped without a word.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lightning_bbox.annotations.find import Source, find_annotations
+from lightning_bbox.annotations.formats import Listing, Picture, Record, box_faults
+from lightning_bbox.annotations.headers import checked_size
+from lightning_bbox.annotations.line_formats import read_csv, read_yolo
+from lightning_bbox.annotations.nested_formats import read_coco, read_voc
+from lightning_bbox.annotations.pictures import (
+    PictureFinder,
+    find_pictures,
+    group_pictures,
+    inside,
+    select_pictures,
+)
+from lightning_bbox.annotations.table import BoxTable, concat_tables, held_out, split_pictures
+from lightning_bbox.core.errors import BadInput, listed
+
+__all__ = ["BoxTable", "concat_tables", "held_out", "read_annotations", "split_pictures"]
+
+
+def read_annotations(
+    root: str | Path,
+    *,
+    format: Literal["auto", "voc", "coco", "yolo", "csv"] = "auto",  # noqa: A002 - users' word
+    annotations: str | Sequence[str] | None = None,
+    images: str | None = None,
+    split_file: str | None = None,
+    group_pattern: str | None = None,
+    voc_base: Literal[0, 1] = 1,
+    on_bad: Literal["skip", "error"] = "skip",
+    allow_outside: bool = False,
+) -> BoxTable:
+    """Read the annotations of a data set.
+
+    Without further arguments the format is recognised by the usual names of files and folders, and
+    so are the splits: by a COCO or CSV file's name, such as `instances_train2017.json`, or else by
+    folders named train, valid, val2017, Test or the like.
+
+    Args:
+        root: Folder of the data set.
+        format: Format of the annotations.
+        annotations: Annotation files, or folders of them, relative to the root.
+        images: Folder of the pictures, relative to the root.
+        split_file: Text file of the pictures to take, one path, name or stem a line, relative to
+            the root; its own name is their split where they have no other.
+        group_pattern: Regular expression; what its first group finds in a picture's path is the
+            picture's group.
+        voc_base: Coordinate of the first pixel in VOC files: 1 by definition, 0 from some tools.
+        on_bad: What to do with a box that is not finite, has no positive width or height, reaches
+            outside its picture by more than a pixel, or is a crowd.
+        allow_outside: Whether files may lie outside the root.
+
+    Raises:
+        BadInput: If something is missing, malformed, ambiguous or contradictory.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("L", (60, 50)).save(folder / "a.png")
+        >>> rows = ["image,x1,y1,x2,y2", "a.png,5,6,20.5,30"]
+        >>> _ = (folder / "boxes.csv").write_text(chr(10).join(rows))
+        >>> table = read_annotations(folder)
+        >>> table.boxes, table.ids
+        (tensor([[ 5.0000,  6.0000, 20.5000, 30.0000]]), ('boxes.csv:2',))
+        >>> table.note
+        'CSV, corners as pixel edges, read from boxes.csv'
+    """
+    _check_choice("format", format, ("auto", "voc", "coco", "yolo", "csv"))
+    _check_choice("voc_base", voc_base, (0, 1))
+    _check_choice("on_bad", on_bad, ("skip", "error"))
+    base = Path(root).expanduser()
+    if not base.is_dir():
+        raise BadInput.at(str(base), "is no folder", "correct root=")
+    sources = find_annotations(base, format, annotations, allow_outside)
+    listing = _read(base, sources[0], voc_base)
+    finder = PictureFinder(base, images, listing.convention.by_stem, allow_outside)
+    found = find_pictures(listing.pictures, finder)
+    note = _note(sources, listing, finder.unlabelled(found))
+    if split_file is not None:
+        found = select_pictures(found, base, inside(base, split_file, "split_file", allow_outside))
+    if not found:
+        raise BadInput.at(listed(sources[0].files), "no picture is listed", "name other files")
+    groups = group_pictures(found, group_pattern)
+    table = _table(base, found, listing, on_bad)
+    if repeated := _repeated(table):
+        note += f"; boxes that are there twice are used twice: {listed(repeated)}"
+    return replace(table, groups=groups, note=note, files=tuple(sources[0].files))
+
+
+def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        msg = f"{name} is {value!r}; choose from {', '.join(map(repr, choices))}"
+        raise BadInput(msg)
+
+
+def _read(root: Path, source: Source, voc_base: Literal[0, 1]) -> Listing:
+    match source.format:
+        case "voc":
+            return read_voc(root, source.files, voc_base)
+        case "coco":
+            return read_coco(root, source.files)
+        case "yolo":
+            return read_yolo(root, source.files)
+        case "csv":
+            return read_csv(root, source.files)
+
+
+def _note(sources: Sequence[Source], listing: Listing, unlabelled: Sequence[str]) -> str:
+    files, convention = sources[0].files, listing.convention
+    many = convention.by_stem and len(files) > 1
+    note = f"{convention.text}, read from {f'{len(files)} files' if many else listed(files)}"
+    if others := [file for source in sources for file in source.files if file not in files]:
+        note += f"; there but not read: {listed(others)}"
+    if listing.note:
+        note += f"; {listing.note}"
+    if convention.by_stem and unlabelled:
+        note += f"; left out, as they have no annotation file: {listed(unlabelled)}"
+    return note
+
+
+def _table(
+    root: Path, found: Mapping[str, Picture], listing: Listing, on_bad: Literal["skip", "error"]
+) -> BoxTable:
+    records = [record for picture in found.values() for record in picture.records]
+    counts = [len(picture.records) for picture in found.values()]
+    image_index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    sizes = torch.tensor([checked_size(root, path, picture) for path, picture in found.items()])
+    values = torch.tensor([record.values for record in records], dtype=torch.float64).reshape(-1, 4)
+    numbers = {name: number for number, name in enumerate(listing.classes)}
+    table = BoxTable(
+        root=root,
+        images=tuple(found),
+        groups=tuple(found),
+        splits=tuple(picture.split for picture in found.values()),
+        sizes=sizes,
+        image_index=image_index,
+        boxes=listing.convention.edges(values, sizes[image_index]).float(),
+        labels=torch.tensor([numbers[record.label] for record in records], dtype=torch.int64),
+        classes=listing.classes,
+        ids=tuple(record.place for record in records),
+        skipped=(),
+        note="",
+        convention=listing.convention,
+        entries=tuple((record.file, record.number) for record in records),
+    )
+    faults = box_faults(table.boxes, values, sizes[image_index], listing.convention)
+    faults |= {at: record.fault for at, record in enumerate(records) if record.fault}
+    return _without_faulty(table, faults, records, listing.convention.fields, on_bad)
+
+
+def _repeated(table: BoxTable) -> list[str]:
+    """Name the boxes that repeat one before: the same edges and class in the same picture."""
+    places, labels = table.image_index.tolist(), table.labels.tolist()
+    seen = set[tuple[object, ...]]()
+    repeated = []
+    for name, *box in zip(table.ids, places, labels, *table.boxes.T.tolist(), strict=True):
+        if tuple(box) in seen:
+            repeated.append(name)
+        seen.add(tuple(box))
+    return repeated
+
+
+def _without_faulty(
+    table: BoxTable,
+    faults: Mapping[int, str],
+    records: Sequence[Record],
+    fields: Sequence[str],
+    on_bad: Literal["skip", "error"],
+) -> BoxTable:
+    """Leave the faulty boxes out and say so, or refuse the first of them."""
+    skipped = []
+    for at in sorted(faults):
+        place, values = records[at].place, records[at].values
+        stated = ", ".join(
+            f"{name}={value:.10g}" for name, value in zip(fields, values, strict=True)
+        )
+        problem = f"the box {stated} in {table.images[table.image_index[at]]} {faults[at]}"
+        if on_bad == "error":
+            remedy = "correct it, or leave such boxes out with on_bad='skip'"
+            raise BadInput.at(place, problem, remedy)
+        skipped.append(f"{place}: {problem}; left out")
+    good = torch.tensor([at not in faults for at in range(len(records))], dtype=torch.bool)
+    index = table.image_index[~good].tolist()
+    return replace(table.boxes_where(good), skipped=tuple(skipped), skipped_index=tuple(index))

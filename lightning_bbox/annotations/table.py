@@ -1,0 +1,334 @@
+"""The table of pictures and boxes that every format becomes, and its splits without leaks."""
+
+import hashlib
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
+
+from lightning_bbox.annotations.formats import Convention
+from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.geometry.boxes import box_sizes
+
+
+@dataclass(frozen=True, eq=False)
+class BoxTable:
+    """Pictures and the boxes in them, ordered by picture.
+
+    Args:
+        root: Folder that the pictures' paths are relative to.
+        images: Paths of the pictures.
+        groups: What each picture was taken of, such as a track, a board or a patient; its own path
+            where the files say nothing.
+        splits: The split that the files put each picture in, or nothing.
+        sizes: Height and width of each picture in pixels, once EXIF has turned it.
+        image_index: The picture of each box.
+        boxes: The boxes, `xyxy` in pixels, edges.
+        labels: The class of each box.
+        classes: Names of the classes.
+        ids: Where each box stands, such as `boxes.csv:12`.
+        skipped: One sentence for each box left out.
+        note: Format and convention read, in one sentence.
+        skipped_index: The picture of each box left out.
+        convention: What the numbers of its files mean.
+        files: The annotation files, relative to the root.
+        entries: The file of each box, and which of that file's boxes it is, from 0.
+
+    Examples:
+        >>> table = BoxTable(
+        ...     root=Path("data"), images=("a.png", "b.png"), groups=("a", "b"), splits=("", ""),
+        ...     sizes=torch.tensor([[50, 60], [50, 60]]), image_index=torch.tensor([0, 1, 1]),
+        ...     boxes=torch.tensor([[0., 0, 9, 9], [5, 5, 30, 20], [1, 1, 4, 4]]),
+        ...     labels=torch.tensor([0, 1, 0]), classes=("cell", "plate"),
+        ...     ids=("a:1", "b:1", "b:2"), skipped=(), note="",
+        ... )
+        >>> table.pictures([1]).of_min_size(3).of_classes(["cell"]).ids
+        ('b:2',)
+        >>> split_pictures(table, 0.1, seed=0), held_out(table, ["b"])
+        (([1], [0]), ([0], [1]))
+    """
+
+    root: Path
+    images: tuple[str, ...]
+    groups: tuple[str, ...]
+    splits: tuple[str, ...]
+    sizes: Int64[Tensor, "images 2"]
+    image_index: Int64[Tensor, "boxes"]
+    boxes: Float32[Tensor, "boxes 4"]
+    labels: Int64[Tensor, "boxes"]
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    skipped: tuple[str, ...]
+    note: str
+    skipped_index: tuple[int, ...] = ()
+    convention: Convention | None = None
+    files: tuple[str, ...] = ()
+    entries: tuple[tuple[str, int], ...] = ()
+
+    def pictures(self, keep: Sequence[int]) -> "BoxTable":
+        """Keep these pictures with their boxes and skipped sentences, in this order.
+
+        Args:
+            keep: Indices of the pictures, each once.
+
+        Raises:
+            BadInput: If an index is there twice.
+        """
+        chosen = torch.tensor(keep, dtype=torch.int64)
+        position = torch.full((len(self.images),), -1)
+        position[chosen] = torch.arange(len(chosen))
+        if int((position >= 0).sum()) < len(chosen):
+            msg = "a picture is to be kept twice; name each once"
+            raise BadInput(msg)
+        moved = position[self.image_index]
+        order = moved.argsort(stable=True)
+        order = order[moved[order] >= 0]
+        skipped = sorted(
+            (place, at)
+            for at, place in enumerate(position[list(self.skipped_index)].tolist())
+            if place >= 0
+        )
+        return replace(
+            self._boxes_at(order),
+            images=tuple(self.images[at] for at in keep),
+            groups=tuple(self.groups[at] for at in keep),
+            splits=tuple(self.splits[at] for at in keep),
+            sizes=self.sizes[chosen],
+            image_index=moved[order],
+            skipped=tuple(self.skipped[at] for _, at in skipped),
+            skipped_index=tuple(place for place, _ in skipped),
+        )
+
+    def boxes_where(self, keep: Bool[Tensor, "boxes"]) -> "BoxTable":
+        """Keep these boxes; pictures left without any stay.
+
+        Args:
+            keep: Whether to keep each box.
+        """
+        return self._boxes_at(keep.nonzero().flatten())
+
+    def of_classes(self, names: Sequence[str]) -> "BoxTable":
+        """Keep the boxes of these classes, which become the table's classes in this order.
+
+        Args:
+            names: Names of classes of the table.
+
+        Raises:
+            BadInput: If the table has no such class.
+        """
+        if unknown := [name for name in names if name not in self.classes]:
+            counts = self.labels.bincount(minlength=len(self.classes)).tolist()
+            there = [f"{name} ({n})" for name, n in zip(self.classes, counts, strict=True)]
+            msg = f"there is no class {listed(unknown)}; choose from {listed(there)}"
+            raise BadInput(msg)
+        classes = tuple(dict.fromkeys(names))
+        numbers = torch.full((len(self.classes),), -1)
+        numbers[[self.classes.index(name) for name in classes]] = torch.arange(len(classes))
+        table = self.boxes_where(numbers[self.labels] >= 0)
+        return replace(table, labels=numbers[table.labels], classes=classes)
+
+    def of_min_size(self, pixels: float) -> "BoxTable":
+        """Keep the boxes that are large enough.
+
+        Args:
+            pixels: Least width and height.
+        """
+        return self.boxes_where((box_sizes(self.boxes) >= pixels).all(dim=1))
+
+    def _boxes_at(self, order: Int64[Tensor, "kept"]) -> "BoxTable":
+        return replace(
+            self,
+            image_index=self.image_index[order],
+            boxes=self.boxes[order],
+            labels=self.labels[order],
+            ids=tuple(self.ids[at] for at in order.tolist()),
+            entries=tuple(self.entries[at] for at in order.tolist()) if self.entries else (),
+        )
+
+
+def concat_tables(tables: Sequence[BoxTable]) -> BoxTable:
+    """Join tables of one root, one after the other; classes are united by name.
+
+    Args:
+        tables: Tables that share no picture.
+
+    Raises:
+        BadInput: If there is no table, the roots differ or a picture is in two tables.
+
+    Examples:
+        >>> cells = BoxTable(
+        ...     root=Path("data"), images=("a.png",), groups=("a",), splits=("",), ids=("a:1",),
+        ...     sizes=torch.tensor([[50, 60]]), image_index=torch.tensor([0]), classes=("cell",),
+        ...     boxes=torch.tensor([[0., 0, 9, 9]]), labels=torch.tensor([0]), skipped=(), note="",
+        ... )
+        >>> table = concat_tables([cells, replace(cells, images=("b.png",), classes=("plate",))])
+        >>> table.classes, table.labels, table.image_index
+        (('cell', 'plate'), tensor([0, 1]), tensor([0, 1]))
+    """
+    if not tables:
+        msg = "there are no tables to join; give one at least"
+        raise BadInput(msg)
+    return reduce(_join, tables)
+
+
+def _join(first: BoxTable, second: BoxTable) -> BoxTable:
+    if first.root.resolve() != second.root.resolve():
+        problem = f"can't be joined with a table of {second.root}"
+        raise BadInput.at(str(first.root), problem, "read both from one root")
+    if twice := sorted(set(first.images) & set(second.images)):
+        raise BadInput.at(listed(twice), "in two tables to join", "take each picture once")
+    start = len(first.images)
+    classes = tuple(dict.fromkeys(first.classes + second.classes))
+    numbers = torch.tensor([classes.index(name) for name in second.classes], dtype=torch.int64)
+    return BoxTable(
+        root=first.root,
+        images=first.images + second.images,
+        groups=first.groups + second.groups,
+        splits=first.splits + second.splits,
+        sizes=torch.cat([first.sizes, second.sizes]),
+        image_index=torch.cat([first.image_index, second.image_index + start]),
+        boxes=torch.cat([first.boxes, second.boxes]),
+        labels=torch.cat([first.labels, numbers[second.labels]]),
+        classes=classes,
+        ids=first.ids + second.ids,
+        skipped=first.skipped + second.skipped,
+        note="; ".join(dict.fromkeys([first.note, second.note])),
+        skipped_index=first.skipped_index + tuple(at + start for at in second.skipped_index),
+        convention=first.convention if first.convention == second.convention else None,
+        files=tuple(dict.fromkeys(first.files + second.files)),
+        entries=first.entries + second.entries,
+    )
+
+
+def split_pictures(
+    table: BoxTable, fraction: float, seed: int, fold: int = 0
+) -> tuple[list[int], list[int]]:
+    """Split the pictures by group, the same way whatever their order.
+
+    The groups are ordered by a hash of seed and name, so that a group keeps its place when others
+    are added.
+
+    Args:
+        table: Table of the pictures.
+        fraction: Fraction of the groups to hold out, rounded, but one group at least where it is
+            positive, and never all.
+        seed: Other seeds hold out other groups.
+        fold: Which share to hold out, from 0, for cross-validation.
+
+    Returns:
+        Indices of the pictures kept, and of those held out.
+
+    Raises:
+        BadInput: If the fraction is not in [0, 1), there is only one group to split, or no such
+            fold.
+
+    Examples:
+        >>> none = torch.tensor([], dtype=torch.int64)
+        >>> table = BoxTable(
+        ...     root=Path("data"), images=("a1.png", "b.png", "a2.png"), groups=("a", "b", "a"),
+        ...     splits=("", "", ""), sizes=torch.full((3, 2), 50), image_index=none,
+        ...     boxes=torch.empty(0, 4), labels=none, classes=(), ids=(), skipped=(), note="",
+        ... )
+        >>> split_pictures(table, 0.5, seed=1)
+        ([1], [0, 2])
+    """
+    return _parted(table, hold_out_groups(set(table.groups), fraction, seed, fold))
+
+
+def hold_out_groups(groups: Set[str], fraction: float, seed: int, fold: int = 0) -> set[str]:
+    """Choose groups to hold out, by a hash of seed and name.
+
+    The folds of one seed share no group, and together they are all: as many as the fraction goes
+    into 1, the first of its size, the others as equal as can be.
+
+    Args:
+        groups: Names of the groups.
+        fraction: Fraction of them to hold out, rounded, but one at least where it is positive, and
+            never all.
+        seed: Other seeds hold out other groups.
+        fold: Which share to hold out, from 0, for cross-validation.
+
+    Raises:
+        BadInput: If the fraction is not in [0, 1), there is only one group to split, or no such
+            fold.
+
+    Examples:
+        >>> hold_out_groups({"left", "right", "top"}, 0.1, seed=0)
+        {'right'}
+        >>> sorted(hold_out_groups({"left", "right", "top"}, 0.5, seed=0, fold=1))
+        ['left']
+    """
+    if not 0 <= fraction < 1:
+        msg = f"the fraction to hold out is {fraction}; choose one in [0, 1)"
+        raise BadInput(msg)
+    folds = round(1 / fraction) if fraction else 1
+    if not 0 <= fold < folds:
+        msg = (
+            f"val_fold is {fold}, but a fraction of {fraction:g} makes {folds} folds, from 0; "
+            f"choose one of them"
+        )
+        raise BadInput(msg)
+    if fraction == 0:
+        return set()
+    if len(groups) < 2:
+        names = listed(sorted(groups)) or "none"
+        msg = (
+            f"there are too few groups to hold one out ({names}); "
+            f"give three at least, to train, validate and test on"
+        )
+        raise BadInput(msg)
+    ordered = sorted(groups, key=lambda group: _digest(f"{seed}:{group}"))
+    count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
+    if fold == 0:
+        return set(ordered[:count])
+    rest, others = ordered[count:], folds - 1
+    if len(rest) < others:
+        msg = f"there are {len(groups)} groups, too few for {folds} folds; raise val_fraction"
+        raise BadInput(msg)
+    start, end = (len(rest) * at // others for at in (fold - 1, fold))
+    return set(rest[start:end])
+
+
+def held_out(table: BoxTable, groups: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Split the pictures by the names of groups.
+
+    Args:
+        table: Table of the pictures.
+        groups: Groups to hold out.
+
+    Returns:
+        Indices of the pictures kept, and of those held out.
+
+    Raises:
+        BadInput: If the table has no such group.
+
+    Examples:
+        >>> none = torch.tensor([], dtype=torch.int64)
+        >>> table = BoxTable(
+        ...     root=Path("data"), images=("a1.png", "b.png", "a2.png"), groups=("a", "b", "a"),
+        ...     splits=("", "", ""), sizes=torch.full((3, 2), 50), image_index=none,
+        ...     boxes=torch.empty(0, 4), labels=none, classes=(), ids=(), skipped=(), note="",
+        ... )
+        >>> held_out(table, ["b"])
+        ([0, 2], [1])
+    """
+    if unknown := [group for group in groups if group not in table.groups]:
+        there = sorted(set(table.groups))
+        msg = f"there is no group {listed(unknown)}; choose from {listed(there)}"
+        raise BadInput(msg)
+    return _parted(table, set(groups))
+
+
+def _parted(table: BoxTable, groups: Set[str]) -> tuple[list[int], list[int]]:
+    held = [group in groups for group in table.groups]
+    places = range(len(held))
+    return [at for at in places if not held[at]], [at for at in places if held[at]]
+
+
+def _digest(text: str) -> bytes:
+    # surrogateescape: names of files need not be UTF-8
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

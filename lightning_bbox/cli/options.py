@@ -1,0 +1,228 @@
+"""What is wrong with the options of a command line or a config, in one sentence."""
+
+import argparse
+import difflib
+import inspect
+import os
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor
+
+from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.core.recipes import find_class
+
+LONGEST = 400
+"""Characters of the parser's own words to show: it may repeat a whole configuration."""
+
+MANY = 12
+"""Names beyond which the nearest one is told instead of all."""
+
+_HELP = "`lightning-bbox fit --help` lists the options"
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+# The parser's own words.
+_KEY = re.compile(r'Parser key "([^"]+)"[^:]*:\s*(.*)', re.DOTALL)
+_VALUE = re.compile(r"class_path '([^']*)'|(?:Got|Given) value: (.*)")
+_UNKNOWN = re.compile(r"unrecognized arguments: -*([^\s=]+)|[Oo]ption '([^']+)'")
+_MISSING = re.compile(r"arguments are required: (.+)")
+_BARE = re.compile(r"argument (?:-\w/)?--(\S+): expected one argument")
+_COMMAND = re.compile(r"invalid choice: '([^']*)'|expected \"subcommand\"")
+_NO_FILE = re.compile(r"(\w[\w ]+): '([^']+)'")
+_NO_YAML = re.compile(r"Problems parsing config: (.*)", re.DOTALL)
+_NO_CONFIG = re.compile(r"Unexpected config: (.*)", re.DOTALL)
+
+E = TypeVar("E", bound=BaseException)
+
+
+class WrongOption(argparse.ArgumentError):
+    """What is wrong with an option.
+
+    Args:
+        option: Its dotted name, as far as the parser that saw it knows.
+        problem: What is wrong with it.
+        remedy: What the user can do.
+    """
+
+    def __init__(self, option: str, problem: str, remedy: str) -> None:
+        super().__init__(None, problem)
+        self.option, self.problem, self.remedy = option, problem, remedy
+
+
+class OneSentenceParser(LightningArgumentParser):
+    """Refuse a command line or a config in one sentence that names the option and its value."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise our own refusal where one is the cause, else say what is wrong with which option.
+
+        The parser of a part is caught by those around it, which know where the part stands.
+        """
+        if (refusal := cause(ex, BadInput)) is not None:
+            raise refusal
+        wrong = self._wrong(message, cause(ex, WrongOption))
+        if self.exit_on_error:
+            raise BadInput.at(wrong.option, wrong.problem, wrong.remedy) from ex
+        raise wrong from ex
+
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (jsonargparse's)
+        """Parse a config, and name it in a refusal."""
+        try:
+            return super().parse_path(path, *args, **kwargs)
+        except BadInput as error:
+            msg = f"{path}: {error}"
+            raise BadInput(msg) from error
+        except UnicodeDecodeError as error:
+            problem = f"is not UTF-8 text ({error})"
+            raise BadInput.at(str(path), problem, "give a config in YAML") from error
+
+    def _wrong(self, message: str, inner: WrongOption | None) -> WrongOption:
+        key = _KEY.match(message)
+        if inner is not None:
+            option = f"{key[1]}.{inner.option}" if key else inner.option
+            return WrongOption(option, inner.problem, inner.remedy)
+        if key:
+            return self._wrong_value(key[1], key[2])
+        return self._wrong_config(message) or self._wrong_name(message)
+
+    def _wrong_name(self, message: str) -> WrongOption:
+        if unknown := _UNKNOWN.search(message):
+            name = unknown[1] or unknown[2]
+            return WrongOption(name, "there is no such option", self._other_name(name))
+        if missing := _MISSING.search(message):
+            names = missing[1]
+            for command in self._commands():
+                names = names.replace(f"{command}.", "")
+            return WrongOption(names, "missing", "add it to the command line or a config")
+        if bare := _BARE.search(message):
+            pairs = pairwise([*self.args, "--"])
+            without = [a[2:] for a, b in pairs if a[2:].startswith(bare[1]) and b[:2] == "--"]
+            return WrongOption((without or [bare[1]])[0], "has no value", "write one behind it")
+        if asked := _COMMAND.search(message):
+            problem = f"{asked[1]!r} is none" if asked[1] else "none is given"
+            commands = ", ".join([*self._commands(), "compare"])  # which has no options of these
+            return WrongOption("command", problem, f"choose from {commands}")
+        return WrongOption("options", _shortened(message), _HELP)
+
+    def _wrong_config(self, message: str) -> WrongOption | None:
+        if broken := _NO_YAML.match(message):
+            words = _shortened(broken[1].replace('in "<unicode string>", ', "at "))
+            return WrongOption("config", f"is not well-formed YAML ({words})", "repair it")
+        if other := _NO_CONFIG.match(message):
+            problem = f"is {other[1].strip()[:40]!r}, no options"
+            return WrongOption("config", problem, "write them as in trainer: {max_epochs: 9}")
+        return None
+
+    def _wrong_value(self, option: str, words: str) -> WrongOption:
+        if no_file := _NO_FILE.fullmatch(words):
+            return WrongOption(no_file[2], no_file[1].lower(), f"correct --{option}")
+        hints = [getattr(a, "_typehint", None) for a in self._actions if a.dest == option]
+        found = _VALUE.search(words)
+        if not found or hints in ([], [None]):
+            return WrongOption(option, _shortened(words), _HELP)
+        value, expected = found[1] or found[2], expected_words(hints[0])
+        if (reason := _import_failure(value)) is not None:
+            remedy = "correct the name, or give its folder in PYTHONPATH"
+            return WrongOption(option, f"{value} can't be imported ({reason})", remedy)
+        near = _nearest(value, expected) if len(expected) > MANY else ""
+        return WrongOption(option, f"is {value!r}", near or f"expected {listed(expected)}")
+
+    def _other_name(self, name: str) -> str:
+        parsers = [self, *self._commands().values()]
+        names = [action.dest for parser in parsers for action in parser._actions]
+        own = [name for name in names if name.rpartition(".")[2] != "help"]
+        if near := _nearest(name, own):
+            return near
+        if self.exit_on_error:
+            return _HELP
+        remedy = "name the class that has it first"
+        return f"choose from {listed(own)}, or {remedy}" if own else remedy
+
+    def _commands(self) -> dict[str, argparse.ArgumentParser]:
+        actions = (a for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        return next((action.choices for action in actions), {})
+
+
+def cause(error: BaseException | None, *kinds: type[E]) -> E | None:
+    """Return an error of one of these kinds from among those that an error was made of.
+
+    Examples:
+        >>> try:
+        ...     raise RuntimeError from BadInput("context is -1; expected > 0")
+        ... except RuntimeError as error:
+        ...     print(cause(error, BadInput))
+        context is -1; expected > 0
+    """
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def expected_words(hint: object) -> list[str]:
+    """Say which values a type allows: choices, kinds of numbers, names of classes.
+
+    Examples:
+        >>> expected_words(Literal["auto"] | bool | None)
+        ["'auto'", 'true or false']
+        >>> expected_words(list[str] | BadInput)
+        ['a list', 'BadInput']
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        # A learning rate may be a tensor, but not one that can be written.
+        return [word for part in args if part is not Tensor for word in expected_words(part)]
+    if origin is Literal:
+        return [repr(choice) for choice in args]
+    if origin is Callable:
+        return expected_words(args[-1])
+    if inspect.isclass(origin):
+        return [f"a {origin.__name__}"]
+    if inspect.isclass(hint) and hint is not NoneType:
+        return [_KINDS[hint]] if hint in _KINDS else class_names(hint)
+    return []
+
+
+def class_names(base: type) -> list[str]:
+    """Name the classes derived from a class in its own package, or else the class itself.
+
+    Examples:
+        >>> class_names(ArithmeticError)
+        ['FloatingPointError', 'OverflowError', 'ZeroDivisionError']
+    """
+    package = base.__module__.partition(".")[0]
+    names = set[str]()
+    rest: list[type] = base.__subclasses__()
+    while rest:
+        derived = rest.pop()
+        rest += derived.__subclasses__()
+        private = derived.__name__.startswith("_") or inspect.isabstract(derived)
+        if derived.__module__.partition(".")[0] == package and not private:
+            names.add(derived.__name__)
+    return sorted(names or {base.__name__})
+
+
+def _import_failure(value: str) -> str | None:
+    """Say why a class of the user's own can't be had, None where it can."""
+    words = value.split(".")
+    if len(words) < 2 or words[0] == "lightning_bbox" or not all(w.isidentifier() for w in words):
+        return None
+    try:
+        find_class(value, object, "the config")
+    except BadInput as error:
+        return _shortened(str(error.__cause__ or error))
+    return None
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    by_letters = {word.casefold(): word for word in known}
+    begun = [word for word in by_letters if word.startswith(name.casefold())]
+    near = begun[:1] or difflib.get_close_matches(name.casefold(), by_letters, n=1)
+    return f"did you mean {by_letters[near[0]]}?" if near else ""
+
+
+def _shortened(message: str) -> str:
+    words = " ".join(message.split()).rstrip(".")
+    return words if len(words) <= LONGEST else words[:LONGEST] + " ..."

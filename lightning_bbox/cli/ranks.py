@@ -1,0 +1,187 @@
+"""The processes of one run: who launched them, who speaks for all, and that they end together."""
+
+import atexit
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, NoReturn
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
+
+from lightning_bbox.core.errors import BadInput
+
+PATIENCE = 10.0
+"""Seconds that the first process has to say why a run ends, and to end the others."""
+
+_FIRST = "LIGHTNING_BBOX_FIRST"
+
+
+@contextmanager
+def one_of_a_run() -> Iterator[None]:
+    """Be the first process of a run, or one that ends as soon as its launcher is gone.
+
+    Whatever ends the launcher, a signal that can't be caught too: a process that waits for the
+    others to come would wait for half an hour.
+
+    Examples:
+        >>> with one_of_a_run():
+        ...     os.environ["LIGHTNING_BBOX_FIRST"] == str(os.getpid())
+        True
+    """
+    first = os.environ.get(_FIRST) if "LOCAL_RANK" in os.environ else None
+    if first is not None:
+        _end_without(int(first))
+    else:
+        os.environ.pop("LIGHTNING_BBOX_RUN", None)
+        os.environ[_FIRST] = str(os.getpid())
+        if TorchElasticEnvironment.detect():
+            _end_without(os.getppid())
+    try:
+        yield
+    finally:
+        os.environ.pop(_FIRST, None)
+
+
+def _end_without(launcher: int) -> None:
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def say_once(sentence: str) -> None:
+    """Write a sentence to stderr, once for all processes.
+
+    The first one does, and then ends those it launched. Others speak where it hasn't.
+
+    Args:
+        sentence: Why the run ends.
+
+    Examples:
+        >>> import contextlib
+        >>> with contextlib.redirect_stderr(sys.stdout):
+        ...     say_once("interrupted")
+        lightning-bbox: interrupted
+    """
+    if rank_zero_only.rank:  # type: ignore[attr-defined] # Lightning sets it
+        time.sleep(PATIENCE)
+    sys.stderr.write(f"lightning-bbox: {' '.join(sentence.split())}\n")
+
+
+def end_launched(trainer: pl.Trainer, patience: float) -> None:
+    """See the processes out that this one launched.
+
+    Args:
+        trainer: What launched them.
+        patience: Seconds to let them end by themselves.
+
+    Examples:
+        >>> end_launched(pl.Trainer(accelerator="cpu", devices=1, logger=False), patience=1.0)
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return
+    processes = launcher.procs[:]
+    # Lightning watches this list, and kills this process too when one of them ends with an error.
+    launcher.procs.clear()
+    for process in processes:
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; one of several without taking the interpreter down.
+
+    Gloo's threads still hold connections to the others then, which end at their own time: once in
+    some hundreds of runs such a process aborted after all its work was done, and torchrun took the
+    whole run for failed.
+
+    Args:
+        code: The exit code.
+
+    Examples:
+        >>> leave(0)
+        Traceback (most recent call last):
+        SystemExit: 0
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+class Started(NamedTuple):
+    """How many processes torchrun or SLURM started, on this machine and on all."""
+
+    here: int
+    in_all: int
+
+
+def started_outside() -> Started | None:
+    """Return how many processes torchrun or SLURM started, None where neither did.
+
+    Raises:
+        BadInput: SLURM wasn't told how many belong on a machine.
+
+    Examples:
+        >>> started_outside() is None
+        True
+    """
+    if TorchElasticEnvironment.detect():
+        return Started(int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"]))
+    if not SLURMEnvironment.detect():
+        return None
+    tasks, here = int(os.environ["SLURM_NTASKS"]), os.environ.get("SLURM_NTASKS_PER_NODE")
+    if here is None and tasks > 1:
+        msg = f"SLURM started {tasks} tasks; give srun --ntasks-per-node, how many on a machine"
+        raise BadInput(msg)
+    return Started(int(here or tasks), tasks)
+
+
+def default_devices() -> int | str:
+    """Return a device for each process that another launcher started here, else `auto`.
+
+    Examples:
+        >>> default_devices()
+        'auto'
+    """
+    started = started_outside()
+    return "auto" if started is None else started.here
+
+
+def refuse_other_count(trainer: pl.Trainer) -> None:
+    """Refuse to train on other devices than another launcher started processes for.
+
+    Args:
+        trainer: What is about to run.
+
+    Raises:
+        BadInput: There are more devices than processes, or fewer.
+
+    Examples:
+        >>> refuse_other_count(pl.Trainer(accelerator="cpu", devices=1, logger=False))
+    """
+    started, devices = started_outside(), trainer.num_devices * trainer.num_nodes
+    if started is not None and started.in_all != devices:
+        msg = (
+            f"trainer.devices {trainer.num_devices} and trainer.num_nodes {trainer.num_nodes} are "
+            f"{devices} processes, but {started.in_all} were started; set trainer.devices to "
+            f"{started.here} and trainer.num_nodes to the number of machines"
+        )
+        raise BadInput(msg)

@@ -1,0 +1,1 @@
+"""What knows neither boxes nor pictures: errors, files, recipes, keyed randomness, compiling."""

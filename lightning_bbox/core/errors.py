@@ -1,0 +1,66 @@
+"""The one way this package refuses what a user gave it."""
+
+from collections.abc import Sequence
+from typing import Self
+
+_MOST_LISTED = 12
+_LONGEST = 2000  # characters: a file may hold a megabyte where a name should be
+
+
+class BadInput(ValueError):  # noqa: N818 - named by what the user reads, not by how it is raised
+    """Say in one sentence what cannot be used and what to do about it.
+
+    The command line prints the sentence and exits with 2. It is kept to one line of bearable
+    length, whatever it quotes.
+
+    Examples:
+        >>> str(BadInput("context is -1; expected > 0"))
+        'context is -1; expected > 0'
+    """
+
+    def __init__(self, sentence: str) -> None:
+        line = " ".join(sentence.splitlines())
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}"
+        super().__init__(line)
+
+    @classmethod
+    def at(cls, place: str, problem: str, remedy: str) -> Self:
+        """Compose the sentence from its three parts.
+
+        Args:
+            place: File, line or id that the problem stands at.
+            problem: What is wrong there, with the value.
+            remedy: What the user can do.
+
+        Examples:
+            >>> str(BadInput.at("boxes.csv:12", "xmin is 'a', not a number", "correct the line"))
+            "boxes.csv:12: xmin is 'a', not a number; correct the line"
+        """
+        return cls(f"{place}: {problem}; {remedy}")
+
+    @classmethod
+    def unreadable(cls, place: str, error: OSError) -> Self:
+        """Say that the system can't read a file or folder, and why.
+
+        Examples:
+            >>> str(BadInput.unreadable("boxes.csv", IsADirectoryError(21, "Is a directory")))
+            "boxes.csv: can't be read (Is a directory); check its name and permissions"
+        """
+        return cls.at(place, f"can't be read ({error.strerror})", "check its name and permissions")
+
+
+BadInput.__module__ = "lightning_bbox"  # its public path, which tracebacks print
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names for a message, the first dozen of them.
+
+    Examples:
+        >>> listed(["RBC", "WBC"])
+        'RBC, WBC'
+        >>> listed([str(number) for number in range(100)])
+        '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 88 more'
+    """
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return ", ".join(names[:_MOST_LISTED]) + more

@@ -1,0 +1,72 @@
+"""What a command says: lines, warnings of a line each, and little of Lightning's own."""
+
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+from lightning_bbox.core.files import CANNOT_WRITE
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print what a person wants to read, once for all processes.
+
+    Examples:
+        >>> say("training on 1 x cpu")
+        training on 1 x cpu
+    """
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    r"""Say warnings as refusals are said, without the line of code that they come from.
+
+    What Lightning says at every start is silenced for good; its warnings stay.
+
+    Examples:
+        >>> with plain_warnings():
+        ...     warnings.formatwarning("there is no box", UserWarning, "data.py", 7)
+        'lightning-bbox: there is no box\n'
+    """
+    _quieten()
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"lightning-bbox: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
+def _print_unless_told(failed: threading.ExceptHookArgs) -> None:
+    """Print a thread's error, but not that of TensorBoard's writer: it hands it on as well."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in CANNOT_WRITE):
+        threading.__excepthook__(failed)
+
+
+def _quieten() -> None:
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _print_unless_told
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # It expects `args` from Python only, but ours are the command line's, resolved.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    # A run that is resumed has checkpoints; others are refused before they begin.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # A frozen backbone stays in it, and the rest trains whatever mode the model came in.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    # Testing a checkpoint needs none of the callbacks that trained it.
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    # A frozen backbone stays in evaluation mode on purpose.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start")
+    # We refuse such pictures in a sentence of our own.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    # Lightning 2.6.6 hasn't followed torch 2.13's pytree.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")

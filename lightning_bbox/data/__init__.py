@@ -1,0 +1,1 @@
+"""Samples and batches, their loader, and the data modules."""

@@ -1,0 +1,230 @@
+"""Ready patches as training data: the original question's form."""
+
+import math
+from pathlib import Path
+from typing import Literal
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, Shaped, UInt8
+from torch import Tensor
+
+from lightning_bbox.annotations.table import hold_out_groups
+from lightning_bbox.core.compiling import CutCompile
+from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.data.draws import BatchSize
+from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.data.samples import Items, Source
+from lightning_bbox.geometry.boxes import Boxes, mirror_boxes, shift_boxes, swap_corners
+from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.geometry.jitter import Jitter, UniformJitter
+from lightning_bbox.pictures.augment import Augment
+from lightning_bbox.pictures.kernels import Kernel, compiled_whole, sample_whole
+from lightning_bbox.pictures.store import ImageStore
+
+
+class PatchDataModule(CropDataModule):
+    """Ready patches with the object in the middle and a margin to shift in, or already shifted.
+
+    The file is an `npy` array or an `npz` with the keys `patches` (uint8, N x H x W x C or N x C x
+    H x W, 1 or 3 channels), optionally `groups` (N) and optionally `offsets` (N x 2; x, y in px):
+    where the object lies from the patch's centre, for patches that are shifted already and are used
+    as they are.
+
+    Args:
+        file: The patches.
+        crop_size: Side of the crops; by default 10 less than the patches' where shifts are cut from
+            the margin, the patches' own where they are shifted already.
+        val_fraction: Share of the groups that validate.
+        test_fraction: Share of the groups that test.
+        split_seed: Seed of the split.
+        jitter: Law of the shifts; whole px up to the margin by default, so that nothing is
+            resampled.
+        augment: What happens to training crops; flips by default.
+        batch_size: Size of the global batch, over all processes; `auto` takes the smallest within
+            5 % of the most crops a second, measured when training begins.
+        draws_per_epoch: Training samples in an epoch.
+        eval_draws: Samples of each evaluation.
+        seed: Seed of order, shifts and augmentation.
+        compile: Compile the cut; `auto` does where there is a compiler, `triton` cuts by a kernel
+            written in Triton instead (CUDA; its speed is not measured yet).
+        val_fold: Which share of the training groups validates, from 0, for cross-validation: the
+            folds share no group, and together they are all.
+        store: Where the pixels are kept: on the `device`; in the memory of the host (`pinned`),
+            where crops are cut ahead and sent over; `auto` takes the first that has room. There is
+            no `disk`: the file is read whole.
+
+    Raises:
+        BadInput: The file isn't such an array, or the margin is too small for the shifts.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        crop_size: int | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        jitter: Jitter | None = None,
+        augment: Augment = Augment(),
+        batch_size: BatchSize = 128,
+        draws_per_epoch: int = 20_000,
+        eval_draws: int = 2_000,
+        seed: int = 0,
+        compile: CutCompile = "auto",  # noqa: A002 (the name of the option everywhere)
+        val_fold: int = 0,
+        store: Literal["auto", "device", "pinned"] = "auto",
+    ) -> None:
+        self.file = file
+        self.patches, self.groups, self.offsets = _load_patches(Path(file))
+        side = min(self.patches.shape[1:3])
+        default = side if self.offsets is not None else side - 10
+        size = crop_size or default
+        if size > side or size < 8:
+            msg = f"{file}: crops of {size} px don't fit patches of {side} px; set crop_size"
+            raise BadInput(msg)
+        margin = (side - size) // 2
+        if self.offsets is None and any((length - size) % 2 for length in self.patches.shape[1:3]):
+            msg = (
+                f"{file}: crops of {size} px leave an odd margin in patches of "
+                f"{self.patches.shape[1]} x {self.patches.shape[2]}, so that their middle lies "
+                f"between pixels; change crop_size by one"
+            )
+            raise BadInput(msg)
+        if self.offsets is not None and jitter is not None:
+            msg = f"{file}: its patches are shifted already (it has offsets); leave jitter out"
+            raise BadInput(msg)
+        if self.offsets is None:
+            jitter = jitter or UniformJitter(shift=float(max(margin, 1)), integer=True)
+        geometry = CropGeometry(size=size, context=1.0, reference_size=float(size), supersample=1)
+        draws = draws_per_epoch, eval_draws, seed
+        super().__init__(geometry, jitter, 2, augment, batch_size, *draws, compile, store=store)
+        largest = self.jitter.bounds(geometry)[0]
+        if self.offsets is None and largest > margin:
+            msg = (
+                f"{file}: shifts of {largest:g} px around crops of {size} need patches of "
+                f"{size + 2 * math.ceil(largest)} px, but these have {side}; lower the shift or "
+                f"crop_size"
+            )
+            raise BadInput(msg)
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.split_seed, self.val_fold = split_seed, val_fold
+
+    def read(self) -> Source:
+        """Lay the true boxes in the middle (or where the offsets say), and split by group."""
+        count, height, width, _ = self.patches.shape
+        size = self.geometry.size
+        left, top = (width - size) / 2, (height - size) / 2
+        middle = torch.tensor([left, top, left + size, top + size]).expand(count, 4)
+        offsets = self.offsets
+        boxes = middle if offsets is None else shift_boxes(middle, torch.from_numpy(offsets))
+        names, groups = np.unique([str(group) for group in self.groups], return_inverse=True)
+        held = {"test": hold_out_groups(set(names), self.test_fraction, self.split_seed)}
+        rest = set(names) - held["test"]
+        held["val"] = hold_out_groups(rest, self.val_fraction, self.split_seed, self.val_fold)
+        held["train"] = rest - held["val"]
+        splits = {}
+        for name, chosen in held.items():
+            index = torch.from_numpy(np.flatnonzero(np.isin(names, list(chosen))[groups]))
+            splits[name] = Items(
+                image_index=index,
+                boxes=boxes[index].contiguous(),
+                labels=torch.zeros_like(index),
+                clusters=torch.from_numpy(groups)[index].long(),
+                proposals=None if offsets is None else middle[index].contiguous(),
+            )
+        note = f"{count} patches of {height} x {width}, " + (
+            "shifts cut from the margin" if offsets is None else "already shifted"
+        )
+        patches = self.patches
+        if self._whole and self.augment.flip_x:
+            patches = np.concatenate([patches, patches[:, :, ::-1]])
+        store = ImageStore.from_array(patches)
+        store.stays = self.place(needed=4 * len(store.pixels)) == "pinned"
+        return Source(store, splits, ("patch",), (note,))
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all crops lie on whole pixels."""
+        whole = isinstance(self.jitter, UniformJitter) and self.jitter.integer
+        even = all((side - self.geometry.size) % 2 == 0 for side in self.patches.shape[1:3])
+        return even and (whole or self.offsets is not None)
+
+    @property
+    def kernels(self) -> tuple[Kernel, Kernel]:
+        """The kernels that copy whole rows, where nothing is resampled."""
+        return (sample_whole, compiled_whole) if self._whole else super().kernels
+
+    def places(
+        self, image_index: Int64[Tensor, " n"], proposals: Boxes, flips: Float[Tensor, "n 2"]
+    ) -> tuple[Int64[Tensor, " n"], Boxes]:
+        """Return where samples are cut.
+
+        Whole rows can't be copied backwards: crops that are mirrored left-right come from mirrored
+        patches, which follow the others in the store.
+        """
+        if not self._whole:
+            return super().places(image_index, proposals, flips)
+        across, down = (flips > 0).T
+        middle = torch.tensor([self.patches.shape[2] / 2, 0.0])
+        only_across = flips * flips.new_tensor([1.0, 0.0])
+        boxes = mirror_boxes(self.geometry.crop_boxes(proposals), middle, only_across)
+        index = torch.where(across, image_index + len(self.patches), image_index)
+        return index, swap_corners(boxes, torch.zeros_like(down), down)
+
+
+def _load_patches(
+    path: Path,
+) -> tuple[
+    UInt8[np.ndarray, "n h w 3"], Shaped[np.ndarray, " n"], Float32[np.ndarray, "n 2"] | None
+]:
+    """Read and check patches, groups and, where the file has them, offsets."""
+    arrays = _load_arrays(path)
+    if "patches" not in arrays:
+        msg = f"{path}: has no key 'patches', only {listed(sorted(arrays))}"
+        raise BadInput(msg)
+    patches = arrays["patches"]
+    if patches.ndim != 4 or patches.dtype != np.uint8:
+        msg = (
+            f"{path}: patches are {patches.dtype} of shape {patches.shape}; "
+            f"expected uint8, N x H x W x C or N x C x H x W"
+        )
+        raise BadInput(msg)
+    if patches.shape[-1] not in (1, 3) and patches.shape[1] in (1, 3):
+        patches = patches.transpose(0, 2, 3, 1)
+    if patches.shape[-1] not in (1, 3):
+        msg = f"{path}: patches of shape {patches.shape} have neither 1 nor 3 channels"
+        raise BadInput(msg)
+    patches = np.ascontiguousarray(np.broadcast_to(patches, (*patches.shape[:3], 3)))
+    groups = arrays.get("groups", np.arange(len(patches)))
+    if groups.shape != (len(patches),):
+        msg = f"{path}: groups have shape {groups.shape}; expected ({len(patches)},), one a patch"
+        raise BadInput(msg)
+    offsets = arrays.get("offsets")
+    if offsets is None:
+        return patches, groups, None
+    if (
+        offsets.shape != (len(patches), 2)
+        or offsets.dtype.kind not in "fiu"
+        or not np.isfinite(offsets).all()
+    ):
+        msg = (
+            f"{path}: offsets have shape {offsets.shape}; "
+            f"expected ({len(patches)}, 2), finite, x and y in px"
+        )
+        raise BadInput(msg)
+    return patches, groups, offsets.astype(np.float32)
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return {"patches": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except FileNotFoundError as error:
+        msg = f"{path}: no such file; set data.file to an npy or npz of patches"
+        raise BadInput(msg) from error
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        msg = f"{path}: can't be read as npy or npz ({error}); write it with numpy.savez"
+        raise BadInput(msg) from error

@@ -1,0 +1,118 @@
+"""What data modules hand on: the items of a split, the samples of an epoch, a batch."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.pictures.store import ImageStore, PictureFiles
+
+
+@dataclass(frozen=True)
+class Items:
+    """What one split draws from.
+
+    Attributes:
+        image_index: Picture of each item in the store.
+        boxes: True boxes, `xyxy` in picture pixels.
+        labels: Class of each item.
+        clusters: What the bootstrap resamples: pictures, or groups of patches.
+        proposals: Proposals that are given; None draws them from the jitter law.
+        skipped: One sentence for each bad item left out.
+        ids: Where each item comes from, such as `boxes.csv:12`; its number where there is nothing.
+    """
+
+    image_index: Int64[Tensor, " n"]
+    boxes: Boxes
+    labels: Int64[Tensor, " n"]
+    clusters: Int64[Tensor, " n"]
+    proposals: Boxes | None = None
+    skipped: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.boxes)
+
+    def digest(self) -> str:
+        """Return a fingerprint of the boxes, their classes and their pictures' places."""
+        hashed = hashlib.sha256()
+        for tensor in (self.image_index, self.boxes, self.labels):
+            hashed.update(tensor.contiguous().cpu().numpy().tobytes())
+        return hashed.hexdigest()
+
+    def name(self, item: int) -> str:
+        """Say where an item comes from."""
+        return self.ids[item] if self.ids else f"item {item}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a data module reads: the pictures, and the items of each split.
+
+    Attributes:
+        store: The pictures of all splits.
+        splits: Items by "train", "val" and "test".
+        classes: Names of the labels.
+        notes: Sentences a person should read before trusting the data.
+    """
+
+    store: ImageStore | PictureFiles
+    splits: dict[str, Items]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Samples(NamedTuple):
+    """Every sample of one epoch of a split, a row each, in picture pixels.
+
+    `flips` mirrors a sample about its proposal's centre: `gt_boxes` are mirrored already, and so is
+    the crop that is cut at `crop_boxes` (swapped corners mirror) from picture `store_index` of the
+    store.
+    """
+
+    items: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
+    image_index: Int64[Tensor, " n"]
+    gt_boxes: Float[Tensor, "n 4"]
+    proposals: Float[Tensor, "n 4"]
+    flips: Float[Tensor, "n 2"]
+    factors: Float[Tensor, "n f"]
+    noise: Int64[Tensor, " n"]
+    store_index: Int64[Tensor, " n"]
+    crop_boxes: Float[Tensor, "n 4"]
+
+    def take(self, rows: Int64[Tensor, " b"]) -> "Samples":
+        """Return some rows."""
+        return Samples(*(tensor[rows] for tensor in self))
+
+    def to(self, device: torch.device) -> "Samples":
+        """Move all rows."""
+        return Samples(*(tensor.to(device) for tensor in self))
+
+
+class Batch(NamedTuple):
+    """What a model sees: crops, and the boxes that go with them.
+
+    Attributes:
+        crops: RGB crops, in [0, 1] but for noise.
+        gt_boxes: True boxes, `xyxy` in the (possibly mirrored) picture.
+        proposals: The boxes to refine, same frame.
+        rows: Row of each sample in its epoch.
+        valid: False where a sample only fills up the batch.
+        labels: Class of each sample, as the model numbers them.
+        features: What the backbone makes of the crops, where that is known already: then there are
+            no crops, (b, 3, 0, 0).
+    """
+
+    crops: Float[Tensor, "b 3 s s"]
+    gt_boxes: Float[Tensor, "b 4"]
+    proposals: Float[Tensor, "b 4"]
+    rows: Int64[Tensor, " b"]
+    valid: Bool[Tensor, " b"]
+    labels: Int64[Tensor, " b"]
+    features: Float[Tensor, "b f"] | None = None

@@ -1,0 +1,1 @@
+"""What a test measures, and how sure it is."""

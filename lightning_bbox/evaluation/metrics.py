@@ -1,0 +1,255 @@
+"""Metrics of refined boxes: error, overlap, slope and R2.
+
+A torchmetrics state collects the refined boxes row by row; everything else is computed from them by
+pure functions, on the whole evaluation at once. Rows are summed over processes, each row being
+written by one of them, so nothing is counted twice and nothing grows.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_bbox.core.randomness import keyed_generator
+from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, paired_iou
+from lightning_bbox.nn.calibration import LEVELS, ErrorLaw, can_tell, coverage
+
+COORDINATES = ("dx", "dy", "dw", "dh")
+
+
+class RefinedBoxes(Metric):
+    """Collect refined boxes, losses, standard deviations and densities of a fixed set of rows.
+
+    Args:
+        num_rows: How many samples the evaluation has.
+        num_targets: How many coordinates are predicted.
+
+    Examples:
+        >>> metric = RefinedBoxes(3, num_targets=2)
+        >>> row, valid = torch.tensor([2]), torch.tensor([True])
+        >>> stds, nll = torch.ones(1, 2), torch.zeros(1, 2)
+        >>> metric.update(row, valid, torch.ones(1, 4), torch.ones(1), stds, nll)
+        >>> metric.compute().boxes[2]
+        tensor([1., 1., 1., 1.])
+    """
+
+    full_state_update = False
+    boxes: Tensor
+    losses: Tensor
+    stds: Tensor
+    nll: Tensor
+    seen: Tensor
+
+    def __init__(self, num_rows: int, num_targets: int) -> None:
+        super().__init__()
+        self.add_state("boxes", torch.zeros(num_rows, 4), dist_reduce_fx="sum")
+        self.add_state("losses", torch.zeros(num_rows), dist_reduce_fx="sum")
+        self.add_state("stds", torch.zeros(num_rows, num_targets), dist_reduce_fx="sum")
+        self.add_state("nll", torch.zeros(num_rows, num_targets), dist_reduce_fx="sum")
+        self.add_state("seen", torch.zeros(num_rows), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        rows: Int64[Tensor, " b"],
+        valid: Bool[Tensor, " b"],
+        boxes: Float[Tensor, "b 4"],
+        losses: Float[Tensor, " b"],
+        stds: Float[Tensor, "b t"],
+        nll: Float[Tensor, "b t"],
+    ) -> None:
+        """Write rows; those that aren't valid are left alone."""
+        keep = valid.float()
+        self.boxes.index_add_(0, rows, torch.where(valid[:, None], boxes.float(), 0.0))
+        self.losses.index_add_(0, rows, torch.where(valid, losses.float(), 0.0))
+        self.stds.index_add_(0, rows, torch.where(valid[:, None], stds.float(), 0.0))
+        self.nll.index_add_(0, rows, torch.where(valid[:, None], nll.float(), 0.0))
+        self.seen.index_add_(0, rows, keep)
+
+    def compute(self) -> "Refined":
+        """Return the table, on the CPU."""
+        columns = (self.boxes, self.losses, self.stds, self.nll, self.seen > 0)
+        return Refined(*(column.cpu() for column in columns))
+
+
+class Refined(NamedTuple):
+    """Refined boxes by row, their losses, and what the model deems its standard deviations.
+
+    These are in px and log size, NaN where the head has none, and so is `nll`, the negative log
+    density per px and log size of the truth; `seen` is false for rows left out.
+    """
+
+    boxes: Boxes
+    losses: Float[Tensor, " n"]
+    stds: Float[Tensor, "n t"]
+    nll: Float[Tensor, "n t"]
+    seen: Bool[Tensor, " n"]
+
+
+def error_px(boxes: Boxes, gt_boxes: Boxes, px: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    """Return the signed error of the centre along x and y, in px.
+
+    Args:
+        boxes: Refined boxes.
+        gt_boxes: True boxes.
+        px: Size of a px in picture pixels.
+
+    Examples:
+        >>> truth, px = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[2.0, 2.0]])
+        >>> error_px(torch.tensor([[2.0, 0, 12, 10]]), truth, px)
+        tensor([[1., 0.]])
+    """
+    return (box_centers(boxes) - box_centers(gt_boxes)) / px
+
+
+def coordinate_errors(
+    boxes: Boxes, gt_boxes: Boxes, px: Float[Tensor, "n 2"], num_targets: int
+) -> Float[Tensor, "n t"]:
+    """Return the signed error of each predicted coordinate, in px and log size.
+
+    Args:
+        boxes: Refined boxes.
+        gt_boxes: True boxes.
+        px: Size of a px in picture pixels.
+        num_targets: 4 adds the sizes' errors to the centre's.
+
+    Examples:
+        >>> truth, px = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[2.0, 2.0]])
+        >>> coordinate_errors(torch.tensor([[2.0, 0, 12, 10]]), truth, px, num_targets=4)
+        tensor([[1., 0., 0., 0.]])
+    """
+    return _offsets(boxes, gt_boxes, px)[:, :num_targets]
+
+
+def calibration_metrics(
+    errors: Float[Tensor, "n t"],
+    stds: Float[Tensor, "n t"],
+    nll: Float[Tensor, "n t"],
+    law: ErrorLaw,
+) -> dict[str, float]:
+    """Measure how well a model knows its errors; nothing where it can't tell.
+
+    Args:
+        errors: Signed errors in px and log size.
+        stds: What the model deems their standard deviations.
+        nll: Negative log densities of the truth per px and log size.
+        law: How errors are spread, given their standard deviation.
+
+    Returns:
+        `coverage_50`, `coverage_90` and `coverage_95`, the share of coordinates within the central
+        interval; `std_px`, the mean standard deviation, and `nll`, in nats, both of x and y.
+
+    Examples:
+        >>> errors, ones = torch.tensor([[0.5, -1.8]]), torch.ones(1, 2)
+        >>> calibration_metrics(errors, ones, ones, "gaussian")["coverage_95"]
+        1.0
+    """
+    metrics = {}
+    if can_tell(stds):
+        for level in LEVELS:
+            metrics[f"coverage_{100 * level:.0f}"] = coverage(errors, stds, law, level)
+        metrics["std_px"] = float(stds[:, :2].double().mean())
+    if can_tell(nll):
+        metrics["nll"] = float(nll[:, :2].double().mean())
+    return metrics
+
+
+def box_metrics(
+    boxes: Boxes, proposals: Boxes, gt_boxes: Boxes, px: Float[Tensor, "n 2"], num_targets: int
+) -> dict[str, float]:
+    """Measure refined boxes against true ones.
+
+    Args:
+        boxes: Refined boxes.
+        proposals: The boxes they were refined from.
+        gt_boxes: True boxes.
+        px: Size of a px in picture pixels.
+        num_targets: 4 adds the error of the edges.
+
+    Returns:
+        `mae_px`, `rmse_px` (means over samples, x and y), `p95_px` and `within_1px` (of the larger
+        of |x| and |y|), `error_fraction` (x by the true width, y by its height), `error_picture`
+        (picture pixels), `iou_before`, `iou_after`, `mae_edge_px` with 4 targets, and for x and y
+        the slope of the prediction on the truth and R2.
+
+    Examples:
+        >>> gt, px = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 10]]), torch.ones(2, 2)
+        >>> moved = gt + torch.tensor([[1.0, 0, 1, 0], [-1.0, 2, -1, 2]])
+        >>> box_metrics(moved, moved, gt, px, num_targets=2)["mae_px"]
+        1.0
+    """
+    boxes, proposals, gt_boxes, px = (t.double() for t in (boxes, proposals, gt_boxes, px))
+    error = error_px(boxes, gt_boxes, px)
+    worst = error.abs().amax(dim=1)
+    metrics = {
+        "mae_px": error.abs().mean(),
+        "rmse_px": error.square().mean().sqrt(),
+        "p95_px": worst.quantile(0.95),
+        "within_1px": (worst <= 1).double().mean(),
+        "error_fraction": (error * px / box_sizes(gt_boxes)).abs().mean(),
+        "error_picture": (error * px).abs().mean(),
+        "iou_before": paired_iou(proposals, gt_boxes).mean(),
+        "iou_after": paired_iou(boxes, gt_boxes).mean(),
+    }
+    if num_targets == 4:
+        metrics["mae_edge_px"] = ((boxes - gt_boxes) / px.repeat(1, 2)).abs().mean()
+    truth, predicted = (_offsets(b, proposals, px)[:, :num_targets] for b in (gt_boxes, boxes))
+    for axis, name in enumerate(COORDINATES[:num_targets]):
+        if bool(truth[:, axis].std(correction=0) > 1e-9):
+            slope, r2 = _slope_and_r2(predicted[:, axis], truth[:, axis])
+            metrics |= {f"slope_{name}": slope, f"r2_{name}": r2}
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _offsets(boxes: Boxes, proposals: Boxes, px: Tensor) -> Tensor:
+    """Return shifts in px and changes of log size, (n, 4)."""
+    sizes = torch.log(box_sizes(boxes) / box_sizes(proposals))
+    return torch.cat([error_px(boxes, proposals, px), sizes], dim=1)
+
+
+def _slope_and_r2(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    centred = truth - truth.mean()
+    variance = centred.square().sum()
+    slope = (centred * (predicted - predicted.mean())).sum() / variance
+    return slope, 1 - (predicted - truth).square().sum() / variance
+
+
+def bootstrap_interval(
+    values: Float[Tensor, " n"],
+    clusters: Int64[Tensor, " n"],
+    resamples: int = 1000,
+    level: float = 0.95,
+    weights: Float[Tensor, " n"] | None = None,
+) -> tuple[float, float]:
+    """Return the percentile interval of a mean under resampling of whole clusters.
+
+    With weights it is that of a ratio: the sum of the values over the sum of the weights.
+
+    Args:
+        values: One number a sample.
+        clusters: The picture or group each sample belongs to; these are drawn with replacement.
+        resamples: How many times.
+        level: Probability of the interval.
+        weights: What the values are divided by, in sum; 1 each by default.
+
+    References:
+        Efron and Tibshirani, An introduction to the bootstrap (1993), chapter 13.
+
+    Examples:
+        >>> bootstrap_interval(torch.ones(10), torch.arange(10))
+        (1.0, 1.0)
+        >>> bootstrap_interval(torch.ones(2), torch.arange(2), weights=torch.tensor([2.0, 2.0]))
+        (0.5, 0.5)
+    """
+    weights = torch.ones_like(values) if weights is None else weights
+    names = {name: place for place, name in enumerate(sorted(set(clusters.tolist())))}
+    index = torch.tensor([names[name] for name in clusters.tolist()])
+    count = len(names)
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, index, values.double())
+    sizes = torch.zeros(count, dtype=torch.float64).index_add_(0, index, weights.double())
+    draws = torch.randint(count, (resamples, count), generator=keyed_generator("bootstrap"))
+    means = sums[draws].sum(dim=1) / sizes[draws].sum(dim=1)
+    tail = (1 - level) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high

@@ -1,0 +1,1 @@
+"""Boxes, crop boxes, codecs between boxes and targets, and laws of jitter."""

@@ -1,0 +1,286 @@
+"""What a probe has read: how well each layer tells the offset, beside its controls, in words."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lightning_bbox.core.errors import listed
+
+READABLE = 0.1
+"""R2 from which the offset counts as readable: the whole interval must lie above."""
+
+
+class Estimate(NamedTuple):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Reading(NamedTuple):
+    """How well a ridge on some features predicts the test's offsets.
+
+    Attributes:
+        r2: 1 less the squared error over that of predicting the training mean; mean of the
+            coordinates.
+        mae_px: Mean absolute error of the box's centre, in px.
+        lam: The lambda it was chosen with.
+    """
+
+    r2: Estimate
+    mae_px: Estimate
+    lam: float
+
+
+@dataclass(frozen=True)
+class LayerReading:
+    """What was read in one layer.
+
+    Attributes:
+        layer: Its name.
+        size: How many numbers it puts out.
+        width: To how many these were projected.
+        net: The ridge on the network's own features.
+        shuffled: The same features, with the targets of other samples: what chance gives.
+        random: The same layer with random weights; None for the pixels, which have none.
+    """
+
+    layer: str
+    size: int
+    width: int
+    net: Reading
+    shuffled: Reading
+    random: Reading | None
+
+    @property
+    def readings(self) -> dict[str, Reading]:
+        """What was read, by what it was read in."""
+        found = {"net": self.net, "random": self.random, "shuffled": self.shuffled}
+        return {name: reading for name, reading in found.items() if reading is not None}
+
+    @property
+    def readable(self) -> bool:
+        """Whether the offset can be read: surely above the threshold and above chance."""
+        return self.net.r2.low > max(READABLE, self.shuffled.r2.high)
+
+    @property
+    def absent(self) -> bool:
+        """Whether the offset can't be read, surely."""
+        return self.net.r2.high < READABLE
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What was read in a network, from the pixels to the last layer.
+
+    Attributes:
+        layers: In the order in which they are computed, the pixels first.
+        trained: Whether its weights are other than those a new network begins with.
+        draws: How many training, validation and test draws there are, by split.
+        predict_mean_px: Error of predicting the training mean, in px.
+        lambda_by: What lambda was chosen by.
+    """
+
+    layers: tuple[LayerReading, ...]
+    trained: bool
+    draws: dict[str, int]
+    predict_mean_px: Estimate
+    lambda_by: str
+
+
+def verdict(layers: Sequence[LayerReading], trained: bool) -> str:
+    """Say in a sentence where the offset can be read, and whether training has a part in it.
+
+    Nothing is said that a control contradicts.
+
+    Args:
+        layers: In the order in which they are computed, the pixels first.
+        trained: Whether the weights are other than those a new network begins with.
+
+    Examples:
+        >>> def reading(r2):
+        ...     return Reading(Estimate(r2, r2 - 0.02, r2 + 0.02), Estimate(1, 1, 1), lam=1.0)
+        >>> nothing = reading(0.0)
+        >>> pixels = LayerReading("pixels", 6075, 2048, nothing, nothing, None)
+        >>> relu = LayerReading("relu1", 900, 900, reading(0.7), nothing, reading(0.5))
+        >>> verdict([pixels, relu], trained=True).partition("; random")[0]
+        "pixels alone don't show the offset (R2 0.00); it becomes readable at relu1 (R2 0.70)"
+        >>> verdict([pixels, relu], trained=True).partition("; ")[2].partition("; ")[2]
+        'random weights reach 0.50, so training adds 0.20'
+    """
+    fooled = [layer for layer in layers if layer.shuffled.r2.low > READABLE]
+    if fooled:
+        at, r2 = fooled[0].layer, _number(fooled[0].shuffled.r2.value)
+        return f"nothing can be said: with shuffled targets too {at} reaches R2 {r2}"
+    if any(layer.readable for layer in layers):
+        clauses = [_pixels(layers[0]), *_course(layers)]
+    else:
+        best = max(layers, key=_r2)
+        surely = "" if all(layer.absent for layer in layers) else "surely "
+        clauses = [f"no layer {surely}shows the offset linearly (at most {_told(best)})"]
+    return "; ".join(clause for clause in [*clauses, _random(layers, trained)] if clause)
+
+
+def format_readings(readings: Readings) -> str:
+    """Format the table of a probe, which is Markdown too, and the verdict.
+
+    Args:
+        readings: What was read.
+
+    Examples:
+        >>> chance = Reading(Estimate(0.0, 0.0, 0.0), Estimate(2.5, 2.5, 2.5), lam=1.0)
+        >>> layers = (LayerReading("pixels", 6075, 2048, chance, chance, None),)
+        >>> draws = {"train": 5000, "val": 2000, "test": 2000}
+        >>> print(format_readings(Readings(layers, True, draws, chance.mae_px, "val")))
+        | layer  | size | width |                  R2 | error, px | random weights | ... |
+        |:-------|-----:|------:|--------------------:|----------:|---------------:|-...:|
+        | pixels | 6075 |  2048 | 0.00 (0.00 to 0.00) |      2.50 |              - | ... |
+        <BLANKLINE>
+        predict the mean: 2.50 px; draws: 5000 train, 2000 val, 2000 test; lambda by ...
+        R2 is against the training mean, with its 95 % interval over pictures or groups
+        readable is what lies, interval and all, above 0.1 and above shuffled targets
+        <BLANKLINE>
+        Verdict: no layer shows the offset linearly (at most R2 0.00 at pixels).
+    """
+    names = ["layer", "size", "width", "R2", "error, px", "random weights", "shuffled", "lambda"]
+    table = [names, *(_cells(layer) for layer in readings.layers)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(names))]
+    lines = [
+        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
+        for row in table
+    ]
+    rule = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
+    lines.insert(1, "|" + "|".join(rule) + "|")
+    draws = ", ".join(f"{count} {split}" for split, count in readings.draws.items())
+    by = {"val": "the validation draws", "gcv": "cross-validation (GCV)"}[readings.lambda_by]
+    mean = f"{readings.predict_mean_px.value:.2f} px"
+    lines += [
+        "",
+        f"predict the mean: {mean}; draws: {draws}; lambda by {by}",
+        "R2 is against the training mean, with its 95 % interval over pictures or groups",
+        f"readable is what lies, interval and all, above {READABLE} and above shuffled targets",
+        "",
+        f"Verdict: {verdict(readings.layers, readings.trained)}.",
+    ]
+    return "\n".join(lines)
+
+
+def as_plain(readings: Readings) -> dict[str, Any]:
+    """Return every figure as plain data, with the verdict.
+
+    Examples:
+        >>> chance = Reading(Estimate(0.0, 0.0, 0.0), Estimate(2.5, 2.5, 2.5), lam=1.0)
+        >>> layers = (LayerReading("pixels", 6075, 2048, chance, chance, None),)
+        >>> plain = as_plain(Readings(layers, True, {"test": 2000}, chance.mae_px, "val"))
+        >>> plain["layers"][0]["net"]["r2"]
+        {'value': 0.0, 'low': 0.0, 'high': 0.0}
+    """
+    return {
+        "verdict": verdict(readings.layers, readings.trained),
+        "trained": readings.trained,
+        "draws": readings.draws,
+        "lambda_by": readings.lambda_by,
+        "readable_above": READABLE,
+        "predict_mean_px": readings.predict_mean_px._asdict(),
+        "layers": [
+            {"layer": layer.layer, "size": layer.size, "width": layer.width}
+            | {
+                name: {
+                    "r2": reading.r2._asdict(),
+                    "mae_px": reading.mae_px._asdict(),
+                    "lambda": reading.lam,
+                }
+                for name, reading in layer.readings.items()
+            }
+            for layer in readings.layers
+        ],
+    }
+
+
+def _cells(layer: LayerReading) -> list[str]:
+    r2 = layer.net.r2
+    return [
+        layer.layer,
+        str(layer.size),
+        str(layer.width),
+        f"{_number(r2.value)} ({_number(r2.low)} to {_number(r2.high)})",
+        f"{layer.net.mae_px.value:.2f}",
+        "-" if layer.random is None else _number(layer.random.r2.value),
+        _number(layer.shuffled.r2.value),
+        f"{layer.net.lam:.1e}",
+    ]
+
+
+def _number(value: float) -> str:
+    """Write two digits, and no minus before a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def _r2(layer: LayerReading) -> float:
+    return layer.net.r2.value
+
+
+def _value(layer: LayerReading) -> str:
+    return f"R2 {_number(_r2(layer))}"
+
+
+def _told(layer: LayerReading) -> str:
+    return f"{_value(layer)} at {layer.layer}"
+
+
+def _spread(layer: LayerReading) -> str:
+    return f"R2 {_number(layer.net.r2.low)} to {_number(layer.net.r2.high)}"
+
+
+def _pixels(pixels: LayerReading) -> str:
+    if pixels.readable:
+        return f"the pixels show the offset already ({_value(pixels)})"
+    if pixels.absent:
+        return f"pixels alone don't show the offset ({_value(pixels)})"
+    return f"whether pixels alone show the offset can't be told ({_spread(pixels)})"
+
+
+def _course(layers: Sequence[LayerReading]) -> Iterator[str]:
+    """Say where the offset appears, is best, is missing in between, and is lost."""
+    shown = [place for place, layer in enumerate(layers) if layer.readable]
+    first, last = layers[shown[0]], shown[-1]
+    best = max((layers[place] for place in shown), key=_r2)
+    better = f"best at {best.layer} ({_value(best)})" * (best.net.r2.low > first.net.r2.high)
+    if first is layers[0]:
+        yield better
+    else:
+        at = f"it becomes readable at {first.layer} ({_value(first)})"
+        yield f"{at}, {better}" if better else at
+    missing = [layers[place].layer for place in range(shown[0], last) if place not in shown]
+    if missing:
+        yield f"in between it isn't surely readable at {listed(missing)}"
+    if last + 1 < len(layers):
+        after = layers[last + 1]
+        if all(layer.absent for layer in layers[last + 1 :]):
+            yield f"after {after.layer} it is gone ({_value(after)})"
+        else:
+            yield f"from {after.layer} on it isn't surely readable ({_spread(after)})"
+    elif layers[last].net.r2.high < best.net.r2.low:
+        yield f"{_value(layers[last])} is left at {layers[last].layer}"
+
+
+def _random(layers: Sequence[LayerReading], trained: bool) -> str:
+    """Compare the best layer with the best that random weights have, wherever that is."""
+    controls = [layer.random.r2 for layer in layers if layer.random is not None]
+    if not controls:
+        return ""
+    theirs, ours = max(controls), max(layer.net.r2 for layer in layers if layer.random is not None)
+    if not trained:
+        return f"another draw of the random weights reaches {_number(theirs.value)}"
+    against = f"({_number(theirs.value)} against {_number(ours.value)})"
+    if max(theirs.high, ours.high) < READABLE:
+        return f"nor do random weights (R2 {_number(theirs.value)})"
+    if theirs.low > ours.high:
+        return f"random weights do better {against}"
+    if theirs.value >= ours.low:
+        return f"random weights do as well {against}"
+    if theirs.high >= ours.low:
+        return f"random weights may do as well {against}"
+    gain = _number(ours.value - theirs.value)
+    return f"random weights reach {_number(theirs.value)}, so training adds {gain}"

@@ -1,0 +1,1 @@
+"""LightningModules: how a model trains, measures itself and is kept in checkpoints."""

@@ -1,0 +1,146 @@
+"""Advice on how parts go together: refusals of what can't work, warnings of what hardly does."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.nn.backbones.convnet import Backbone, ShallowConvNet
+from lightning_bbox.nn.backbones.extractor import FeatureExtractor
+from lightning_bbox.nn.heads.linear import LinearHead
+from lightning_bbox.nn.losses import L2Loss
+from lightning_bbox.nn.network import OffsetNet
+from lightning_bbox.nn.stochastic import DropConnect, stochastic_layers
+
+
+def advice(net: OffsetNet) -> list[str]:
+    """Warn of combinations that are known to learn offsets badly, a sentence with a remedy each.
+
+    Args:
+        net: Built, and about to learn.
+
+    References:
+        CS231n notes, Loss functions: the squared error is fragile, and dropout in the network,
+        above all right before it, is not a great idea.
+
+    Examples:
+        >>> from lightning_bbox import BinHead, ChannelNorm
+        >>> backbone = ShallowConvNet(channels=(4,), fc=(8,), global_pool=True).build(9)
+        >>> advice(OffsetNet(ChannelNorm(), backbone, BinHead()))
+        ['global pooling averages away where things are...; set backbone.global_pool: false...']
+    """
+    found = []
+    if _squares(net) and not net.backbone.frozen:
+        layers = _layers(net.backbone)
+        if any(isinstance(layer, _DropoutNd | DropConnect) and layer.p > 0 for layer in layers):
+            found.append(
+                "dropout before a squared error: what it drops moves each prediction, and the "
+                "square makes much of that; use a BinHead or loss: SmoothL1Loss, or leave dropout "
+                "out"
+            )
+        if isinstance(next(filter(_changes, reversed(layers)), None), _BatchNorm):
+            found.append(
+                "batch norm right before a squared error: each prediction depends on the rest of "
+                "its batch, and the square makes much of that; use a BinHead or loss: "
+                "SmoothL1Loss, or end the backbone with another layer"
+            )
+    if isinstance(net.backbone, ShallowConvNet) and _forgets_places(net.backbone):
+        found.append(
+            "global pooling averages away where things are, and that is what offsets need; set "
+            "backbone.global_pool: false, or backbone.coordinates: true"
+        )
+    return found
+
+
+def refuse_lonely_samples(net: OffsetNet, batch_size: int, world_size: int) -> None:
+    """Refuse batch norm where a process has but one sample in a batch: it would be all zero.
+
+    Args:
+        net: Built, and about to learn.
+        batch_size: Samples of the global batch.
+        world_size: Processes that share it.
+
+    Raises:
+        BadInput: There is such a process, and batch norm over vectors.
+
+    Examples:
+        >>> from lightning_bbox import BinHead, ChannelNorm
+        >>> net = OffsetNet(ChannelNorm(), ShallowConvNet((4,), fc=(8,)).build(9), BinHead())
+        >>> refuse_lonely_samples(net, batch_size=1, world_size=1)
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: batch norm needs two samples or more in each process's ...
+    """
+    norms = any(isinstance(module, nn.BatchNorm1d) for module in net.modules())
+    if norms and not net.backbone.frozen and batch_size // world_size < 2:
+        msg = (
+            f"batch norm needs two samples or more in each process's batch, but data.batch_size is "
+            f"{batch_size} for {world_size} processes; raise it, or set backbone.batch_norm: false"
+        )
+        raise BadInput(msg)
+
+
+def refuse_equal_passes(net: OffsetNet, passes: int) -> None:
+    """Refuse to average passes where nothing draws at random.
+
+    Args:
+        net: Built.
+        passes: How many; 0 is none.
+
+    Raises:
+        BadInput: All passes would be equal.
+
+    Examples:
+        >>> from lightning_bbox import BinHead, ChannelNorm
+        >>> net = OffsetNet(ChannelNorm(), ShallowConvNet((4,), dropout=0.5).build(9), BinHead())
+        >>> refuse_equal_passes(net, passes=8)
+    """
+    if passes and not stochastic_layers(net):
+        msg = (
+            f"model.passes is {passes}, but nothing in the model draws at random, so that all "
+            f"passes are equal; give the backbone dropout, or leave passes out"
+        )
+        raise BadInput(msg)
+
+
+def refuse_idle_dropout(backbone: Backbone) -> None:
+    """Refuse dropout that was asked for where features are computed once, without any draw.
+
+    Args:
+        backbone: What a closed solution learns on.
+
+    Raises:
+        BadInput: It has dropout; a published net's own is left alone.
+
+    Examples:
+        >>> refuse_idle_dropout(ShallowConvNet())
+    """
+    if isinstance(backbone, ShallowConvNet) and any(backbone.shares.values()):
+        asked = ", ".join(f"{name} {share}" for name, share in backbone.shares.items() if share)
+        msg = (
+            f"RidgeRegressor computes features without draws, so the backbone's {asked} does "
+            f"nothing; leave it out, and set lam instead"
+        )
+        raise BadInput(msg)
+
+
+def _squares(net: OffsetNet) -> bool:
+    return isinstance(net.head, LinearHead) and isinstance(net.head.criterion, L2Loss)
+
+
+def _layers(backbone: Backbone) -> list[nn.Module]:
+    """Return the layers that features go through, in the order in which they are named."""
+    named = [(name, layer) for name, layer in backbone.named_modules() if not any(layer.children())]
+    if isinstance(backbone, FeatureExtractor):
+        read = f"net.{backbone.layer}."
+        last = max(at for at, (name, _) in enumerate(named) if f"{name}.".startswith(read))
+        named = named[: last + 1]
+    return [layer for _, layer in named]
+
+
+def _changes(layer: nn.Module) -> bool:
+    """Tell whether a layer does anything in evaluation."""
+    return not isinstance(layer, nn.Identity | nn.Flatten | nn.Sequential | _DropoutNd)
+
+
+def _forgets_places(backbone: ShallowConvNet) -> bool:
+    return backbone.global_pool and not (backbone.coordinates or backbone.frozen)

@@ -1,0 +1,254 @@
+"""Checkpoints: read safely or refused, written whole, the best and the last of a run."""
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import make_folder, write_atomically
+from lightning_bbox.core.recipes import Plain, flatten
+from lightning_bbox.geometry.codecs import OffsetSpec
+from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.models.stopping import RunStopped
+
+CHECKPOINT_KEY = "lightning_bbox"
+"""Where a checkpoint keeps what its model must know of the data."""
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], map_location: str | torch.device = "cpu"
+) -> dict[str, Any]:
+    """Load a checkpoint of ours, without running any code of its own.
+
+    Raises:
+        BadInput: There is no such file, or it isn't one of our checkpoints.
+
+    Examples:
+        >>> read_checkpoint("nowhere.ckpt")
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: nowhere.ckpt: no such checkpoint; check its path
+    """
+    try:
+        with ZipFile(path) as file:
+            # torch 2.13 writes the checksums but doesn't compare them.
+            damaged = file.testzip()
+        checkpoint = torch.load(path, map_location, weights_only=True)
+    except FileNotFoundError as error:
+        msg = f"{path}: no such checkpoint; check its path"
+        raise BadInput(msg) from error
+    # A file that is none, was cut short, or holds code, makes torch raise any of many errors.
+    except Exception as error:
+        msg = f"{path}: can't be read as a checkpoint of lightning_bbox; give one that a run wrote"
+        raise BadInput(msg) from error
+    if damaged is not None:
+        msg = f"{path}: is damaged (the checksum of {damaged} is wrong); give another checkpoint"
+        raise BadInput(msg)
+    ours: dict[str, Any] = checkpoint if isinstance(checkpoint, dict) else {}
+    read_spec(ours, str(path))
+    return ours
+
+
+def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> OffsetSpec:
+    """Return what a checkpoint's model knows of its data.
+
+    Args:
+        checkpoint: What was read.
+        path: What to call it in an error.
+
+    Raises:
+        BadInput: The checkpoint isn't one of ours.
+
+    Examples:
+        >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
+        >>> from dataclasses import asdict
+        >>> read_spec({"lightning_bbox": {"spec": asdict(spec)}}) == spec
+        True
+    """
+    try:
+        plain = dict(checkpoint[CHECKPOINT_KEY]["spec"])
+        classes = tuple(plain.pop("classes", ()))  # checkpoints of 0.1.0 have none
+        geometry = CropGeometry(**plain.pop("geometry"))
+        return OffsetSpec(geometry=geometry, classes=classes, **plain)
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"{path}: wasn't written by lightning_bbox; give a checkpoint that a run of it wrote"
+        raise BadInput(msg) from error
+
+
+def refuse_other_parts(recipe: dict[str, Plain], asked: dict[str, Plain]) -> None:
+    """Refuse parts of a model that were asked for, where the checkpoint has others.
+
+    Args:
+        recipe: The checkpoint's model.
+        asked: What was asked for by name; nothing is None.
+
+    Raises:
+        BadInput: They differ.
+
+    Examples:
+        >>> head = {"class_path": "lightning_bbox.nn.heads.linear.LinearHead", "init_args": {}}
+        >>> refuse_other_parts({"head": head, "codec": head}, {"head": head, "codec": None})
+    """
+    for name, part in asked.items():
+        if part is None:
+            continue
+        trained, here = flatten({name: recipe[name]}), flatten({name: part})
+        for key in [*here, *trained]:
+            if trained.get(key) != here.get(key):
+                msg = (
+                    f"model.{key} is {trained.get(key)} in the checkpoint and {here.get(key)} in "
+                    f"the configuration; leave model.{name} out, make them equal or train anew"
+                )
+                raise BadInput(msg)
+
+
+def refuse_other_run(then: dict[str, Plain], now: dict[str, Plain]) -> None:
+    """Refuse to go on where the order of samples, or the optimizer, would not be the same.
+
+    Args:
+        then: What the checkpoint says of its run.
+        now: The same of this one.
+
+    Raises:
+        BadInput: They differ.
+
+    Examples:
+        >>> refuse_other_run({"data.seed": 0}, {"data.seed": 0})
+    """
+    for name, value in now.items():
+        if then.get(name) != value:
+            msg = (
+                f"{name} is {then.get(name)} in the checkpoint and {value} now, so this run can't "
+                f"go on; keep it, or begin a new run from its weights with --model.weights"
+            )
+            raise BadInput(msg)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write checkpoints beside their place and rename them.
+
+    Lightning's own way goes through the temporary folder, and a move between file systems can be
+    cut short. Ours never leaves a broken file in place of the last good one.
+    """
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: object = None,
+    ) -> None:
+        """Write a checkpoint whole or not at all."""
+        buffer = BytesIO()
+        torch.save(checkpoint, buffer)
+        make_folder(Path(path).parent)
+        write_atomically(Path(path), buffer.getvalue())
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: object = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint of ours, without running any code of its own."""
+        return read_checkpoint(path)
+
+
+def checkpoint_of(path: str | os.PathLike[str]) -> Path:
+    """Return the checkpoint that a path means: a file is itself, a run's folder its best one.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoint_of(folder).relative_to(folder).as_posix()
+        'checkpoints/best.ckpt'
+    """
+    return Path(path) / "checkpoints" / "best.ckpt" if Path(path).is_dir() else Path(path)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """Find the checkpoint that stands furthest in training, among those that can be read.
+
+    Args:
+        folder: The checkpoints of a run.
+
+    Returns:
+        Its path, the last one's where several stand equally far, or None where there is none; and
+        why others could not be read.
+
+    Raises:
+        BadInput: There are checkpoints, but none can be read.
+
+    Examples:
+        >>> newest_checkpoint(Path("nowhere"))
+        (None, [])
+    """
+    found, unread = [], []
+    for path in sorted(folder.glob("*.ckpt")):
+        try:
+            found.append((int(read_checkpoint(path)["global_step"]), path.stem == "last", path))
+        except BadInput as error:
+            unread.append(str(error))
+    if unread and not found:
+        raise BadInput("; ".join(unread))
+    return (max(found)[2] if found else None), unread
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Keep the best and the last checkpoint of a run, also of one that is stopped.
+
+    Args:
+        folder: Where `best.ckpt` and `last.ckpt` go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor="val/mae_px",
+            save_last=True,
+            save_on_exception=True,
+            enable_version_counter=False,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep how good the best checkpoint is; where it lies is known."""
+        return {"best_model_score": self.best_model_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best checkpoint so far, if it lies here and can be read."""
+        score = state_dict["best_model_score"]
+        if score is None:
+            return
+        path = self.format_checkpoint_name({})
+        try:
+            read_checkpoint(path)
+        except BadInput as error:
+            rank_zero_warn(f"{error}; the best of the epochs to come takes its place")
+            return
+        self.best_model_path = self.kth_best_model_path = path
+        self.best_model_score = self.kth_value = score
+        self.best_k_models = {path: score}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the best where it is better, and the last in any case."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Save where a run stands that was stopped between two steps, as last only.
+
+        After any other exception weights may be half updated, and the last good checkpoint stays;
+        Lightning would overwrite the best one too.
+        """
+        if isinstance(exception, RunStopped) and self._should_save_on_exception(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -1,0 +1,279 @@
+"""The feature cache: what a frozen backbone makes of fixed draws, computed once.
+
+Tables are kept in fp32, which holds exactly what half precisions compute, or in fp64 where the
+network runs in it, so that training on them gives the numbers that crops would.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import make_folder
+from lightning_bbox.core.keyed_files import KeyedFile
+from lightning_bbox.core.messages import say
+from lightning_bbox.core.recipes import Part
+from lightning_bbox.data.loader import PlanLoader, Split
+from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.nn.backbones.convnet import Backbone
+from lightning_bbox.nn.network import OffsetNet
+from lightning_bbox.pictures.augment import Augment
+from lightning_bbox.pictures.store import ImageStore
+
+
+def compute_features(data: CropDataModule, split: Split, net: OffsetNet) -> Float[Tensor, "n f"]:
+    """Compute the features of all draws of epoch 0 of a split, each process its share of them.
+
+    Args:
+        data: Where the crops come from, of a trainer that is about to train.
+        split: Which draws.
+        net: What makes the features, in the trainer's precision.
+
+    Examples:
+        >>> from lightning_bbox import BinHead, ChannelNorm, SceneDataModule, ShallowConvNet
+        >>> data = SceneDataModule(num_scenes=10, eval_draws=12, compile=False)
+        >>> data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
+        >>> backbone = ShallowConvNet(channels=(4, 8), fc=(16,)).build(45)
+        >>> net = OffsetNet(ChannelNorm(), backbone, BinHead())
+        >>> compute_features(data, "val", net).shape
+        torch.Size([12, 16])
+    """
+    trainer, (rank, world_size) = data.trainer, data.ranks()
+    assert trainer is not None
+    device, table = trainer.strategy.root_device, None
+    counts = data.num_draws(split), data.batch_size, rank, world_size
+    for rows in PlanLoader(split, *counts, attach=data.attach_crops):
+        batch = data.make_batch(rows.to(device))
+        with net.evaluating(), trainer.precision_plugin.forward_context():
+            features = net.fast_features(batch.crops)
+        if table is None:
+            dtype = torch.promote_types(features.dtype, torch.float32)
+            shape = data.num_draws(split), features.shape[1]
+            table = torch.zeros(shape, dtype=dtype, device=device)
+        own = rows.valid.to(device)
+        table[batch.rows[own]] = features[own].to(table.dtype)
+    assert table is not None
+    reduced: Tensor = trainer.strategy.reduce(table, reduce_op="sum")
+    return reduced
+
+
+def fill_cache(place: str, data: CropDataModule, splits: Iterable[Split], net: OffsetNet) -> None:
+    """Fix the training draws, and have batches of some splits hold features instead of crops.
+
+    Args:
+        place: `memory`, which is that of the device, or a folder of files. On the CPU those are
+            mapped, not read, so that they may exceed the memory.
+        data: The data module of a trainer that is about to train.
+        splits: Which draws to know the features of.
+        net: What makes them, its weights final.
+
+    Raises:
+        BadInput: Features would not stay what they are, or the folder can't be written to.
+
+    Examples:
+        >>> from lightning_bbox import BinHead, ChannelNorm, SceneDataModule, ShallowConvNet
+        >>> data = SceneDataModule(num_scenes=10, eval_draws=12, compile=False)
+        >>> data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
+        >>> backbone = ShallowConvNet(channels=(4, 8), fc=(16,)).build(45)
+        >>> backbone.frozen = True
+        >>> fill_cache("memory", data, ["val"], OffsetNet(ChannelNorm(), backbone, BinHead()))
+        features of val: 12 x 16 computed in ... s, kept in memory
+        >>> data.features["val"].shape
+        torch.Size([12, 16])
+    """
+    _refuse_changing(net.backbone, data.augment)
+    trainer, folder = data.trainer, None if place == "memory" else Path(place)
+    assert trainer is not None
+    data.fix_draws()
+    key = {}
+    if folder is not None:
+        make_folder(folder, option="--model.cache")
+        key = feature_key(data, net, str(trainer.precision))
+    for split in splits:
+        file = None if folder is None else FeatureFile(folder, split, key | draws_key(data, split))
+        if file is None or not _is_known(file, trainer):
+            _compute_and_keep(file, data, split, net)
+        if file is not None:
+            data.features[split] = file.read().to(trainer.strategy.root_device)
+
+
+def _compute_and_keep(
+    file: "FeatureFile | None", data: CropDataModule, split: Split, net: OffsetNet
+) -> None:
+    since = time.perf_counter()
+    features = compute_features(data, split, net)
+    rows, columns = features.shape
+    assert data.trainer is not None
+    if file is None:
+        data.features[split] = features
+    elif data.trainer.local_rank == 0:
+        file.keep(features)
+    data.trainer.strategy.barrier("features")
+    where = "memory" if file is None else file.folder
+    seconds = time.perf_counter() - since
+    say(f"features of {split}: {rows} x {columns} computed in {seconds:.1f} s, kept in {where}")
+
+
+def refuse_learning(backbone: Backbone) -> None:
+    """Refuse to keep the features of a backbone that learns.
+
+    Raises:
+        BadInput: It isn't frozen.
+
+    Examples:
+        >>> from lightning_bbox import AlexNet
+        >>> refuse_learning(AlexNet())
+    """
+    if not backbone.frozen:
+        msg = (
+            f"model.cache keeps features, but the backbone {type(backbone).__name__} learns and "
+            f"they change; use one that is frozen (AlexNet is by default) or leave model.cache out"
+        )
+        raise BadInput(msg)
+
+
+def _refuse_changing(backbone: Backbone, augment: Augment) -> None:
+    refuse_learning(backbone)
+    if augment.extra:
+        names = ", ".join(type(module).__name__ for module in augment.extra)
+        msg = (
+            f"augment.extra holds {names}, which changes crops anew at each step, but model.cache "
+            f"computes their features once; leave one of the two out"
+        )
+        raise BadInput(msg)
+
+
+def _is_known(file: "FeatureFile", trainer: pl.Trainer) -> bool:
+    """Tell whether every process finds the features on its disk, and say what the first one did."""
+    problem = file.problem()
+    if problem:
+        rank_zero_warn(f"features of {file.split} in {file.folder} are {problem}: computed anew")
+    known: bool = trainer.strategy.reduce_boolean_decision(problem is None)
+    if known:
+        say(f"features of {file.split}: read from {file.folder}")
+    return known
+
+
+class FeatureFile(KeyedFile):
+    """Features of one split on disk: a .npy file, and a sidecar that says what they are.
+
+    Args:
+        folder: Where both are.
+        split: Their name.
+        key: What the features depend on, by name.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     FeatureFile(Path(folder), "val", {"weights": "a"}).keep(torch.ones(2, 3))
+        ...     FeatureFile(Path(folder), "val", {"weights": "b"}).problem()
+        'stale (made of other weights)'
+    """
+
+    def __init__(self, folder: Path, split: Split, key: dict[str, str]) -> None:
+        super().__init__(folder / f"{split}.npy", key, "--model.cache")
+        self.folder, self.split = folder, split
+
+    def read(self) -> Float[Tensor, "n f"]:
+        """Map the features; pages are read when they are used."""
+        # Not "r": torch warns of arrays that can't be written to. Nothing writes to the file.
+        return torch.from_numpy(np.lib.format.open_memmap(self.path, mode="c"))
+
+    def keep(self, features: Float[Tensor, "n f"]) -> None:
+        """Write both files, each whole or not at all.
+
+        Raises:
+            BadInput: The folder can't be written to, or there is no room.
+        """
+        array: np.ndarray[Any, Any] = np.ascontiguousarray(features.cpu().numpy())
+        header = BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, np.lib.format.header_data_from_array_1_0(array)
+        )
+        facts = {"shape": list(array.shape), "dtype": str(array.dtype)}
+        self.write((header.getvalue(), array.data.cast("B")), facts)
+
+
+def feature_key(data: CropDataModule, net: OffsetNet, precision: str) -> dict[str, str]:
+    """Return what the features of all splits depend on, by name.
+
+    Args:
+        data: Where the crops come from.
+        net: What makes the features.
+        precision: What it runs in.
+
+    Examples:
+        >>> from lightning_bbox import BinHead, ChannelNorm, SceneDataModule, ShallowConvNet
+        >>> data = SceneDataModule(num_scenes=10, compile=False)
+        >>> net = OffsetNet(ChannelNorm(), ShallowConvNet().build(45), BinHead())
+        >>> list(feature_key(data, net, "32-true"))
+        ['pictures', 'preprocess', 'backbone', 'weights', 'precision']
+    """
+    store = data.source.store
+    assert isinstance(store, ImageStore)  # files are decoded one by one to predict only
+    boxes = [items.digest() for _, items in sorted(data.source.splits.items())]
+    return {
+        "pictures": digest_of(store.pixels, store.heights, store.widths, *boxes),
+        "preprocess": digest_of(_recipe(net.preprocess), *_state(net.preprocess)),
+        "backbone": _recipe(net.backbone),
+        "weights": digest_of(*_state(net.backbone)),
+        "precision": precision,
+    }
+
+
+def draws_key(data: CropDataModule, split: Split) -> dict[str, str]:
+    """Return what the crops of a split's draws depend on, beside the pictures, by name.
+
+    It is the draws themselves, as the seed, the law of the proposals and augmentation made them.
+
+    Examples:
+        >>> from functools import partial
+        >>> from lightning_bbox import SceneDataModule
+        >>> make = partial(SceneDataModule, num_scenes=10, compile=False)
+        >>> first, other = make(seed=0), make(seed=1)
+        >>> draws_key(first, "val") == draws_key(other, "val")
+        True
+        >>> draws_key(first, "train") == draws_key(other, "train")
+        False
+    """
+    samples = data.samples(split)
+    noise = data.noise_level(augment=split == "train")
+    drawn = samples.image_index, samples.proposals, samples.flips, samples.factors, samples.noise
+    return {"draws": digest_of(split, repr(data.geometry), repr(noise), *drawn)}
+
+
+def digest_of(*parts: Tensor | str) -> str:
+    """Return a fingerprint of tensors and text.
+
+    Examples:
+        >>> digest_of(torch.zeros(2), "a") == digest_of(torch.zeros(2), "b")
+        False
+    """
+    hashed = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            hashed.update(f"{part.dtype} {tuple(part.shape)} ".encode())
+            flat = part.detach().cpu().contiguous().reshape(-1)
+            hashed.update(flat.view(torch.uint8).numpy().data)
+        else:
+            hashed.update(f"{len(part)} {part}".encode())
+    return hashed.hexdigest()
+
+
+def _recipe(part: Part) -> str:
+    return json.dumps(part.recipe(), sort_keys=True)
+
+
+def _state(part: Part) -> list[Tensor | str]:
+    return [item for named in sorted(part.state_dict().items()) for item in named]

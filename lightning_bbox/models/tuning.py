@@ -1,0 +1,181 @@
+"""The batch size whose throughput is near the best: measured, before training begins."""
+
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, count, takewhile
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.messages import say
+from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.data.samples import Batch
+from lightning_bbox.pictures.places import measure_room
+
+NEAR = 0.95
+"""What a batch size must reach of the best throughput."""
+
+PATIENCE = 3
+"""Doublings that may bring nothing: beyond, larger batches are not measured."""
+
+_SMALLEST = 16
+_SECONDS = 1.0  # of measuring a size
+_FEWEST = 3  # steps of a size
+
+
+class Knee(NamedTuple):
+    """The smallest batch whose throughput is near the best.
+
+    Attributes:
+        size: Samples in the global batch.
+        rates: Samples a second by size, over all processes.
+        limit: What ended the search.
+    """
+
+    size: int
+    rates: dict[int, float]
+    limit: str
+
+    def sentence(self) -> str:
+        """Say what was found."""
+        found = ", ".join(f"{size}: {rate:.0f}" for size, rate in self.rates.items())
+        return (
+            f"batch_size: {self.size}, the smallest within {1 - NEAR:.0%} of the most crops a "
+            f"second ({found}; {self.limit}); the learning rate is as you set it"
+        ).replace("%", " %")
+
+
+def find_knee(sizes: Iterable[int], measure: Callable[[int], float | None]) -> Knee:
+    """Measure ever larger batches, and return the smallest that is near the best.
+
+    Args:
+        sizes: Batch sizes, ascending.
+        measure: Samples a second of a size, or None where it doesn't fit into memory.
+
+    Examples:
+        >>> find_knee([16, 32, 64, 128], {16: 100.0, 32: 180.0, 64: 200.0, 128: 205.0}.get).size
+        64
+    """
+    rates = dict[int, float]()
+    for size in sizes:
+        rate = measure(size)
+        if rate is None:
+            limit = f"{size} don't fit into memory"
+            break
+        rates[size] = rate
+        best = max(rates.values())
+        first = next(size for size, rate in rates.items() if rate >= NEAR * best)
+        if list(rates).index(first) + PATIENCE < len(rates):
+            limit = "more bring no more"
+            break
+    else:
+        limit = "no more are drawn in an epoch"
+    if not rates:
+        msg = "data.batch_size is auto, but not even the smallest batch fits into memory; free some"
+        raise BadInput(msg)
+    best = max(rates.values())
+    return Knee(next(size for size, rate in rates.items() if rate >= NEAR * best), rates, limit)
+
+
+def batch_sizes(draws_per_epoch: int, world_size: int) -> list[int]:
+    """Return the sizes to try: powers of two, of two samples a process or more.
+
+    Args:
+        draws_per_epoch: Most that a batch can hold.
+        world_size: Number of processes.
+
+    Examples:
+        >>> batch_sizes(draws_per_epoch=100, world_size=1)
+        [16, 32, 64]
+        >>> batch_sizes(draws_per_epoch=10, world_size=1)
+        [8]
+    """
+    powers = list(takewhile(lambda size: size <= draws_per_epoch, (1 << n for n in count())))
+    enough = [size for size in powers if size >= max(_SMALLEST, 2 * world_size)]
+    return enough or powers[-1:]
+
+
+def settle_batch_size(data: CropDataModule, step: Callable[[Batch], object]) -> None:
+    """Find the batch size of a data module whose trainer is about to train.
+
+    All processes measure; the first one decides.
+
+    Args:
+        data: What makes the batches.
+        step: Trains on one, and leaves no trace in the model.
+
+    Raises:
+        BadInput: Not even the smallest batch fits into memory.
+
+    Examples:
+        >>> import lightning.pytorch as pl
+        >>> from lightning_bbox import SceneDataModule
+        >>> make = {"num_scenes": 10, "draws_per_epoch": 20, "compile": False}
+        >>> data = SceneDataModule(batch_size="auto", **make)
+        >>> data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
+        >>> settle_batch_size(data, lambda batch: batch.crops.sum())
+        batch_size: 16, the smallest within 5 % of the most crops a second (16: ...; no more are
+        drawn in an epoch); the learning rate is as you set it
+        >>> data.batch_size
+        16
+    """
+    trainer = data.trainer
+    assert trainer is not None
+    device = trainer.strategy.root_device
+    meter = _Meter(data, step, device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        knee = find_knee(batch_sizes(data.draws_per_epoch, trainer.world_size), meter.rate)
+    data.batch_size = trainer.strategy.broadcast(knee.size)
+    say(knee.sentence())
+
+
+class _Meter:
+    """Time steps on real batches."""
+
+    def __init__(
+        self, data: CropDataModule, step: Callable[[Batch], object], device: torch.device
+    ) -> None:
+        self.data, self.step, self.device = data, step, device
+        assert data.trainer is not None
+        room = measure_room(device)
+        self._free = room.device // (data.trainer.num_devices if room.shared else 1)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._start = self._peak()
+
+    def rate(self, size: int) -> float | None:
+        """Return samples a second, None where a batch doesn't fit into what is free."""
+        if 2 * (self._peak() - self._start) > self._free:  # twice what half as many took
+            return None
+        self.data.batch_size = size
+        try:
+            return size / median(self._seconds())
+        except torch.OutOfMemoryError:
+            return None
+
+    def _seconds(self) -> Iterator[float]:
+        """Yield the seconds of each step but the first, which warms up."""
+        epochs = (self.data.batches("train", 0, self.device) for _ in count())
+        batches = chain.from_iterable(epochs)
+        began = since = 0.0
+        for number in count():
+            self.step(next(batches))
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            now = time.perf_counter()
+            if number:
+                yield now - since
+            else:
+                began = now
+            since = now
+            if number >= _FEWEST and now - began >= _SECONDS:
+                return
+
+    def _peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

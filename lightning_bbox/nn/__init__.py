@@ -1,0 +1,1 @@
+"""What networks are made of: preprocessing, inits, losses, regularizers, schedules, calibration."""

@@ -1,0 +1,205 @@
+"""Pretrained weights: found or fetched, read without running code, and compared with the net."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lightning_bbox.core.errors import BadInput, listed
+
+WEIGHTS_VARIABLE = "LIGHTNING_BBOX_WEIGHTS"
+"""Environment variable with the folder of weights, where no other is named."""
+
+FILES = {"caffe": "alexnet_caffe_conv_int8.npz", "imagenet": "alexnet-owt-7be5be79.pth"}
+"""The weights that have a name, and their files."""
+
+_URL = f"https://download.pytorch.org/models/{FILES['imagenet']}"
+_HASH = "7be5be79"  # how the SHA-256 of the file begins; its name says so, as all of torch's do
+_FIXED_POINT = 128  # int8 holds weights to +-1, and int16 biases beyond
+_REMEDY = "give a file that holds a net's state_dict() alone"
+_MOST_READ = 2**20  # bytes to hash at once
+
+
+def find_weights(name: str, weights_dir: str | None = None) -> Path:
+    """Return the file that a name or a path of weights means; `imagenet` is fetched if need be.
+
+    Args:
+        name: `caffe`, `imagenet`, or the path of a file.
+        weights_dir: The folder to look for the named ones in; `$LIGHTNING_BBOX_WEIGHTS` by default.
+
+    Raises:
+        BadInput: It isn't there and can't be fetched, or isn't what its name says.
+
+    Examples:
+        >>> find_weights("caffe", "nowhere")
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: weights 'caffe': alexnet_caffe_conv_int8.npz isn't in
+        nowhere; put it there, or name its folder by weights_dir or LIGHTNING_BBOX_WEIGHTS
+    """
+    folder = weights_dir or os.environ.get(WEIGHTS_VARIABLE)
+    if name not in FILES:
+        path = Path(name)
+    elif folder is not None and Path(folder, FILES[name]).exists():
+        path = Path(folder, FILES[name])
+    elif name == "imagenet":
+        path = _fetched(folder)
+    else:
+        where = f"isn't in {folder}; put it there, or" if folder else "is in no known folder;"
+        msg = (
+            f"weights {name!r}: {FILES[name]} {where} name its folder by weights_dir or "
+            f"{WEIGHTS_VARIABLE}"
+        )
+        raise BadInput(msg)
+    if path.name == FILES["imagenet"] and path.is_file() and not _sha256(path).startswith(_HASH):
+        msg = (
+            f"{path}: isn't the file of that name (its SHA-256 doesn't begin with {_HASH}); "
+            f"download {_URL} again"
+        )
+        raise BadInput(msg)
+    return path
+
+
+def _fetched(folder: str | None) -> Path:
+    """Return torchvision's weights in torch's own cache, downloaded where they aren't there."""
+    path = Path(torch.hub.get_dir(), "checkpoints", FILES["imagenet"])
+    if not path.exists():
+        try:
+            torch.hub.load_state_dict_from_url(
+                _URL, map_location="cpu", check_hash=True, weights_only=True
+            )
+        # No network, a proxy's page instead of the file, a disk that is full.
+        except (OSError, RuntimeError) as error:
+            place = folder or f"a folder and name it by weights_dir or {WEIGHTS_VARIABLE}"
+            msg = (
+                f"weights 'imagenet': {_URL} can't be downloaded ({error}); download {path.name} "
+                f"where there is a network and put it into {place}"
+            )
+            raise BadInput(msg) from error
+    return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_MOST_READ):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a file of weights by its suffix, without running any code of its own.
+
+    `.pth` and `.pt` hold a state dict, or one under the key `state_dict`; `.safetensors` holds one;
+    `.npz` holds an array for each weight: floating point, or fixed point in units of 1/128.
+
+    Raises:
+        BadInput: The file isn't there, can't be read, or holds anything but weights.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "weights.npz"
+        ...     np.savez(path, bias=np.array([64, -128], np.int8))
+        ...     read_weights(path)
+        {'bias': tensor([ 0.5000, -1.0000])}
+    """
+    path = Path(path)
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        msg = f"{path}: weights are read from {', '.join(_READERS)}; convert it to one of them"
+        raise BadInput(msg)
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "no such file of weights"
+        raise BadInput.at(str(path), problem, "correct weights=")
+    try:
+        return read(path)
+    except BadInput:
+        raise
+    # A file that is none, was cut short, or holds code, makes the readers raise any of many errors.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        problem = f"can't be read, it is damaged, of another kind or holds code ({reason})"
+        raise BadInput.at(str(path), problem, _REMEDY) from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    if zipfile.is_zipfile(path):  # the format of torch 1.6 and later
+        with zipfile.ZipFile(path) as file:
+            # torch 2.13 writes the checksums but doesn't compare them.
+            if damaged := file.testzip():
+                msg = f"the checksum of {damaged} is wrong"
+                raise ValueError(msg)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    weights = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict):
+        problem = f"holds what is of type {type(weights).__name__}, not weights by name"
+        raise BadInput.at(str(path), problem, _REMEDY)
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            problem = f"holds {name!r} of type {type(value).__name__}, not a named weight"
+            raise BadInput.at(str(path), problem, _REMEDY)
+    return dict(weights)
+
+
+def _read_numpy(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {name: _from_numpy(arrays[name], f"{path}: {name}") for name in arrays.files}
+
+
+def _from_numpy(array: np.ndarray, name: str) -> Tensor:
+    if array.dtype in (np.int8, np.int16):
+        return torch.from_numpy(array.astype(np.float32) / _FIXED_POINT)
+    if array.dtype.kind != "f":
+        problem = f"is {array.dtype}"
+        raise BadInput.at(name, problem, "expected floating point, or int8 or int16 in 1/128")
+    return torch.from_numpy(array)
+
+
+_READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".safetensors": safetensors.torch.load_file,
+    ".npz": _read_numpy,
+}
+
+
+def refuse_other_weights(
+    path: Path | str,
+    weights: Mapping[str, Tensor],
+    net: Mapping[str, Tensor],
+    needed: Collection[str],
+) -> None:
+    """Refuse weights that aren't those of a net, by their names and shapes.
+
+    Args:
+        path: What to call them in an error.
+        weights: What was read.
+        net: The net's own, of the right shapes.
+        needed: Names that must be there; no other than the net's may be.
+
+    Raises:
+        BadInput: A weight is missing, unknown, or of another shape.
+
+    Examples:
+        >>> net = {"bias": torch.zeros(2)}
+        >>> refuse_other_weights("a.npz", {"bias": torch.zeros(3)}, net, needed=["bias"])
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: a.npz: bias has shape [3], the net's has [2]; give weights
+        of the same net
+    """
+    remedy = "give weights of the same net"
+    if unknown := [name for name in weights if name not in net]:
+        raise BadInput.at(str(path), f"holds {listed(unknown)}, which the net lacks", remedy)
+    if missing := [name for name in needed if name not in weights]:
+        raise BadInput.at(str(path), f"lacks {listed(missing)}", remedy)
+    for name, value in weights.items():
+        if value.shape != net[name].shape:
+            mine, theirs = list(net[name].shape), list(value.shape)
+            problem = f"{name} has shape {theirs}, the net's has {mine}"
+            raise BadInput.at(str(path), problem, remedy)

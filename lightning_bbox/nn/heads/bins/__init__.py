@@ -1,0 +1,1 @@
+"""Classification into bins: labels, links, losses, decoders, and the head of them."""

@@ -1,0 +1,214 @@
+"""Bins: classify each coordinate's offset, and decode the distribution."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.geometry.codecs import OffsetSpec, TargetSpace
+from lightning_bbox.nn.heads.bins.decoders import Decoder, ExpectationDecoder, ModeDecoder
+from lightning_bbox.nn.heads.bins.labels import BinGrid, BinLabels, lay_grid
+from lightning_bbox.nn.heads.bins.links import Link, Logits
+from lightning_bbox.nn.heads.bins.losses import BinLoss, usual_loss
+from lightning_bbox.nn.heads.linear import Head, MapShape, Targets, ToBoxes
+
+
+class BinHead(Head):
+    """Classify each coordinate into bins, and decode what is said of them.
+
+    Each coordinate's range is cut into bins that reach beyond the largest offset by what the labels
+    need. Four parts combine: labels say what the truth is as a distribution over bins, a link makes
+    a distribution of features, a loss compares the two, and a decoder finds the offset. What isn't
+    given is what usually goes with the rest: without any, HL-Gauss, a softmax, cross-entropy and
+    the expectation, 27 bins for shifts up to 5 px.
+
+    Args:
+        labels: `GaussianLabels`, `TwoHotLabels`, `OneHotLabels` or `SmoothedLabels`; the loss's
+            usual ones by default.
+        link: `SoftmaxLink`, `TreeLink`, `CumulativeLink` or `IndependentLink`; the loss's usual one
+            by default.
+        loss: `CrossEntropy`, `BinaryCrossEntropy`, `WestonWatkinsHinge`, `StructuredHinge` or
+            `AttributeHinge`; the link's usual one by default.
+        decoder: `ExpectationDecoder`, `ArgmaxDecoder`, `MeanShiftDecoder`, `MedianDecoder` or
+            `ModeDecoder`; by default the expectation, and around the mode after a hinge, whose
+            scores aren't probabilities.
+        bin_width: Width of the shifts' bins, in px.
+        log_bin_width: Width of the sizes' bins, in log size.
+        grids: How many discretisations there are, each shifted by a bin's width over their number
+            and with its own outputs. Their losses are averaged, all their votes decoded together.
+        l1_weight: Weight of an L1 loss on the expectation, in standard deviations of the training
+            targets.
+        max_shift: Largest shift that the bins hold, in px; the data's by default.
+
+    Raises:
+        BadInput: A number is out of its range, or the parts don't fit each other.
+
+    References:
+        Farebrother et al., Stop regressing: training value functions via classification (2024).
+        Hara et al., Designing deep convolutional neural networks for continuous object orientation
+        estimation (2017), for the shifted grids. CS231n notes, Loss functions.
+
+    Examples:
+        >>> from lightning_bbox import CropGeometry
+        >>> head = BinHead().build(8, OffsetSpec(CropGeometry(), 2, 5.0, 0.0))
+        >>> head.centers[0, [0, 13, 26]]
+        tensor([-6.5000,  0.0000,  6.5000])
+    """
+
+    edges: Tensor
+    centers: Tensor
+    inside: Tensor
+    widths: Tensor
+    origin: Tensor
+    unit: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        labels: BinLabels | None = None,
+        link: Link | None = None,
+        loss: BinLoss | None = None,
+        decoder: Decoder | None = None,
+        bin_width: float = 0.5,
+        log_bin_width: float = 0.05,
+        grids: int = 1,
+        l1_weight: float = 0.0,
+        max_shift: float | None = None,
+    ) -> None:
+        super().__init__()
+        if min(bin_width, log_bin_width) <= 0:
+            given = f"bin_width {bin_width} and log_bin_width {log_bin_width}"
+            msg = f"BinHead's {given} must both be positive"
+            raise BadInput(msg)
+        if grids < 1 or l1_weight < 0 or (max_shift is not None and max_shift <= 0):
+            msg = (
+                f"BinHead's grids {grids}, l1_weight {l1_weight}, max_shift {max_shift}: expected "
+                f"at least 1, at least 0, and a positive number of px"
+            )
+            raise BadInput(msg)
+        self.criterion = loss or usual_loss(link)
+        self.link = link or next(iter(self.criterion.fits))()
+        usual_labels = self.criterion.usual_labels(self.link)
+        self.labels = labels or usual_labels
+        self.criterion.refuse_misfits(self.labels)
+        if l1_weight and not self.criterion.probabilistic:
+            name = type(self.criterion).__name__
+            msg = f"l1_weight {l1_weight} needs probabilities, which {name} doesn't give; set it 0"
+            raise BadInput(msg)
+        usual_decoder = ExpectationDecoder() if self.criterion.probabilistic else ModeDecoder()
+        self.decoder = decoder or usual_decoder
+        self.bin_width, self.log_bin_width = bin_width, log_bin_width
+        self.grids, self.l1_weight, self.max_shift = grids, l1_weight, max_shift
+
+    def build(
+        self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
+    ) -> "BinHead":
+        """Lay the bins out, symmetric about 0, in px and log size, and make the link's layer."""
+        sizes = spec.num_targets - 2
+        bounds = [self.max_shift or spec.max_shift] * 2 + spec.bounds[2:]
+        widths = [self.bin_width] * 2 + [self.log_bin_width] * sizes
+        grid = lay_grid(bounds, widths, self.labels.padding, self.grids)
+        for name, buffer in grid._asdict().items():
+            self.register_buffer(name, buffer)
+        for name, value in (("origin", 0.0), ("unit", 1.0), ("std", 1.0)):
+            self.register_buffer(name, torch.full((len(bounds),), value))
+        prior = grid.prior(torch.tensor(spec.bounds * self.grids))
+        self.link.build(in_features, grid.inside, prior)
+        return self
+
+    @property
+    def grid(self) -> BinGrid:
+        """The bins of each row: the coordinates of the first grid, then those of the next."""
+        return BinGrid(self.centers, self.edges, self.inside, self.widths)
+
+    def fit(self, space: TargetSpace) -> None:
+        """Take over where px lie in target units; warn where the bins don't hold the data.
+
+        Raises:
+            BadInput: The codec mixes the coordinates, so that bins of one mean nothing.
+        """
+        self._refuse_mixed(space)
+        largest = float(space.bound[0])
+        if self.max_shift is not None and self.max_shift < largest:
+            rank_zero_warn(
+                f"targets wider than the bins: shifts reach {largest:g} px, BinHead holds "
+                f"{self.max_shift:g}; raise its max_shift, or lower the jitter"
+            )
+        self.origin.copy_(space.origin)
+        self.unit.copy_(space.unit)
+        self.std.copy_(space.std)
+
+    def forward(self, features: Float[Tensor, "b f"]) -> Logits:
+        """Return the link's logits, a row for each coordinate of each grid."""
+        logits: Logits = self.link(features)
+        return logits
+
+    def offsets(self, targets: Targets) -> Targets:
+        """Return where targets lie in px and log size."""
+        return (targets.float() - self.origin) / self.unit
+
+    def target_probs(self, targets: Targets) -> Float[Tensor, "b r k"]:
+        """Return the labels: the distribution over bins that each row is to have."""
+        labels: Tensor = self.labels(self.offsets(targets).repeat(1, self.grids), self.grid)
+        return labels
+
+    def loss(
+        self, outputs: Logits, targets: Targets, to_boxes: ToBoxes | None = None
+    ) -> Float[Tensor, " b"]:
+        """Return the loss, summed over coordinates, on average over grids."""
+        losses: Tensor = self.criterion(self.link, outputs, self.target_probs(targets), self.grid)
+        losses = losses / self.grids
+        if self.l1_weight:
+            errors = (self._mean(outputs) - self.offsets(targets)) * self.unit / self.std
+            losses = losses + self.l1_weight * errors.abs().sum(dim=-1)
+        return losses
+
+    def probs(self, outputs: Logits) -> Float[Tensor, "b r k"]:
+        """Return the predicted distribution over each row's bins."""
+        return self.link.probs(outputs)
+
+    def votes(self, outputs: Logits) -> Float[Tensor, "b n v"]:
+        """Return the weights of all grids' bins together, of which each coordinate's sum to 1."""
+        return self._together(self.probs(outputs)) / self.grids
+
+    def decode(self, outputs: Logits) -> Targets:
+        """Return what the decoder makes of the votes, as targets."""
+        offsets: Tensor = self.decoder(self.votes(outputs), *self._places())
+        return self.origin + offsets * self.unit
+
+    def stds(self, outputs: Logits) -> Float[Tensor, "b n"]:
+        """Return the votes' standard deviations, without the blur of the labels; NaN of a hinge."""
+        if not self.criterion.probabilistic:
+            return super().stds(outputs)
+        votes, (centers, widths) = self.votes(outputs), self._places()
+        means = (votes * centers).sum(dim=-1, keepdim=True)
+        variances = (votes * (centers - means).square()).sum(dim=-1)
+        blur = self.labels.blur(self.grid)[: len(widths)] * widths.square()
+        return (variances - blur).clamp(min=0).sqrt()
+
+    def nll(self, outputs: Logits, targets: Targets) -> Float[Tensor, "b n"]:
+        """Return minus the log density at the truth, by px and by log size; NaN of a hinge.
+
+        The density is even within a bin, and averaged over grids. A truth beyond the range counts
+        as its end.
+        """
+        if not self.criterion.probabilistic:
+            return torch.full_like(targets.float(), math.nan)
+        true_bins = self.grid.true_bins(self.offsets(targets).repeat(1, self.grids))
+        log_probs = self.link.log_probs(outputs).gather(-1, true_bins[..., None]).squeeze(-1)
+        densities = (log_probs - self.widths.log()).view(len(outputs), self.grids, -1)
+        return math.log(self.grids) - densities.logsumexp(dim=1)
+
+    def _mean(self, outputs: Logits) -> Targets:
+        return (self.votes(outputs) * self._places()[0]).sum(dim=-1)
+
+    def _places(self) -> tuple[Float[Tensor, "n v"], Float[Tensor, " n"]]:
+        return self._together(self.centers[None])[0], self.widths[: len(self.unit)]
+
+    def _together(self, rows: Float[Tensor, "b r k"]) -> Float[Tensor, "b n v"]:
+        # The grids' bins alternate, so that their centres ascend.
+        grids = rows.view(len(rows), self.grids, -1, rows.shape[-1])
+        return grids.permute(0, 2, 3, 1).flatten(2)

@@ -1,0 +1,200 @@
+"""Likelihoods: how errors are spread about the prediction, at a scale that is predicted too.
+
+Errors and scales are in units of the training targets' standard deviation; an error is the truth
+minus the prediction. Logarithms are natural.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.recipes import Part
+from lightning_bbox.nn.calibration import ErrorLaw
+
+Errors = Float[Tensor, "b n"]
+Moments = tuple[Float[Tensor, "#n"], Float[Tensor, "#n"]]
+_HALF_LN_2_PI = 0.5 * math.log(2 * math.pi)
+
+
+class Likelihood(Part):
+    """A density of errors, with a location and a scale."""
+
+    error_law: ErrorLaw = "gaussian"
+    """Which quantiles go with its standard deviation."""
+
+    def build(self, num_targets: int) -> "Likelihood":
+        """Make what is learned of the density's form; nothing by default."""
+        return self
+
+    def nll(self, errors: Errors, log_scales: Errors) -> Errors:
+        """Return the negative log density of each coordinate's error.
+
+        Args:
+            errors: Truth minus prediction.
+            log_scales: Logarithms of the predicted scales.
+        """
+        raise NotImplementedError
+
+    def loss(self, errors: Errors, log_scales: Errors) -> Errors:
+        """Return what is trained on: the negative log density by default."""
+        return self.nll(errors, log_scales)
+
+    def moments(self, like: Tensor) -> Moments:
+        """Return the mean and the standard deviation of errors at scale 1.
+
+        Args:
+            like: Any tensor of the device and dtype wanted.
+        """
+        return like.new_zeros(1), like.new_ones(1)
+
+
+class GaussianLikelihood(Likelihood):
+    """Normal errors: 0.5 e^2 / s^2 + ln s, weighted by s^(2 beta).
+
+    Without a weight, samples deemed difficult hardly count, and a mean that is wrong may hide
+    behind a large s. With beta = 0.5 their gradient counts as under L1, with 1 as under L2.
+
+    Args:
+        beta: Exponent of the weight, which has no gradient; 0 is the plain likelihood.
+
+    Raises:
+        BadInput: beta isn't within 0 to 1.
+
+    References:
+        Nix and Weigend, Estimating the mean and variance of the target probability distribution
+        (1994). Seitzer et al., On the pitfalls of heteroscedastic uncertainty estimation with
+        probabilistic neural networks (2022), equation 5.
+
+    Examples:
+        >>> GaussianLikelihood().loss(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2))
+        tensor([[2., 0.]])
+        >>> GaussianLikelihood().nll(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2))
+        tensor([[2.9189, 0.9189]])
+    """
+
+    def __init__(self, beta: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= beta <= 1:
+            msg = f"GaussianLikelihood beta is {beta}; expected 0 (plain) to 1 (as L2)"
+            raise BadInput(msg)
+        self.beta = beta
+
+    def nll(self, errors: Errors, log_scales: Errors) -> Errors:
+        """Return the negative log density of each coordinate's error."""
+        return 0.5 * (errors * (-log_scales).exp()).square() + log_scales + _HALF_LN_2_PI
+
+    def loss(self, errors: Errors, log_scales: Errors) -> Errors:
+        """Return the weighted negative log density, without its constant."""
+        weights = (2 * self.beta * log_scales.detach()).exp()
+        return weights * (self.nll(errors, log_scales) - _HALF_LN_2_PI)
+
+
+class LaplaceLikelihood(Likelihood):
+    """Double exponential errors: |e| / b + ln 2 b, an L1 loss whose scale is predicted.
+
+    Examples:
+        >>> LaplaceLikelihood().loss(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2))
+        tensor([[2.6931, 0.6931]])
+    """
+
+    error_law: ErrorLaw = "laplace"
+
+    def nll(self, errors: Errors, log_scales: Errors) -> Errors:
+        """Return the negative log density of each coordinate's error."""
+        return errors.abs() * (-log_scales).exp() + log_scales + math.log(2)
+
+    def moments(self, like: Tensor) -> Moments:
+        """Return 0 and the square root of 2."""
+        return like.new_zeros(1), like.new_full((1,), math.sqrt(2))
+
+
+class FlowLikelihood(Likelihood):
+    """Errors whose form is learned (RLE): a flow makes them normal, at a scale predicted for each.
+
+    The flow is a chain of affine couplings, each of which scales and shifts every other coordinate
+    by what a small net makes of the rest. It begins as the identity, so that what it learns is how
+    the errors' density differs from a normal one.
+
+    Args:
+        couplings: How many.
+        hidden: Width of the two hidden layers of their nets.
+
+    Raises:
+        BadInput: There is no coupling, or no width.
+
+    References:
+        Li et al., Human pose regression with residual log-likelihood estimation (2021), section
+        3.3; Dinh et al., Density estimation using Real NVP (2017). Theirs multiplies a simple
+        density by a flow's, and leaves out what would normalise the product; ours is one flow, a
+        density by itself, whose ratio to its normal base is the residual. Theirs predicts the
+        location, ours the density's mean, which a skewed flow moves away from it.
+
+    Examples:
+        >>> flow = FlowLikelihood().build(2)
+        >>> flow.nll(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2)).detach()
+        tensor([[1.9189, 1.9189]])
+    """
+
+    masks: Tensor
+    normal: Tensor
+
+    def __init__(self, couplings: int = 6, hidden: int = 64) -> None:
+        super().__init__()
+        if min(couplings, hidden) < 1:
+            msg = f"FlowLikelihood has {couplings} couplings of width {hidden}; expected 1 or more"
+            raise BadInput(msg)
+        self.couplings, self.hidden = couplings, hidden
+
+    def build(self, num_targets: int) -> "FlowLikelihood":
+        """Make the nets, and the points whose images tell the density's moments."""
+        self.scales, self.shifts = (
+            nn.ModuleList(
+                _identity_net(num_targets, self.hidden, last) for _ in range(self.couplings)
+            )
+            for last in (nn.Tanh(), nn.Identity())
+        )
+        turns = torch.arange(self.couplings)[:, None] + torch.arange(num_targets)
+        self.register_buffer("masks", (turns % 2).float())
+        even = torch.quasirandom.SobolEngine(num_targets, scramble=True, seed=0)  # type: ignore[no-untyped-call] # not typed in torch
+        self.register_buffer("normal", torch.special.ndtri(even.draw(1024).clamp(1e-6, 1 - 1e-6)))
+        return self
+
+    def nll(self, errors: Errors, log_scales: Errors) -> Errors:
+        """Return the negative log density, split evenly over the coordinates: it is a joint one."""
+        points, logs = errors * (-log_scales).exp(), -log_scales.sum(dim=-1)
+        for step in range(self.couplings):
+            free, log_scale, shift = self._coupling(step, points)
+            points = torch.where(free > 0, points * log_scale.exp() + shift, points)
+            logs = logs + (free * log_scale).sum(dim=-1)
+        logs = logs - (0.5 * points.square() + _HALF_LN_2_PI).sum(dim=-1)
+        return -(logs / errors.shape[-1])[..., None].expand_as(errors)
+
+    def moments(self, like: Tensor) -> Moments:
+        """Return the mean and the standard deviation of errors at scale 1, from 1,024 of them."""
+        points = self.normal
+        for step in reversed(range(self.couplings)):
+            free, log_scale, shift = self._coupling(step, points)
+            points = torch.where(free > 0, (points - shift) * (-log_scale).exp(), points)
+        return points.mean(dim=0).to(like), points.std(dim=0).to(like)
+
+    def _coupling(self, step: int, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which coordinates a coupling changes, the logarithm of its scale, and its shift.
+
+        The other coordinates alone decide on these, so that it is undone as easily.
+        """
+        free = self.masks[step]
+        with torch.autocast(points.device.type, enabled=False):
+            given = (points * (1 - free)).to(next(self.parameters()).dtype)
+            return free, self.scales[step](given).float(), self.shifts[step](given).float()
+
+
+def _identity_net(num_targets: int, hidden: int, last: nn.Module) -> nn.Sequential:
+    """Make a net of two hidden layers that gives 0 until it has learned something."""
+    end = nn.Linear(hidden, num_targets)
+    nn.init.zeros_(end.weight)
+    nn.init.zeros_(end.bias)
+    layers = [nn.Linear(num_targets, hidden), nn.LeakyReLU(), nn.Linear(hidden, hidden)]
+    return nn.Sequential(*layers, nn.LeakyReLU(), end, last)

@@ -1,0 +1,1 @@
+"""How pixels become crops: decoding, the store, kernels, the cut, augmentation."""

@@ -1,0 +1,1 @@
+"""Moving boxes: in arrays, and in annotation files."""

@@ -1,0 +1,230 @@
+"""What `predict` leaves behind: refined annotation files, a table and a sheet of the changes."""
+
+import csv
+import glob
+import io
+import json
+import math
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
+
+from lightning_bbox.annotations.write import DECIMALS, write_boxes
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import make_folder, save_picture, write_atomically
+from lightning_bbox.data.boxes import BoxDataModule, RoughBoxes
+from lightning_bbox.geometry.boxes import Boxes, box_sizes
+from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.models.base import OffsetModel
+from lightning_bbox.refinement.refiner import settle, shifts_px
+from lightning_bbox.reports.sheets import draw_changes
+
+_MOST_DRAWN = 48
+_RECORD = "overwritten.json"
+
+
+class PredictionFiles(pl.Callback):
+    """Write the refined boxes into copies of their annotation files, and list what changed.
+
+    The copies lie in `refined/`, laid out as the originals. `changes.csv` has a line for each box,
+    `changes.png` shows the largest changes, `unchanged.txt` says which boxes stay and why. What the
+    files had before is kept in `before/` where they are overwritten, and `overwritten.json` says
+    which is which.
+
+    Args:
+        folder: The run's folder.
+        max_shift: Largest shift of an edge to believe, in px.
+        overwrite: Write the refined boxes over the originals too.
+    """
+
+    def __init__(
+        self, folder: Path, max_shift: float | None = None, overwrite: bool = False
+    ) -> None:
+        self.folder, self.max_shift, self.overwrite = folder, max_shift, overwrite
+
+    @rank_zero_only
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write everything, the table of changes last: where it is, all is."""
+        assert isinstance(pl_module, OffsetModel)
+        data = pl_module.data
+        assert isinstance(data, BoxDataModule)
+        assert data.rough is not None
+        rough, table = data.rough, data.rough.table
+        old = table.boxes[rough.chosen]
+        assert table.convention is not None
+        found = pl_module.predictions
+        new, kept = settle(
+            torch.where(found.seen[:, None], found.boxes, old),
+            old,
+            table.sizes[table.image_index[rough.chosen]],
+            data.geometry,
+            self.max_shift,
+            least_side=1.0 if table.convention.inclusive else 0.0,
+        )
+        boxes = table.boxes.clone()
+        boxes[rough.chosen] = new
+        stds = torch.full((len(boxes), found.stds.shape[1]), math.nan)
+        stds[rough.chosen] = found.stds.where(found.seen[:, None], math.nan)
+        reasons = list(rough.reasons)
+        for at in (~found.seen).nonzero().flatten().tolist():
+            kept[at] = "was left out by trainer.limit_predict_batches"
+        for at, reason in kept.items():
+            reasons[int(rough.chosen[at])] = reason
+
+        make_folder(self.folder)
+        refined = write_boxes(table, boxes, self.folder / "refined")
+        if self.overwrite:
+            self._overwrite(rough, refined)
+        unchanged = [sentence.removesuffix("; left out") for sentence in table.skipped]
+        unchanged += [f"{name}: {r}" for name, r in zip(table.ids, reasons, strict=True) if r]
+        text = "".join(f"{sentence}; left as it is\n" for sentence in unchanged)
+        write_atomically(self.folder / "unchanged.txt", text.encode())
+        moved = shifts_px(boxes, table.boxes, data.geometry)
+        largest = moved.norm(dim=1).argsort(descending=True, stable=True)
+        drawn = [at for at in largest[:_MOST_DRAWN].tolist() if bool(moved[at].any())]
+        save_picture(self.folder / "changes.png", draw_changes(data, boxes, drawn))
+        rows = change_rows(rough, boxes, stds, data.geometry, reasons)
+        write_atomically(self.folder / "changes.csv", rows.encode())
+        self._say(table.note, moved, len(unchanged), data.geometry)
+
+    def _overwrite(self, rough: RoughBoxes, refined: list[Path]) -> None:
+        """Exchange the originals, each whole, once all of them are saved in `before/`."""
+        before = write_boxes(rough.table, rough.table.boxes, self.folder / "before")
+        originals = [(rough.table.root / file).resolve() for file in rough.table.files]
+        record = {
+            str(original): [str(path.relative_to(self.folder)) for path in copies]
+            for original, *copies in zip(originals, before, refined, strict=True)
+        }
+        write_atomically(self.folder / _RECORD, json.dumps(record, indent=2).encode())
+        for original, path in zip(originals, refined, strict=True):
+            write_atomically(original, path.read_bytes())
+
+    def _say(
+        self, note: str, moved: Float[Tensor, "n 2"], unchanged: int, geometry: CropGeometry
+    ) -> None:
+        distance = moved.norm(dim=1)
+        where = "written over the originals" if self.overwrite else "the originals are untouched"
+        sys.stdout.write(
+            f"{note}\n"
+            f"{int((distance > 0).sum())} of {len(moved)} boxes moved, by {distance.mean():.2f} px "
+            f"in the mean (median {distance.median():.2f}, largest {distance.max():.2f}); "
+            f"a px is 1/{geometry.reference_size:g} of a crop's side\n"
+            f"refined annotations     {self.folder / 'refined'} ({where})\n"
+            f"each box, old and new   {self.folder / 'changes.csv'}\n"
+            f"the largest changes     {self.folder / 'changes.png'}\n"
+            f"{unchanged} boxes left as they are, and why: {self.folder / 'unchanged.txt'}\n"
+        )
+        sys.stdout.flush()
+
+
+def put_originals_back(folder: Path) -> None:
+    """Put back what a stopped `predict` had begun to overwrite, so that it can begin again.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        BadInput: An original was changed since.
+
+    Examples:
+        >>> import tempfile, warnings
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     original, run = Path(name) / "boxes.csv", Path(name) / "run"
+        ...     run.mkdir()
+        ...     for path in (original, run / "new"):
+        ...         _ = path.write_text("exchanged")
+        ...     _ = (run / "old").write_text("as it was")
+        ...     record = json.dumps({str(original): ["old", "new"]})
+        ...     _ = (run / "overwritten.json").write_text(record)
+        ...     with warnings.catch_warnings(action="ignore"):
+        ...         put_originals_back(run)
+        ...     original.read_text()
+        'as it was'
+    """
+    record = folder / _RECORD
+    if not record.is_file():
+        return
+    originals = {Path(name): copies for name, copies in json.loads(record.read_text()).items()}
+    for original, copies in originals.items():
+        now = original.read_bytes() if original.is_file() else None
+        if now not in [(folder / copy).read_bytes() for copy in copies]:
+            problem = (
+                f"was changed since a predict that was stopped kept it in {folder / copies[0]}"
+            )
+            raise BadInput.at(str(original), problem, f"see which you want, and remove {record}")
+    for original, (kept, _) in originals.items():
+        for leftover in original.parent.glob(f".{glob.escape(original.name)}.*.tmp"):
+            leftover.unlink()
+        write_atomically(original, (folder / kept).read_bytes())
+    record.unlink()
+    rank_zero_warn("a predict was stopped while it overwrote; the originals are put back first")
+
+
+def change_rows(
+    rough: RoughBoxes,
+    boxes: Boxes,
+    stds: Float[Tensor, "n t"],
+    geometry: CropGeometry,
+    reasons: list[str],
+) -> str:
+    r"""Compose the table of changes as CSV, a line for each box in the files' order.
+
+    Args:
+        rough: What was read.
+        boxes: The box of each of the table's, after refinement.
+        stds: How far off the model deems them, in px and log size, NaN where it can't tell.
+        geometry: What a px is.
+        reasons: Why a box stays where it was, or nothing.
+
+    Returns:
+        Columns: id, picture, class; the old and the new corners; the centre's shift in px, in
+        picture pixels and as a fraction of the old box; with four targets the change of log size;
+        the standard deviations; why a box stays.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from lightning_bbox.annotations.read import read_annotations
+        >>> root = Path(tempfile.mkdtemp())
+        >>> Image.new("L", (60, 50)).save(root / "a.png")
+        >>> _ = (root / "boxes.csv").write_text("image,x1,y1,x2,y2\na.png,5,6,35,36")
+        >>> rough = RoughBoxes(read_annotations(root), torch.tensor([0]), [""])
+        >>> rows = change_rows(
+        ...     rough, rough.table.boxes + 1.5, torch.ones(1, 2), CropGeometry(), [""]
+        ... )
+        >>> rows.splitlines()[1]
+        'boxes.csv:2,a.png,object,5,6,35,36,6.5,7.5,36.5,37.5,1.5,1.5,1.5,1.5,0.05,0.05,1,1,'
+    """
+    table = rough.table
+    sizes = stds.shape[1] == 4
+    columns = ["id", "image", "label", "xmin", "ymin", "xmax", "ymax"]
+    columns += [f"new_{name}" for name in columns[3:]]
+    columns += [f"shift_{axis}_{unit}" for unit in ("px", "pixels", "fraction") for axis in "xy"]
+    columns += ["log_width", "log_height"] * sizes
+    columns += ["std_x_px", "std_y_px"] + ["std_log_width", "std_log_height"] * sizes
+    columns.append("unchanged")
+    shifts = shifts_px(boxes, table.boxes, geometry)
+    pixels = shifts * geometry.px(table.boxes)
+    numbers = [table.boxes, boxes, shifts, pixels, pixels / box_sizes(table.boxes)]
+    if sizes:
+        numbers.append((box_sizes(boxes) / box_sizes(table.boxes)).log())
+    rows = torch.cat([*numbers, stds], dim=1).double().tolist()
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    for at, row in enumerate(rows):
+        image, label = table.images[table.image_index[at]], table.classes[table.labels[at]]
+        writer.writerow([table.ids[at], image, label, *map(_short, row), reasons[at]])
+    return stream.getvalue()
+
+
+def _short(number: float) -> str:
+    """Write a number to the thousandth, and nothing where there is none."""
+    if math.isnan(number):
+        return ""
+    return f"{round(number, DECIMALS) + 0.0:.{DECIMALS}f}".rstrip("0").rstrip(".")

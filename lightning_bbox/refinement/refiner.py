@@ -1,0 +1,356 @@
+"""Refine boxes on pictures at hand, from a checkpoint's path alone."""
+
+import warnings
+from collections.abc import Sequence
+from os import PathLike
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from PIL import Image
+from torch import Tensor
+
+from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes
+from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.models.base import OffsetModel
+from lightning_bbox.models.regressor import BoxRegressor
+from lightning_bbox.pictures.cut import cut_crops
+from lightning_bbox.pictures.store import ImageStore, decode_image, to_rgb
+
+Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
+"""A file; a Pillow image; an array (h, w, 3), (h, w, 1) or (h, w); a tensor (3, h, w) or (1, h, w).
+
+Arrays and tensors are RGB or grey, and uint8.
+"""
+BoxArray = TypeVar("BoxArray", np.ndarray, Tensor)
+
+
+class Refinement(NamedTuple):
+    """What a model makes of rough boxes.
+
+    Attributes:
+        boxes: The boxes, `xyxy` in picture pixels, inside the picture.
+        stds: How far off the model deems them, x and y in px (and log sizes), by a factor that
+            fits its errors in validation; NaN where its head can't tell.
+        unmoved: Why a box stays where it was, by its index.
+    """
+
+    boxes: Boxes
+    stds: Float[Tensor, "n t"]
+    unmoved: dict[int, str]
+
+
+class Refiner:
+    """Move rough boxes onto their objects.
+
+    All that is needed (the network, what its outputs mean, how crops are cut) lies in the
+    checkpoint.
+
+    Args:
+        checkpoint: A checkpoint that a run wrote, the run's folder (then its best one), or a
+            trained model at hand, which is moved to the device and into evaluation mode.
+        device: Where to run.
+        batch_size: How many crops the network sees at once.
+        max_shift: Largest shift of an edge to believe, in px; boxes that would move farther stay.
+
+    Raises:
+        BadInput: The checkpoint isn't one of ours.
+
+    Examples:
+        >>> from lightning_bbox.geometry.codecs import OffsetSpec
+        >>> model = BoxRegressor()
+        >>> model.build(OffsetSpec(CropGeometry(), 2, max_shift=5.0, max_log_size=0.0), seed=0)
+        >>> picture, box = np.zeros((60, 80, 3), np.uint8), np.array([[20.0, 10, 50, 40]])
+        >>> Refiner(model).refine(picture, box).shape
+        (1, 4)
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | PathLike[str] | OffsetModel,
+        device: str | torch.device = "cpu",
+        batch_size: int = 512,
+        max_shift: float | None = None,
+    ) -> None:
+        if not isinstance(checkpoint, OffsetModel):
+            checkpoint = BoxRegressor.load_from_checkpoint(checkpoint)
+        if checkpoint.spec is None:
+            msg = "the model isn't trained; train it, or give the path of a checkpoint"
+            raise BadInput(msg)
+        self.model, self.spec = checkpoint.to(device).eval(), checkpoint.spec
+        self.batch_size, self.max_shift = batch_size, max_shift
+
+    def refine(
+        self, image: Picture, boxes: BoxArray, labels: Sequence[str] | None = None
+    ) -> BoxArray:
+        """Return the boxes where they should be, as an array or tensor of the kind given.
+
+        A box that is none (not finite, without area, outside the picture) is returned as it is,
+        with a warning.
+
+        Args:
+            image: The picture; see `Picture`.
+            boxes: Rough boxes (n, 4), `xyxy` in picture pixels.
+            labels: The boxes' classes by name, for a model with a regressor for each.
+
+        Raises:
+            BadInput: The picture or the boxes are not of a shape and type that can be meant.
+        """
+        found = self.refine_with_std(image, boxes, labels)
+        if found.unmoved:
+            first = next(iter(found.unmoved))
+            warnings.warn(
+                f"{len(found.unmoved)} of {len(boxes)} boxes stay as they were; the first is box "
+                f"{first}: {found.unmoved[first]}",
+                stacklevel=2,
+            )
+        if isinstance(boxes, Tensor):
+            return found.boxes.to(boxes.device)
+        return found.boxes.numpy()
+
+    def refine_with_std(
+        self, image: Picture, boxes: np.ndarray | Tensor, labels: Sequence[str] | None = None
+    ) -> Refinement:
+        """Return the boxes, how far off the model deems each, and why some did not move.
+
+        Args:
+            image: The picture; see `Picture`.
+            boxes: Rough boxes (n, 4), `xyxy` in picture pixels.
+            labels: The boxes' classes by name, for a model with a regressor for each.
+
+        Raises:
+            BadInput: The picture or the boxes are not of a shape and type that can be meant.
+        """
+        (refinement,) = self.refine_batch([image], [boxes], None if labels is None else [labels])
+        return refinement
+
+    @torch.no_grad()
+    def refine_batch(
+        self,
+        images: Sequence[Picture],
+        boxes: Sequence[np.ndarray | Tensor],
+        labels: Sequence[Sequence[str]] | None = None,
+    ) -> list[Refinement]:
+        """Refine the boxes of several pictures at once, of whatever sizes.
+
+        Args:
+            images: The pictures; see `Picture`.
+            boxes: Rough boxes (n, 4) of each, `xyxy` in its pixels.
+            labels: Each box's class by name, for a model with a regressor for each.
+
+        Raises:
+            BadInput: A picture or boxes are not of a shape and type that can be meant.
+        """
+        if len(images) != len(boxes):
+            msg = f"there are {len(images)} pictures and {len(boxes)} sets of boxes; give as many"
+            raise BadInput(msg)
+        store = ImageStore.from_pictures([as_rgb(image) for image in images])
+        each = [_as_boxes(one) for one in boxes]
+        counts = torch.tensor([len(one) for one in each], dtype=torch.int64)
+        rough = torch.cat([torch.zeros(0, 4), *each])
+        index = torch.arange(len(each)).repeat_interleave(counts)
+        sizes = torch.stack([store.heights, store.widths], dim=1).long()[index]
+        numbers, unmoved = self._class_numbers(labels, [len(one) for one in each])
+        unmoved |= outside_faults(rough, sizes)
+        usable = torch.tensor([at for at in range(len(rough)) if at not in unmoved]).long()
+        refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
+        settled, reasons = settle(
+            refined, rough[usable], sizes[usable], self.spec.geometry, self.max_shift
+        )
+        unmoved |= {int(usable[at]): reason for at, reason in reasons.items()}
+        all_boxes, all_stds = rough.clone(), rough.new_full((len(rough), stds.shape[1]), torch.nan)
+        all_boxes[usable], all_stds[usable] = settled, stds
+        refinements, start = [], 0
+        for one in each:
+            end = start + len(one)
+            own = {at - start: unmoved[at] for at in sorted(unmoved) if start <= at < end}
+            refinements.append(Refinement(all_boxes[start:end], all_stds[start:end], own))
+            start = end
+        return refinements
+
+    def _class_numbers(
+        self, labels: Sequence[Sequence[str]] | None, counts: list[int]
+    ) -> tuple[Int64[Tensor, " n"], dict[int, str]]:
+        """Return the number of each box's class, and why boxes of unknown ones stay."""
+        if not self.model.net.head.per_class:
+            return torch.zeros(sum(counts), dtype=torch.int64), {}
+        classes = self.spec.classes
+        if labels is None or [len(names) for names in labels] != counts:
+            msg = f"the model has a regressor for each of {listed(classes)}; give each box's label"
+            raise BadInput(msg)
+        names = [name for picture in labels for name in picture]
+        numbers = [classes.index(name) if name in classes else -1 for name in names]
+        unknown = {
+            at: f"is of class {names[at]!r}, which the model doesn't know"
+            for at, number in enumerate(numbers)
+            if number < 0
+        }
+        return torch.tensor(numbers, dtype=torch.int64), unknown
+
+    def _apply(
+        self,
+        store: ImageStore,
+        index: Int64[Tensor, " n"],
+        rough: Boxes,
+        numbers: Int64[Tensor, " n"],
+    ) -> tuple[Boxes, Float[Tensor, "n t"]]:
+        """Cut and refine batch by batch, on the model's device."""
+        device, geometry = self.model.device, self.spec.geometry
+        store = store.to(device)
+        boxes, stds = [rough[:0]], [rough.new_zeros(0, self.spec.num_targets)]
+        for start in range(0, len(rough), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            proposals = rough[rows].to(device)
+            crops = cut_crops(
+                store,
+                index[rows].to(device),
+                geometry.crop_boxes(proposals),
+                geometry.size,
+                geometry.supersample or 1,
+            )
+            found, spread = self.model.refine(crops, proposals, numbers[rows].to(device))
+            boxes.append(found.cpu())
+            stds.append(spread.cpu())
+        return torch.cat(boxes), torch.cat(stds)
+
+
+def refine(
+    image: Picture, boxes: BoxArray, checkpoint: str | PathLike[str], device: str = "cpu"
+) -> BoxArray:
+    """Refine boxes on one picture; for many pictures make a `Refiner` once.
+
+    Args:
+        image: The picture; see `Picture`.
+        boxes: Rough boxes (n, 4), `xyxy` in picture pixels.
+        checkpoint: A checkpoint that a run wrote, or the run's folder.
+        device: Where to run.
+
+    Returns:
+        The boxes where they should be, as an array or tensor of the kind given.
+
+    Examples:
+        >>> refine("a.png", np.zeros((0, 4)), "nowhere.ckpt")
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: nowhere.ckpt: no such checkpoint; check its path
+    """
+    return Refiner(checkpoint, device).refine(image, boxes)
+
+
+def settle(
+    boxes: Boxes,
+    rough: Boxes,
+    sizes: Int64[Tensor, "n 2"],
+    geometry: CropGeometry,
+    max_shift: float | None = None,
+    least_side: float = 0.0,
+) -> tuple[Boxes, dict[int, str]]:
+    """Clip refined boxes to their pictures, and put back those that can't be meant.
+
+    Args:
+        boxes: What the model says, `xyxy` in picture pixels.
+        rough: The boxes it started from.
+        sizes: Height and width of each box's picture.
+        geometry: What a px is.
+        max_shift: Largest shift of an edge to believe, in px.
+        least_side: Width and height that must be left.
+
+    Returns:
+        The boxes, and why some stay where they were, by index.
+
+    Examples:
+        >>> rough = torch.tensor([[10.0, 10, 40, 40], [50.0, 10, 80, 40]])
+        >>> moved, size = rough + 9, torch.tensor([[60, 80], [60, 80]])
+        >>> settle(moved, rough, size, CropGeometry(), max_shift=None)[0]
+        tensor([[19., 19., 49., 49.],
+                [59., 19., 80., 49.]])
+        >>> settle(moved, rough, size, CropGeometry(), max_shift=5)[1][0]
+        'would move by 9 px, more than max_shift 5'
+    """
+    limits = sizes.flip(-1).repeat(1, 2).to(boxes.dtype)
+    clipped = torch.minimum(boxes.clamp(min=0), limits)
+    far = ((boxes - rough).abs() / geometry.px(rough).repeat(1, 2)).amax(dim=1)
+    too_far = far > (torch.inf if max_shift is None else max_shift)
+    finite, flat = boxes.isfinite().all(dim=1), (box_sizes(clipped) <= least_side).any(dim=1)
+    stay = ~finite | too_far | flat
+    reasons = {}
+    for at in stay.nonzero().flatten().tolist():
+        if not finite[at]:
+            reasons[at] = "the model's box is not finite"
+        elif too_far[at]:
+            reasons[at] = f"would move by {far[at]:.3g} px, more than max_shift {max_shift:g}"
+        else:
+            reasons[at] = "would have no area inside the picture"
+    return torch.where(stay[:, None], rough, clipped), reasons
+
+
+def shifts_px(boxes: Boxes, rough: Boxes, geometry: CropGeometry) -> Float[Tensor, "n 2"]:
+    """Return how far the centres moved along x and y, in px.
+
+    Examples:
+        >>> rough = torch.tensor([[10.0, 10, 70, 40]])
+        >>> shifts_px(rough + torch.tensor([4.0, 0, 4, 0]), rough, CropGeometry())
+        tensor([[2., 0.]])
+    """
+    return (box_centers(boxes) - box_centers(rough)) / geometry.px(rough)
+
+
+def outside_faults(boxes: Boxes, sizes: Int64[Tensor, "n 2"]) -> dict[int, str]:
+    """Say by index what is wrong with boxes that can't be refined.
+
+    Args:
+        boxes: Boxes, `xyxy` in picture pixels.
+        sizes: Height and width of each box's picture.
+
+    Examples:
+        >>> outside_faults(torch.tensor([[5.0, 5, 5, 9], [1.0, 1, 9, 9]]), torch.full((2, 2), 10))
+        {0: 'has no positive width and height'}
+    """
+    finite, flat = boxes.isfinite().all(dim=1), (box_sizes(boxes) <= 0).any(dim=1)
+    outside = ((boxes[:, 2:] <= 0) | (boxes[:, :2] >= sizes.flip(-1))).any(dim=1)
+    faults = {}
+    for at in (~finite | flat | outside).nonzero().flatten().tolist():
+        if not finite[at]:
+            faults[at] = "is not finite"
+        else:
+            what = "has no positive width and height" if flat[at] else "lies outside the picture"
+            faults[at] = what
+    return faults
+
+
+def as_rgb(image: Picture) -> np.ndarray:
+    """Return a picture's pixels as uint8 (h, w, 3).
+
+    Raises:
+        BadInput: It is of another type or shape, or can't be decoded.
+
+    Examples:
+        >>> as_rgb(torch.zeros(1, 4, 5, dtype=torch.uint8)).shape
+        (4, 5, 3)
+    """
+    if isinstance(image, str | PathLike):
+        return decode_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    array = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    if isinstance(image, Tensor) and array.ndim == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.dtype != np.uint8:
+        msg = f"the image is {array.dtype}; give uint8, such as (255 * image).round() of 0..1"
+        raise BadInput(msg)
+    if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
+        kinds = "(h, w, 3) or (h, w) as an array, (3, h, w) as a tensor"
+        msg = f"the image has the shape {tuple(image.shape)}; expected RGB or grey, {kinds}"
+        raise BadInput(msg)
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def _as_boxes(boxes: np.ndarray | Tensor) -> Boxes:
+    rough = torch.as_tensor(boxes).detach().float().cpu()
+    if rough.ndim != 2 or rough.shape[1] != 4:
+        msg = f"boxes have the shape {tuple(rough.shape)}; expected (n, 4), xyxy in pixels"
+        raise BadInput(msg)
+    return rough

@@ -1,0 +1,1 @@
+"""The exact linear solver: least squares, and sums over batches and processes."""

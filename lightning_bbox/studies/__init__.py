@@ -1,0 +1,1 @@
+"""Configurations measured against each other."""

@@ -1,0 +1,281 @@
+"""What a study has found: each arm's figures over its runs, against the base, and main effects."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_bbox.evaluation.intervals import Mean, crossed_bootstrap, t_interval, t_quantile
+from lightning_bbox.studies.designs import effects_of, main_effects_matrix
+from lightning_bbox.studies.results import Result
+from lightning_bbox.studies.study import Arm, Study
+
+FIGURES = (
+    *("val_mae_px", "test_mae_px", "test_p95_px", "share_of_predict_mean"),
+    *("steps_to_reach", "train_seconds"),
+)
+"""Names of a run's figures, in the order of the tables."""
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One arm over all its runs.
+
+    Attributes:
+        arm: Which one.
+        results: What became of each of its runs, in the order of the study.
+        figures: Means over the runs that have them, by the names of `FIGURES`.
+        difference: Of the absolute test error from the base's in px, draw by draw, over the runs
+            that both have; None for the base, and where there are no common draws.
+    """
+
+    arm: Arm
+    results: tuple[Result, ...]
+    figures: dict[str, Mean]
+    difference: Mean | None
+
+    @property
+    def done(self) -> list[Result]:
+        """The runs that arrived."""
+        return [result for result in self.results if result.status == "done"]
+
+    @property
+    def status(self) -> str:
+        """How many runs arrived, and what became of the others.
+
+        Examples:
+            >>> from lightning_bbox.studies.study import Run
+            >>> run = Run(Arm("base", {}, {}), seed=0)
+            >>> ends = (Result(run, "done"), Result(run, "diverged", step=40))
+            >>> ArmSummary(run.arm, ends, {}, None).status
+            '1 of 2, 1 diverged (step 40)'
+        """
+        stopped = [result for result in self.results if result.status != "done"]
+        told = [f"{len(self.done)} of {len(self.results)}"]
+        for status, count in Counter(result.status for result in stopped).items():
+            steps = [r.step for r in stopped if r.status == status and r.step is not None]
+            at = f" (step {', '.join(map(str, steps))})" if steps else ""
+            told.append(f"{count} {status}{at}")
+        return ", ".join(told)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How a level changes the error against the base's level, all other axes averaged over.
+
+    Attributes:
+        axis: The axis.
+        level: The level, by its label.
+        ratio: Of the error to the base level's, with its 95 % interval, interactions as noise, and
+            how many arms of this level it was fitted on; None where nothing that arrived tells it.
+        runs: How many runs there are with this level.
+        diverged: How many of them diverged.
+    """
+
+    axis: str
+    level: str
+    ratio: Mean | None
+    runs: int
+    diverged: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a study has found.
+
+    Attributes:
+        study: The study.
+        ranked_by: The figure that the arms are in the order of.
+        arms: From the lowest error up; those without any come last.
+        effects: Main effects, where the design tells them apart from noise; base levels aren't
+            among them.
+        predict_mean_px: Test error of predicting the training mean, in px; nan where no run knows.
+    """
+
+    study: Study
+    ranked_by: str
+    arms: tuple[ArmSummary, ...]
+    effects: tuple[Effect, ...]
+    predict_mean_px: float
+
+    @property
+    def base(self) -> Arm:
+        """The arm that all others are compared with."""
+        return self.study.arms[0]
+
+
+def compare(study: Study, results: Sequence[Result]) -> Comparison:
+    """Compare a study's arms; whatever is missing among the results is said to be.
+
+    Args:
+        study: What was to be run.
+        results: What became of the runs, in any order.
+
+    Examples:
+        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> [arm.status for arm in compare(study, []).arms]
+        ['0 of 1, 1 missing', '0 of 1, 1 missing']
+    """
+    found = {result.run.name: result for result in results}
+    by_arm: dict[str, list[Result]] = {arm.name: [] for arm in study.arms}
+    for run in study.runs():
+        by_arm[run.arm.name].append(found.get(run.name, Result(run, "missing")))
+    base = by_arm[study.arms[0].name]
+    summaries = [_summary(arm, by_arm[arm.name], base, study.reach_px) for arm in study.arms]
+    ranked_by = "test_mae_px" if study.folds is None else "val_mae_px"
+    known = [result.metrics.get("test/mae_px_predict_mean") for result in results]
+    means = [value for value in known if value is not None]
+    return Comparison(
+        study=study,
+        ranked_by=ranked_by,
+        arms=tuple(sorted(summaries, key=lambda arm: _value(arm, ranked_by))),
+        effects=tuple(main_effects(summaries, ranked_by)),
+        predict_mean_px=math.fsum(means) / len(means) if means else math.nan,
+    )
+
+
+def figures_of(result: Result, reach_px: float) -> dict[str, float]:
+    """Return a run's figures by the names of `FIGURES`, those that it has.
+
+    Args:
+        result: What became of the run.
+        reach_px: The validation error whose first step is told, in px.
+
+    Examples:
+        >>> from lightning_bbox.studies.study import Run
+        >>> run = Run(Arm("base", {}, {}), seed=0)
+        >>> metrics = {"test/mae_px": 0.5, "test/mae_px_predict_mean": 2.5}
+        >>> figures_of(Result(run, "done", metrics=metrics), 1.0)
+        {'test_mae_px': 0.5, 'share_of_predict_mean': 0.2}
+    """
+    metrics, errors = result.metrics, [error for _, error in result.curve]
+    error, mean = metrics.get("test/mae_px"), metrics.get("test/mae_px_predict_mean")
+    figures = {
+        "val_mae_px": min(errors, default=None),
+        "test_mae_px": error,
+        "test_p95_px": metrics.get("test/p95_px"),
+        "share_of_predict_mean": error / mean if error is not None and mean else None,
+        "steps_to_reach": steps_to_reach(result.curve, reach_px),
+        "train_seconds": metrics.get("train_seconds"),
+    }
+    return {name: x for name, x in figures.items() if x is not None and math.isfinite(x)}
+
+
+def steps_to_reach(curve: Sequence[tuple[int, float]], threshold: float) -> float | None:
+    """Return when a curve is first at or below a threshold, linear between its points.
+
+    Args:
+        curve: (step, error) in order.
+        threshold: In the error's unit.
+
+    Returns:
+        The step; None if the curve stays above.
+
+    Examples:
+        >>> steps_to_reach([(100, 2.0), (200, 1.2), (300, 0.8)], 1.0)
+        250.0
+    """
+    for place, (step, error) in enumerate(curve):
+        if error <= threshold:
+            before, above = curve[place - 1] if place else (step, math.inf)
+            if not math.isfinite(above):
+                return float(step)
+            return before + (step - before) * (above - threshold) / (above - error)
+    return None
+
+
+def paired_difference(arm: Sequence[Result], base: Sequence[Result]) -> Mean | None:
+    """Return how much an arm's error lies above the base's, over runs of the same seed and fold.
+
+    Args:
+        arm: The arm's runs.
+        base: The base's runs, in the same order.
+
+    Returns:
+        In px, with the interval of `crossed_bootstrap`; None where no two runs have the same draws.
+
+    Examples:
+        >>> from lightning_bbox.studies.study import Run
+        >>> run = Run(Arm("base", {}, {}), seed=0)
+        >>> import torch
+        >>> low, high = (
+        ...     Result(run, "done", errors=torch.tensor([x, x]), pictures=torch.tensor([0, 1]))
+        ...     for x in (1.0, 1.5)
+        ... )
+        >>> paired_difference([high], [low])
+        Mean(value=0.5, low=0.5, high=0.5, n=1)
+    """
+    both = [
+        (mine, its)
+        for mine, its in zip(arm, base, strict=True)
+        if mine.status == its.status == "done" and len(mine.errors)
+        if mine.pictures.equal(its.pictures)
+    ]
+    if not both:
+        return None
+    differences = [mine.errors.double() - its.errors.double() for mine, its in both]
+    return crossed_bootstrap(differences, [mine.pictures for mine, _ in both])
+
+
+def main_effects(arms: Sequence[ArmSummary], figure: str) -> list[Effect]:
+    """Return the main effects of the axes on an error, by least squares on its logarithm.
+
+    Args:
+        arms: All arms; those beside the axes, and those without the figure, are left out of the
+            fit. The first has the base's levels.
+        figure: The error, by its name in `FIGURES`.
+
+    Returns:
+        None for designs that leave no residual degrees of freedom.
+
+    References:
+        Box, Hunter and Hunter, Statistics for experimenters (2005), chapters 5 and 6.
+
+    Examples:
+        >>> cells = [{"a": a, "b": b} for a in "01" for b in "01"]
+        >>> arms = [
+        ...     ArmSummary(Arm("", c, {}), (), {"test_mae_px": Mean(x, x, x, 1)}, None)
+        ...     for c, x in zip(cells, [1.0, 0.5, 2.0, 1.0])
+        ... ]
+        >>> [(e.axis, e.level, round(e.ratio.value, 3)) for e in main_effects(arms, "test_mae_px")]
+        [('a', '1', 2.0), ('b', '1', 0.5)]
+    """
+    crossed = [arm for arm in arms if arm.arm.levels]
+    if not crossed:
+        return []
+    cells = [arm.arm.levels for arm in crossed]
+    fitted = [place for place, arm in enumerate(crossed) if math.isfinite(_value(arm, figure))]
+    matrix = main_effects_matrix(cells)[fitted]
+    freedom = len(fitted) - int(np.linalg.matrix_rank(matrix)) if fitted else 0
+    if freedom < 1:
+        return []
+    logs = np.log([max(_value(crossed[place], figure), 1e-12) for place in fitted])
+    inverse = np.linalg.pinv(matrix)
+    solution = inverse @ logs
+    noise = float(((logs - matrix @ solution) ** 2).sum()) / freedom
+    halves = t_quantile(0.975, freedom) * np.sqrt(noise * (inverse**2).sum(axis=1))
+    # An effect is told if its column isn't a mixture of the others: arms that diverged leave gaps.
+    told = np.abs(inverse @ matrix - np.eye(matrix.shape[1])).max(axis=1) < 1e-6
+    effects = []
+    for column, (axis, level) in enumerate(effects_of(cells), start=1):
+        having = [arm for arm in crossed if arm.arm.levels[axis] == level]
+        ends = [result.status for arm in having for result in arm.results]
+        value, half = float(solution[column]), float(halves[column])
+        bounds = (math.exp(value), math.exp(value - half), math.exp(value + half))
+        ratio = Mean(*bounds, int(matrix[:, column].sum())) if told[column] else None
+        effects.append(Effect(axis, level, ratio, len(ends), ends.count("diverged")))
+    return effects
+
+
+def _summary(arm: Arm, results: list[Result], base: list[Result], reach_px: float) -> ArmSummary:
+    rows = [figures_of(result, reach_px) for result in results if result.status == "done"]
+    columns = {name: [row[name] for row in rows if name in row] for name in FIGURES}
+    figures = {name: t_interval(values) for name, values in columns.items() if values}
+    difference = None if results is base else paired_difference(results, base)
+    return ArmSummary(arm, tuple(results), figures, difference)
+
+
+def _value(arm: ArmSummary, figure: str) -> float:
+    return arm.figures[figure].value if figure in arm.figures else math.inf

@@ -1,0 +1,193 @@
+"""A comparison's files: Markdown, CSV, charts, and one page that needs nothing else."""
+
+import base64
+import html
+import math
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from lightning_bbox.core.files import make_folder, save_picture, write_atomically
+from lightning_bbox.studies.charts import draw_comparison
+from lightning_bbox.studies.comparison import Comparison, compare
+from lightning_bbox.studies.results import Result
+from lightning_bbox.studies.study import Options, Study
+from lightning_bbox.studies.tables import (
+    Cell,
+    Table,
+    arms_table,
+    as_csv,
+    as_markdown,
+    as_text,
+    effects_table,
+    notes,
+    stopped_table,
+)
+
+CHARTS = ("errors", "curves", "effects", "heat")
+"""Names of the charts, in the order of the page."""
+
+
+def write_comparison(study: Study, results: Sequence[Result], folder: Path) -> str:
+    """Compare a study's arms, write all files into a folder, and return the text for a terminal.
+
+    `comparison.md` has the tables, `comparison.csv` every run, `errors.png`, `curves.png`,
+    `effects.png` and `heat.png` what there is to be drawn, and `comparison.html` all of it.
+
+    Args:
+        study: What was to be run.
+        results: What became of the runs; those missing are said to be.
+        folder: Where to; what an earlier comparison left there is replaced.
+
+    Raises:
+        BadInput: The folder can't be written to.
+
+    Examples:
+        >>> import tempfile
+        >>> from lightning_bbox.studies.study import Arm
+        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     text = write_comparison(study, [], Path(folder))
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['comparison.csv', 'comparison.html', 'comparison.md']
+    """
+    comparison = compare(study, results)
+    charts = draw_comparison(comparison)
+    make_folder(folder)
+    for name in CHARTS:
+        if name in charts:
+            save_picture(folder / f"{name}.png", charts[name])
+        else:
+            (folder / f"{name}.png").unlink(missing_ok=True)
+    write_atomically(folder / "comparison.md", as_markdown(comparison).encode())
+    write_atomically(folder / "comparison.csv", as_csv(comparison).encode())
+    write_atomically(folder / "comparison.html", as_page(comparison, charts).encode())
+    return as_text(comparison)
+
+
+def as_page(comparison: Comparison, charts: dict[str, Image.Image]) -> str:
+    """Write a comparison as one HTML page: tables that sort, charts, every arm's options.
+
+    Args:
+        comparison: What a study has found.
+        charts: Its charts by name.
+
+    Examples:
+        >>> from lightning_bbox.studies.study import Arm
+        >>> study = Study("a < b", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> as_page(compare(study, []), {}).partition("<h1>")[2].partition("</h1>")[0]
+        'a &lt; b'
+    """
+    study = comparison.study
+    title = html.escape(study.name)
+    pictures = [_picture(name, charts[name]) for name in CHARTS if name in charts]
+    said = "".join(f"<li>{html.escape(note)}</li>" for note in notes(comparison))
+    sections = [
+        f"<h1>{title}</h1><p>{html.escape(_what(study))}</p>",
+        _table(arms_table(comparison)),
+    ]
+    sections += [f"<ul>{said}</ul>", *pictures]
+    for head, table in (
+        ("Main effects", effects_table(comparison)),
+        ("What did not arrive", stopped_table(comparison)),
+        ("Options of every arm", _options_table(comparison)),
+    ):
+        if table.rows:
+            sections.append(f"<h2>{head}</h2>{_table(table)}")
+    return _FRAME.format(title=title, style=_STYLE, body="\n".join(sections), script=_SORT)
+
+
+def _what(study: Study) -> str:
+    """Say what was run, in a sentence."""
+    budget = f"{study.steps} steps" if study.steps else "the steps of its configuration"
+    budget = f"{study.seconds:g} s of training" if study.seconds else budget
+    folds = f", {study.folds} folds" if study.folds else ""
+    seeds = ", ".join(map(str, study.seeds))
+    base = ", ".join(Path(config).name for config in study.configs) or "no configuration"
+    return f"{len(study.arms)} arms on {base}, seeds {seeds}{folds}, each run with {budget}."
+
+
+def _options_table(comparison: Comparison) -> Table:
+    """Return what each arm sets, and above them what all do."""
+    every = [("every arm", comparison.study.options)] if comparison.study.options else []
+    arms = [(arm.arm.name, arm.arm.options) for arm in comparison.arms]
+    rows = [
+        [Cell(name, math.nan), Cell(_yaml(options), math.nan)] for name, options in every + arms
+    ]
+    return Table(["arm", "options"], rows, words=2)
+
+
+def _yaml(options: Options) -> str:
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True).strip() if options else "-"
+
+
+def _table(table: Table) -> str:
+    """Write a table whose heads sort it."""
+    heads = "".join(
+        f"<th{' class=word' if column < table.words else ''}>"
+        f'<button type="button">{html.escape(name)}</button></th>'
+        for column, name in enumerate(table.names)
+    )
+    rows = "".join(
+        "<tr>"
+        + "".join(_cell(cell, column < table.words) for column, cell in enumerate(row))
+        + "</tr>"
+        for row in table.rows
+    )
+    body = f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="wide"><table>{body}</table></div>'
+
+
+def _cell(cell: Cell, word: bool) -> str:
+    number = "" if math.isnan(cell.number) else f' data-number="{cell.number!r}"'
+    return f"<td{' class=word' if word else ''}{number}>{html.escape(cell.text)}</td>"
+
+
+def _picture(name: str, picture: Image.Image) -> str:
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>'
+
+
+_FRAME = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>{style}</style></head>
+<body>
+{body}
+<script>{script}</script></body></html>
+"""
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 80rem; margin: auto; padding: 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 10px; border-bottom: 1px solid #8884; }
+th, td { text-align: right; white-space: nowrap; }
+th { vertical-align: bottom; white-space: normal; }
+td.word, th.word { text-align: left; white-space: pre-wrap; min-width: 7rem; }
+tbody tr:hover { background: #8882; }
+th button { all: unset; cursor: pointer; font-weight: 600; }
+th button:focus-visible { outline: 2px solid; }
+th[aria-sort=ascending] button::after { content: " \\25b4"; }
+th[aria-sort=descending] button::after { content: " \\25be"; }
+img { max-width: 100%; background: white; border-radius: 6px; }
+"""
+_SORT = """
+document.querySelectorAll("th button").forEach(button => button.onclick = () => {
+  const head = button.parentNode, body = head.closest("table").tBodies[0], at = head.cellIndex;
+  const sign = head.ariaSort === "ascending" ? -1 : 1;
+  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+  const number = row => parseFloat(row.cells[at].dataset.number);
+  const text = row => row.cells[at].textContent;
+  const numbers = [...body.rows].some(row => !isNaN(number(row)));
+  const order = (a, b) => !numbers ? sign * text(a).localeCompare(text(b))
+    : isNaN(number(a)) - isNaN(number(b)) || sign * (number(a) - number(b)) || 0;
+  [...body.rows].sort(order).forEach(row => body.append(row));
+});
+"""

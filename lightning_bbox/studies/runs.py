@@ -1,0 +1,312 @@
+"""Run a study: every arm with every seed, several side by side, and go on where it stopped."""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.core.files import make_folder, write_atomically
+from lightning_bbox.core.memory import keep_freed_memory
+from lightning_bbox.core.messages import say
+from lightning_bbox.models.divergence import OUTCOME
+from lightning_bbox.studies.page import write_comparison
+from lightning_bbox.studies.results import Result, read_result
+from lightning_bbox.studies.study import Run, Study, read_study
+
+Fit = Callable[[list[str]], int]
+"""The command line: arguments to an exit code."""
+
+Rehearse = Callable[[list[str]], str | None]
+"""The command line's settings alone: arguments to why they are refused, None where they aren't."""
+
+_ARGUMENTS = "arguments.json"
+_REFUSED = 2
+
+
+def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
+    """Run the command `compare`: a study from its file, then its tables, charts and page.
+
+    Args:
+        arguments: The command line after `compare`; what it doesn't know goes to every fit.
+        fit: The command line, for the runs.
+        rehearse: What tells beforehand why an arm would be refused.
+
+    Raises:
+        BadInput: The study can't be run.
+
+    Examples:
+        >>> compare(["-c", "no.yaml"], fit=len, rehearse=str)
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: no.yaml: can't be read (No such file or directory); ...
+    """
+    parser = argparse.ArgumentParser(
+        prog="lightning-bbox compare",
+        allow_abbrev=False,
+        description="Measure configurations against each other, as a study's file says: base names "
+        "the configuration that all arms change, options what is set for all, axes what each level "
+        "sets, design how they are crossed (one_at_a_time, full, or fraction: N), arms single ones "
+        "beside them, exclude what doesn't go together; seeds, folds, steps or seconds, reach_px. "
+        "All options that aren't here are those of fit, and go to every run.",
+    )
+    parser.add_argument(
+        *("-c", "--config"),
+        required=True,
+        action="append",
+        help="the study's file, or preset:compare/NAME; further ones are configurations for all",
+    )
+    parser.add_argument("--steps", type=int, help="steps of a run, instead of the study's budget")
+    parser.add_argument("--runs", default="runs", help="folder of all runs; runs by default")
+    parser.add_argument("--name", help="name of the study's folder; the file's by default")
+    parser.add_argument("--jobs", type=int, help="runs side by side; one a GPU or core by default")
+    own, options = parser.parse_known_args(arguments)
+    study = read_study(own.config[0])
+    study = replace(study, configs=(*study.configs, *own.config[1:]))
+    if own.jobs is not None and own.jobs < 1:
+        msg = f"--jobs is {own.jobs}; give 1 or more"
+        raise BadInput(msg)
+    if own.steps is not None:
+        if own.steps < 1:
+            msg = f"--steps is {own.steps}; give 1 or more"
+            raise BadInput(msg)
+        study = replace(study, steps=own.steps, seconds=None)
+    for run in study.runs()[: len(study.arms)]:
+        if reason := rehearse(["fit", *study.arguments(run, options)]):
+            msg = f"{own.config[0]}: arm {run.arm.name!r}: {reason}"
+            raise BadInput(msg)
+    folder = Path(own.runs) / (own.name or study.name)
+    results = _run_study(study, options, folder, own.jobs or default_jobs(), fit)
+    say(f"\n{write_comparison(study, results, folder)}\n\nthe same with charts: {folder}")
+    broken = [result for result in results if result.status in ("refused", "failed")]
+    if broken:
+        first = broken[0]
+        msg = (
+            f"{len(broken)} of {len(results)} runs were refused or failed, the first "
+            f"{first.run.name} ({first.detail}); {folder / first.run.name / 'log.txt'} has more"
+        )
+        raise BadInput(msg)
+
+
+def default_jobs() -> int:
+    """Return how many runs go side by side: one on each GPU, else one on each CPU core.
+
+    Examples:
+        >>> default_jobs() >= 1
+        True
+    """
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def _run_study(study: Study, options: list[str], folder: Path, jobs: int, fit: Fit) -> list[Result]:
+    """Make all runs of a study that aren't there yet, and return what became of all.
+
+    What arrived or diverged is not run again; what was stopped goes on; what was refused or failed
+    is tried once more.
+
+    Args:
+        study: What to run.
+        options: Arguments of `fit` for every arm, as from the command line.
+        folder: Where the runs are kept.
+        jobs: How many go side by side; on GPUs they are dealt out in turn.
+        fit: The command line; it must be importable, as it is called in other processes.
+
+    Raises:
+        BadInput: The folder holds another study, or the base's settings are refused.
+    """
+    make_folder(folder)
+    runs = study.runs()
+    for run in runs:
+        _refuse_other(folder / run.name, study.arguments(run, options))
+    found = [read_result(run, folder / run.name) for run in runs]
+    pending = [result.run for result in found if result.status not in ("done", "diverged")]
+    with Workers(folder, jobs, fit) as workers, Progress(study, len(pending), jobs) as progress:
+        for run in pending:
+            for result in workers.start(run, study.arguments(run, options)):
+                progress.show(_accepted(study, result))
+        for result in workers.wait():
+            progress.show(_accepted(study, result))
+    return [read_result(run, folder / run.name) for run in runs]
+
+
+def _accepted(study: Study, result: Result) -> Result:
+    """Stop the study where the base itself can't be run: its arms couldn't be compared."""
+    if result.run.arm == study.arms[0] and result.status in ("refused", "failed"):
+        raise BadInput(result.detail)
+    return result
+
+
+def _refuse_other(folder: Path, arguments: list[str]) -> None:
+    """Refuse to mix runs of different settings, and remember these."""
+    given = json.dumps({"arguments": arguments, "configs": _digests(arguments)}, indent=1)
+    kept = folder / _ARGUMENTS
+    if kept.is_file() and kept.read_text() != given and any(folder.glob("checkpoints/*.ckpt")):
+        before = json.loads(kept.read_text())["arguments"]
+        other = [a for a in before if a not in arguments] + [
+            a for a in arguments if a not in before
+        ]
+        differ = f" ({listed(other)})" if other else " (its configuration's file)"
+        problem = f"was run with other settings{differ}"
+        raise BadInput.at(str(folder), problem, "give the study another --name, or remove its runs")
+    make_folder(folder)
+    write_atomically(kept, given.encode())
+
+
+def _digests(arguments: list[str]) -> list[str]:
+    files = [Path(a.partition("=")[2]) for a in arguments if a.startswith("--config=")]
+    return [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
+
+
+class Workers:
+    """Processes that fit side by side, each a fresh one with its share of the cores or a GPU.
+
+    They come from a server that has imported everything once. A signal to this process is handed
+    on, and their runs are left so that they can go on.
+
+    Args:
+        folder: Where the runs are kept.
+        jobs: How many at once.
+        fit: The command line.
+    """
+
+    def __init__(self, folder: Path, jobs: int, fit: Fit) -> None:
+        self._folder, self._fit = folder, fit
+        self._free = list(range(jobs))
+        self._threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+        self._running: dict[ForkServerProcess, tuple[Run, int]] = {}
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([fit.__module__])
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop what still runs; each saves what it has."""
+        for process in self._running:
+            process.terminate()
+        for process in self._running:
+            process.join()
+
+    def start(self, run: Run, arguments: list[str]) -> list[Result]:
+        """Start a run as soon as there is room, and return what has ended by then."""
+        ended = [] if self._free else self._end_some()
+        slot, folder = self._free.pop(0), self._folder / run.name
+        going_on = [f"--ckpt_path={folder}"] * any(folder.glob("checkpoints/*.ckpt"))
+        gpus = torch.cuda.device_count()
+        device = f"--trainer.devices={[slot % gpus] if gpus else 1}"
+        where = [f"--runs={self._folder}", f"--name={run.name}", device]
+        command = ["fit", *where, *arguments, *going_on]
+        process = self._context.Process(
+            target=_work, args=(self._fit, command, folder / "log.txt", self._threads)
+        )
+        process.start()
+        self._running[process] = (run, slot)
+        return ended
+
+    def wait(self) -> list[Result]:
+        """Return the results of all that still run, as they end."""
+        return [result for _ in range(len(self._running)) for result in self._end_some()]
+
+    def _end_some(self) -> list[Result]:
+        multiprocessing.connection.wait([process.sentinel for process in self._running])
+        ended = [process for process in self._running if process.exitcode is not None]
+        return [self._end(process) for process in ended]
+
+    def _end(self, process: ForkServerProcess) -> Result:
+        run, slot = self._running.pop(process)
+        self._free.append(slot)
+        folder = self._folder / run.name
+        if process.exitcode and not (folder / OUTCOME).is_file():
+            status = "refused" if process.exitcode == _REFUSED else "failed"
+            detail = _last_line(folder / "log.txt") or f"exit code {process.exitcode}"
+            outcome = {"status": status, "step": None, "detail": detail}
+            make_folder(folder)
+            write_atomically(folder / OUTCOME, json.dumps(outcome).encode())
+        return read_result(run, folder)
+
+
+def _work(fit: Fit, arguments: list[str], log: Path, threads: int) -> None:
+    """Fit in a process of its own, which speaks to a file."""
+    os.setpgid(0, 0)  # Ctrl-C at the terminal is for the study: it hands it on
+    _end_with_parent()
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    sys.exit(fit(arguments))
+
+
+def _end_with_parent() -> None:
+    """Stop as soon as the study's process is gone, whatever ended it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    spoken = [line for line in lines if line.strip()]
+    return spoken[-1].removeprefix("lightning-bbox: ") if spoken else ""
+
+
+class Progress:
+    """A bar, or a line a run where there is no terminal, with the time that is left.
+
+    Args:
+        study: What runs.
+        pending: How many runs there are to make.
+        jobs: How many go side by side.
+    """
+
+    def __init__(self, study: Study, pending: int, jobs: int) -> None:
+        self._pending, self._ended, self._since = pending, 0, time.monotonic()
+        there = len(study.runs()) - pending
+        say(
+            f"{study.name}: {len(study.arms)} arms, {pending} runs to make, {jobs} at once"
+            + (f"; {there} are there already" if there else "")
+        )
+        self._bar = tqdm(total=pending, unit="run", disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, result: Result) -> None:
+        """Say what became of a run."""
+        self._ended += 1
+        spent = time.monotonic() - self._since
+        left = spent / self._ended * (self._pending - self._ended) / 60
+        line = f"{result.run.arm.name}, seed {result.run.seed}: {_words(result)}"
+        if self._bar.disable:
+            say(f"[{self._ended}/{self._pending}, about {left:.0f} min left] {line}")
+        else:
+            self._bar.write(line)
+            self._bar.update()
+
+
+def _words(result: Result) -> str:
+    if result.status == "done":
+        seconds = result.metrics["train_seconds"]
+        return f"{result.metrics['test/mae_px']:.3f} px in {seconds:.0f} s"
+    why = f" ({result.detail})" if result.step is None else f" at step {result.step}"
+    return f"{result.status}{why}"

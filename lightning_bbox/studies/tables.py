@@ -1,0 +1,278 @@
+"""A comparison as tables: aligned Markdown, and a CSV of every run."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lightning_bbox.evaluation.intervals import Mean
+from lightning_bbox.studies.comparison import FIGURES, ArmSummary, Comparison, figures_of
+from lightning_bbox.studies.study import Run
+
+
+class Cell(NamedTuple):
+    """A table's cell: what it shows, and the number that it is sorted by; nan comes last."""
+
+    text: str
+    number: float
+
+
+class Table(NamedTuple):
+    """A table with the names of its columns, the first of which are words."""
+
+    names: list[str]
+    rows: list[list[Cell]]
+    words: int = 1
+
+
+def arms_table(comparison: Comparison) -> Table:
+    """Return the table of all arms in their order, the base marked.
+
+    Examples:
+        >>> from lightning_bbox.studies.comparison import compare
+        >>> from lightning_bbox.studies.study import Arm, Study
+        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> [row[1].text for row in arms_table(compare(study, [])).rows]
+        ['0 of 1, 1 missing', '0 of 1, 1 missing']
+    """
+    study = comparison.study
+    shown = [figure for figure in FIGURES if figure != "val_mae_px" or study.folds is not None]
+    heads = _heads(study.reach_px)
+    names = ["arm", "runs", *(heads[figure] for figure in shown), "difference from base, px"]
+    rows = []
+    for arm in comparison.arms:
+        is_base = arm.arm is comparison.base
+        name = f"{arm.arm.name} (base)" if is_base and arm.arm.name != "base" else arm.arm.name
+        cells = [_words(name), Cell(arm.status, len(arm.done) or math.nan)]
+        cells += [_figure_cell(arm, figure) for figure in shown]
+        rows.append([*cells, Cell("-", 0.0) if is_base else _difference_cell(arm)])
+    return Table(names, rows, words=2)
+
+
+def effects_table(comparison: Comparison) -> Table:
+    """Return the table of main effects: each level against the base's of its axis.
+
+    Examples:
+        >>> from lightning_bbox.studies.comparison import compare
+        >>> from lightning_bbox.studies.study import Arm, Study
+        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> effects_table(compare(study, [])).rows
+        []
+    """
+    names = ["axis", "level", "against", "error times", "95 % interval", "diverged"]
+    rows = []
+    for effect in comparison.effects:
+        ratio = effect.ratio or Mean(math.nan, math.nan, math.nan, 0)
+        told = effect.ratio is not None
+        cells = [effect.axis, effect.level, comparison.base.levels[effect.axis]]
+        rows.append(
+            [
+                *map(_words, cells),
+                Cell(f"{ratio.value:.3f}" if told else "not told", ratio.value),
+                Cell(f"{ratio.low:.3f} to {ratio.high:.3f}" if told else "-", ratio.low),
+                Cell(f"{effect.diverged} of {effect.runs}", effect.diverged),
+            ]
+        )
+    return Table(names, rows, words=3)
+
+
+def stopped_table(comparison: Comparison) -> Table:
+    """Return the table of the runs that didn't arrive, but for those that aren't there yet.
+
+    Examples:
+        >>> from lightning_bbox.studies.comparison import compare
+        >>> from lightning_bbox.studies.results import Result
+        >>> from lightning_bbox.studies.study import Arm, Run, Study
+        >>> arms = (Arm("base", {}, {}), Arm("L1", {}, {}))
+        >>> ends = [Result(Run(arms[1], 0), "diverged", "the loss is inf", 40)]
+        >>> comparison = compare(Study("few", (), {}, arms, seeds=(0,)), ends)
+        >>> [[cell.text for cell in row] for row in stopped_table(comparison).rows]
+        [['L1', 'diverged', '0', '40', 'the loss is inf']]
+    """
+    rows = []
+    for arm in comparison.arms:
+        stopped = [r for r in arm.results if r.status not in ("done", "missing")]
+        kinds = dict.fromkeys((result.status, result.detail) for result in stopped)
+        for status, detail in kinds:
+            alike = [r for r in stopped if (r.status, r.detail) == (status, detail)]
+            steps = ", ".join(str(r.step) for r in alike if r.step is not None)
+            seeds = ", ".join(_replicate(r.run) for r in alike)
+            rows.append([*map(_words, (arm.arm.name, status, seeds, steps or "-", detail or "-"))])
+    return Table(["arm", "what became of it", "seeds", "step", "why"], rows, words=5)
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Say what the tables' figures are.
+
+    Examples:
+        >>> from lightning_bbox.studies.comparison import compare
+        >>> from lightning_bbox.studies.study import Arm, Study
+        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> notes(compare(study, []))[0]
+        'Ranked by the test error: absolute, mean of x and y, mean over 1 seed.'
+    """
+    study = comparison.study
+    seeds = f"{len(study.seeds)} seed" + "s" * (len(study.seeds) > 1)
+    over = seeds if study.folds is None else f"{seeds} and {study.folds} folds"
+    error = "test" if study.folds is None else "lowest validation"
+    lines = [f"Ranked by the {error} error: absolute, mean of x and y, mean over {over}."]
+    if len(study.seeds) * (study.folds or 1) > 1:
+        lines.append("± is the 95 % t-interval over runs; without it one run is all there is.")
+    else:
+        lines.append("One run an arm: nothing tells how much another seed would change.")
+    if study.folds is not None:
+        lines.append("Folds share training pictures: intervals over them are too narrow.")
+    if not math.isnan(comparison.predict_mean_px):
+        mean = f"{comparison.predict_mean_px:.3f} px"
+        lines.append(f"Predict-mean, moving every box by the training mean, errs by {mean}.")
+    lines.append(
+        "Difference from base: on the same draws, 95 % bootstrap interval over runs, then pictures,"
+        " for each arm by itself."
+    )
+    if comparison.effects:
+        lines.append(
+            "Main effects: least squares on the log error of the arms that arrived; interactions"
+            " count as noise."
+        )
+    return lines
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """Write a comparison as Markdown whose tables are aligned, so that they read as text too.
+
+    Examples:
+        >>> from lightning_bbox.studies.comparison import compare
+        >>> from lightning_bbox.studies.study import Arm, Study
+        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> print(as_markdown(compare(study, [])).splitlines()[0])
+        # few: 2 arms
+    """
+    study = comparison.study
+    parts = [f"# {study.name}: {len(study.arms)} arms", _aligned(arms_table(comparison))]
+    parts.append("\n".join(notes(comparison)))
+    for title, table in (
+        ("Main effects", effects_table(comparison)),
+        ("What did not arrive", stopped_table(comparison)),
+    ):
+        if table.rows:
+            parts += [f"## {title}", _aligned(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_text(comparison: Comparison) -> str:
+    """Write the ranking for a terminal: names come last, so that long ones do no harm.
+
+    Examples:
+        >>> from lightning_bbox.studies.comparison import compare
+        >>> from lightning_bbox.studies.study import Arm, Study
+        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> print(as_text(compare(study, [])).splitlines()[1])
+        -                -                          0 of 1, 1 missing   base
+    """
+    arms, effects = arms_table(comparison), effects_table(comparison)
+    error = arms.names.index(_heads(comparison.study.reach_px)[comparison.ranked_by])
+    parts = [_spaced(arms, [error, len(arms.names) - 1, 1, 0])]
+    if effects.rows:
+        parts.append(_spaced(effects, [3, 4, 5, 0, 1]))
+    return "\n".join([*parts, *notes(comparison)])
+
+
+def as_csv(comparison: Comparison) -> str:
+    """Write every run as a line: its arm, status and figures, and all that its test measured.
+
+    Examples:
+        >>> from lightning_bbox.studies.comparison import compare
+        >>> from lightning_bbox.studies.study import Arm, Study
+        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> print(as_csv(compare(study, [])).splitlines()[1])
+        1,base,True,0,,missing,,,,,,,,,{}
+    """
+    study, results = comparison.study, [r for arm in comparison.arms for r in arm.results]
+    measured = sorted({name for result in results for name in result.metrics} - {*FIGURES})
+    levels = {f"axis:{axis}": axis for axis in study.axes}
+    first = ["rank", "arm", "base", "seed", "fold", "status", "step", "detail"]
+    file = io.StringIO()
+    header = [*first, *FIGURES, "options", *levels, *measured]
+    writer = csv.DictWriter(file, header, lineterminator="\n")
+    writer.writeheader()
+    for rank, arm in enumerate(comparison.arms, start=1):
+        for result in arm.results:
+            run = result.run
+            what = [rank, run.arm.name, run.arm is comparison.base, run.seed, run.fold]
+            row = dict(zip(first, [*what, result.status, result.step, result.detail], strict=True))
+            row |= figures_of(result, study.reach_px) | {"options": json.dumps(run.arm.options)}
+            row |= {name: run.arm.levels.get(axis) for name, axis in levels.items()}
+            writer.writerow(row | result.metrics)
+    return file.getvalue()
+
+
+def _heads(reach_px: float) -> dict[str, str]:
+    heads = (
+        *("validation error, px", "test error, px", "95th percentile, px"),
+        *("% of predict-mean", f"steps to {reach_px:g} px", "seconds"),
+    )
+    return dict(zip(FIGURES, heads, strict=True))
+
+
+def _figure_cell(arm: ArmSummary, figure: str) -> Cell:
+    """Write a mean and half its interval in the digits of its figure."""
+    mean, runs = arm.figures.get(figure), len(arm.done)
+    reaching = figure == "steps_to_reach"
+    if mean is None:
+        return _words("not reached" if reaching and runs else "-")
+    scale, digits = 1.0, 3
+    if figure == "share_of_predict_mean":
+        scale, digits = 100.0, 1
+    elif reaching or figure == "train_seconds":
+        digits = 0 if mean.value >= 10 else 1
+    text = f"{scale * mean.value:.{digits}f}"
+    if not math.isnan(mean.low):
+        text += f" ± {scale * (mean.high - mean.value):.{digits}f}"
+    return Cell(text + f" ({mean.n} of {runs})" * (mean.n < runs), mean.value)
+
+
+def _difference_cell(arm: ArmSummary) -> Cell:
+    mean = arm.difference
+    if mean is None:
+        return _words("no common draws" if arm.done else "-")
+    text = f"{mean.value:+.3f} ({mean.low:+.3f} to {mean.high:+.3f})"
+    return Cell(text, mean.value)
+
+
+def _words(text: str) -> Cell:
+    return Cell(" ".join(text.split()), math.nan)
+
+
+def _replicate(run: Run) -> str:
+    return str(run.seed) if run.fold is None else f"{run.seed} fold {run.fold}"
+
+
+def _spaced(table: Table, columns: Sequence[int]) -> str:
+    """Write some columns of a table between spaces."""
+    rows = [table.names, *([cell.text for cell in row] for row in table.rows)]
+    rows = [[row[column] for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "".join("   ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
+
+
+def _aligned(table: Table) -> str:
+    """Write a table as Markdown, its words to the left and its numbers to the right."""
+    rows = [table.names, *([_escaped(cell.text) for cell in row] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        left = [*map(str.ljust, cells[: table.words], widths)]
+        right = map(str.rjust, cells[table.words :], widths[table.words :])
+        return "| " + " | ".join([*left, *right]) + " |"
+
+    rule = [":" + "-" * (width + 1) for width in widths[: table.words]]
+    rule += ["-" * (width + 1) + ":" for width in widths[table.words :]]
+    return "\n".join([line(rows[0]), "|" + "|".join(rule) + "|", *map(line, rows[1:])])
+
+
+def _escaped(text: str) -> str:
+    """Keep text from being read as Markdown's table or as HTML."""
+    return re.sub(r"([|<])", r"\\\1", text)

@@ -1,0 +1,424 @@
+"""Several processes train as one, end as one, and speak as one, whoever launched them."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+
+from benchmarks.protocol import read_curve
+from lightning_bbox import SceneDataModule
+from lightning_bbox.cli.main import main
+from lightning_bbox.cli.ranks import default_devices, refuse_other_count, started_outside
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.models.checkpoints import read_checkpoint
+from tests.cli.test_main import SCENES, fit, weights
+
+ROOT = Path(__file__).parents[2]
+PYTHON = [sys.executable, "-m", "lightning_bbox"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
+LIMIT = 30.0
+"""Seconds within which a run must end once one of its processes has died."""
+
+# Batches of 18: on four processes 5, 5, 4 and 4. Four steps an epoch, two epochs.
+DOUBLE = [
+    *SCENES,
+    "--data.batch_size=18",
+    "--data.draws_per_epoch=72",
+    "--data.eval_draws=41",
+    "--trainer.precision=64-true",
+    "--trainer.log_every_n_steps=2",
+    "--model.backbone.batch_norm=false",
+]
+# Ten steps an epoch; the validation error never falls by 100 px, so the second is the last.
+SINGLE = [
+    *DOUBLE,
+    "--data.draws_per_epoch=180",
+    "--trainer.precision=32-true",
+    "--trainer.max_epochs=5",
+]
+CALLBACKS = [
+    {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {"monitor": "val/mae_px", "patience": 1, "min_delta": 100},
+    },
+    {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"filename": "mine-{epoch}", "save_top_k": -1, "every_n_epochs": 1},
+    },
+]
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def ranks(count: int) -> list[str]:
+    return ["--trainer.accelerator=cpu", f"--trainer.devices={count}", "--trainer.strategy=ddp"]
+
+
+def start(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+    """Start a command in a session of its own, with nothing of this process's run."""
+    ours = {"LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], timeout: float = 200) -> Ended:
+    """Wait until a command and all processes it began have ended: until then its pipes are open."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return Ended(process.returncode, out, err)
+
+
+def run(command: Sequence[str], **environment: str) -> Ended:
+    return ended(start(command, **environment))
+
+
+def run_well(command: Sequence[str], **environment: str) -> Ended:
+    finished = run(command, **environment)
+    assert finished.code == 0, finished.err[-3000:]
+    return finished
+
+
+def strike(signum: int, whom: str, step: int = 3, rank: int = 1) -> list[str]:
+    """Return the options that have one process strike."""
+    callback = [f"--trainer.callbacks.{name}" for name in ("signum", "whom", "step", "rank")]
+    values = (signum, whom, step, rank)
+    return ["--trainer.callbacks+=tests.cli.test_ranks.Strike"] + [
+        f"{name}={value}" for name, value in zip(callback, values, strict=True)
+    ]
+
+
+class Strike(pl.Callback):
+    """Send a signal, or fail where it is 0, after a step, or in the validation after step 0."""
+
+    def __init__(self, signum: int, whom: str, step: int, rank: int) -> None:
+        self.signum, self.whom, self.step, self.rank = signum, whom, step, rank
+        self.main = os.getppid()  # once that one is gone, another's
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            self._strike(trainer)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        if not self.step:
+            self._strike(trainer)
+
+    def on_test_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        if self.step < 0:
+            self._strike(trainer)
+
+    def _strike(self, trainer: pl.Trainer) -> None:
+        if trainer.global_rank != self.rank or os.getppid() != self.main:
+            return
+        (Path(trainer.default_root_dir) / "struck").touch()
+        if not self.signum:
+            msg = "one process fails"
+            raise RuntimeError(msg)
+        whom = {"itself": os.getpid(), "main": self.main, "group": 0}[self.whom]
+        (os.killpg if self.whom == "group" else os.kill)(whom, self.signum)
+
+
+def assert_ends_soon(command: list[str], folder: Path) -> Ended:
+    """See a run end after a strike, all its processes, and return how."""
+    finished = run(command)
+    assert time.time() - (folder / "struck").stat().st_mtime < LIMIT
+    assert finished.code != 0
+    assert not list(folder.glob("**/*.tmp"))
+    return finished
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    """Return the numbers of a run's test, without the time it took."""
+    found: dict[str, float] = json.loads((folder / "metrics.json").read_text())
+    return {name: value for name, value in found.items() if isinstance(value, int | float)} | {
+        "train_seconds": 0.0
+    }
+
+
+def assert_equal_runs(folder: Path, whole: Path, atol: float) -> None:
+    """See that two runs end with the same parameters and metrics."""
+    expected, found = weights(whole), weights(folder)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=atol)
+    assert metrics(folder) == pytest.approx(metrics(whole), rel=atol, abs=atol)
+
+
+def assert_equal_curves(folder: Path, whole: Path, atol: float) -> None:
+    """See that two runs logged the same."""
+    for tag in ("train/loss", "train/lr", "val/mae_px", "train/mae_px"):
+        steps, values = read_curve(whole, tag)
+        assert read_curve(folder, tag) == (steps, pytest.approx(values, abs=atol))
+
+
+def sentences(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("lightning-bbox: ")]
+
+
+def file_names(folder: Path) -> list[str]:
+    """Return the files of a run, events without time and process."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted("events" if "tfevents" in path.name else path.as_posix() for path in paths)
+
+
+FILES = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "crops.png", "data.png"]
+FILES += ["events", "metrics.json", "test_errors.npz"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, never stopped."""
+    return fit(tmp_path_factory.mktemp("whole"), "run", base=DOUBLE)
+
+
+@pytest.fixture(scope="module")
+def cut_on_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """Two processes, of which the second was sent SIGTERM after the third step."""
+    runs = tmp_path_factory.mktemp("two")
+    stop = strike(signal.SIGTERM, "itself")
+    return runs / "run", run([*PYTHON, *DOUBLE, *ranks(2), f"--runs={runs}", "--name=run", *stop])
+
+
+def assert_stopped(folder: Path, finished: Ended, code: int, step: int) -> None:
+    """See that all processes stopped at a step, and one said so."""
+    assert finished.code == code, finished.err[-3000:]
+    word = {143: "terminated", 130: "interrupted"}[code]
+    assert sentences(finished.err)[-1:] == [
+        f"lightning-bbox: {word}; continue with fit --resume {folder}"
+    ]
+    assert "Traceback" not in finished.err
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == step
+    assert not list(folder.rglob(".*"))
+
+
+def test_other_launchers_say_how_many_devices_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    with pytest.raises(BadInput, match="SLURM started 8 tasks; give srun --ntasks-per-node"):
+        default_devices()
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    assert started_outside() == (4, 8)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "torchrun")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert default_devices() == 2
+    with pytest.raises(BadInput, match="are 1 processes, but 2 were started"):
+        refuse_other_count(trainer)
+
+
+def test_a_batch_too_small_for_all_processes_is_refused() -> None:
+    data = SceneDataModule(num_scenes=20, batch_size=3, compile=False)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=4)
+    with pytest.raises(BadInput, match="batch_size is 3, but there are 4 processes"):
+        data.train_dataloader()
+
+
+def test_a_run_in_double_precision_goes_on_to_the_bit(whole: Path, tmp_path: Path) -> None:
+    stop = strike(signal.SIGINT, "itself", step=3, rank=0)
+    command = [*DOUBLE, f"--runs={tmp_path}", "--name=run"]
+    assert main([*command, *stop]) == 130
+    assert main([*command, "--ckpt_path=last"]) == 0
+    assert_equal_runs(tmp_path / "run", whole, atol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_and_leave_every_file_once(whole: Path, tmp_path: Path) -> None:
+    run_well([*PYTHON, *DOUBLE, *ranks(2), f"--runs={tmp_path}", "--name=run"])
+    assert_equal_runs(tmp_path / "run", whole, atol=1e-8)
+    assert file_names(tmp_path / "run") == file_names(whole) == FILES
+    assert_equal_curves(tmp_path / "run", whole, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_four_processes_of_torchrun_equal_one_and_agree_on_the_folder(tmp_path: Path) -> None:
+    config = tmp_path / "callbacks.yaml"
+    config.write_text(yaml.safe_dump({"trainer": {"callbacks": CALLBACKS}}))
+    command = [*SINGLE[:3], "-c", str(config), *SINGLE[3:]]
+    one = fit(tmp_path, "one", base=command)
+    runs = f"--runs={tmp_path / 'four'}"
+    run_well([*TORCHRUN, "-m", "lightning_bbox", *command, "--trainer.accelerator=cpu", runs])
+    (four,) = (tmp_path / "four").iterdir()
+    assert four.name.startswith("quickstart-")
+    assert metrics(four)["train_steps"] == 20
+    assert_equal_runs(four, one, atol=1e-5)
+    assert_equal_curves(four, one, atol=1e-4)
+    mine = [f"checkpoints/mine-epoch={epoch}.ckpt" for epoch in (0, 1)]
+    assert file_names(four) == file_names(one) == sorted([*FILES, *mine])
+
+
+@pytest.mark.slow
+def test_a_process_that_is_terminated_stops_all_at_the_next_log(
+    cut_on_two: tuple[Path, Ended],
+) -> None:
+    assert_stopped(*cut_on_two, code=143, step=4)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_goes_on_with_one(
+    whole: Path, cut_on_two: tuple[Path, Ended], tmp_path: Path
+) -> None:
+    shutil.copytree(cut_on_two[0], tmp_path / "run")
+    assert main([*DOUBLE, f"--runs={tmp_path}", "--name=run", "--ckpt_path=last"]) == 0
+    assert_equal_runs(tmp_path / "run", whole, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_goes_on_with_four(
+    whole: Path, cut_on_two: tuple[Path, Ended], tmp_path: Path
+) -> None:
+    shutil.copytree(cut_on_two[0], tmp_path / "run")
+    command = [*TORCHRUN, "-m", "lightning_bbox", *DOUBLE, "--trainer.accelerator=cpu"]
+    run_well([*command, f"--runs={tmp_path}", "--name=run", "--ckpt_path=last"])
+    assert_equal_runs(tmp_path / "run", whole, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_a_run_of_one_goes_on_with_two_tasks_of_slurm(whole: Path, tmp_path: Path) -> None:
+    stop = strike(signal.SIGINT, "itself", step=5, rank=0)
+    command = [*DOUBLE, f"--runs={tmp_path}", "--name=run"]
+    assert main([*command, *stop]) == 130
+    command += ["--trainer.accelerator=cpu", "--ckpt_path=last"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    slurm = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "boxes", "SLURM_NODEID": "0"}
+    slurm |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
+    slurm |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    tasks = [
+        start([*PYTHON, *command], SLURM_PROCID=rank, SLURM_LOCALID=rank, **slurm) for rank in "01"
+    ]
+    for task in tasks:
+        finished = ended(task)
+        assert finished.code == 0, finished.err[-3000:]
+    assert_equal_runs(tmp_path / "run", whole, atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "whom", "step", "stop", "code"),
+    [(signal.SIGINT, "group", 3, 4, 130), (signal.SIGTERM, "main", 8, 8, 143)],
+    ids=["all interrupted", "first terminated at the last step"],
+)
+def test_a_signal_stops_all_at_the_next_log_or_the_end(
+    signum: int, whom: str, step: int, stop: int, code: int, whole: Path, tmp_path: Path
+) -> None:
+    command = [*DOUBLE, f"--runs={tmp_path}", "--name=run"]
+    finished = run([*PYTHON, *command, *ranks(2), *strike(signum, whom, step)])
+    assert_stopped(tmp_path / "run", finished, code, stop)
+    assert main([*command, "--ckpt_path=last"]) == 0
+    assert_equal_runs(tmp_path / "run", whole, atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "whom", "step", "rank"),
+    [
+        (signal.SIGKILL, "itself", 3, 1),
+        (signal.SIGKILL, "main", 0, 1),
+        (0, "itself", 0, 1),
+        (0, "itself", 3, 0),
+        (signal.SIGTERM, "itself", -1, 1),
+    ],
+    ids=["killed", "first killed", "fails in validation", "first fails", "stopped in the test"],
+)
+def test_one_process_that_dies_ends_the_run(
+    signum: int, whom: str, step: int, rank: int, tmp_path: Path
+) -> None:
+    command = [*PYTHON, *DOUBLE, *ranks(2), f"--runs={tmp_path}", "--name=run"]
+    finished = assert_ends_soon([*command, *strike(signum, whom, step, rank)], tmp_path / "run")
+    assert signum != 0 or "RuntimeError: one process fails" in finished.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for a process's children in /proc")
+def test_a_process_whose_launcher_is_gone_before_they_meet_ends(tmp_path: Path) -> None:
+    process = start([*PYTHON, *DOUBLE, *ranks(2), f"--runs={tmp_path}", "--name=run"])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and not children.read_text():
+        time.sleep(0.05)
+    process.kill()
+    assert ended(process, timeout=LIMIT).code == -signal.SIGKILL
+
+
+def test_a_process_of_several_leaves_all_it_said_and_no_teardown(tmp_path: Path) -> None:
+    script = f"""
+import atexit
+from torch import distributed
+from lightning_bbox.cli.ranks import leave
+class Teardown:
+    def __del__(self): print("torn down")
+kept = Teardown()
+atexit.register(print, "at exit")
+distributed.init_process_group("gloo", "file://{tmp_path / "store"}", rank=0, world_size=1)
+print("said", end=" ")
+leave(3)
+"""
+    finished = run([sys.executable, "-c", script])
+    assert (finished.code, finished.out) == (3, "said at exit\n"), finished.err
+
+
+@pytest.mark.slow
+def test_bad_input_is_said_once(tmp_path: Path) -> None:
+    base = ["fit", "-c", str(ROOT / "configs" / "csv.yaml"), f"--data.root={tmp_path / 'none'}"]
+    finished = run([*PYTHON, *base, *ranks(2), f"--runs={tmp_path}", "--name=run"])
+    assert finished.code == 2
+    (sentence,) = finished.err.splitlines()
+    assert f"{tmp_path / 'none'}: is no folder" in sentence
+
+
+@pytest.mark.slow
+def test_divergence_is_said_once(tmp_path: Path) -> None:
+    options = ["--model.optimizer=SGD", "--model.optimizer.lr=1e30", "--model.head=LinearHead"]
+    options += ["--model.head.loss=L2Loss", f"--runs={tmp_path}", "--name=run"]
+    finished = run([*PYTHON, *DOUBLE, *ranks(2), *options])
+    assert finished.code == 1
+    (sentence,) = finished.err.splitlines()
+    assert "the loss is not finite since step 1 " in sentence
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_console_script_predict_as_one(
+    whole: Path, csv_folder: Path, tmp_path: Path
+) -> None:
+    script = Path(sys.executable).with_name("lightning-bbox")
+    if not script.is_file():
+        pytest.skip("the package is not installed")
+    command = ["predict", f"--ckpt_path={whole}", "--data=BoxDataModule", "--data.compile=false"]
+    command += [f"--data.root={csv_folder}", "--trainer.precision=32-true", f"--runs={tmp_path}"]
+    assert main([*command, "--name=one"]) == 0
+    run_well([str(script), *command, "--name=two", *ranks(2)])
+    one, two = (
+        {name: (tmp_path / run / name).read_bytes() for name in file_names(tmp_path / run)}
+        for run in ("one", "two")
+    )
+    assert {"refined/boxes.csv", "changes.csv", "changes.png", "unchanged.txt"} == one.keys()
+    assert one == two

@@ -1,0 +1,389 @@
+"""Which annotated picture trains, validates and tests, and that its crops are its own.
+
+Box n begins at x = n and picture n is of the gray level n, so both say where they come from.
+"""
+
+import pytest
+import torch
+from PIL import Image
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.data.boxes import BoxDataModule
+from lightning_bbox.data.describe import describe
+from lightning_bbox.data.loader import Rows
+from lightning_bbox.geometry.codecs import MeanStdCodec
+from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.nn.preprocess import ChannelNorm
+from tests.annotation_files import coco, csv_of, voc, write
+
+SIZE = (100, 48)
+HEADER = "image,xmin,ymin,xmax,ymax,label,split,group"
+SPLITS = ("train", "val", "test")
+
+
+def draw(path, n):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", SIZE, n).save(path)
+
+
+def write_voc(root, num, **sets):
+    """Write pictures in VOC, and the numbers of those in each split file."""
+    for n in range(num):
+        draw(root / f"JPEGImages/p{n}.png", n)
+        text = voc(f"p{n}.png", SIZE, ("cell", (n + 1, 6, n + 20, 30)))
+        write(root, {f"Annotations/p{n}.xml": text})
+    for name, numbers in sets.items():
+        lines = "".join(f"p{n}\n" for n in numbers)
+        write(root, {f"ImageSets/Main/{name}.txt": lines})
+    return root
+
+
+def write_coco(root, **folders):
+    for folder, numbers in folders.items():
+        entries = [(f"p{n}.png", SIZE, [("cell", (n, 5, 20, 25))]) for n in numbers]
+        write(root, {f"{folder}/_annotations.coco.json": coco(*entries)})
+        for n in numbers:
+            draw(root / f"{folder}/p{n}.png", n)
+    return root
+
+
+def write_yolo(root, **folders):
+    for folder, numbers in folders.items():
+        for n in numbers:
+            draw(root / folder / f"images/p{n}.png", n)
+            line = f"0 {(n + 10) / 100} {17.5 / 48} {20 / 100} {25 / 48}\n"
+            write(root, {f"{folder}/labels/p{n}.txt": line})
+    write(root, {"data.yaml": "names: [cell]\n"})
+    return root
+
+
+def nothing(_n):
+    return ""
+
+
+def cell(_n):
+    return "cell"
+
+
+def write_csv(root, num, split=nothing, group=nothing, label=cell, boxes=()):
+    """Write pictures in CSV, with further lines at will."""
+    for n in range(num):
+        draw(root / f"p{n}.png", n)
+    lines = [f"p{n}.png,{n},5,{n + 20},30,{label(n)},{split(n)},{group(n)}" for n in range(num)]
+    write(root, {"boxes.csv": csv_of(*lines, *boxes, header=HEADER)})
+    return root
+
+
+def read(root, **arguments):
+    small = {"batch_size": 4, "draws_per_epoch": 40, "eval_draws": 20, "compile": False}
+    return BoxDataModule(str(root), **{"crop": CropGeometry(size=16), **small, **arguments})
+
+
+def pictures(data):
+    """Return the numbers of each split's pictures."""
+    splits = data.source.splits
+    return {name: sorted({round(x) for x in splits[name].boxes[:, 0].tolist()}) for name in SPLITS}
+
+
+def three_splits(n):
+    return ("train", "val", "test")[n % 3]
+
+
+def together(found):
+    return sorted(n for numbers in found.values() for n in numbers)
+
+
+def test_vocs_image_sets_are_used_where_they_are(tmp_path):
+    write_voc(tmp_path, 25, trainval=range(20, 0, -1), test=[0, 21, 22])
+    data = read(tmp_path)
+    found = pictures(data)
+    assert found["test"] == [0, 21, 22]
+    assert sorted(found["train"] + found["val"]) == list(range(1, 21))
+    assert len(found["val"]) == 2
+    named = {
+        "train_split": "ImageSets/Main/trainval.txt",
+        "test_split": ["ImageSets/Main/test.txt"],
+    }
+    assert pictures(read(tmp_path, **named)) == found
+
+
+def test_pictures_that_no_split_file_names_are_counted(tmp_path):
+    write_voc(tmp_path, 25, trainval=range(20), test=[20, 21, 22])
+    notes = read(tmp_path).source.notes
+    assert "2 pictures are in none of the named splits" in notes
+
+
+def test_vocs_own_validation_set_is_used_where_there_is_no_trainval(tmp_path):
+    write_voc(tmp_path, 9, train=range(4), val=[4, 5], test=[6, 7, 8])
+    found = pictures(read(tmp_path))
+    assert found == {"train": [0, 1, 2, 3], "val": [4, 5], "test": [6, 7, 8]}
+
+
+def test_vocs_image_sets_without_a_test_set_are_left_alone(tmp_path):
+    write_voc(tmp_path, 10, train=range(8), val=[8, 9])
+    found = pictures(read(tmp_path))
+    assert {name: len(found[name]) for name in SPLITS} == {"train": 7, "val": 1, "test": 2}
+    assert together(found) == list(range(10))
+
+
+@pytest.mark.parametrize("writer", [write_coco, write_yolo])
+@pytest.mark.parametrize("val", ["val", "valid"])
+def test_folders_named_train_valid_and_test_are_the_splits(tmp_path, writer, val):
+    writer(tmp_path, **{"train": range(6), val: [6, 7], "test": [8, 9, 10]})
+    found = pictures(read(tmp_path))
+    assert found == {"train": list(range(6)), "val": [6, 7], "test": [8, 9, 10]}
+
+
+def test_names_of_split_folders_may_have_capitals_and_years(tmp_path):
+    write_yolo(tmp_path, Train=range(6), VAL2017=[6, 7], Testing=[8, 9, 10])
+    found = pictures(read(tmp_path))
+    assert found == {"train": list(range(6)), "val": [6, 7], "test": [8, 9, 10]}
+
+
+def test_the_official_coco_layout_gives_its_splits_and_a_test_carved_from_training(tmp_path):
+    for split, numbers in {"train": range(20), "val": range(20, 25)}.items():
+        entries = [(f"{n % 20}.png", SIZE, [("cell", (n, 5, 20, 25))]) for n in numbers]
+        write(tmp_path, {f"annotations/instances_{split}2017.json": coco(*entries)})
+        write(tmp_path, {f"annotations/captions_{split}2017.json": coco(*entries)})
+        for n in numbers:
+            draw(tmp_path / f"{split}2017/{n % 20}.png", n)
+    found = pictures(read(tmp_path))
+    assert found["val"] == list(range(20, 25))
+    assert len(found["test"]) == 4
+    assert sorted(found["train"] + found["test"]) == list(range(20))
+
+
+def test_a_lone_validation_split_is_parted_anew(tmp_path):
+    found = pictures(read(write_coco(tmp_path, val2017=range(10))))
+    assert {name: len(found[name]) for name in SPLITS} == {"train": 7, "val": 1, "test": 2}
+
+
+def test_a_missing_validation_split_is_carved_from_the_training_pictures(tmp_path):
+    write_coco(tmp_path, train=range(20), test=range(20, 25))
+    found = pictures(read(tmp_path))
+    assert found["test"] == list(range(20, 25))
+    assert len(found["val"]) == 2
+    assert sorted(found["train"] + found["val"]) == list(range(20))
+    assert len(pictures(read(tmp_path, val_fraction=0.5))["val"]) == 10
+
+
+def test_a_missing_test_split_is_carved_from_the_training_pictures(tmp_path):
+    write_coco(tmp_path, train=range(20), valid=range(20, 25))
+    found = pictures(read(tmp_path))
+    assert found["val"] == list(range(20, 25))
+    assert len(found["test"]) == 4
+    assert sorted(found["train"] + found["test"]) == list(range(20))
+
+
+def test_without_any_split_pictures_are_parted_by_a_seed_of_their_own(tmp_path):
+    write_yolo(tmp_path, all=range(30))
+    found = pictures(read(tmp_path))
+    assert {name: len(found[name]) for name in SPLITS} == {"train": 22, "val": 2, "test": 6}
+    assert together(found) == list(range(30))
+    assert pictures(read(tmp_path, seed=5)) == found
+    assert pictures(read(tmp_path, split_seed=1)) != found
+    halves = pictures(read(tmp_path, test_fraction=0.5, val_fraction=0.2))
+    assert {name: len(halves[name]) for name in SPLITS} == {"train": 12, "val": 3, "test": 15}
+
+
+def test_folds_of_validation_part_what_is_left_beside_the_test(tmp_path):
+    write_yolo(tmp_path, all=range(30))
+    found = [pictures(read(tmp_path, val_fold=fold)) for fold in range(10)]
+    assert found[0] == pictures(read(tmp_path))
+    assert all(together(each) == list(range(30)) for each in found)
+    assert all(each["test"] == found[0]["test"] for each in found)
+    rest = sorted(set(range(30)) - set(found[0]["test"]))
+    assert sorted(at for each in found for at in each["val"]) == rest
+    with pytest.raises(BadInput, match=r"val_fold is 10, but a fraction of 0\.1 makes 10 folds"):
+        _ = read(tmp_path, val_fold=10).source
+
+
+def test_a_fold_is_refused_where_there_is_a_validation_split(tmp_path):
+    write_coco(tmp_path, train=range(20), valid=range(20, 25))
+    with pytest.raises(BadInput, match="val_fold is 3, but the val split is there; leave one out"):
+        _ = read(tmp_path, val_fold=3).source
+
+
+def test_splits_that_share_groups_are_replaced_by_groups_and_it_is_said(tmp_path):
+    write_csv(tmp_path, 30, lambda n: "test" if n % 3 == 0 else "train", lambda n: f"b{n // 5}")
+    data = read(tmp_path)
+    found = pictures(data)
+    assert together(found) == list(range(30))
+    groups = [{n // 5 for n in found[name]} for name in SPLITS]
+    assert [len(names) for names in groups] == [4, 1, 1]
+    assert len(set.union(*groups)) == 6
+    (note,) = (note for note in data.source.notes if "share groups" in note)
+    assert note.startswith("the files' own splits share groups (b0, b1, b2, b3, b4, b5), so")
+
+
+def test_splits_that_share_no_group_are_used_with_their_groups(tmp_path):
+    write_csv(tmp_path, 30, lambda n: "test" if n < 10 else "train", lambda n: f"b{n // 5}")
+    data = read(tmp_path, val_fraction=0.25)
+    found = pictures(data)
+    assert found["test"] == list(range(10))
+    assert {n // 5 for n in found["val"]}.isdisjoint({n // 5 for n in found["train"]})
+    assert len(found["val"]) == 5
+    assert not any("share groups" in note for note in data.source.notes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            {"train_split": "a", "val_split": "b", "test_split": "c"},
+            {"train": "a", "val": "b", "test": "c"},
+        ),
+        ({"train_split": ["a", "d"], "val_split": "b", "test_split": "c"}, {"train": "ad"}),
+        ({"val_split": "b", "test_split": ["c", "d"]}, {"train": "a", "val": "b", "test": "cd"}),
+        ({"test_split": "d"}, {"test": "d"}),
+        ({"val_split": "a"}, {"val": "a"}),
+    ],
+)
+def test_splits_are_those_named(tmp_path, arguments, expected):
+    write_csv(tmp_path, 40, lambda n: "abcd"[n % 4])
+    found = pictures(read(tmp_path, **arguments))
+    for name, letters in expected.items():
+        assert found[name] == [n for n in range(40) if "abcd"[n % 4] in letters]
+    if "train_split" not in arguments:
+        assert together(found) == list(range(40))
+    assert len(set(together(found))) == len(together(found))
+
+
+def test_pictures_of_unnamed_splits_are_left_out_and_counted(tmp_path):
+    write_csv(tmp_path, 40, lambda n: "abcd"[n % 4])
+    data = read(tmp_path, train_split="a", test_split="c")
+    assert together(pictures(data)) == [n for n in range(40) if n % 2 == 0]
+    assert "20 pictures are in none of the named splits" in data.source.notes
+
+
+def test_named_groups_are_tested_on(tmp_path):
+    write_csv(tmp_path, 30, lambda n: "test" if n % 2 else "train", lambda n: f"b{n // 5}")
+    found = pictures(read(tmp_path, test_groups=["b1", "b4"]))
+    assert found["test"] == [*range(5, 10), *range(20, 25)]
+    assert len(found["val"]) == 5
+    assert {n // 5 for n in found["val"]}.isdisjoint({n // 5 for n in found["train"]})
+
+
+def test_a_group_pattern_keeps_copies_of_a_picture_on_one_side(tmp_path):
+    for n in range(30):
+        draw(tmp_path / f"p{n // 3}.rf.{n}.png", n)
+    lines = [f"p{n // 3}.rf.{n}.png,{n},5,{n + 20},30" for n in range(30)]
+    write(tmp_path, {"boxes.csv": csv_of(*lines)})
+    found = pictures(read(tmp_path, group_pattern=r"([^/]+)\.rf\."))
+    copies = [{n // 3 for n in found[name]} for name in SPLITS]
+    assert [len(found[name]) for name in SPLITS] == [21, 3, 6]
+    assert [len(names) for names in copies] == [7, 1, 2]
+
+
+def test_small_boxes_and_other_classes_are_left_out_and_counted(tmp_path):
+    tiny = [f"p{n}.png,{n},5,{n + 9},40,cell,," for n in range(30)]
+    write_csv(tmp_path, 30, label=lambda n: ("cell", "plate", "dust")[n % 3], boxes=tiny)
+    data = read(tmp_path, classes=["plate", "cell"], min_size=10)
+    assert together(pictures(data)) == [n for n in range(30) if n % 3 < 2]
+    assert data.source.classes == ("plate", "cell")
+    assert "20 of 60 boxes kept by classes and least size" in data.source.notes
+    assert len(data.source.store) == 20
+    for items in data.source.splits.values():
+        expected = [1 - round(x) % 3 for x in items.boxes[:, 0].tolist()]
+        assert items.labels.tolist() == expected
+
+
+def test_filters_do_not_move_pictures_between_splits(tmp_path):
+    write_csv(tmp_path, 30, label=lambda n: "cell" if n % 3 else "dust")
+    whole, cells = pictures(read(tmp_path)), pictures(read(tmp_path, classes=["cell"]))
+    assert cells == {name: [n for n in whole[name] if n % 3] for name in SPLITS}
+
+
+@pytest.mark.parametrize("writer", ["voc", "coco", "csv"])
+def test_crops_are_cut_from_the_pictures_their_boxes_lie_in(tmp_path, writer):
+    if writer == "voc":
+        write_voc(tmp_path, 25, trainval=range(20, 0, -1), test=[24, 0, 22])
+    elif writer == "coco":
+        write_coco(tmp_path, train=range(9, 0, -1), valid=[12, 11], test=[14, 10])
+    else:
+        write_csv(tmp_path, 30, three_splits, label=lambda n: "cell" if n % 2 else "dust")
+    data = read(tmp_path, classes=["cell"])
+    for split in SPLITS:
+        samples, rows = data.samples(split), torch.arange(data.num_draws(split))
+        batch = data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))
+        numbers = data.source.splits[split].boxes[samples.items, 0].round()
+        levels = batch.crops.amax(dim=(1, 2, 3)) * 255
+        torch.testing.assert_close(levels, numbers, rtol=0, atol=1e-3)
+        torch.testing.assert_close(batch.crops.amin(dim=(1, 2, 3)) * 255, levels)
+
+
+def test_pictures_are_the_clusters(tmp_path):
+    more = [f"p{n}.png,{n},10,{n + 30},40,cell,," for n in range(30)]
+    data = read(write_csv(tmp_path, 30, boxes=more))
+    for items in data.source.splits.values():
+        assert torch.equal(items.clusters, items.image_index)
+        assert items.clusters.bincount().max() == 2
+
+
+def test_skipped_boxes_are_listed_with_their_split(tmp_path):
+    bad = ["p3.png,30,5,30,9,cell,train,", "p8.png,8,9,20,5,cell,test,"]
+    write_csv(tmp_path, 10, lambda n: "test" if n > 6 else "train", boxes=bad)
+    data = read(tmp_path)
+    found = {name: data.source.splits[name].skipped for name in SPLITS}
+    (tested,) = found["test"]
+    assert "p8.png" in tested
+    (trained,) = found["train"] + found["val"]
+    assert "p3.png" in trained
+    line = next(line for line in describe(data) if line.startswith("test: "))
+    assert "3 pictures, 3 boxes, 1 skipped" in line
+    with pytest.raises(BadInput, match=r"boxes\.csv:12"):
+        read(tmp_path, on_bad="error").setup("fit")
+
+
+def test_statistics_come_from_training_pictures_alone(tmp_path):
+    def split(n):
+        return "test" if n > 24 else "valid" if n > 20 else "train"
+
+    first = read(write_csv(tmp_path / "a", 30, split), crop=CropGeometry(size=16, square=True))
+    write_csv(tmp_path / "b", 30, split)
+    lines = (tmp_path / "b/boxes.csv").read_text().splitlines()
+    lines[22:] = [f"p{n}.png,0,0,90,{n},cell,{split(n)}," for n in range(21, 30)]
+    (tmp_path / "b/boxes.csv").write_text("\n".join(lines))
+    for n in range(21, 30):
+        draw(tmp_path / f"b/p{n}.png", 200)
+    other = read(tmp_path / "b", crop=CropGeometry(size=16, square=True))
+    states = []
+    for data in (first, other):
+        codec, norm, train = MeanStdCodec(), ChannelNorm(), data.samples("train")
+        codec.build(data.spec()).fit(train.gt_boxes, train.proposals)
+        norm.fit(data.cut(data.samples("train_eval")))
+        states.append({**codec.state_dict(), **norm.state_dict()})
+    assert first.spec() == other.spec()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(first.samples("test").gt_boxes, other.samples("test").gt_boxes)
+
+
+REFUSED = {
+    "unknown_split": ({"test_split": "tset"}, "no split tset; the files have test, train, val"),
+    "mixed": ({"train_split": "train", "test_split": "a.txt"}, "mix .txt files and names"),
+    "unknown_group": ({"test_groups": ["x"]}, "no group x; choose from"),
+    "split_and_groups": ({"test_split": "test", "test_groups": ["p1.png"]}, "are both set"),
+    "twice_in_one": ({"train_split": "train", "val_split": "val", "test_split": "val"}, "val"),
+    "train_is_test": ({"train_split": ["train", "val"], "test_split": "train"}, "train"),
+    "fraction": ({"test_groups": ["p1.png"], "val_fraction": 1.0}, r"1\.0"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
+def test_impossible_splits_are_refused(tmp_path, arguments, message):
+    write_csv(tmp_path, 30, three_splits)
+    with pytest.raises(BadInput, match=message):
+        read(tmp_path, **arguments).setup("fit")
+
+
+def test_named_splits_that_share_a_group_are_refused(tmp_path):
+    write_csv(tmp_path, 30, three_splits, lambda n: f"b{n // 15}")
+    arguments = {"train_split": "train", "val_split": "val", "test_split": "test"}
+    with pytest.raises(BadInput, match="groups b0, b1 lie in more than one split"):
+        read(tmp_path, **arguments).setup("fit")
+
+
+def test_a_split_whose_boxes_are_all_filtered_out_is_refused(tmp_path):
+    write_csv(tmp_path, 30, three_splits, label=lambda n: "dust" if n % 3 == 2 else "cell")
+    with pytest.raises(BadInput, match="the test split has no boxes left"):
+        read(tmp_path, classes=["cell"]).setup("fit")

@@ -1,0 +1,293 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.data.loader import Rows
+from lightning_bbox.data.patches import PatchDataModule
+from lightning_bbox.geometry.boxes import box_centers
+from lightning_bbox.geometry.codecs import MeanStdCodec
+from lightning_bbox.geometry.jitter import UniformJitter
+from lightning_bbox.nn.preprocess import ChannelNorm
+
+SPLITS = ("train", "val", "test")
+
+
+def draw_patches(num=30, height=26, width=26, seed=0):
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (num, height, width, 3), dtype=np.uint8)
+
+
+def write(path, patches, **arrays):
+    """Write an npz, or an npy where the path says so, and return its path."""
+    if path.suffix == ".npy":
+        np.save(path, patches)
+    else:
+        np.savez(path, patches=patches, **arrays)
+    return path
+
+
+def read(path, **arguments):
+    small = {"batch_size": 8, "draws_per_epoch": 200, "eval_draws": 50, "compile": False}
+    return PatchDataModule(str(path), **{**small, **arguments})
+
+
+def batch_of(data, split):
+    rows = torch.arange(data.num_draws(split))
+    return data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))
+
+
+def slices(patches, samples, size):
+    """Cut the crops as slices of the arrays, in NumPy, and mirror them."""
+    crops = []
+    rows = zip(samples.image_index, samples.proposals.tolist(), samples.flips.tolist(), strict=True)
+    for index, (left, top, *_), (flip_x, flip_y) in rows:
+        assert left == int(left)
+        assert top == int(top)
+        crop = patches[index, int(top) : int(top) + size, int(left) : int(left) + size]
+        crop = crop[:, ::-1] if flip_x else crop
+        crops.append(crop[::-1] if flip_y else crop)
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+LAYOUTS = {
+    "nhwc": lambda patches: patches,
+    "nchw": lambda patches: patches.transpose(0, 3, 1, 2),
+    "grey": lambda patches: patches[..., :1],
+    "grey_nchw": lambda patches: patches[..., :1].transpose(0, 3, 1, 2),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize("shape", [(26, 26), (26, 30)], ids=["square", "wide"])
+def test_crops_are_slices_of_the_patches_bit_by_bit(tmp_path, layout, suffix, shape):
+    patches = draw_patches(30, *shape)
+    data = read(write(tmp_path / f"p.{suffix}", LAYOUTS[layout](patches)))
+    seen = patches[..., :1].repeat(3, axis=3) if layout.startswith("grey") else patches
+    for split in SPLITS:
+        samples, batch = data.samples(split), batch_of(data, split)
+        assert batch.crops.shape[1:] == (3, 16, 16)
+        assert torch.equal(batch.crops, slices(seen, samples, 16).float() * (1 / 255))
+
+
+def test_shifts_are_whole_px_up_to_the_margin_in_both_directions(tmp_path):
+    data = read(write(tmp_path / "p.npy", draw_patches()), eval_draws=1_000)
+    for split in SPLITS:
+        samples = data.samples(split)
+        shifts = (box_centers(samples.gt_boxes) - box_centers(samples.proposals)).round()
+        assert {*shifts[:, 0].int().tolist()} == {*shifts[:, 1].int().tolist()} == {*range(-5, 6)}
+        assert torch.equal(box_centers(samples.proposals) + shifts, box_centers(samples.gt_boxes))
+    assert data.spec().bounds == [5.0, 5.0]
+    assert data.geometry.px(samples.proposals).unique().tolist() == [1.0]
+
+
+def test_an_odd_margin_is_refused_for_it_would_resample(tmp_path):
+    with pytest.raises(BadInput, match="leave an odd margin"):
+        read(write(tmp_path / "p.npy", draw_patches()), crop_size=17)
+
+
+@pytest.mark.parametrize("crop_size", [8, 16, 20])
+def test_nothing_is_resampled_whatever_the_margin(tmp_path, crop_size):
+    patches = draw_patches()
+    data = read(write(tmp_path / "p.npy", patches), crop_size=crop_size)
+    levels = batch_of(data, "test").crops * 255
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
+
+
+def test_sub_pixel_shifts_are_there_for_the_asking(tmp_path):
+    data = read(write(tmp_path / "p.npy", draw_patches()), jitter=UniformJitter(4.5))
+    samples = data.samples("test")
+    shifts = box_centers(samples.gt_boxes) - box_centers(samples.proposals)
+    assert (shifts != shifts.round()).any(dim=1).all()
+    assert 4 < shifts.abs().max() <= 4.5
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_groups_never_cross_splits(tmp_path, seed):
+    groups = np.arange(60) // 4
+    path = write(tmp_path / "p.npz", draw_patches(60), groups=groups)
+    splits = read(path, split_seed=seed).source.splits
+    found = {name: set(groups[splits[name].image_index].tolist()) for name in SPLITS}
+    assert {name: len(names) for name, names in found.items()} == {"train": 11, "val": 1, "test": 3}
+    assert set.union(*found.values()) == set(range(15))
+    for name in SPLITS:
+        items = splits[name]
+        assert len(items) == 4 * len(found[name])
+        pairs = set(zip(items.clusters.tolist(), groups[items.image_index].tolist(), strict=True))
+        assert len(pairs) == len(found[name])
+
+
+def test_folds_of_validation_share_no_group(tmp_path):
+    path = write(tmp_path / "p.npz", draw_patches(60), groups=np.arange(60) // 2)
+    folds = [read(path, val_fold=fold).source.splits for fold in range(10)]
+    images = [set(splits["val"].image_index.tolist()) for splits in folds]
+    first = read(path).source.splits
+    assert images[0] == set(first["val"].image_index.tolist())
+    assert sum(len(fold) for fold in images) == len(set.union(*images)) == 48
+    assert set.union(*images).isdisjoint(first["test"].image_index.tolist())
+
+
+def test_a_group_keeps_its_split_when_the_patches_are_reordered(tmp_path):
+    groups, patches = np.array([f"dish {n % 10}" for n in range(40)]), draw_patches(40)
+    order = np.random.default_rng(1).permutation(40)
+    first = read(write(tmp_path / "a.npz", patches, groups=groups))
+    other = read(write(tmp_path / "b.npz", patches[order], groups=groups[order]))
+    for name in SPLITS:
+        found = set(groups[first.source.splits[name].image_index])
+        assert found == set(groups[order][other.source.splits[name].image_index])
+
+
+def test_without_groups_each_patch_is_its_own(tmp_path):
+    splits = read(write(tmp_path / "p.npy", draw_patches(30))).source.splits
+    assert {name: len(splits[name]) for name in SPLITS} == {"train": 22, "val": 2, "test": 6}
+    index = torch.cat([splits[name].image_index for name in SPLITS])
+    assert index.sort().values.tolist() == list(range(30))
+
+
+def blobs(offsets, side=31):
+    """Draw a bright spot at each offset (x, y) from the patch's centre."""
+    grid = np.arange(side) + 0.5 - side / 2
+    x, y = grid - offsets[:, :1], grid - offsets[:, 1:]
+    spots = 255 * np.exp(-(x[:, None, :] ** 2 + y[:, :, None] ** 2) / (2 * 2.0**2))
+    return spots.round().astype(np.uint8)[..., None]
+
+
+def spot_centers(batch, size):
+    """Return where the spots lie, in the frame of the boxes."""
+    weights = batch.crops.mean(dim=1)
+    grid = torch.arange(size) + 0.5
+    x, y = (weights.sum(1) * grid).sum(1), (weights.sum(2) * grid).sum(1)
+    return torch.stack([x, y], 1) / weights.sum((1, 2))[:, None] + batch.proposals[:, :2]
+
+
+@pytest.mark.parametrize("crop_size", [None, 25])
+def test_shifted_patches_are_used_as_they_are_and_offsets_point_to_the_object(tmp_path, crop_size):
+    offsets = np.random.default_rng(0).uniform(-4, 4, (50, 2))
+    patches = blobs(offsets)
+    path = write(tmp_path / "p.npz", patches, offsets=offsets)
+    data = read(path, crop_size=crop_size)
+    size = crop_size or 31
+    for split in SPLITS:
+        samples, batch = data.samples(split), batch_of(data, split)
+        expected = slices(patches.repeat(3, axis=3), samples, size).float() * (1 / 255)
+        assert torch.equal(batch.crops, expected)
+        assert samples.proposals.unique(dim=0).tolist() == [
+            [(31 - size) / 2] * 2 + [(31 + size) / 2] * 2
+        ]
+        assert (spot_centers(batch, size) - box_centers(batch.gt_boxes)).abs().max() < 0.1
+        signs = 1 - 2 * samples.flips
+        stated = torch.from_numpy(offsets)[samples.image_index].float() * signs
+        torch.testing.assert_close(box_centers(batch.gt_boxes) - 15.5, stated)
+
+
+def test_a_decoded_target_lands_on_the_object(tmp_path):
+    offsets = np.random.default_rng(0).uniform((-3, -4.5), (5, 3.5), (50, 2))
+    data = read(write(tmp_path / "p.npz", blobs(offsets), offsets=offsets))
+    codec = MeanStdCodec().build(data.spec())
+    train = data.samples("train")
+    codec.fit(train.gt_boxes, train.proposals)
+    batch = batch_of(data, "test")
+    decoded = codec.decode(codec.encode(batch.gt_boxes, batch.proposals), batch.proposals)
+    assert (box_centers(decoded) - spot_centers(batch, 31)).abs().max() < 0.1
+    used = offsets[data.source.splits["train"].image_index]
+    assert data.spec().bounds == pytest.approx([np.abs(used).max()] * 2, rel=1e-5)
+
+
+def test_statistics_come_from_training_patches_alone(tmp_path):
+    random = np.random.default_rng(0)
+    patches, offsets = draw_patches(40), random.uniform(-3, 3, (40, 2))
+    first = read(write(tmp_path / "a.npz", patches, offsets=offsets))
+    held_out = torch.cat([first.source.splits[name].image_index for name in ("val", "test")])
+    patches, offsets = patches.copy(), offsets.copy()
+    patches[held_out] = 255 - patches[held_out] // 2
+    offsets[held_out] = 9.0
+    other = read(write(tmp_path / "b.npz", patches, offsets=offsets))
+    assert first.spec() == other.spec()
+    states = []
+    for data in (first, other):
+        codec, norm, train = MeanStdCodec().build(data.spec()), ChannelNorm(), data.samples("train")
+        codec.fit(train.gt_boxes, train.proposals)
+        norm.fit(data.cut(data.samples("train_eval")))
+        states.append({**codec.state_dict(), **norm.state_dict()})
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(batch_of(first, "test").crops, batch_of(other, "test").crops)
+
+
+def test_the_source_says_how_the_patches_are_used(tmp_path):
+    margin = read(write(tmp_path / "a.npy", draw_patches(30, 26, 28)))
+    assert margin.source.notes == ("30 patches of 26 x 28, shifts cut from the margin",)
+    shifted = read(write(tmp_path / "b.npz", draw_patches(), offsets=np.ones((30, 2))))
+    assert shifted.source.notes == ("30 patches of 26 x 26, already shifted",)
+    assert margin.source.classes == ("patch",)
+
+
+P = draw_patches(30)
+REFUSED = {
+    "key": ({"crops": P}, {}, "has no key 'patches', only crops"),
+    "float": (
+        {"patches": P / 255},
+        {},
+        r"patches are float64 of shape \(30, 26, 26, 3\); expected",
+    ),
+    "three_dims": ({"patches": P[..., 0]}, {}, r"patches are uint8 of shape \(30, 26, 26\)"),
+    "channels": ({"patches": P[..., :2]}, {}, r"shape \(30, 26, 26, 2\) have neither 1 nor 3"),
+    "groups": ({"patches": P, "groups": np.arange(29)}, {}, r"groups have shape \(29,\); expected"),
+    "group_objects": (
+        {"patches": P, "groups": np.array([f"{n}" for n in range(30)], dtype=object)},
+        {},
+        "groups|Object arrays",
+    ),
+    "offsets": (
+        {"patches": P, "offsets": np.zeros((30, 4))},
+        {},
+        r"offsets have shape \(30, 4\); expected \(30, 2\), finite, x and y in px",
+    ),
+    "nan": ({"patches": P, "offsets": np.full((30, 2), np.nan)}, {}, "expected .*, finite"),
+    "texts": ({"patches": P, "offsets": np.full((30, 2), "1")}, {}, "offsets"),
+    "no_margin": (
+        {"patches": P},
+        {"crop_size": 26},
+        "shifts of 1 px around crops of 26 need .* 28",
+    ),
+    "margin": (
+        {"patches": P},
+        {"crop_size": 20, "jitter": UniformJitter(3.5)},
+        r"shifts of 3\.5 px around crops of 20 need patches of 28 px, but these have 26",
+    ),
+    "too_large": ({"patches": P}, {"crop_size": 27}, "crops of 27 px don't fit patches of 26 px"),
+    "too_small": ({"patches": P[:, :16, :16]}, {}, "crops of 6 px don't fit patches of 16 px"),
+    "few_groups": ({"patches": P, "groups": np.arange(30) % 2}, {}, "too few groups to hold one"),
+    "few_patches": ({"patches": P[:2]}, {}, "too few groups to hold one out"),
+}
+
+
+@pytest.mark.parametrize(("arrays", "arguments", "message"), REFUSED.values(), ids=REFUSED)
+def test_bad_arrays_are_refused_in_one_sentence(tmp_path, arrays, arguments, message):
+    np.savez(tmp_path / "p.npz", **arrays)
+    with pytest.raises(BadInput, match=message):
+        read(tmp_path / "p.npz", **arguments).setup("fit")
+
+
+def truncated(path):
+    write(path, P)
+    path.write_bytes(path.read_bytes()[:-400])
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("missing.npz", str, "no such file; set data.file to an npy or npz"),
+        ("text.npz", lambda path: path.write_text("not an array"), "can't be read as npy or npz"),
+        ("empty.npy", lambda path: path.write_bytes(b""), "can't be read as npy or npz"),
+        ("folder.npy", lambda path: path.mkdir(), "can't be read as npy or npz"),
+        ("truncated.npy", truncated, "can't be read as npy or npz"),
+        ("truncated.npz", truncated, "can't be read as npy or npz"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path, name, make, message):
+    make(tmp_path / name)
+    with pytest.raises(BadInput, match=re.escape(f"{tmp_path / name}: ") + message):
+        read(tmp_path / name)

@@ -1,0 +1,182 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.noise_bound import matched_errors
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.data.loader import Rows
+from lightning_bbox.data.scenes import SceneDataModule
+from lightning_bbox.geometry.boxes import box_centers
+from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.geometry.jitter import UniformJitter
+
+SPLITS = ("train", "val", "test")
+
+
+def scenes(**arguments):
+    small = {"num_scenes": 30, "batch_size": 8, "draws_per_epoch": 64, "compile": False}
+    return SceneDataModule(**{**small, "eval_draws": 60, **arguments})
+
+
+def batch_of(data, split):
+    rows = torch.arange(data.num_draws(split))
+    return data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))
+
+
+def test_splits_hold_scenes_of_their_own():
+    source = scenes().source
+    sizes = {name: len(source.splits[name]) for name in SPLITS}
+    assert sizes == {"train": 30, "val": 3, "test": 6}
+    index = torch.cat([source.splits[name].image_index for name in SPLITS])
+    assert index.tolist() == list(range(len(source.store)))
+    assert len({source.store.picture(at).tobytes() for at in range(39)}) == 39
+    boxes = torch.cat([source.splits[name].boxes for name in SPLITS])
+    assert len(boxes.unique(dim=0)) == 39
+
+
+def test_the_runs_seed_changes_the_draws_but_no_scene():
+    first, other = scenes(seed=0), scenes(seed=1)
+    assert torch.equal(first.source.store.pixels, other.source.store.pixels)
+    assert not torch.equal(first.samples("train").proposals, other.samples("train").proposals)
+
+
+@pytest.mark.parametrize("kind", ["polar", "texture"])
+def test_the_kinds_share_their_boxes_but_not_their_pictures(kind):
+    first, other = scenes().source, scenes(kind=kind).source
+    for name in SPLITS:
+        assert torch.equal(first.splits[name].boxes, other.splits[name].boxes)
+    assert (first.store.pixels != other.store.pixels).float().mean() > 0.02
+    assert other.notes == (f"{kind} scenes, noise 0.05 of the range",)
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1])
+@pytest.mark.parametrize("split", SPLITS)
+def test_noise_of_the_known_level_is_added_to_every_crop(noise, split):
+    data = scenes(noise=noise)
+    added = batch_of(data, split).crops - data.cut(data.samples(split))
+    assert added.std().item() == pytest.approx(noise, rel=0.02)
+    assert added.mean().abs() < 0.02 * noise
+    per_crop = added.flatten(1)
+    assert per_crop.std(dim=1).sub(noise).abs().max() < 0.1 * noise
+    assert per_crop[:20].corrcoef().fill_diagonal_(0).abs().max() < 0.1
+
+
+def floor_of(data):
+    """Return the Cramer-Rao bound of the test."""
+    return data.error_floor(data.samples("test"))["cramer_rao_mae_px"]
+
+
+@pytest.mark.parametrize("kind", ["bright", "polar", "texture"])
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_cramer_rao_bound_is_finite_and_positive(kind, split):
+    data = scenes(kind=kind)
+    bounds = data.error_floor(data.samples(split))
+    assert list(bounds) == ["cramer_rao_mae_px", "cramer_rao_rmse_px"]
+    assert 0 < bounds["cramer_rao_mae_px"] < 0.5
+    least = math.sqrt(math.pi / 2) * bounds["cramer_rao_mae_px"]  # where all draws are alike
+    assert least <= bounds["cramer_rao_rmse_px"] < 3 * least
+
+
+def test_the_cramer_rao_bound_grows_with_the_noise():
+    low, high = (floor_of(scenes(noise=noise)) for noise in (0.02, 0.1))
+    assert high == pytest.approx(5 * low, rel=1e-4)
+
+
+def test_the_cramer_rao_bound_is_that_of_the_crops_derivatives():
+    data = scenes(eval_draws=12)
+    samples = data.samples("test")
+    step = 0.25 * data.geometry.px(samples.proposals)
+    gradients = []
+    for axis in (0, 1):
+        move = torch.zeros(12, 4)
+        move[:, axis] = move[:, axis + 2] = step[:, axis]
+        ahead, behind = (
+            data.cut(data.placed(samples._replace(proposals=samples.proposals + sign * move)))
+            for sign in (1, -1)
+        )
+        gradients.append(((ahead - behind) / 0.5).flatten(1).double())
+    jacobian = torch.stack(gradients, dim=2)
+    covariance = 0.05**2 * torch.linalg.inv(jacobian.mT @ jacobian)
+    std = covariance.diagonal(dim1=1, dim2=2).sqrt().mean().item()
+    expected = std * math.sqrt(2 / math.pi)  # the mean absolute value of a Gaussian
+    assert floor_of(data) == pytest.approx(expected, rel=1e-3)
+
+
+def test_matching_the_clean_crop_lies_near_the_bound_and_not_below():
+    """One Gauss-Newton step from the truth, where the clean crop is known, is efficient."""
+    data = scenes(eval_draws=200, jitter=UniformJitter(2.0))
+    samples = data.samples("test")
+    clean, noisy = data.cut(samples), batch_of(data, "test").crops
+    px = data.geometry.px(samples.proposals)
+    gradients = []
+    for axis in (0, 1):
+        move = torch.zeros(200, 4)
+        move[:, axis] = move[:, axis + 2] = 0.25 * px[:, axis]
+        ahead = data.cut(data.placed(samples._replace(proposals=samples.proposals + move)))
+        behind = data.cut(data.placed(samples._replace(proposals=samples.proposals - move)))
+        gradients.append(((ahead - behind) / 0.5).flatten(1))
+    jacobian = torch.stack(gradients, dim=2)
+    residual = (noisy - clean).flatten(1)[..., None]
+    error = torch.linalg.solve(jacobian.mT @ jacobian, jacobian.mT @ residual)
+    mae = error.abs().mean().item()
+    assert mae == pytest.approx(floor_of(data), rel=0.12)
+
+
+def test_a_template_is_one_picture_for_all_scenes_of_all_splits():
+    source = scenes(kind="template").source
+    assert len(source.store) == 1
+    assert {name: len(source.splits[name]) for name in SPLITS} == {"train": 30, "val": 3, "test": 6}
+    assert torch.cat([source.splits[name].boxes for name in SPLITS]).unique(dim=0).shape == (1, 4)
+    assert source.splits["test"].clusters.tolist() == list(range(6))
+    assert source.notes == ("template scenes, noise 0.05 of the range",)
+
+
+def test_a_template_is_cut_to_a_thousandth_of_a_px_wherever_the_crop_lies():
+    errors = matched_errors(scenes(kind="template", noise=1e-6, crop=CropGeometry(supersample=1)))
+    assert np.abs(errors).max() < 1e-3
+
+
+def test_the_likeliest_shift_of_a_template_reaches_the_cramer_rao_bound():
+    crop = CropGeometry(supersample=1)
+    data = scenes(kind="template", num_scenes=20, crop=crop, eval_draws=800)
+    errors = matched_errors(data)
+    bound = data.error_floor(data.samples("test"))["cramer_rao_rmse_px"]
+    # 1,600 errors: their RMSE is known to 1.8 %.
+    assert np.sqrt((errors**2).mean()) == pytest.approx(bound, rel=0.05)
+    assert np.abs(errors.mean(axis=0)).max() < 4 * bound / math.sqrt(800)
+    assert abs(np.corrcoef(errors[:400, 0], errors[400:, 0])[0, 1]) < 0.2
+    assert 0.008 < bound < 0.011
+
+
+def test_bright_objects_lie_where_the_boxes_say_in_the_crops():
+    data = scenes(plain=True, noise=1e-3, crop=CropGeometry(size=45))
+    for split in SPLITS:
+        samples, batch = data.samples(split), batch_of(data, split)
+        weights = (batch.crops - batch.crops[:, :, :1, :1]).mean(dim=1).clamp(min=0.05) - 0.05
+        grid = (torch.arange(45) + 0.5) / 45
+        x, y = (weights.sum(1) * grid).sum(1), (weights.sum(2) * grid).sum(1)
+        crop_boxes = data.geometry.crop_boxes(samples.proposals)
+        found = torch.stack([x, y], dim=1) / weights.sum((1, 2))[:, None]
+        found = crop_boxes[:, :2] + found * (crop_boxes[:, 2:] - crop_boxes[:, :2])
+        assert (found - box_centers(batch.gt_boxes)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_scenes": 9}, "data num_scenes is 9; expected at least 10"),
+        ({"noise": 0.0}, r"data noise is 0\.0; expected above 0"),
+        ({"kind": "dark"}, "the kind of scene is 'dark'; expected one of bright, polar, texture"),
+        ({"kind": "template", "plain": True}, "a template scene can't be plain"),
+    ],
+)
+def test_impossible_scenes_are_refused(arguments, message):
+    with pytest.raises(BadInput, match=message):
+        scenes(**arguments)
+
+
+def test_the_fewest_scenes_leave_some_for_every_split():
+    splits = scenes(num_scenes=10).source.splits
+    assert {name: len(splits[name]) for name in SPLITS} == {"train": 10, "val": 1, "test": 2}

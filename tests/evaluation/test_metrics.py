@@ -1,0 +1,324 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_bbox.evaluation.metrics import (
+    RefinedBoxes,
+    bootstrap_interval,
+    box_metrics,
+    error_px,
+)
+from lightning_bbox.geometry.boxes import box_sizes, shift_boxes
+from tests import reference
+from tests.draws import THOROUGH
+
+ROWS = 20
+
+
+def made_up_evaluation(count=ROWS, seed=0):
+    """Refined boxes, proposals, true boxes and the size of a px, as a model might leave them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(scale, columns=4):
+        return scale * torch.randn(count, columns, generator=generator, dtype=torch.float64)
+
+    low = 50 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    gt_boxes = torch.cat([low, low + 15 + noise(2.0, 2)], dim=1)
+    proposals = shift_boxes(gt_boxes, noise(3.0, 2)) + noise(0.5)
+    boxes = 0.7 * gt_boxes + 0.3 * proposals + noise(0.3)
+    px = 0.4 + torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    return boxes, proposals, gt_boxes, px
+
+
+def fill(metric, rows, *, valid=None, seed=0):
+    """Write made up rows: a row's box and loss depend on its number only."""
+    boxes, _, _, _ = made_up_evaluation(seed=seed)
+    rows = torch.as_tensor(rows)
+    valid = torch.ones(len(rows), dtype=torch.bool) if valid is None else torch.tensor(valid)
+    coordinates = boxes[rows, :2]
+    metric.update(rows, valid, boxes[rows].float(), rows / 8, coordinates / 100, coordinates / 50)
+    return metric
+
+
+def same_table(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first.compute(), second.compute(), strict=True))
+
+
+@pytest.mark.parametrize("num_targets", [2, 4])
+@pytest.mark.parametrize("count", [2, 20, 101])
+def test_box_metrics_equal_the_oracle(num_targets, count):
+    tensors = made_up_evaluation(count, seed=count)
+    expected = reference.box_metrics(*(t.numpy() for t in tensors), num_targets)
+    assert box_metrics(*tensors, num_targets) == pytest.approx(expected, rel=1e-9)
+
+
+def test_box_metrics_of_fp32_boxes_are_measured_in_fp64():
+    tensors = [tensor.float() for tensor in made_up_evaluation()]
+    expected = reference.box_metrics(*(t.double().numpy() for t in tensors), 4)
+    assert box_metrics(*tensors, 4) == pytest.approx(expected, rel=1e-9)
+
+
+def test_box_metrics_of_a_hand_made_case():
+    gt_boxes = torch.tensor([[0.0, 0.0, 10.0, 20.0], [0.0, 0.0, 10.0, 20.0]])
+    boxes = torch.tensor([[2.0, 0.0, 12.0, 20.0], [0.0, -4.0, 10.0, 16.0]])
+    proposals = shift_boxes(gt_boxes, torch.tensor([[4.0, 4.0], [-4.0, -4.0]]))
+    found = box_metrics(boxes, proposals, gt_boxes, torch.full((2, 2), 2.0), num_targets=4)
+    expected = {
+        "mae_px": 0.75,
+        "rmse_px": math.sqrt(1.25),
+        "p95_px": 1.95,
+        "within_1px": 0.5,
+        "error_fraction": 0.1,
+        "error_picture": 1.5,
+        "iou_before": 96 / 304,
+        "iou_after": 2 / 3,
+        "mae_edge_px": 0.75,
+        "slope_dx": 0.75,
+        "r2_dx": 1 - 1 / 8,
+        "slope_dy": 0.5,
+        "r2_dy": 1 - 4 / 8,
+    }
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_targets", [2, 4])
+def test_perfect_boxes_have_no_error(num_targets):
+    _, proposals, gt_boxes, px = made_up_evaluation()
+    found = box_metrics(gt_boxes, proposals, gt_boxes, px, num_targets)
+    for name in ("mae_px", "rmse_px", "p95_px", "error_fraction", "error_picture"):
+        assert found[name] == 0
+    for name in ("within_1px", "iou_after", "slope_dx", "slope_dy", "r2_dx", "r2_dy"):
+        assert found[name] == pytest.approx(1)
+    assert found.get("mae_edge_px") == (0 if num_targets == 4 else None)
+
+
+def test_unmoved_proposals_have_slope_zero_and_the_same_overlap():
+    _, proposals, gt_boxes, px = made_up_evaluation()
+    found = box_metrics(proposals, proposals, gt_boxes, px, num_targets=2)
+    assert found["slope_dx"] == found["slope_dy"] == 0
+    assert found["iou_after"] == found["iou_before"]
+    assert found["r2_dx"] <= 0
+    assert found["r2_dy"] <= 0
+
+
+def test_predicting_the_mean_has_r2_zero():
+    _, proposals, gt_boxes, _ = made_up_evaluation()
+    px = torch.ones(ROWS, 2, dtype=torch.float64)
+    mean = error_px(gt_boxes, proposals, px).mean(dim=0)
+    guess = shift_boxes(proposals, mean.expand(ROWS, 2))
+    found = box_metrics(guess, proposals, gt_boxes, px, num_targets=2)
+    assert found["r2_dx"] == pytest.approx(0, abs=1e-9)
+    assert found["r2_dy"] == pytest.approx(0, abs=1e-9)
+    assert found["slope_dx"] == pytest.approx(0, abs=1e-9)
+
+
+@given(st.floats(0.1, 10), st.floats(-100, 100), st.permutations(range(ROWS)))
+@THOROUGH
+def test_px_metrics_ignore_the_pictures_scale_its_origin_and_the_order(scale, shift, order):
+    tensors = made_up_evaluation()
+    moved = [(boxes * scale + shift)[order] for boxes in tensors[:3]]
+    expected = box_metrics(*tensors, num_targets=4)
+    expected["error_picture"] *= scale
+    found = box_metrics(*moved, tensors[3][order] * scale, num_targets=4)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "mae", "rmse"),
+    [
+        (torch.linspace(-5, 5, 1001), 2.5, 2.887),
+        (torch.arange(-5.0, 6.0), 2.727, 3.162),
+    ],
+    ids=["uniform", "integers"],
+)
+def test_errors_at_chance_are_those_of_the_theory(offsets, mae, rmse):
+    gt_boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0]]).expand(len(offsets), 4)
+    shifts = torch.stack([offsets, offsets.flip(0)], dim=1)
+    proposals = shift_boxes(gt_boxes, shifts)
+    found = box_metrics(proposals, proposals, gt_boxes, torch.ones_like(shifts), num_targets=2)
+    assert found["mae_px"] == pytest.approx(mae, rel=2e-3)
+    assert found["rmse_px"] == pytest.approx(rmse, rel=2e-3)
+
+
+def test_error_px_is_signed_and_in_px_along_each_axis():
+    gt_boxes = torch.tensor([[10.0, 10.0, 30.0, 50.0]])
+    boxes = shift_boxes(gt_boxes, torch.tensor([[3.0, -4.0]]))
+    assert error_px(boxes, gt_boxes, torch.tensor([[1.5, 0.5]])).tolist() == [[2.0, -8.0]]
+
+
+def test_error_fraction_is_by_the_true_width_and_height():
+    boxes, proposals, gt_boxes, px = made_up_evaluation()
+    error = error_px(boxes, gt_boxes, px) * px / box_sizes(gt_boxes)
+    found = box_metrics(boxes, proposals, gt_boxes, px, num_targets=2)["error_fraction"]
+    assert found == pytest.approx(float(error.abs().mean()))
+
+
+@given(st.permutations(range(ROWS)), st.lists(st.integers(0, ROWS), max_size=4))
+@THOROUGH
+def test_rows_in_any_order_and_any_batches_give_the_same_table(order, cuts):
+    whole = fill(RefinedBoxes(ROWS, num_targets=2), range(ROWS))
+    parts = RefinedBoxes(ROWS, num_targets=2)
+    bounds = sorted([0, *cuts, ROWS])
+    for first, last in pairwise(bounds):
+        fill(parts, torch.tensor(order[first:last], dtype=torch.int64))
+    assert same_table(whole, parts)
+
+
+def test_the_table_holds_what_was_written():
+    boxes, _, _, _ = made_up_evaluation()
+    refined = fill(RefinedBoxes(ROWS, num_targets=2), [3, 17]).compute()
+    assert refined.seen.nonzero().flatten().tolist() == [3, 17]
+    assert torch.equal(refined.boxes[[3, 17]], boxes[[3, 17]].float())
+    assert refined.losses[[3, 17]].tolist() == [3 / 8, 17 / 8]
+    assert torch.equal(refined.stds[[3, 17]], (boxes[[3, 17], :2] / 100).float())
+    assert torch.equal(refined.nll[[3, 17]], (boxes[[3, 17], :2] / 50).float())
+    assert not bool(refined.boxes[~refined.seen].any())
+
+
+def test_rows_that_are_not_valid_are_ignored_whatever_they_hold():
+    metric = fill(RefinedBoxes(ROWS, num_targets=2), [4, 5, 4, 6], valid=[True, True, False, False])
+    bad = torch.tensor([math.nan, math.inf])
+    metric.update(
+        torch.tensor([4, 7]),
+        torch.tensor([False, False]),
+        bad[:, None].repeat(1, 4),
+        bad,
+        bad[:, None].repeat(1, 2),
+        bad[:, None].repeat(1, 2),
+    )
+    assert same_table(metric, fill(RefinedBoxes(ROWS, num_targets=2), [4, 5]))
+
+
+def test_a_valid_row_that_is_not_finite_stays_so():
+    metric = RefinedBoxes(2, num_targets=2)
+    bad = torch.full((1,), math.nan)
+    metric.update(
+        torch.tensor([1]),
+        torch.tensor([True]),
+        bad[:, None].repeat(1, 4),
+        bad,
+        bad[:, None].repeat(1, 2),
+        bad[:, None].repeat(1, 2),
+    )
+    refined = metric.compute()
+    assert bool(refined.boxes[1].isnan().all())
+    assert not bool(refined.boxes[0].isnan().any())
+    assert refined.seen.tolist() == [False, True]
+
+
+def test_two_ranks_equal_one():
+    whole = fill(RefinedBoxes(ROWS, num_targets=2), range(ROWS))
+    first = fill(RefinedBoxes(ROWS, num_targets=2), range(0, ROWS, 2))
+    # The last rank's share is filled up with rows that another one writes.
+    second = fill(
+        RefinedBoxes(ROWS, num_targets=2),
+        [*range(1, ROWS, 2), 0],
+        valid=[True] * (ROWS // 2) + [False],
+    )
+    first.merge_state(second)
+    assert same_table(first, whole)
+
+
+def test_every_state_is_summed_over_ranks():
+    first, second = (
+        fill(RefinedBoxes(ROWS, num_targets=2), [1, 2]),
+        fill(RefinedBoxes(ROWS, num_targets=2), [3]),
+    )
+    states, others = (dict(metric.metric_state) for metric in (first, second))
+    first.merge_state(second)
+    assert states.keys() == {"boxes", "losses", "stds", "nll", "seen"}
+    for name, merged in first.metric_state.items():
+        assert torch.equal(merged, states[name] + others[name])
+
+
+def test_boxes_in_bf16_are_collected_in_fp32():
+    metric = RefinedBoxes(1, num_targets=2)
+    boxes, losses = torch.full((1, 4), 300.0).bfloat16(), torch.ones(1).bfloat16()
+    metric.update(torch.tensor([0]), torch.tensor([True]), boxes, losses, *[boxes[:, :2]] * 2)
+    refined = metric.compute()
+    assert refined.boxes.dtype == refined.losses.dtype == torch.float32
+    assert refined.boxes.unique().tolist() == boxes.float().unique().tolist()
+
+
+def test_a_reset_table_is_empty():
+    metric = fill(RefinedBoxes(ROWS, num_targets=2), [1, 2])
+    metric.reset()
+    assert same_table(fill(metric, [5]), fill(RefinedBoxes(ROWS, num_targets=2), [5]))
+
+
+def clustered_values(num_clusters=30):
+    """Clusters of one to eight samples that resemble each other."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 9, num_clusters)
+    clusters = np.repeat(np.arange(num_clusters), sizes)
+    values = rng.normal(2.0, 1.0, num_clusters)[clusters] + rng.normal(0, 0.3, len(clusters))
+    return values, clusters
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_interval_equals_a_slow_cluster_bootstrap(level):
+    values, clusters = clustered_values()
+    found = bootstrap_interval(
+        torch.from_numpy(values), torch.from_numpy(clusters), resamples=20_000, level=level
+    )
+    rng = np.random.default_rng(1)
+    expected = reference.cluster_bootstrap(values, clusters, 4000, level, rng)
+    # A quantile of 4000 draws has a standard error of 0.04 (0.95) or 0.02 (0.8) of theirs.
+    spread = (expected[1] - expected[0]) / 4
+    assert found == pytest.approx(expected, abs=0.2 * spread)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_interval_of_single_samples_is_the_normal_theorys(level):
+    values = torch.randn(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low, high = bootstrap_interval(values, torch.arange(500), resamples=20_000, level=level)
+    error = float(values.std()) / math.sqrt(500)
+    z = float(torch.distributions.Normal(0, 1).icdf(torch.tensor((1 + level) / 2)))
+    assert low == pytest.approx(float(values.mean()) - z * error, abs=0.1 * error)
+    assert high == pytest.approx(float(values.mean()) + z * error, abs=0.1 * error)
+
+
+def test_repeating_the_samples_of_a_picture_narrows_nothing():
+    values = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    once = bootstrap_interval(values, torch.arange(40))
+    repeated = bootstrap_interval(values.repeat(8), torch.arange(40).repeat(8))
+    assert repeated == pytest.approx(once)
+    low, high = bootstrap_interval(values.repeat(8), torch.arange(320))
+    assert high - low < 0.5 * (once[1] - once[0])
+
+
+def test_the_interval_of_a_ratio_is_that_of_sums_over_sums():
+    values, clusters = (torch.from_numpy(column) for column in clustered_values())
+    weights = torch.rand(len(values), generator=torch.Generator().manual_seed(0)).double() + 0.5
+    plain = bootstrap_interval(values, clusters)
+    assert bootstrap_interval(values, clusters, weights=torch.ones_like(values)) == plain
+    halved = bootstrap_interval(values, clusters, weights=torch.full_like(values, 2.0))
+    assert halved == pytest.approx([bound / 2 for bound in plain])
+    low, high = bootstrap_interval(3 * weights, clusters, weights=weights)
+    assert (low, high) == pytest.approx((3, 3))
+    low, high = bootstrap_interval(values, clusters, weights=weights)
+    assert low < float(values.sum() / weights.sum()) < high
+
+
+def test_the_interval_ignores_the_order_and_the_names_of_clusters():
+    values, clusters = (torch.from_numpy(column) for column in clustered_values())
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
+    expected = bootstrap_interval(values, clusters)
+    assert bootstrap_interval(values[order], 7 * clusters[order] - 100) == pytest.approx(expected)
+
+
+def test_the_interval_is_the_same_every_time_and_widens_with_its_level():
+    values, clusters = (torch.from_numpy(column) for column in clustered_values())
+    narrow, wide = (bootstrap_interval(values, clusters, level=level) for level in (0.5, 0.95))
+    assert bootstrap_interval(values, clusters, level=0.95) == wide
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_a_single_cluster_has_an_interval_of_no_width():
+    values = torch.arange(4.0)
+    assert bootstrap_interval(values, torch.zeros(4, dtype=torch.int64)) == (1.5, 1.5)

@@ -1,0 +1,261 @@
+import math
+
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.geometry.boxes import box_area, box_centers, box_sizes, paired_iou
+from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.geometry.jitter import LaplaceJitter, OverlapJitter, UniformJitter
+
+LAWS = {
+    "uniform": UniformJitter(5.0, 0.2),
+    "integer": UniformJitter(5.0, 0.2, integer=True),
+    "wide": UniformJitter(12.5, 0.7),
+    "laplace": LaplaceJitter(),
+    "wide_laplace": LaplaceJitter(1.0, 0.5, 0.6),
+    "overlap": OverlapJitter(),
+    "wide_overlap": OverlapJitter(1.0, 3.0, 2.0, min_iou=0.3, max_area=4.0),
+}
+GEOMETRIES = {
+    "usual": CropGeometry(),
+    "square": CropGeometry(context=1.2, square=True),
+    "patch": CropGeometry(size=16, context=1.0, reference_size=16.0),
+}
+
+laws = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+geometries = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+resizes = pytest.mark.parametrize("resize", [False, True], ids=["shift", "resize"])
+
+sides = st.floats(2, 500)
+edges = st.floats(-200, 3000)
+unit = st.floats(0, 1, exclude_max=True)
+
+
+def draw_boxes(num, seed=0, low=0.0):
+    """Boxes of 20 to 60 px a side, at least `low` px from the picture's corner."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = low + 100 * torch.rand(num, 2, generator=generator)
+    return torch.cat([corners, corners + 20 + 40 * torch.rand(num, 2, generator=generator)], dim=1)
+
+
+def draw_uniforms(law, num, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(num, law.columns * law.tries, generator=generator)
+
+
+def offsets_of(boxes, proposals, geometry):
+    """Return the shifts in px and the changes of log size from proposals to boxes."""
+    px = geometry.px(geometry.anchors(proposals))
+    shifts = (box_centers(boxes) - box_centers(proposals)) / px
+    return shifts, (box_sizes(boxes) / box_sizes(proposals)).log()
+
+
+def propose(law, num=5_000, geometry=GEOMETRIES["usual"], resize=True):
+    """Return boxes and what the law made of them, failed draws left out."""
+    boxes = draw_boxes(num)
+    jittered = law.propose(boxes, draw_uniforms(law, num), geometry, resize)
+    return boxes[~jittered.failed], jittered.proposals[~jittered.failed]
+
+
+@laws
+@geometries
+@resizes
+@given(corner=st.tuples(edges, edges), size=st.tuples(sides, sides), data=st.data())
+def test_no_proposal_is_further_off_than_the_bounds(law, geometry, resize, corner, size, data):
+    numbers = data.draw(st.lists(unit, min_size=4, max_size=4))
+    box = [*corner, corner[0] + size[0], corner[1] + size[1]]
+    boxes = torch.tensor([box], dtype=torch.float64)
+    uniforms = torch.tensor(numbers, dtype=torch.float64).repeat(1, law.tries)
+    proposals = law.propose(boxes, uniforms, geometry, resize).proposals
+    shifts, log_sizes = offsets_of(boxes, proposals, geometry)
+    max_shift, max_log_size = law.bounds(geometry)
+    assert shifts.abs().max() <= max_shift + 1e-6
+    assert log_sizes.abs().max() <= max_log_size + 1e-6
+
+
+@laws
+@geometries
+@resizes
+def test_bounds_hold_in_single_precision_but_for_rounding(law, geometry, resize):
+    shifts, log_sizes = offsets_of(*propose(law, 2_000, geometry, resize), geometry)
+    max_shift, max_log_size = law.bounds(geometry)
+    assert shifts.abs().max() <= max_shift + 1e-3
+    assert log_sizes.abs().max() <= max_log_size + 1e-4
+
+
+@geometries
+@resizes
+def test_uniform_shifts_are_uniform_in_px(geometry, resize):
+    shifts, log_sizes = offsets_of(*propose(LAWS["uniform"], 20_000, geometry, resize), geometry)
+    rank = (torch.arange(20_000) + 0.5)[:, None] / 20_000
+    critical = 1.63 / math.sqrt(20_000)  # Kolmogorov-Smirnov at 1 %
+    assert (shifts.sort(dim=0).values / 10 + 0.5 - rank).abs().max() < critical
+    assert shifts.std(dim=0).tolist() == pytest.approx([2.887, 2.887], rel=0.01)
+    assert shifts.T.corrcoef()[0, 1].abs() < 0.03
+    if resize:
+        assert (log_sizes.sort(dim=0).values / 0.4 + 0.5 - rank).abs().max() < critical
+        assert torch.cat([shifts, log_sizes], 1).T.corrcoef().fill_diagonal_(0).abs().max() < 0.03
+
+
+@geometries
+def test_whole_shifts_are_all_there_and_equally_frequent(geometry):
+    law = UniformJitter(5.0, integer=True)
+    shifts, _ = offsets_of(*propose(law, 20_000, geometry, resize=False), geometry)
+    whole = shifts.round()
+    assert (shifts - whole).abs().max() < 1e-3
+    for axis in (0, 1):
+        counts = (whole[:, axis].long() + 5).bincount(minlength=11)
+        assert len(counts) == 11
+        assert scipy.stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_whole_shifts_reach_both_ends_at_the_ends_of_the_numbers():
+    boxes = torch.tensor([[0.0, 0.0, 45.0, 45.0]] * 3)
+    numbers = torch.tensor([0.0, 0.5, 1 - 2**-24])[:, None].expand(3, 4)
+    geometry = CropGeometry(context=1.0)
+    proposals = UniformJitter(5.0, integer=True).propose(boxes, numbers, geometry, resize=False)
+    assert (proposals.proposals - boxes)[:, 0].tolist() == [-5, 0, 5]
+
+
+@laws
+def test_shifts_alone_keep_the_size(law):
+    boxes, proposals = propose(law, resize=False)
+    torch.testing.assert_close(box_sizes(proposals), box_sizes(boxes), rtol=1e-5, atol=0)
+    assert (box_centers(proposals) != box_centers(boxes)).any(dim=1).float().mean() > 0.98
+
+
+@resizes
+def test_accepted_overlaps_are_what_was_asked_for(resize):
+    boxes, proposals = propose(OverlapJitter(), 20_000, resize=resize)
+    assert len(boxes) > 5_000
+    iou, ratio = paired_iou(boxes, proposals), box_area(proposals) / box_area(boxes)
+    assert iou.min() >= 0.6
+    assert iou.min() < 0.62
+    assert ratio.min() >= 1 - 1e-4
+    assert ratio.max() <= 2
+    assert (ratio.max() > 1.5) == resize
+
+
+def test_few_overlap_draws_fail():
+    jittered = OverlapJitter().propose(
+        draw_boxes(5_000), draw_uniforms(OverlapJitter(), 5_000), CropGeometry(), resize=True
+    )
+    assert jittered.failed.float().mean() < 0.01
+
+
+def test_overlap_accepts_as_often_wherever_the_box_lies():
+    law = OverlapJitter()
+    law.tries = 1
+    boxes = (draw_boxes(5_000) * 2**12).round() / 2**12  # the move adds no rounding of its own
+    rates = [
+        law.propose(boxes + move, draw_uniforms(law, 5_000), CropGeometry(), resize=False)
+        .failed.float()
+        .mean()
+        .item()
+        for move in (0.0, 2048.0)
+    ]
+    assert rates[1] == pytest.approx(rates[0], abs=0.005)
+
+
+def test_overlap_varies_scale_and_aspect():
+    law = OverlapJitter(scale=1.6, aspect=1.1, min_iou=0.01, max_area=9.0)
+    log_sizes = offsets_of(*propose(law, 20_000), CropGeometry())[1]
+    scale, aspect = log_sizes.mean(dim=1), log_sizes[:, 0] - log_sizes[:, 1]
+    assert scale.min() == pytest.approx(-math.log(1.6), abs=0.01)
+    assert aspect.std() > 0.03
+    assert aspect.mean().abs() < 0.01
+
+
+def test_laplace_shifts_have_the_quantiles_of_the_law():
+    levels = torch.linspace(0.0005, 0.9995, 2_001, dtype=torch.float64)
+    law, geometry = LaplaceJitter(), CropGeometry(context=10.0)  # so wide that none is drawn again
+    boxes = torch.tensor([[10.0, 20.0, 40.0, 80.0]], dtype=torch.float64).expand(2_001, 4)
+    uniforms = levels[:, None].repeat(1, law.columns * law.tries)
+    jittered = law.propose(boxes, uniforms, geometry, resize=True)
+    assert not jittered.failed.any()
+    expected = torch.from_numpy(scipy.stats.laplace.ppf(levels.numpy(), scale=1 / 5))
+    shifts = (box_centers(jittered.proposals) - box_centers(boxes)) / box_sizes(boxes)
+    torch.testing.assert_close(shifts, expected[:, None].expand(-1, 2))
+    changes = torch.from_numpy(scipy.stats.laplace.ppf(levels.numpy(), scale=1 / 15))
+    ratios = box_sizes(jittered.proposals) / box_sizes(boxes)
+    torch.testing.assert_close(ratios, 1 + changes.clamp(-0.4, 0.4)[:, None].expand(-1, 2))
+
+
+@resizes
+def test_the_true_centre_stays_in_the_crop_of_a_laplace_draw(resize):
+    geometry = CropGeometry()
+    boxes, proposals = propose(LaplaceJitter(), 20_000, resize=resize)
+    crops = geometry.crop_boxes(proposals)
+    centers = box_centers(boxes)
+    assert (centers >= crops[:, :2] - 1e-4).all()
+    assert (centers <= crops[:, 2:] + 1e-4).all()
+    assert len(boxes) > 19_990
+
+
+def test_laplace_ends_are_finite():
+    boxes = draw_boxes(2)
+    ends = torch.tensor([0.0, 1 - 2**-24])[:, None].expand(2, 40)
+    assert LaplaceJitter().propose(boxes, ends, CropGeometry(), True).proposals.isfinite().all()
+
+
+@pytest.mark.parametrize("law", [LaplaceJitter(), OverlapJitter()], ids=["laplace", "overlap"])
+def test_draws_that_all_fail_keep_the_true_box_and_are_counted(law):
+    boxes = draw_boxes(3)
+    uniforms = torch.full((3, law.columns * law.tries), 1 - 2**-24)
+    uniforms[1, -law.columns :] = 0.5  # the last try leaves this one where it is
+    uniforms[2, -2 * law.columns : -law.columns] = 0.55
+    jittered = law.propose(boxes, uniforms, CropGeometry(), resize=True)
+    assert jittered.failed.tolist() == [True, False, False]
+    assert torch.equal(jittered.proposals[0], boxes[0])
+    torch.testing.assert_close(jittered.proposals[1], boxes[1])
+    assert (jittered.proposals[2] != boxes[2]).any()
+
+
+@pytest.mark.parametrize("law", [LaplaceJitter(), OverlapJitter()], ids=["laplace", "overlap"])
+def test_the_first_try_that_is_accepted_counts(law):
+    boxes = draw_boxes(500)
+    uniforms = draw_uniforms(law, 500)
+    jittered = law.propose(boxes, uniforms, CropGeometry(), resize=True)
+    one = type(law)()
+    one.tries = 1
+    left = torch.ones(500, dtype=torch.bool)
+    for columns in uniforms.split(law.columns, dim=1):
+        single = one.propose(boxes, columns, CropGeometry(), resize=True)
+        chosen = left & ~single.failed
+        assert torch.equal(jittered.proposals[chosen], single.proposals[chosen])
+        left &= single.failed
+    assert torch.equal(left, jittered.failed)
+
+
+@laws
+def test_a_proposal_depends_on_its_own_numbers_alone(law):
+    boxes, uniforms = draw_boxes(20), draw_uniforms(law, 20)
+    together = law.propose(boxes, uniforms, CropGeometry(), resize=True).proposals
+    alone = law.propose(boxes[7:8], uniforms[7:8], CropGeometry(), resize=True).proposals
+    assert torch.equal(together[7:8], alone)
+
+
+@pytest.mark.parametrize(
+    ("law", "arguments", "message"),
+    [
+        (UniformJitter, {"shift": 0.0}, r"jitter shift 0\.0 must be positive"),
+        (UniformJitter, {"shift": -1.0}, "jitter shift -1.0"),
+        (UniformJitter, {"log_scale": -0.1}, "log_scale -0.1 not negative"),
+        (UniformJitter, {"shift": 2.5, "integer": True}, "shift 2.5 isn't whole"),
+        (LaplaceJitter, {"shift": 0.0}, r"Laplace jitter shift 0\.0"),
+        (LaplaceJitter, {"scale": -0.1}, "scale -0.1"),
+        (LaplaceJitter, {"max_scale": 1.0}, r"max_scale 1\.0"),
+        (OverlapJitter, {"shift": 0.0}, r"overlap jitter shift 0\.0"),
+        (OverlapJitter, {"scale": 0.9}, r"scale 0\.9"),
+        (OverlapJitter, {"aspect": 0.5}, r"aspect 0\.5"),
+        (OverlapJitter, {"min_iou": 1.0}, r"min_iou 1\.0"),
+        (OverlapJitter, {"max_area": 0.5}, r"max_area 0\.5"),
+    ],
+)
+def test_impossible_laws_are_refused(law, arguments, message):
+    with pytest.raises(BadInput, match=message):
+        law(**arguments)

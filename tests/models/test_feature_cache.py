@@ -1,0 +1,441 @@
+"""Features of a frozen backbone: computed once, the same as if they were not kept, or refused."""
+
+import json
+import os
+import re
+import signal
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+from kornia.augmentation import RandomGaussianNoise
+from torch._dynamo.utils import counters
+
+from lightning_bbox import (
+    Augment,
+    BinHead,
+    BoxRegressor,
+    CropGeometry,
+    L2Loss,
+    LinearHead,
+    SceneDataModule,
+    ShallowConvNet,
+    UniformJitter,
+)
+from lightning_bbox.cli.main import main
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.data.loader import Rows
+from lightning_bbox.solvers.least_squares import usual_deviations
+from tests.campaign.kills import end_of, same
+from tests.cli.test_main import CONFIGS, SCENES
+from tests.cli.test_nothing_lost import interfered
+from tests.cli.test_ranks import DOUBLE, PYTHON, assert_equal_runs, ranks, run_well
+
+
+class FrozenConvNet(ShallowConvNet):
+    """A convnet that stays as it was initialised."""
+
+    frozen = True
+
+    def build(self, crop_size):
+        super().build(crop_size)
+        return self.requires_grad_(False)
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+class FixDraws(pl.Callback):
+    """Train on the crops of the first epoch."""
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.datamodule.fix_draws()
+
+
+class Watch(pl.Callback):
+    """Keep what a run computed, and what its batches were."""
+
+    def __init__(self):
+        self.losses, self.rows, self.crops, self.evaluated = [], [], [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+        self.rows.append(batch.rows)
+        self.crops.append(batch.crops.shape)
+
+    def on_validation_end(self, trainer, pl_module):
+        metrics = trainer.callback_metrics
+        self.evaluated.append((float(metrics["val/loss"]), float(metrics["train/mae_px"])))
+
+
+def scenes(**arguments):
+    small = {"num_scenes": 30, "crop": CropGeometry(size=24), "batch_size": 16}
+    small |= {"draws_per_epoch": 64, "eval_draws": 40, "compile": False}
+    return SceneDataModule(**{**small, **arguments})
+
+
+def frozen(**arguments):
+    small = {"backbone": FrozenConvNet(channels=(4, 8), fc=(16,)), "compile": False}
+    return BoxRegressor(**{**small, **arguments})
+
+
+def trained(model, data=None, *callbacks, epochs=2, **arguments):
+    """Train, and return what the run did."""
+    watch = Watch()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=epochs, callbacks=[watch, *callbacks], **quiet | arguments
+    )
+    trainer.fit(model, data or scenes())
+    return watch
+
+
+@pytest.mark.parametrize("head", [BinHead, lambda: LinearHead(L2Loss())])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("32-true", 1e-6), ("64-true", 1e-12), ("bf16-mixed", 2e-3)]
+)
+def test_cached_training_gives_the_losses_of_crops(head, precision, tolerance, tmp_path):
+    crops = trained(frozen(head=head()), scenes(), FixDraws(), precision=precision)
+    assert {shape[-1] for shape in crops.crops} == {24}
+    for cache in ("memory", str(tmp_path), str(tmp_path)):
+        cached = trained(frozen(head=head(), cache=cache), scenes(), precision=precision)
+        assert {shape[-1] for shape in cached.crops} == {0}
+        assert cached.losses == pytest.approx(crops.losses, rel=tolerance)
+        for found, expected in zip(cached.evaluated, crops.evaluated, strict=True):
+            assert found == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_fills_the_cache_with_one_graph_of_features():
+    plain = trained(frozen(cache="memory"), epochs=1)
+    torch._dynamo.reset()
+    counters["stats"].clear()
+    model = frozen(cache="memory", compile=True)
+    compiled = trained(model, epochs=1)
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
+    # Of the crops' features (the training draws, and the short batches of both evaluations, which
+    # are filled up), never of the whole network: its batches hold features.
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("place", ["memory", "folder"])
+def test_bf16_true_trains_on_kept_features(place, tmp_path):
+    cache = place if place == "memory" else str(tmp_path)
+    watch = trained(frozen(cache=cache), precision="bf16-true", epochs=1)
+    assert len(watch.losses) == 4
+
+
+def test_memory_and_folder_give_bit_equal_runs(tmp_path):
+    memory, written, read = (
+        trained(frozen(cache=cache)) for cache in ("memory", str(tmp_path), str(tmp_path))
+    )
+    assert memory.losses == written.losses == read.losses
+    assert memory.evaluated == written.evaluated == read.evaluated
+
+
+def test_kept_features_are_those_of_the_crops():
+    model, data = frozen(cache="memory"), scenes(augment=Augment(brightness=0.3, noise=0.1))
+
+    class Compare(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rows = Rows("train", trainer.current_epoch, batch.rows, batch.valid)
+            kept, data.features = data.features, {}
+            crops = data.make_batch(rows)
+            data.features = kept
+            with torch.no_grad():
+                expected = model.net.features(crops.crops)
+            torch.testing.assert_close(batch.features, expected, rtol=1e-5, atol=1e-6)
+            assert torch.equal(batch.gt_boxes, crops.gt_boxes)
+            self.seen = True
+
+    compare = Compare()
+    trained(model, data, compare)
+    assert compare.seen
+
+
+def test_each_epoch_has_the_draws_of_the_first_in_an_order_of_its_own():
+    data = scenes()
+    first, other = data.samples("train"), data.samples("train", 2)
+    assert not torch.equal(first.proposals.sort(dim=0)[0], other.proposals.sort(dim=0)[0])
+    data.fix_draws()
+    assert torch.equal(data.samples("train").proposals, first.proposals)
+    orders = [data.samples("train", epoch).proposals for epoch in (1, 2)]
+    assert not torch.equal(*orders)
+    for order in orders:
+        assert torch.equal(order.sort(dim=0)[0], first.proposals.sort(dim=0)[0])
+        assert not torch.equal(order, first.proposals)
+    data.teardown("fit")
+    assert torch.equal(data.samples("train", 2).proposals, other.proposals)
+
+
+def test_features_are_forgotten_when_a_run_ends():
+    data = scenes()
+    trained(frozen(cache="memory"), data)
+    assert not data.features
+    assert data.make_batch(next(iter(data.test_dataloader()))).features is None
+    assert not torch.equal(
+        *(data.samples("train", epoch).proposals.sort(dim=0)[0] for epoch in (0, 1))
+    )
+
+
+def test_averages_over_flips_are_computed_from_crops():
+    watch = trained(frozen(cache="memory", average_flips=True))
+    plain = trained(frozen(average_flips=True), scenes(), FixDraws())
+    assert watch.evaluated[-1] == pytest.approx(plain.evaluated[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "augment", "message"),
+    [
+        (
+            {"backbone": ShallowConvNet(channels=(4, 8))},
+            Augment(),
+            "model.cache keeps features, but the backbone ShallowConvNet learns",
+        ),
+        (
+            {},
+            Augment(extra=[RandomGaussianNoise()]),
+            "augment.extra holds RandomGaussianNoise, which changes crops anew at each step",
+        ),
+    ],
+)
+def test_features_that_would_change_are_refused(model, augment, message):
+    with pytest.raises(BadInput, match=message):
+        trained(frozen(cache="memory", **model), scenes(augment=augment))
+
+
+# Files.
+
+
+OURS = ("features", "the learning rate")
+
+
+def told(*arguments, **options):
+    """Train, and return what the run did, and our own warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        watch = trained(*arguments, **options)
+    said = [str(warning.message) for warning in caught]
+    return watch, [sentence for sentence in said if sentence.startswith(OURS)]
+
+
+def lines(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("features")]
+
+
+def test_features_are_computed_once_and_the_files_say_what_they_are(tmp_path, capsys):
+    trained(frozen(cache=str(tmp_path)))
+    computed = lines(capsys)
+    assert [line.split(" computed")[0] for line in computed] == [
+        "features of train: 64 x 16", "features of train_eval: 10 x 16", "features of val: 40 x 16"
+    ]  # fmt: skip
+    assert all(line.endswith(f"kept in {tmp_path}") for line in computed)
+    splits = ("train", "train_eval", "val")
+    expected = {f"{split}.{end}" for split in splits for end in ("json", "npy")}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+    said = json.loads((tmp_path / "train.json").read_text())
+    assert said["shape"] == [64, 16]
+    assert said["dtype"] == "float32"
+    assert said["key"].keys() == {
+        "pictures", "draws", "preprocess", "backbone", "weights", "precision"
+    }  # fmt: skip
+    trained(frozen(cache=str(tmp_path)))
+    assert lines(capsys) == [f"features of {split}: read from {tmp_path}" for split in splits]
+
+
+@pytest.mark.parametrize(
+    ("names", "model", "data", "trainer"),
+    [
+        ("draws", {}, {"jitter": UniformJitter(4.0)}, {}),
+        ("weights, draws", {}, {"seed": 1}, {}),
+        ("pictures, preprocess, draws", {}, {"num_scenes": 31}, {}),
+        ("weights, precision", {}, {}, {"precision": "64-true"}),
+        ("backbone, weights", {"backbone": {"fc": (16, 16)}}, {}, {}),
+        ("draws", {}, {"crop": CropGeometry(size=24, context=1.4)}, {}),
+        ("draws", {}, {"augment": Augment(noise=0.1)}, {}),
+    ],
+)
+def test_stale_features_are_computed_anew_and_what_differs_is_said(
+    names, model, data, trainer, tmp_path
+):
+    def make(cache):
+        small = {"channels": (4, 8), "fc": (16,)} | model.get("backbone", {})
+        return frozen(backbone=FrozenConvNet(**small), cache=cache), scenes(**data)
+
+    trained(frozen(cache=str(tmp_path)), epochs=1)
+    watch, said = told(*make(str(tmp_path)), epochs=1, **trainer)
+    fresh = trained(*make("memory"), epochs=1, **trainer)
+    assert watch.losses == fresh.losses
+    (sentence,) = (line for line in said if line.startswith("features of train in"))
+    words = rf"{re.escape(str(tmp_path))} are stale \(made of other (.*)\): computed anew"
+    found = re.fullmatch(f"features of train in {words}", sentence)
+    assert found
+    assert set(names.split(", ")) <= set(found[1].split(", "))
+    assert told(*make(str(tmp_path)), epochs=1, **trainer)[1] == []
+
+
+def truncate(folder):
+    os.truncate(folder / "train.npy", 1000)
+
+
+def flip(folder):
+    content = bytearray((folder / "train.npy").read_bytes())
+    content[2000] ^= 1
+    (folder / "train.npy").write_bytes(content)
+
+
+def lose(folder):
+    (folder / "train.npy").unlink()
+
+
+def garble(folder):
+    (folder / "train.json").write_text("{")
+
+
+def other(folder):
+    (folder / "train.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (truncate, "train.npy has 1000 bytes of 4224"),
+        (flip, "the checksum of train.npy is wrong"),
+        (lose, "train.npy can't be read: No such file or directory"),
+        (garble, "train.json can't be read"),
+        (other, "train.json can't be read"),
+    ],
+)
+def test_damaged_features_are_computed_anew(damage, words, tmp_path):
+    first = trained(frozen(cache=str(tmp_path)), epochs=1)
+    damage(tmp_path)
+    again, (said,) = told(frozen(cache=str(tmp_path)), epochs=1)
+    assert said == f"features of train in {tmp_path} are damaged ({words}): computed anew"
+    assert again.losses == first.losses
+
+
+def test_a_table_without_a_sidecar_counts_as_none(tmp_path, capsys):
+    first = trained(frozen(cache=str(tmp_path)), epochs=1)
+    (tmp_path / "val.json").unlink()
+    (tmp_path / "val.npy").write_bytes(b"half")
+    again = trained(frozen(cache=str(tmp_path)), epochs=1)
+    assert "computed" in lines(capsys)[-1]
+    assert again.evaluated == first.evaluated
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused():
+    with pytest.raises(BadInput, match=r"/dev/null/cache: can't be written .* --model.cache"):
+        trained(frozen(cache="/dev/null/cache"))
+
+
+def test_a_full_disk_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BadInput, match=r"train.npy: can't be written \(No space left on device\)"):
+        trained(frozen(cache=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+# Statistics of the head.
+
+
+def test_a_new_head_is_fitted_on_features_that_change_nothing():
+    model, data = frozen(head=LinearHead(standardize=True)), scenes()
+    trained(model, data, epochs=1)
+    features = model.net.eval().features(data.crops_of(data.samples("train_eval")))
+    torch.testing.assert_close(model.net.head.feature_mean, features.mean(dim=0))
+    spread = usual_deviations(features.var(dim=0, correction=0))
+    torch.testing.assert_close(model.net.head.feature_std, spread)
+    assert all(module.num_batches_tracked == 0 for module in norms(model))
+
+
+def test_a_new_head_is_fitted_on_all_features_that_are_kept():
+    model, data = frozen(head=LinearHead(standardize=True), cache="memory"), scenes()
+    trained(model, data, epochs=1)
+    with torch.no_grad():
+        features = model.net.eval().features(data.crops_of(data.samples("train"), augment=True))
+    torch.testing.assert_close(model.net.head.feature_mean, features.mean(dim=0))
+
+
+def norms(model):
+    return [module for module in model.modules() if hasattr(module, "num_batches_tracked")]
+
+
+def test_a_backbone_that_learns_keeps_its_statistics_while_the_head_is_fitted():
+    model = BoxRegressor(ShallowConvNet(channels=(4, 8), fc=(16,)), LinearHead(standardize=True))
+    trained(model, epochs=1)
+    assert all(module.num_batches_tracked == 4 for module in norms(model))
+
+
+def test_a_restored_head_keeps_its_statistics(tmp_path):
+    model = frozen(head=LinearHead(standardize=True))
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(model, scenes())
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    restored = BoxRegressor.load_from_checkpoint(tmp_path / "model.ckpt")
+    told(restored, scenes(seed=5), epochs=1)
+    assert torch.equal(restored.net.head.feature_mean, model.net.head.feature_mean)
+
+
+# Whole runs.
+
+CACHED = [
+    *SCENES[:-6],
+    "--model.backbone=tests.models.test_feature_cache.FrozenConvNet",
+    "--model.backbone.channels=[4,8]",
+    "--model.backbone.fc=[16]",
+]
+
+
+def test_a_cached_run_stopped_and_resumed_equals_one_that_was_not(tmp_path):
+    command = [*CACHED, "--model.cache=memory", f"--runs={tmp_path}"]
+    assert main([*command, "--name=whole"]) == 0
+    assert main([*command, "--name=cut", *interfered("training", 6, signal.SIGINT)]) == 130
+    assert main(["fit", f"--resume={tmp_path / 'cut'}"]) == 0
+    assert same(end_of(tmp_path / "cut"), end_of(tmp_path / "whole"))
+
+
+def test_the_config_of_alexnet_runs_with_another_frozen_backbone(csv_folder, tmp_path, capsys):
+    config = yaml.safe_load((CONFIGS / "alexnet_fc6_sgd.yaml").read_text())
+    config["model"]["init_args"]["backbone"] = {
+        "class_path": "tests.models.test_feature_cache.FrozenConvNet",
+        "init_args": {"channels": [4, 4, 4, 4], "fc": [16]},
+    }
+    data = {"crop": config["data"]["init_args"]["crop"], "root": str(csv_folder)}
+    config["data"]["init_args"] = data | {"batch_size": 16, "draws_per_epoch": 32, "eval_draws": 8}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = ["fit", "-c", str(tmp_path / "config.yaml"), "--trainer.max_epochs=1"]
+    command += ["--trainer.log_every_n_steps=1", "--trainer.precision=32-true"]
+    assert main([*command, f"--runs={tmp_path}", "--name=run"]) == 0
+    printed = capsys.readouterr().out
+    assert "features of train: 32 x 16 computed" in printed
+    assert "largest stable learning rate" in printed
+
+
+def test_a_cached_run_goes_on_cached_only(tmp_path, capsys):
+    command = [*CACHED, f"--runs={tmp_path}", "--name=run"]
+    assert main([*command, "--model.cache=memory", *interfered("training", 6, 2)]) == 130
+    assert main([*command, "--ckpt_path=last"]) == 2
+    assert "(model.cache) is True in the checkpoint and False now" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_cache_equal_one(tmp_path: Path) -> None:
+    options = ["--model.backbone=tests.models.test_feature_cache.FrozenConvNet"]
+    options += ["--model.backbone.channels=[4,8]", "--model.backbone.fc=[16]"]
+    options += ["--model.head=LinearHead", "--model.head.standardize=true", f"--runs={tmp_path}"]
+    base = [*DOUBLE, *options]
+    assert main([*base, "--model.cache=memory", "--name=one"]) == 0
+    cache = f"--model.cache={tmp_path / 'features'}"
+    finished = run_well([*PYTHON, *base, cache, "--name=two", *ranks(2)])
+    assert finished.out.count("features of train:") == 1
+    assert_equal_runs(tmp_path / "two", tmp_path / "one", atol=1e-8)

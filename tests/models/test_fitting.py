@@ -1,0 +1,273 @@
+"""What is fitted before training: from the training split alone, and how good a start it is."""
+
+import shutil
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_bbox import (
+    PCA,
+    BinHead,
+    BoxDataModule,
+    BoxRegressor,
+    ChannelNorm,
+    DeltaCodec,
+    FixedStdCodec,
+    L2Loss,
+    LinearHead,
+    MaxShiftCodec,
+    MeanNorm,
+    MeanStdCodec,
+    PCAWhitening,
+    PixelCodec,
+    RangeNorm,
+    SceneDataModule,
+    ShallowConvNet,
+    WhitenedCodec,
+    ZCAWhitening,
+    ridge,
+)
+from lightning_bbox.cli.main import main
+from lightning_bbox.solvers.least_squares import score_lambdas
+from lightning_bbox.solvers.sums import gather
+from tests.cli.test_main import SCENES, TINY
+from tests.models.test_feature_cache import frozen, scenes, trained
+
+PREPROCESSES = {
+    "channel": ChannelNorm,
+    "mean of all": lambda: MeanNorm("global", "global"),
+    "mean picture": lambda: MeanNorm("pixel", "pixel"),
+    "range": RangeNorm,
+    "pca": lambda: PCA(20, draws=60),
+    "pca whitening": lambda: PCAWhitening(20, draws=60),
+    "zca": lambda: ZCAWhitening(20, draws=60),
+}
+CODECS = [DeltaCodec, FixedStdCodec, MaxShiftCodec, MeanStdCodec, PixelCodec, WhitenedCodec]
+
+
+def statistics(data, preprocess, codec):
+    """Return all that is fitted before training: of preprocessing, codec and head."""
+    head = LinearHead(standardize=True, exact_start=60)
+    backbone = ShallowConvNet(channels=(4,), fc=())
+    model = BoxRegressor(backbone, head, codec(), preprocess(), compile=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(accelerator="cpu", **quiet)
+    trainer.datamodule, model.trainer = data, trainer
+    model.setup("fit")
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def all_statistics(data):
+    data.setup("fit")
+    pairs = [(name, MeanStdCodec) for name in PREPROCESSES]
+    pairs += [("channel", codec) for codec in CODECS]
+    return {
+        (name, codec.__name__): statistics(data, PREPROCESSES[name], codec) for name, codec in pairs
+    }
+
+
+def differences(first, second):
+    """Return which pairs of preprocessing and codec have other statistics."""
+    return {
+        pair
+        for pair, found in first.items()
+        if any(not torch.equal(value, second[pair][name]) for name, value in found.items())
+    }
+
+
+def boxes_of(folder):
+    data = BoxDataModule(
+        str(folder), num_targets=4, draws_per_epoch=60, eval_draws=80, batch_size=30, compile=False
+    )
+    data.setup("fit")
+    return data
+
+
+def poisoned(folder, copy, splits):
+    """Copy a data set, its pictures of some splits inverted and their boxes smaller."""
+    shutil.copytree(folder, copy)
+    source = boxes_of(folder).source
+    lines = (folder / "boxes.csv").read_text().splitlines()
+    for items in (source.splits[split] for split in splits):
+        for row in range(len(items)):
+            at = int(items.name(row).rpartition(":")[2]) - 1  # "boxes.csv:5"
+            name, *corners, label = lines[at].split(",")
+            moved = (str(int(x) + by) for x, by in zip(corners, (2, 1, -3, -4), strict=True))
+            lines[at] = ",".join([name, *moved, label])
+            pixels = np.asarray(Image.open(folder / name))
+            Image.fromarray(255 - pixels // 2).save(copy / name)
+    (copy / "boxes.csv").write_text("\n".join(lines) + "\n")
+    return copy
+
+
+def test_nothing_but_the_training_split_of_files_enters_any_statistic(csv_folder, tmp_path):
+    clean = all_statistics(boxes_of(csv_folder))
+    held_out = all_statistics(boxes_of(poisoned(csv_folder, tmp_path / "a", ["val", "test"])))
+    assert not differences(clean, held_out)
+    train = all_statistics(boxes_of(poisoned(csv_folder, tmp_path / "b", ["train"])))
+    assert differences(clean, train) == clean.keys()
+
+
+class PoisonedScenes(SceneDataModule):
+    """Scenes with some pictures inverted, and their boxes moved."""
+
+    poison = ()
+
+    def read(self):
+        source = super().read()
+        for split in self.poison:
+            items = source.splits[split]
+            source.store.pixels[items.image_index] = 255 - source.store.pixels[items.image_index]
+            items.boxes.add_(1.5)
+        return source
+
+
+def test_nothing_but_the_training_split_of_scenes_enters_any_statistic():
+    def fitted(*splits):
+        data = PoisonedScenes(
+            num_scenes=40, draws_per_epoch=60, eval_draws=80, batch_size=30, compile=False
+        )
+        data.poison = splits
+        return all_statistics(data)
+
+    clean = fitted()
+    assert not differences(clean, fitted("val", "test"))
+    assert differences(clean, fitted("train")) == clean.keys()
+
+
+# The exact start.
+
+
+def first_errors(model, data):
+    """Return the validation errors before any step: the model's, and predicting the mean's."""
+    metrics = {}
+
+    class Before(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not metrics:
+                metrics.update(pl_module.evaluations["val"].metrics)
+
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Before()], max_steps=1, num_sanity_val_steps=-1,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    return metrics["mae_px"], metrics["mae_px_predict_mean"]
+
+
+@pytest.mark.parametrize(("kind", "standardize"), [("bright", False), ("polar", True)])
+def test_before_any_step_an_exact_start_beats_predicting_the_mean(kind, standardize):
+    data = scenes(kind=kind, num_scenes=300, eval_draws=100)
+    backbone = type(frozen().net.backbone)((16, 16), fc=(), downsample="max")
+    model = frozen(backbone=backbone, head=LinearHead(standardize=standardize, exact_start=1000))
+    error, chance = first_errors(model, data)
+    assert error < (0.45 if kind == "bright" else 0.6) * chance
+
+
+def test_an_exact_start_holds_for_a_backbone_with_batch_norm_that_learns():
+    data = scenes(num_scenes=300, eval_draws=100)
+    backbone = ShallowConvNet((8, 16), fc=(), downsample="max")
+    model = BoxRegressor(backbone, LinearHead(exact_start=1000), compile=False)
+    error, chance = first_errors(model, data)
+    assert error < 0.55 * chance
+    watch = trained(
+        BoxRegressor(
+            ShallowConvNet((8, 16), fc=(), downsample="max"),
+            LinearHead(L2Loss(), exact_start=1000),
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
+            compile=False,
+        ),
+        data,
+        epochs=1,
+    )
+    assert np.mean(watch.losses) < 1  # of 2: two coordinates of unit variance
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("count", [15, 100], ids=["dual", "primal"])
+def test_the_head_takes_the_ridge_solution_of_each_regressor(per_class, count):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(count, 20, generator=generator) + 1
+    targets = features[:, :2] + torch.randn(count, 2, generator=generator)
+    labels = torch.arange(count) % 2
+    spec = scenes().spec()
+    spec = type(spec)(spec.geometry, 2, 5.0, 0.0, ("a", "b", "unseen"))
+    head = LinearHead(per_class=per_class, exact_start=count, standardize=True).build(20, spec)
+    small = head.linear.weight.clone()
+    head.fit_features(features, targets, labels)
+    for number in range(3 if per_class else 1):
+        own = labels == number if per_class else labels >= 0
+        found = head.select(head(features), torch.full((count,), number))[own]
+        if number == 2:
+            assert torch.equal(head.linear.weight[4:], small[4:])
+            continue
+        lambdas, scores = score_lambdas([gather(features[own], targets[own]).spectrum("standard")])
+        best = ridge(features[own], targets[own], float(lambdas[scores.argmin()]), "standard")
+        expected = features[own].double() @ best.weight.T + best.bias
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_kept_features_are_all_solved_for():
+    model, data = frozen(head=LinearHead(L2Loss(), exact_start=10), cache="memory"), scenes()
+    model.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
+    seen = {}
+
+    class Keep(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            samples = data.samples("train")
+            seen["features"] = data.features["train"]
+            seen["targets"] = pl_module.codec.encode(samples.gt_boxes, samples.proposals)
+
+    trained(model, data, Keep(), epochs=1)
+    features, targets = seen["features"], seen["targets"]
+    lambdas, scores = score_lambdas([gather(features, targets).spectrum("standard")])
+    best = ridge(features, targets, float(lambdas[scores.argmin()]), "standard")
+    torch.testing.assert_close(
+        model.net.head.linear.weight.double(), best.weight, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_run_that_goes_on_keeps_the_head_it_had(tmp_path):
+    def run(epochs, **arguments):
+        model = frozen(head=LinearHead(exact_start=50))
+        model.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0, momentum=0.0)
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        )  # fmt: skip
+        trainer.fit(model, scenes(), **arguments)
+        return model, trainer
+
+    model, trainer = run(1)
+    with torch.no_grad():
+        model.net.head.linear.weight.fill_(0.25)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    resumed, _ = run(2, ckpt_path=tmp_path / "stopped.ckpt")
+    assert (resumed.net.head.linear.weight == 0.25).all()
+
+
+def test_bins_take_nothing_of_features():
+    assert not BinHead().takes_features
+
+
+# Whole runs.
+
+CHOICES = [
+    ["--model.preprocess=MeanNorm", "--model.preprocess.mean=pixel"],
+    ["--model.preprocess=RangeNorm", "--model.backbone.init=SparseInit"],
+    ["--model.preprocess=ZCAWhitening", "--model.head=LinearHead", "--model.head.exact_start=64"],
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice[0].rpartition("=")[2])
+def test_a_run_with_each_preprocessing_shows_what_it_learnt(choice, tmp_path):
+    options = [*SCENES[: -len(TINY)], *TINY, "--trainer.max_epochs=1", "--data.crop.size=16"]
+    assert main([*options, *choice, f"--runs={tmp_path}", "--name=run"]) == 0
+    restored = BoxRegressor.load_from_checkpoint(tmp_path / "run")
+    assert type(restored.net.preprocess).__name__ == choice[0].rpartition("=")[2]
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert len(events.Images("train/preprocess")) == 1

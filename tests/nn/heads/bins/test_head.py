@@ -1,0 +1,372 @@
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.geometry.codecs import (
+    DeltaCodec,
+    FixedStdCodec,
+    MaxShiftCodec,
+    MeanStdCodec,
+    PixelCodec,
+    TargetSpace,
+)
+from lightning_bbox.nn.heads.bins.decoders import (
+    ArgmaxDecoder,
+    ExpectationDecoder,
+    MeanShiftDecoder,
+    MedianDecoder,
+    ModeDecoder,
+)
+from lightning_bbox.nn.heads.bins.head import BinHead
+from lightning_bbox.nn.heads.bins.labels import (
+    GaussianLabels,
+    OneHotLabels,
+    SmoothedLabels,
+    TwoHotLabels,
+)
+from lightning_bbox.nn.heads.bins.links import (
+    CumulativeLink,
+    IndependentLink,
+    SoftmaxLink,
+    TreeLink,
+)
+from lightning_bbox.nn.heads.bins.losses import (
+    AttributeHinge,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    StructuredHinge,
+    WestonWatkinsHinge,
+)
+from tests.parts import boxes_at, draw_offsets, fitted_codec, spec_of, spec_with
+
+CODECS = [DeltaCodec, FixedStdCodec, MeanStdCodec, MaxShiftCodec, PixelCodec]
+BOUNDS = {"two": [5.0, 5.0], "four": [5.0, 5.0, 0.2, 0.2], "uneven": [3.0, 3.0, 0.51, 0.51]}
+
+codecs = pytest.mark.parametrize("codec", CODECS)
+several_bounds = pytest.mark.parametrize("bounds", BOUNDS.values(), ids=BOUNDS)
+
+
+def bin_head(bounds=(5.0, 5.0), codec=None, **arguments):
+    head = BinHead(**arguments).build(8, spec_with(bounds))
+    if codec is not None:
+        head.fit(codec.space())
+    return head
+
+
+def num_bins(bound, width, sigma=0.75):
+    return 2 * math.ceil(bound / width + 4 * sigma - 1e-6) + 1
+
+
+def hl_gauss(offset, bound, width, sigma=0.75):
+    """Return centres and masses of one coordinate's bins, straight from the formula."""
+    reach = math.ceil(bound / width + 4 * sigma - 1e-6)
+    edges = (np.arange(-reach, reach + 2) - 0.5) * width
+    offset = np.clip(offset, edges[0], edges[-1])
+    cdf = scipy.stats.norm.cdf(edges, loc=offset, scale=sigma * width)
+    return np.arange(-reach, reach + 1) * width, np.diff(cdf) / (cdf[-1] - cdf[0])
+
+
+@several_bounds
+def test_bins_reach_four_sigma_beyond_the_bound(bounds):
+    head = bin_head(bounds)
+    for row, bound in enumerate(bounds):
+        width = 0.5 if row < 2 else 0.05
+        centers = head.centers[row][head.inside[row]]
+        assert len(centers) == num_bins(bound, width)
+        expected = torch.arange(len(centers)) * width - width * (len(centers) // 2)
+        torch.testing.assert_close(centers, expected)
+        assert bound + 4 * 0.75 * width - 1e-5 <= centers[-1] < bound + 5 * 0.75 * width + width
+
+
+def test_the_default_bins_are_27_from_minus_6_and_a_half():
+    head = bin_head()
+    assert head.centers.shape == (2, 27)
+    assert head.centers[:, [0, 13, -1]].tolist() == [[-6.5, 0.0, 6.5]] * 2
+
+
+@several_bounds
+def test_loss_at_chance_is_the_sum_of_ln_of_the_bins(bounds):
+    head = bin_head(bounds)
+    offsets = torch.zeros(3, len(bounds))
+    losses = head.loss(torch.zeros(3, *head.centers.shape), offsets)
+    widths = [0.5, 0.5, 0.05, 0.05]
+    expected = sum(math.log(num_bins(b, w)) for b, w in zip(bounds, widths, strict=False))
+    assert losses.tolist() == pytest.approx([expected] * 3, rel=1e-5)
+
+
+def test_loss_at_chance_of_two_coordinates_is_2_ln_27():
+    assert bin_head().loss(torch.zeros(1, 2, 27), torch.tensor([[1.3, -4.9]])).item() == (
+        pytest.approx(2 * math.log(27), rel=1e-5)
+    )
+
+
+@several_bounds
+@pytest.mark.parametrize("sigma", [0.5, 0.75, 2.0])
+def test_target_probs_are_those_of_hl_gauss(bounds, sigma):
+    head = bin_head(bounds, labels=GaussianLabels(sigma))
+    offsets = draw_offsets(100, [*bounds, 0.2, 0.2][:4])[:, : len(bounds)]
+    probs = head.target_probs(offsets.float())
+    assert probs.shape == (100, *head.centers.shape)
+    for row, bound in enumerate(bounds):
+        width = 0.5 if row < 2 else 0.05
+        inside = head.inside[row]
+        expected = np.stack([hl_gauss(y, bound, width, sigma)[1] for y in offsets[:, row].numpy()])
+        np.testing.assert_allclose(probs[:, row, inside], expected, atol=2e-6)
+        assert (probs[:, row, ~inside] == 0).all()
+
+
+@several_bounds
+def test_expectation_of_perfect_probs_is_the_offset_over_the_whole_range(bounds):
+    head = bin_head(bounds)
+    offsets = torch.linspace(-1, 1, 1_001)[:, None] * torch.tensor(bounds)
+    logits = head.target_probs(offsets).log().clamp(min=-100)
+    bias = (head.decode(logits) - offsets).abs().amax(dim=0)
+    assert bias[:2].max() < 1e-3
+    assert bias[2:].numel() == 0 or bias[2:].max() < 1e-4
+
+
+@several_bounds
+def test_bins_beyond_a_coordinates_own_range_have_no_probability(bounds):
+    head = bin_head(bounds)
+    logits = 20 * torch.randn(50, *head.centers.shape)
+    probs = head.probs(logits)
+    assert (probs[:, ~head.inside] == 0).all()
+    torch.testing.assert_close(probs.sum(dim=-1), torch.ones(50, len(bounds)))
+    changed = torch.where(head.inside, logits, 1e4)
+    assert torch.equal(head.decode(changed), head.decode(logits))
+
+
+@codecs
+@pytest.mark.parametrize("num_targets", [2, 4])
+def test_bins_lie_in_px_whatever_the_codec(codec, num_targets):
+    fitted = fitted_codec(codec, num_targets)
+    offsets = draw_offsets(200, seed=1)[:, :num_targets]
+    reference = bin_head(spec_of(num_targets).bounds)
+    expected = reference.target_probs(offsets.float())
+    head = bin_head(spec_of(num_targets).bounds, fitted)
+    boxes, anchors = boxes_at(offsets)
+    targets = fitted.encode(boxes, anchors)
+    torch.testing.assert_close(head.target_probs(targets), expected, rtol=0, atol=1e-4)
+    logits = torch.randn(200, *head.centers.shape)
+    torch.testing.assert_close(
+        head.loss(logits, targets), reference.loss(logits, offsets.float()), rtol=1e-4, atol=1e-4
+    )
+    perfect = head.target_probs(targets).log().clamp(min=-100)
+    torch.testing.assert_close(
+        fitted.decode(head.decode(perfect), anchors), boxes, rtol=0, atol=2e-3
+    )
+
+
+@given(offset=st.floats(-1e6, 1e6), logit=st.floats(-100, 100))
+def test_offsets_beyond_the_range_stay_finite(offset, logit):
+    head = bin_head(BOUNDS["four"])
+    targets = torch.full((1, 4), offset)
+    probs = head.target_probs(targets)
+    torch.testing.assert_close(probs.sum(dim=-1), torch.ones(1, 4))
+    logits = torch.zeros(1, *head.centers.shape)
+    logits[..., 0] = logit
+    assert head.loss(logits, targets).isfinite().all()
+
+
+def test_an_offset_beyond_the_range_counts_as_its_end():
+    head = bin_head()
+    end = head.edges[0, -1].item()
+    far, at_end = (head.target_probs(torch.full((1, 2), x)) for x in (1e3, end))
+    assert torch.equal(far, at_end)
+    assert far.argmax(dim=-1).tolist() == [[26, 26]]
+
+
+def test_bf16_logits_lose_nothing_more_in_the_loss():
+    head = bin_head()
+    logits, targets = torch.randn(64, 2, 27).bfloat16(), torch.randn(64, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, decoded = head.loss(logits, targets), head.decode(logits)
+    torch.testing.assert_close(losses, head.loss(logits.float(), targets), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(decoded, head.decode(logits.float()), rtol=1e-6, atol=1e-6)
+
+
+def test_cross_entropy_is_least_at_the_target_distribution():
+    head = bin_head(BOUNDS["uneven"])
+    targets = torch.randn(20, 4) * torch.tensor([2.0, 3.0, 0.05, 0.2])
+    best = head.target_probs(targets).log().clamp(min=-100)
+    noise = 0.3 * torch.randn(20, *head.centers.shape)
+    assert (head.loss(best, targets) < head.loss(best + noise, targets)).all()
+    logits = best.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(head.loss(logits, targets).sum(), logits)
+    assert gradient.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bin_width": 0.0}, r"bin_width 0\.0"),
+        ({"log_bin_width": -0.1}, r"log_bin_width -0\.1"),
+        ({"grids": 0}, "grids 0"),
+        ({"l1_weight": -1.0}, r"l1_weight -1\.0"),
+        ({"max_shift": 0.0}, r"max_shift 0\.0"),
+    ],
+)
+def test_impossible_bins_are_refused(arguments, message):
+    with pytest.raises(BadInput, match=message):
+        BinHead(**arguments)
+
+
+LABELS = [GaussianLabels(), OneHotLabels(), SmoothedLabels(), TwoHotLabels()]
+DECODERS = [
+    *(ExpectationDecoder(), ArgmaxDecoder(), MeanShiftDecoder(), MedianDecoder(), ModeDecoder())
+]
+HINGES = [WestonWatkinsHinge(), WestonWatkinsHinge(True), StructuredHinge()]
+COMBINATIONS = [
+    *product([SoftmaxLink, TreeLink], [CrossEntropy()], LABELS),
+    *product([CumulativeLink, IndependentLink], [BinaryCrossEntropy()], LABELS),
+    *product([SoftmaxLink], HINGES, [OneHotLabels()]),
+    (IndependentLink, AttributeHinge(), OneHotLabels()),
+]
+
+
+@pytest.mark.parametrize("bounds", [BOUNDS["two"], BOUNDS["uneven"]], ids=["two", "four"])
+@pytest.mark.parametrize(("link", "loss", "labels"), COMBINATIONS, ids=repr)
+def test_every_combination_trains_and_decodes_within_the_bins(link, loss, labels, bounds):
+    torch.manual_seed(0)
+    for grids in (1, 3):
+        head = bin_head(bounds, labels=labels, link=link(), loss=loss, grids=grids)
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.01)
+        features = torch.randn(16, 8)
+        targets = torch.rand(16, len(bounds)) * torch.tensor(bounds)
+        for _ in range(2):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                outputs = head(features)
+                losses = head.loss(outputs, targets)
+            losses.mean().backward()
+            assert all(weight.grad.isfinite().all() for weight in head.parameters())
+            optimizer.step()
+        assert head.loss(head(features), targets).mean() < losses.mean()
+        for decoder in DECODERS:
+            head.decoder = decoder
+            decoded = head.decode(head(features))
+            assert decoded.shape == targets.shape
+            assert (decoded.abs() <= head.edges.abs().amax(dim=-1)[: len(bounds)] + 1e-4).all()
+
+
+@pytest.mark.parametrize(("link", "loss", "labels"), COMBINATIONS, ids=repr)
+def test_density_and_deviation_are_those_of_the_votes_and_nan_of_a_hinge(link, loss, labels):
+    torch.manual_seed(0)
+    head = bin_head(BOUNDS["uneven"], labels=labels, link=link(), loss=loss, grids=2)
+    outputs = head(1000 * torch.randn(8, 8)).detach()
+    targets = (torch.rand(8, 4) * 2 - 1) * torch.tensor(BOUNDS["uneven"])
+    nll, stds = head.nll(outputs, targets), head.stds(outputs)
+    assert nll.shape == stds.shape == (8, 4)
+    if not loss.probabilistic:
+        assert nll.isnan().all()
+        assert stds.isnan().all()
+        return
+    assert (stds >= 0).all()
+    probs = head.probs(outputs).double().view(8, 2, 4, -1).numpy()
+    edges = head.edges.double().view(2, 4, -1).numpy()
+    for sample, row in np.ndindex(8, 4):
+        density = 0.0
+        for grid in range(2):
+            y = float(targets[sample, row])
+            bins = int(np.searchsorted(edges[grid, row], y)) - 1
+            density += probs[sample, grid, row, bins] / (0.5 if row < 2 else 0.05) / 2
+        assert nll[sample, row].item() == pytest.approx(-math.log(density), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("grids", [1, 4])
+def test_density_integrates_to_1(grids):
+    head = bin_head(grids=grids)
+    outputs = torch.randn(1, 2 * grids, head.centers.shape[1]) - head.centers.square()
+    end = float(head.edges.abs().max())
+    truths = torch.linspace(-end, end, 20_001)[:, None].repeat(1, 2)
+    density = (-head.nll(outputs.expand(len(truths), -1, -1), truths)).exp()
+    area = density.mean(dim=0) * 2 * end
+    torch.testing.assert_close(area, torch.ones(2), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("grids", [2, 5])
+def test_shifted_grids_decode_any_offset_and_cost_as_much_at_chance(grids):
+    head = bin_head(grids=grids, decoder=MeanShiftDecoder())
+    offsets = torch.linspace(-5, 5, 501)[:, None].repeat(1, 2)
+    logits = head.target_probs(offsets).log().clamp(min=-100)
+    assert (head.decode(logits) - offsets).abs().max() < 0.01
+    bins = head.inside.sum(dim=-1)
+    chance = head.loss(torch.zeros_like(logits), offsets)
+    torch.testing.assert_close(chance, bins.log().sum().expand(501) / grids)
+    together = head.votes(logits)
+    torch.testing.assert_close(together.sum(dim=-1), torch.ones(501, 2))
+
+
+@pytest.mark.parametrize("labels", [GaussianLabels(), TwoHotLabels()])
+def test_the_l1_term_is_the_expectations_error_in_stds(labels):
+    space = TargetSpace(
+        *(torch.tensor(x) for x in ([2.0, 3.0], [0.1, 0.2], [4.0, 5.0], [5.0, 5.0]))
+    )
+    plain, with_l1 = bin_head(labels=labels), bin_head(labels=labels, l1_weight=0.5)
+    for head in (plain, with_l1):
+        head.fit(space)
+    logits, targets = torch.randn(9, *plain.centers.shape), torch.randn(9, 2)
+    errors = (plain.decode(logits) - targets).abs() / torch.tensor([4.0, 5.0])
+    expected = plain.loss(logits, targets) + 0.5 * errors.sum(dim=-1)
+    torch.testing.assert_close(with_l1.loss(logits, targets), expected)
+
+
+def test_targets_wider_than_the_bins_are_warned_of():
+    space = TargetSpace(torch.ones(2), torch.zeros(2), torch.ones(2), torch.tensor([5.0, 5.0]))
+    head = bin_head(max_shift=3.0)
+    assert head.centers[0, -1] == 4.5
+    with pytest.warns(UserWarning, match="targets wider than the bins: shifts reach 5 px"):
+        head.fit(space)
+    bin_head(max_shift=6.0).fit(space)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"link": IndependentLink(), "loss": CrossEntropy()},
+            "CrossEntropy can't train IndependentLink; choose SoftmaxLink or TreeLink",
+        ),
+        (
+            {"link": TreeLink(), "loss": StructuredHinge()},
+            "StructuredHinge can't train TreeLink; choose SoftmaxLink for it",
+        ),
+        (
+            {"link": CumulativeLink(), "loss": AttributeHinge()},
+            "AttributeHinge can't train CumulativeLink; choose IndependentLink",
+        ),
+        (
+            {"labels": GaussianLabels(), "loss": WestonWatkinsHinge()},
+            "WestonWatkinsHinge needs one true bin, and GaussianLabels are spread",
+        ),
+        ({"loss": StructuredHinge(), "l1_weight": 0.5}, r"l1_weight 0\.5 needs probabilities"),
+    ],
+)
+def test_combinations_that_mean_nothing_are_refused(arguments, message):
+    with pytest.raises(BadInput, match=message):
+        BinHead(**arguments)
+
+
+def test_what_is_not_given_is_what_usually_goes_with_the_rest():
+    for arguments, expected in (
+        ({}, "GaussianLabels SoftmaxLink CrossEntropy ExpectationDecoder"),
+        ({"link": TreeLink()}, "GaussianLabels TreeLink CrossEntropy ExpectationDecoder"),
+        (
+            {"link": CumulativeLink()},
+            "OneHotLabels CumulativeLink BinaryCrossEntropy ExpectationDecoder",
+        ),
+        (
+            {"loss": AttributeHinge()},
+            "OneHotLabels IndependentLink AttributeHinge ModeDecoder",
+        ),
+    ):
+        head = BinHead(**arguments)
+        parts = (head.labels, head.link, head.criterion, head.decoder)
+        assert " ".join(type(part).__name__ for part in parts) == expected

@@ -1,0 +1,389 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from kornia.geometry.transform import crop_and_resize
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.geometry.boxes import box_centers, box_sizes, mirror_boxes, shift_boxes
+from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.pictures.cut import cut_crops
+from lightning_bbox.pictures.kernels import (
+    compiled_bilinear,
+    compiled_whole,
+    sample_bilinear,
+    sample_whole,
+)
+from lightning_bbox.pictures.store import ImageStore, pack_rgb
+from tests import reference
+from tests.draws import THOROUGH
+
+SIZE = 9
+INSIDE = (5.2, 6.9, 21.7, 19.4)
+OUTSIDE = {
+    "left and above": (-7.5, -3.25, 9.0, 8.0),
+    "right and below": (30.0, 22.0, 55.5, 41.0),
+    "all around": (-10.0, -8.0, 60.0, 50.0),
+    "beside": (80.0, 5.0, 90.0, 15.0),
+    "a sliver": (3.0, 4.0, 3.01, 20.0),
+    "empty": (7.3, 7.3, 7.3, 7.3),
+    "mirrored across": (21.7, 6.9, 5.2, 19.4),
+    "mirrored down": (5.2, 19.4, 21.7, 6.9),
+    "mirrored both": (21.7, 19.4, 5.2, 6.9),
+}
+SHAPES = [(31, 43), (24, 30), (1, 1), (1, 40), (50, 1)]
+NOT_FINITE = [
+    (float("nan"),) * 4,
+    (0.0, 0.0, float("inf"), 9.0),
+    (float("-inf"), 0.0, float("inf"), 9.0),
+    (float("-inf"),) * 4,
+    (float("inf"),) * 4,
+    (1e30, -1e30, 3e38, 3e38),
+    (0.0, float("nan"), 9.0, 9.0),
+]
+# Whole numbers, a crop pixel to a picture pixel, some of them across the border.
+ALIGNED = [(0, 0), (13, 7), (34, 22), (-4, 3), (38, -2), (-30, 60)]
+
+shifts = st.integers(-6, 6)
+# From a few pixels to several times the picture's side, either way round.
+edges = st.tuples(*[st.floats(-80, 120, width=32)] * 4)
+supersamples = st.integers(1, 3)
+
+
+def made_up_picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def store_of(*pictures):
+    pixels = torch.cat([torch.from_numpy(pack_rgb(picture).reshape(-1)) for picture in pictures])
+    return ImageStore(pixels, torch.tensor([picture.shape[:2] for picture in pictures]))
+
+
+def cut_one(picture, *crop_boxes, size=SIZE, **options):
+    """Cut all boxes from one picture."""
+    index = torch.zeros(len(crop_boxes), dtype=torch.int64)
+    return cut_crops(store_of(picture), index, torch.tensor(crop_boxes).float(), size, **options)
+
+
+def planes(picture):
+    """The picture as (3, H, W) from 0 to 1, bit by bit as a cut converts it."""
+    return torch.from_numpy(picture).permute(2, 0, 1).float() * (1 / 255)
+
+
+def close(found, expected, atol=1e-4):
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+def near_oracle(crops, picture, crop_boxes, supersample=1):
+    size = crops.shape[-1]
+    expected = [reference.cut(picture, box, size, supersample) for box in crop_boxes]
+    close(crops, torch.from_numpy(np.stack(expected)).float())
+
+
+@pytest.mark.parametrize("supersample", [1, 2, 3])
+@pytest.mark.parametrize("box", [INSIDE, *OUTSIDE.values()], ids=["inside", *OUTSIDE])
+def test_a_cut_equals_the_oracle(box, supersample):
+    picture = made_up_picture(31, 43)
+    near_oracle(cut_one(picture, box, supersample=supersample), picture, [box], supersample)
+
+
+def test_every_crop_comes_from_its_own_picture_of_its_own_size():
+    pictures = [made_up_picture(*shape, seed) for seed, shape in enumerate(SHAPES)]
+    index = torch.tensor([4, 0, 3, 1, 2, 0, 4])
+    boxes = torch.tensor([INSIDE, *list(OUTSIDE.values())[:6]])
+    crops = cut_crops(store_of(*pictures), index, boxes, SIZE, supersample=2)
+    for crop, number, box in zip(crops, index.tolist(), boxes, strict=True):
+        near_oracle(crop[None], pictures[number], [box], supersample=2)
+
+
+def test_no_boxes_give_no_crops():
+    index, boxes = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
+    crops = cut_crops(store_of(made_up_picture(8, 8)), index, boxes, SIZE, supersample=2)
+    assert crops.shape == (0, 3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("corner", ALIGNED)
+@pytest.mark.parametrize("size", [8, 9, 45])
+def test_whole_pixel_cuts_are_bit_equal_to_slices(corner, size):
+    x, y = corner
+    picture = made_up_picture(31, 43)
+    (crop,) = cut_one(picture, (x, y, x + size, y + size), size=size)
+    rows = np.arange(y, y + size).clip(0, 30)
+    columns = np.arange(x, x + size).clip(0, 42)
+    assert torch.equal(crop, planes(picture[rows][:, columns]))
+
+
+@given(edges, supersamples)
+@THOROUGH
+def test_a_crop_of_a_constant_picture_is_constant(box, supersample):
+    picture = np.full((20, 30, 3), (7, 130, 255), dtype=np.uint8)
+    (crop,) = cut_one(picture, box, supersample=supersample)
+    expected = torch.tensor([7, 130, 255])[:, None, None].expand(3, SIZE, SIZE) / 255
+    close(crop, expected, atol=1e-6)
+
+
+@given(edges, supersamples)
+@THOROUGH
+def test_crops_stay_within_the_pictures_range(box, supersample):
+    picture = made_up_picture(20, 30) // 2 + 64
+    (crop,) = cut_one(picture, box, supersample=supersample)
+    assert float(crop.min()) >= 64 / 255 - 1e-5
+    assert float(crop.max()) <= 191 / 255 + 1e-5
+
+
+@pytest.mark.parametrize("supersample", [1, 2, 5])
+def test_a_ramp_shows_where_each_crop_pixel_lies(supersample):
+    picture = np.zeros((40, 100, 3), dtype=np.uint8)
+    picture[..., 0], picture[..., 1] = np.arange(100), np.arange(40)[:, None]
+    x1, y1, x2, y2 = box = (10.3, 5.6, 71.8, 33.1)
+    (crop,) = cut_one(picture, box, size=12, supersample=supersample) * 255
+    places = (torch.arange(12) + 0.5) / 12
+    close(crop[0], (x1 + places * (x2 - x1) - 0.5).expand(12, 12), atol=1e-3)
+    close(crop[1], (y1 + places * (y2 - y1) - 0.5)[:, None].expand(12, 12), atol=1e-3)
+
+
+def test_supersampling_averages_the_finer_crop():
+    picture = made_up_picture(60, 60)
+    box = (3.7, 8.1, 55.2, 51.9)
+    fine = cut_one(picture, box, size=4 * SIZE)
+    close(cut_one(picture, box, supersample=4), F.avg_pool2d(fine, 4), atol=1e-5)
+
+
+@given(edges, supersamples)
+@THOROUGH
+def test_swapped_corners_mirror_the_crop(box, supersample):
+    x1, y1, x2, y2 = box
+    picture = made_up_picture(20, 30)
+    plain, across, down, both = cut_one(
+        picture,
+        box,
+        (x2, y1, x1, y2),
+        (x1, y2, x2, y1),
+        (x2, y2, x1, y1),
+        supersample=supersample,
+    )
+    close(across, plain.flip(2))
+    close(down, plain.flip(1))
+    close(both, plain.flip(1, 2))
+
+
+@given(edges)
+@THOROUGH
+def test_flipping_pixels_and_boxes_together_flips_the_crop(box):
+    picture, centers = made_up_picture(20, 30), torch.tensor([[15.0, 10.0]])
+    for across, down in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
+        axes = [axis for axis, flip in ((0, down), (1, across)) if flip]
+        flipped = np.ascontiguousarray(np.flip(picture, axes))
+        mirrored = mirror_boxes(torch.tensor([box]), centers, torch.tensor([[across, down]]))
+        (crop,) = cut_one(picture, box)
+        (other,) = cut_one(flipped, mirrored[0].tolist())
+        close(other, crop.flip([axis + 1 for axis in axes]))
+
+
+@given(shifts, shifts)
+@THOROUGH
+def test_shifting_the_crop_box_by_k_px_moves_the_content_by_minus_k(x, y):
+    picture, geometry = made_up_picture(90, 90), CropGeometry(size=15, reference_size=15.0)
+    anchors = torch.tensor([[30.0, 35.0, 60.0, 57.5]])
+    moved = shift_boxes(anchors, torch.tensor([[x, y]]) * geometry.px(anchors))
+    plain, other = (
+        cut_one(picture, *geometry.crop_boxes(boxes).tolist(), size=15)[0]
+        for boxes in (anchors, moved)
+    )
+    kept = plain[:, max(y, 0) : 15 + min(y, 0), max(x, 0) : 15 + min(x, 0)]
+    close(other[:, max(-y, 0) : 15 - max(y, 0), max(-x, 0) : 15 - max(x, 0)], kept)
+
+
+def inner_boxes(count, margin=1.0):
+    """Crop boxes inside a picture of 43 x 31."""
+    low = torch.from_numpy(np.random.default_rng(3).uniform(margin, 14, (count, 2)))
+    span = torch.from_numpy(np.random.default_rng(4).uniform(2, 16 - margin, (count, 2)))
+    return torch.cat([low, low + span], dim=1).float()
+
+
+@pytest.mark.parametrize("size", [8, 16, 33])
+def test_inside_the_picture_a_cut_equals_kornias(size):
+    """kornia's corners are the centres of the outermost pixels."""
+    picture, boxes = made_up_picture(31, 43), inner_boxes(20)
+    half = box_sizes(boxes) / size / 2
+    (x1, y1), (x2, y2) = (boxes[:, :2] + half - 0.5).T, (boxes[:, 2:] - half - 0.5).T
+    corners = torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], dim=1).view(-1, 4, 2)
+    batch = planes(picture).expand(20, -1, -1, -1)
+    close(
+        cut_one(picture, *boxes.tolist(), size=size), crop_and_resize(batch, corners, (size,) * 2)
+    )
+
+
+@pytest.mark.parametrize("box", [INSIDE, *OUTSIDE.values()], ids=["inside", *OUTSIDE])
+def test_a_cut_equals_grid_sample_beyond_the_border_too(box):
+    picture = made_up_picture(31, 43)
+    x1, y1, x2, y2 = box
+    places = (torch.arange(SIZE) + 0.5) / SIZE
+    x = (x1 + places * (x2 - x1)) / 43 * 2 - 1
+    y = (y1 + places * (y2 - y1)) / 31 * 2 - 1
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
+    expected = F.grid_sample(
+        planes(picture)[None], grid, padding_mode="border", align_corners=False
+    )
+    close(cut_one(picture, box), expected)
+
+
+@pytest.mark.parametrize("supersample", [1, 2])
+def test_boxes_that_are_not_finite_leave_the_other_crops_alone(supersample):
+    survives_not_finite(sample_bilinear, supersample)
+
+
+def survives_not_finite(kernel, supersample):
+    picture = made_up_picture(31, 43)
+    crops = cut_one(picture, INSIDE, *NOT_FINITE, INSIDE, kernel=kernel, supersample=supersample)
+    assert crops.shape == (len(NOT_FINITE) + 2, 3, SIZE, SIZE)
+    near_oracle(crops[[0, -1]], picture, [INSIDE, INSIDE], supersample)
+
+
+def test_the_cut_leaves_store_and_boxes_as_they_were():
+    store, boxes = store_of(made_up_picture(31, 43)), torch.tensor([INSIDE])
+    pixels = store.pixels.clone()
+    cut_crops(store, torch.tensor([0]), boxes, SIZE, supersample=2)
+    assert torch.equal(store.pixels, pixels)
+    assert torch.equal(boxes, torch.tensor([INSIDE]))
+
+
+def mixed_batch(count):
+    """A store of pictures of several sizes, and crops from it, inside and outside."""
+    generator = torch.Generator().manual_seed(count)
+    pictures = [made_up_picture(*shape, seed) for seed, shape in enumerate(SHAPES)]
+    index = torch.randint(len(pictures), (count,), generator=generator)
+    return store_of(*pictures), index, 60 * torch.rand(count, 4, generator=generator) - 10
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("supersample", [1, 2])
+@pytest.mark.parametrize("count", [2, 7])
+def test_the_compiled_twin_equals_the_plain_one(count, supersample):
+    batch = mixed_batch(count)
+    plain = cut_crops(*batch, SIZE, supersample)
+    close(cut_crops(*batch, SIZE, supersample, compiled_bilinear), plain)
+
+
+@pytest.mark.compile
+def test_the_compiled_twin_is_bit_equal_for_whole_pixel_cuts():
+    picture = made_up_picture(31, 43)
+    boxes = [(x, y, x + SIZE, y + SIZE) for x, y in ALIGNED]
+    compiled = cut_one(picture, *boxes, kernel=compiled_bilinear)
+    assert torch.equal(compiled, cut_one(picture, *boxes))
+
+
+@pytest.mark.compile
+def test_the_compiled_twin_survives_boxes_that_are_not_finite():
+    survives_not_finite(compiled_bilinear, supersample=1)
+
+
+@pytest.mark.compile
+def test_one_graph_serves_every_batch_size_and_store():
+    cut_crops(*mixed_batch(3), SIZE, 1, compiled_bilinear)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for count in (5, 64):
+            crops = cut_crops(*mixed_batch(count), SIZE, 1, compiled_bilinear)
+            close(crops, cut_crops(*mixed_batch(count), SIZE))
+        cut_one(made_up_picture(31, 43), INSIDE, INSIDE, kernel=compiled_bilinear)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("count", [0, 1])
+def test_the_compiled_twin_takes_one_crop_or_none(count):
+    batch = mixed_batch(count)
+    close(cut_crops(*batch, SIZE, 1, compiled_bilinear), cut_crops(*batch, SIZE))
+
+
+def whole_boxes(size):
+    """Boxes on whole pixels inside a picture of 43 x 31, half of them upside down."""
+    corners = [(0, 0), (43 - size, 31 - size), (13, 7), (5, 31 - size)]
+    upright = [(x, y, x + size, y + size) for x, y in corners]
+    return upright + [(x1, y2, x2, y1) for x1, y1, x2, y2 in upright]
+
+
+@pytest.mark.parametrize("size", [8, 9, 20])
+def test_copied_rows_are_bit_equal_to_slices_and_to_bilinear_samples(size):
+    picture, boxes = made_up_picture(31, 43), whole_boxes(size)
+    crops = cut_one(picture, *boxes, size=size, kernel=sample_whole)
+    assert torch.equal(crops, cut_one(picture, *boxes, size=size))
+    for crop, (x1, y1, x2, y2) in zip(crops, boxes, strict=True):
+        rows = picture[y1:y2] if y1 < y2 else picture[y2:y1][::-1]
+        assert torch.equal(crop, planes(np.ascontiguousarray(rows[:, x1:x2])))
+
+
+def test_rows_are_copied_from_pictures_of_any_size():
+    pictures = [made_up_picture(*shape, seed) for seed, shape in enumerate(SHAPES[:2])]
+    index, boxes = torch.tensor([1, 0, 1]), torch.tensor([[3.0, 2, 12, 11]] * 3)
+    crops = cut_crops(store_of(*pictures), index, boxes, 9, kernel=sample_whole)
+    assert torch.equal(crops, cut_crops(store_of(*pictures), index, boxes, 9))
+
+
+def test_rows_outside_of_the_store_are_not_read():
+    survives = cut_one(
+        made_up_picture(31, 43), *NOT_FINITE, (0, 0, 9, 9), (-50, 90, -41, 99), kernel=sample_whole
+    )
+    assert survives.shape == (len(NOT_FINITE) + 2, 3, SIZE, SIZE)
+
+
+@pytest.mark.compile
+def test_the_compiled_copy_of_rows_is_bit_equal_to_the_plain_one():
+    cut_one(made_up_picture(31, 43), *whole_boxes(9), size=9, kernel=compiled_whole)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for count in (5, 8):
+            boxes = whole_boxes(9)[:count]
+            fast, plain = (
+                cut_one(made_up_picture(31, 43), *boxes, size=9, kernel=kernel)
+                for kernel in (compiled_whole, sample_whole)
+            )
+            assert torch.equal(fast, plain)
+
+
+def made_up_anchors():
+    return torch.tensor([[10.0, 20.0, 40.0, 80.0], [0.5, 0.25, 30.5, 20.25]])
+
+
+@pytest.mark.parametrize("context", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("square", [False, True])
+def test_the_crop_box_is_the_anchor_with_its_context(context, square):
+    geometry = CropGeometry(context=context, square=square)
+    anchors = geometry.anchors(made_up_anchors())
+    crop_boxes = geometry.crop_boxes(anchors)
+    torch.testing.assert_close(box_centers(crop_boxes), box_centers(made_up_anchors()))
+    torch.testing.assert_close(box_sizes(crop_boxes), box_sizes(anchors) * context)
+
+
+def test_square_crops_cut_around_the_longer_side():
+    anchors = CropGeometry(square=True).anchors(made_up_anchors())
+    assert box_sizes(anchors).tolist() == [[60.0, 60.0], [30.0, 30.0]]
+    assert torch.equal(CropGeometry().anchors(made_up_anchors()), made_up_anchors())
+
+
+@pytest.mark.parametrize("size", [45, 227])
+@pytest.mark.parametrize("square", [False, True])
+def test_a_px_is_one_45th_of_the_crop_boxs_side_whatever_the_crops_size(size, square):
+    geometry = CropGeometry(size=size, context=1.8, square=square)
+    anchors = geometry.anchors(made_up_anchors())
+    px = geometry.px(anchors)
+    torch.testing.assert_close(px * 45, box_sizes(geometry.crop_boxes(anchors)))
+    torch.testing.assert_close(px * geometry.px_per_delta, box_sizes(anchors))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": 7}, "crop size 7 is too small"),
+        ({"context": 0.9}, r"crop context 0\.9 is outside"),
+        ({"context": 10.5}, r"crop context 10\.5 is outside"),
+        ({"context": float("nan")}, "crop context nan is outside"),
+        ({"reference_size": 0.0}, r"reference_size 0\.0 isn't positive"),
+        ({"reference_size": -45.0}, "isn't positive"),
+        ({"reference_size": float("nan")}, "isn't positive"),
+        ({"supersample": 0}, "crop supersample 0 is below 1"),
+    ],
+)
+def test_a_geometry_that_makes_no_sense_is_refused(values, message):
+    with pytest.raises(BadInput, match=message):
+        CropGeometry(**values)

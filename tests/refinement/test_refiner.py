@@ -1,0 +1,253 @@
+"""Boxes refined on pictures at hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_bbox import (
+    BadInput,
+    BinHead,
+    BoxRegressor,
+    CropGeometry,
+    LinearHead,
+    Refiner,
+    SceneDataModule,
+    ShallowConvNet,
+    refine,
+)
+from lightning_bbox.geometry.codecs import OffsetSpec, TargetSpace
+from lightning_bbox.refinement.refiner import as_rgb, outside_faults, settle
+from tests.parts import spec_with
+
+
+def built_model(num_targets=2, head=None, average_flips=False, seed=0):
+    """Make a model that moves boxes by something: its head's weights are random."""
+    backbone = ShallowConvNet(channels=(4, 8), convs_per_scale=1, fc=(16,))
+    model = BoxRegressor(backbone, head, average_flips=average_flips)
+    geometry = CropGeometry(size=32, context=1.5, supersample=2)
+    model.build(OffsetSpec(geometry, num_targets, max_shift=5.0, max_log_size=0.2), seed)
+    random = torch.Generator().manual_seed(seed)
+    proposals = torch.tensor([[10.0, 10, 40, 40]]).expand(200, 4)
+    model.codec.fit(proposals + 3 * torch.randn(200, 4, generator=random), proposals)
+    model.net.head.fit(model.codec.space())
+    with torch.no_grad():
+        for parameter in model.net.head.parameters():
+            parameter.normal_(std=0.3, generator=random)
+    return model.eval()
+
+
+def picture(height=70, width=90):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+BOXES = np.array([[10.0, 10, 40, 44], [50, 5, 80, 30], [20, 30, 60, 65]])
+
+
+@pytest.mark.parametrize("num_targets", [2, 4])
+@pytest.mark.parametrize("average_flips", [False, True])
+def test_a_refiner_gives_what_the_model_gives_on_the_same_crops(num_targets, average_flips):
+    data = SceneDataModule(num_scenes=20, eval_draws=16, compile=False, num_targets=num_targets)
+    model = built_model(num_targets, average_flips=average_flips)
+    data.follow(model.spec)
+    samples = data.samples("val")
+    expected, stds = model.refine(data.cut(samples), samples.proposals)
+    refiner = Refiner(model)
+    for row in range(4):
+        image = data.source.store.picture(int(samples.image_index[row]))
+        found = refiner.refine_with_std(image, samples.proposals[row : row + 1])
+        assert not found.unmoved
+        limits = torch.tensor([image.shape[1], image.shape[0]] * 2)
+        clipped = expected[row].clamp(min=0).minimum(limits)
+        torch.testing.assert_close(found.boxes[0], clipped, rtol=0, atol=1e-3)
+        torch.testing.assert_close(found.stds[0], stds[row], rtol=1e-3, atol=1e-3)
+
+
+def test_the_kind_of_boxes_decides_the_kind_of_the_result():
+    refiner = Refiner(built_model())
+    array = refiner.refine(picture(), BOXES)
+    tensor = refiner.refine(picture(), torch.from_numpy(BOXES))
+    assert np.array_equal(refiner.refine(picture(), BOXES.tolist()), array)
+    assert isinstance(array, np.ndarray)
+    assert array.dtype == np.float32
+    assert torch.equal(torch.from_numpy(array), tensor)
+    assert not np.allclose(array, BOXES)
+
+
+def test_a_picture_may_come_in_any_form(tmp_path):
+    refiner, pixels = Refiner(built_model()), picture()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    forms = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        Image.fromarray(pixels),
+        torch.from_numpy(pixels).permute(2, 0, 1),
+        pixels[:, ::-1][:, ::-1],
+    ]
+    expected = refiner.refine(pixels, BOXES)
+    for form in forms:
+        assert np.array_equal(refiner.refine(form, BOXES), expected)
+
+
+def test_grey_is_the_same_grey_in_three_channels():
+    grey = picture()[..., 0]
+    refiner = Refiner(built_model())
+    expected = refiner.refine(np.stack([grey] * 3, axis=-1), BOXES)
+    for form in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None]):
+        assert np.array_equal(refiner.refine(form, BOXES), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_the_batch_does_not_matter(batch_size):
+    model = built_model()
+    whole = Refiner(model).refine(picture(), BOXES)
+    parts = Refiner(model, batch_size=batch_size).refine(picture(), BOXES)
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-3)
+
+
+def test_refined_boxes_lie_inside_the_picture():
+    boxes = np.array([[0.0, 0, 30, 30], [60, 40, 90, 70], [80, 60, 90, 70]])
+    for seed in range(5):
+        refined = Refiner(built_model(num_targets=4, seed=seed)).refine(picture(), boxes)
+        assert (refined >= 0).all()
+        assert (refined <= [90, 70, 90, 70]).all()
+        assert (refined[:, 2:] > refined[:, :2]).all()
+
+
+def test_bad_boxes_come_back_as_they_were_and_are_told():
+    boxes = np.vstack([BOXES, [[5, 5, 5, 9], [200, 5, 230, 9], [math.nan, 1, 2, 3]]])
+    refiner = Refiner(built_model())
+    with pytest.warns(UserWarning, match="3 of 6 boxes stay as they were; the first is box 3: has"):
+        refined = refiner.refine(picture(), boxes)
+    np.testing.assert_array_equal(refined[3:], boxes[3:].astype(np.float32))
+    np.testing.assert_allclose(refined[:3], refiner.refine(picture(), BOXES), atol=1e-3)
+    assert refiner.refine_with_std(picture(), boxes).unmoved == {
+        3: "has no positive width and height",
+        4: "lies outside the picture",
+        5: "is not finite",
+    }
+
+
+def test_no_boxes_give_no_boxes():
+    assert Refiner(built_model()).refine(picture(), np.zeros((0, 4))).shape == (0, 4)
+
+
+def test_max_shift_leaves_boxes_that_would_go_farther():
+    model = built_model()
+    free = Refiner(model).refine(picture(), BOXES)
+    px = (BOXES[:, 2:] - BOXES[:, :2]) / 30
+    moved = np.abs((free - BOXES)[:, :2] / px).max(axis=1)
+    bound = float(np.sort(moved)[1]) + 1e-3
+    with pytest.warns(UserWarning, match="more than max_shift"):
+        refined = Refiner(model, max_shift=bound).refine(picture(), BOXES)
+    far = moved > bound
+    assert far.sum() == 1
+    np.testing.assert_array_equal(refined[far], BOXES[far])
+    np.testing.assert_array_equal(refined[~far], free[~far])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (picture() / 255, "the image is float64; give uint8"),
+        (picture().transpose(2, 0, 1), r"the shape \(3, 70, 90\); expected RGB or grey"),
+        (torch.zeros(70, 90, 3, dtype=torch.uint8), r"the shape \(70, 90, 3\); expected RGB"),
+        (np.zeros((4, 4, 4), np.uint8), r"the shape \(4, 4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"the shape \(0, 4, 3\)"),
+        ("nowhere.png", "nowhere.png: no such picture"),
+        (Image.new("F", (4, 4)), "its mode 'F' has 32 bits a pixel"),
+    ],
+)
+def test_pictures_that_cannot_be_meant_are_refused(image, message):
+    with pytest.raises(BadInput, match=message):
+        as_rgb(image)
+
+
+def test_boxes_of_another_shape_are_refused():
+    with pytest.raises(BadInput, match=r"boxes have the shape \(4,\); expected \(n, 4\)"):
+        Refiner(built_model()).refine(picture(), np.array([1.0, 2, 3, 4]))
+
+
+def test_a_model_that_was_not_trained_is_refused():
+    with pytest.raises(BadInput, match="the model isn't trained"):
+        Refiner(BoxRegressor())
+
+
+def test_refine_loads_the_checkpoint_of_a_path(tmp_path, monkeypatch):
+    loaded = []
+
+    def load(path):
+        loaded.append(path)
+        return built_model()
+
+    monkeypatch.setattr(BoxRegressor, "load_from_checkpoint", load)
+    assert refine(picture(), BOXES, tmp_path).shape == (3, 4)
+    assert loaded == [tmp_path]
+
+
+def test_the_standard_deviation_of_bins_is_that_of_their_distribution():
+    head = BinHead().build(8, spec_with([5.0, 5.0]))
+    head.fit(TargetSpace(*(torch.ones(2),) * 4))
+    values = torch.linspace(-1, 1, head.centers.shape[1])
+    logits = torch.stack([3 * values, -8 * values.square()])[None]
+    probs = torch.softmax(logits[0].double(), dim=-1).numpy()
+    centers = head.centers.double().numpy()
+    means = (probs * centers).sum(axis=1)
+    variances = (probs * (centers - means[:, None]) ** 2).sum(axis=1)
+    blur = (0.75 * 0.5) ** 2 + 0.5**2 / 12
+    np.testing.assert_allclose(head.stds(logits)[0], np.sqrt(variances - blur), rtol=1e-4)
+
+
+def test_a_head_sure_of_a_truth_deems_itself_exact():
+    """The soft target of a known offset has no spread but its own blur."""
+    head = BinHead().build(8, spec_with([5.0, 5.0]))
+    for offset in (0.0, 0.1, 1.23):
+        target = torch.full((1, 2), offset)
+        probs = head.target_probs(target)
+        assert float(head.stds(probs.clamp(min=1e-12).log()).max()) < 0.05
+    assert float(head.stds(torch.zeros(1, 2, 27)).min()) > 3.5
+
+
+def test_a_linear_head_can_not_tell():
+    head = LinearHead().build(8, spec_with([5.0, 5.0]))
+    assert head.stds(torch.zeros(3, 2)).isnan().all()
+    found = Refiner(built_model(head=LinearHead())).refine_with_std(picture(), BOXES)
+    assert found.stds.isnan().all()
+
+
+def test_a_box_that_is_lost_stays():
+    rough = torch.tensor([[10.0, 10, 40, 40]] * 3)
+    new = torch.tensor([[math.nan, 0, 1, 1], [200, 200, 230, 230], [12, 10, 42, 40]])
+    boxes, reasons = settle(new, rough, torch.full((3, 2), 100), CropGeometry())
+    assert torch.equal(boxes, torch.stack([rough[0], rough[1], new[2]]))
+    assert reasons == {
+        0: "the model's box is not finite",
+        1: "would have no area inside the picture",
+    }
+
+
+def test_faults_name_what_is_wrong_first():
+    boxes = torch.tensor([[math.inf, 0, 1, 1], [0, 5, 9, 5], [-9, 0, 0, 9], [0, 0, 9, 9]])
+    assert outside_faults(boxes, torch.full((4, 2), 20)) == {
+        0: "is not finite",
+        1: "has no positive width and height",
+        2: "lies outside the picture",
+    }
+
+
+def test_several_pictures_of_several_sizes_give_what_each_gives_alone():
+    images = [picture(), picture(64, 50), picture(120, 100)]
+    boxes = [BOXES, np.zeros((0, 4)), np.vstack([BOXES[:2], [[5, 5, 5, 9]]])]
+    refiner = Refiner(built_model(num_targets=4), batch_size=2)
+    found = refiner.refine_batch(images, boxes)
+    assert [len(one.boxes) for one in found] == [3, 0, 3]
+    assert [one.unmoved for one in found] == [{}, {}, {2: "has no positive width and height"}]
+    for image, rough, one in zip(images, boxes, found, strict=True):
+        alone = refiner.refine_with_std(image, rough)
+        torch.testing.assert_close(one.boxes, alone.boxes, rtol=0, atol=1e-3)
+        torch.testing.assert_close(one.stds, alone.stds, rtol=0, atol=1e-3, equal_nan=True)
+    assert refiner.refine_batch([], []) == []
+    with pytest.raises(BadInput, match="there are 1 pictures and 0 sets of boxes"):
+        refiner.refine_batch(images[:1], [])

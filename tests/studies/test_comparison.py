@@ -1,0 +1,362 @@
+"""A study's comparison: its statistics against SciPy and plain loops, and what it writes."""
+
+import csv
+import io
+import itertools
+import math
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+
+from lightning_bbox import BadInput
+from lightning_bbox.evaluation.intervals import crossed_bootstrap, t_interval, t_quantile
+from lightning_bbox.evaluation.metrics import bootstrap_interval
+from lightning_bbox.studies.charts import draw_comparison, mean_curve
+from lightning_bbox.studies.comparison import compare, figures_of, paired_difference, steps_to_reach
+from lightning_bbox.studies.page import CHARTS, write_comparison
+from lightning_bbox.studies.results import Result
+from lightning_bbox.studies.study import Arm, Run, Study, read_study
+from lightning_bbox.studies.tables import arms_table, as_csv, as_markdown, as_text, stopped_table
+
+AXES = {"loss": ("L2", "L1"), "head": ("linear", "bins", "soft-argmax")}
+FACTORS = {"L1": 0.8, "bins": 0.7, "soft-argmax": 1.3}
+PICTURES = torch.arange(20).repeat_interleave(5)
+
+
+def arm_of(**levels):
+    changed = [f"{axis}: {label}" for axis, label in levels.items() if label != AXES[axis][0]]
+    return Arm(", ".join(changed) or "base", levels, {"model.loss": levels["loss"]})
+
+
+def crossed_study(seeds=(0, 1, 2), folds=None, beside=()):
+    arms = [arm_of(loss=loss, head=head) for loss, head in itertools.product(*AXES.values())]
+    arms += [Arm(name, {}, {}) for name in beside]
+    return Study("crossed", ("preset:quickstart",), {}, tuple(arms), AXES, seeds, folds)
+
+
+def finished(run, error=1.0, pictures=PICTURES, noise=0.0):
+    """Return a run that arrived with about this mean error."""
+    generator = np.random.default_rng([run.seed, run.fold or 0, len(run.arm.name)])
+    error *= 1 + noise * generator.normal()
+    errors = torch.from_numpy(error * generator.uniform(0.5, 1.5, len(pictures))).float()
+    metrics = {"test/mae_px": error, "test/p95_px": 2 * error, "test/mae_px_predict_mean": 2.5}
+    curve = [(step, error + 1.5 * 0.5 ** (step / 100)) for step in range(100, 1001, 100)]
+    metrics |= {"train_seconds": 10.0, "train_steps": 1000.0}
+    return Result(run, "done", "", None, metrics, curve, errors, pictures)
+
+
+def planted(run):
+    return finished(run, math.prod(FACTORS.get(label, 1.0) for label in run.arm.levels.values()))
+
+
+@pytest.mark.parametrize("dof", [1, 2, 3, 4, 5, 12, 59, 300])
+@pytest.mark.parametrize("probability", [0.6, 0.975, 0.9995])
+def test_t_quantile_is_scipys(dof, probability):
+    assert t_quantile(probability, dof) == pytest.approx(stats.t.ppf(probability, dof), rel=1e-9)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=8))
+def test_t_interval_is_scipys(values):
+    mean = t_interval(values)
+    if stats.sem(values) > 1e-9:
+        expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert (mean.low, mean.high) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert mean.value == pytest.approx(np.mean(values), abs=1e-9)
+
+
+def test_one_run_has_a_mean_without_an_interval():
+    mean = t_interval([2.0])
+    assert mean.value == 2.0
+    assert math.isnan(mean.low)
+    assert math.isnan(mean.high)
+
+
+def test_bootstrap_over_runs_and_pictures_is_the_plain_loops():
+    generator = np.random.default_rng(0)
+    pictures = np.repeat(np.arange(15), generator.integers(1, 9, 15))
+    shared = generator.normal(0, 0.5, 15)[pictures]
+    runs = [0.3 * seed + shared + generator.normal(0, 1, len(pictures)) for seed in range(4)]
+    factor = math.sqrt(4 / 3) * stats.t.ppf(0.975, 3) / stats.norm.ppf(0.975)
+    centre = np.mean([run.mean() for run in runs])
+    widened = [run + (factor - 1) * (run.mean() - centre) for run in runs]
+    means = []
+    for _ in range(3000):
+        drawn = generator.integers(0, 15, 15)
+        rows = np.concatenate([np.flatnonzero(pictures == picture) for picture in drawn])
+        means.append(np.mean([widened[seed][rows].mean() for seed in generator.integers(0, 4, 4)]))
+    found = crossed_bootstrap([torch.tensor(run) for run in runs], [torch.tensor(pictures)] * 4)
+    width = np.diff(np.quantile(means, [0.025, 0.975]))[0]
+    assert found.value == pytest.approx(centre)
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.quantile(means, [0.025, 0.975])), abs=0.05 * width
+    )
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_bootstrap_covers_the_truth_under_effects_of_seeds_and_pictures(seeds):
+    generator = torch.Generator().manual_seed(seeds)
+
+    def covers():
+        picture = 0.4 * torch.randn(40, generator=generator)[torch.arange(40).repeat_interleave(5)]
+        seed = 0.1 * torch.randn(seeds, 1, generator=generator)
+        values = 0.2 + seed + picture + 0.4 * torch.randn(seeds, 200, generator=generator)
+        pictures = [torch.arange(40).repeat_interleave(5)] * seeds
+        mean = crossed_bootstrap([*values], pictures, resamples=400)
+        return mean.low <= 0.2 <= mean.high
+
+    assert sum(covers() for _ in range(300)) / 300 >= 0.92
+
+
+def test_bootstrap_of_one_run_is_the_one_over_pictures():
+    values = torch.rand(100, generator=torch.Generator().manual_seed(0)) + PICTURES / 10
+    mean = crossed_bootstrap([values], [PICTURES])
+    low, high = bootstrap_interval(values, PICTURES, resamples=2000)
+    assert (mean.low, mean.high) == pytest.approx((low, high), abs=0.05 * (high - low))
+
+
+def test_twenty_arms_are_compared_in_seconds():
+    pictures = torch.arange(300).repeat_interleave(7)
+    study = Study("many", (), {}, tuple(Arm(f"arm {i}", {}, {}) for i in range(20)))
+    results = [finished(run, pictures=pictures) for run in study.runs()]
+    start = time.perf_counter()
+    compare(study, results)
+    assert time.perf_counter() - start < 5
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0.1, 3), min_size=1, max_size=8), st.floats(0.2, 2.5))
+def test_the_step_of_a_threshold_is_where_the_line_first_meets_it(errors, threshold):
+    curve = [(100 * place, error) for place, error in enumerate(errors, start=1)]
+    step = steps_to_reach(curve, threshold)
+    if min(errors) > threshold:
+        assert step is None
+    elif errors[0] <= threshold:
+        assert step == 100
+    else:
+        assert np.interp(step, *np.array(curve).T) == pytest.approx(threshold, abs=1e-6)
+        before = [error for at, error in curve if at < step - 1e-6]
+        assert min(before) > threshold
+
+
+def test_figures_of_a_run_are_its_own():
+    figures = figures_of(finished(Run(arm_of(loss="L2", head="linear"), 0), 0.5), reach_px=1.0)
+    assert figures["share_of_predict_mean"] == 0.2
+    assert figures["val_mae_px"] == pytest.approx(0.5, abs=0.01)
+    assert figures["steps_to_reach"] == pytest.approx(166, abs=1)
+
+
+def test_arms_are_ranked_by_the_mean_and_hold_scipys_interval():
+    study = crossed_study()
+    results = [finished(run, FACTORS.get(run.arm.levels["loss"], 1.0), noise=0.1)
+               for run in study.runs()]  # fmt: skip
+    comparison = compare(study, results)
+    means = [arm.figures["test_mae_px"].value for arm in comparison.arms]
+    assert means == sorted(means)
+    arm = comparison.arms[0]
+    values = [result.metrics["test/mae_px"] for result in arm.results]
+    expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    mean = arm.figures["test_mae_px"]
+    assert (mean.low, mean.high) == pytest.approx(expected)
+
+
+def test_folds_are_ranked_by_validation():
+    study = crossed_study(seeds=(0,), folds=3)
+    comparison = compare(study, [planted(run) for run in study.runs()])
+    assert comparison.ranked_by == "val_mae_px"
+    assert comparison.arms[0].figures["val_mae_px"].n == 3
+    assert "validation error, px" in arms_table(comparison).names
+
+
+def test_difference_is_taken_draw_by_draw_over_the_runs_that_both_have():
+    base, other = (arm_of(loss=loss, head="linear") for loss in AXES["loss"])
+    its = [finished(Run(base, seed)) for seed in range(3)]
+    mine = [finished(Run(other, seed), 0.8) for seed in range(3)]
+    its[0] = Result(its[0].run, "diverged", "the loss is nan", 12)
+    mine[2] = Result(mine[2].run, "missing")
+    difference = paired_difference(mine, its)
+    assert difference.n == 1
+    assert difference.value == pytest.approx(float((mine[1].errors - its[1].errors).mean()))
+
+
+def test_other_draws_are_not_paired():
+    base, other = (arm_of(loss=loss, head="linear") for loss in AXES["loss"])
+    mine = [finished(Run(other, 0), pictures=PICTURES + 1)]
+    assert paired_difference(mine, [finished(Run(base, 0))]) is None
+
+
+def test_planted_main_effects_are_found():
+    study = crossed_study()
+    effects = compare(study, [planted(run) for run in study.runs()]).effects
+    assert {effect.level: effect.ratio.value for effect in effects} == pytest.approx(FACTORS)
+
+
+def test_main_effects_are_least_squares_on_the_log_error():
+    study = crossed_study(beside=("AlexNet",))
+    results = [finished(run, planted(run).metrics["test/mae_px"], noise=0.1)
+               for run in study.runs()]  # fmt: skip
+    comparison = compare(study, results)
+    means = {arm.arm.name: arm.figures["test_mae_px"].value for arm in comparison.arms}
+    arms = [arm for arm in study.arms if arm.levels]
+    columns = (("loss", "L1"), ("head", "bins"), ("head", "soft-argmax"))
+    rows = [[1, *(arm.levels[axis] == level for axis, level in columns)] for arm in arms]
+    matrix, logs = np.array(rows, float), np.log([means[arm.name] for arm in arms])
+    solution, residual, _, _ = np.linalg.lstsq(matrix, logs)
+    variance = residual[0] / 2 * np.linalg.inv(matrix.T @ matrix)
+    half = stats.t.ppf(0.975, 2) * np.sqrt(np.diag(variance))
+    for column, effect in enumerate(comparison.effects, start=1):
+        bounds = np.exp([solution[column] + sign * half[column] for sign in (0, -1, 1)])
+        assert tuple(effect.ratio[:3]) == pytest.approx(tuple(bounds))
+
+
+def test_arms_that_diverged_are_counted_and_left_out_of_the_effects():
+    study = crossed_study()
+    gone = arm_of(loss="L1", head="bins")
+    results = [
+        Result(run, "diverged", "the loss is inf", 7) if run.arm == gone else planted(run)
+        for run in study.runs()
+    ]
+    effects = {effect.level: effect for effect in compare(study, results).effects}
+    assert effects["L1"].ratio.value == pytest.approx(0.8)
+    assert (effects["L1"].diverged, effects["L1"].runs) == (3, 9)
+    assert (effects["soft-argmax"].diverged, effects["soft-argmax"].runs) == (0, 6)
+
+
+def test_a_level_of_which_nothing_arrived_is_not_told():
+    study = crossed_study()
+    results = [planted(run) for run in study.runs() if run.arm.levels["head"] != "bins"]
+    effects = {effect.level: effect for effect in compare(study, results).effects}
+    assert effects["bins"].ratio is None
+    assert effects["L1"].ratio.value == pytest.approx(0.8)
+
+
+def test_effects_are_told_where_the_base_diverged():
+    study = crossed_study()
+    results = [planted(run) for run in study.runs() if run.arm.name != "base"]
+    effects = {effect.level: effect.ratio.value for effect in compare(study, results).effects}
+    assert effects == pytest.approx(FACTORS)
+
+
+def test_one_at_a_time_has_no_main_effects():
+    arms = [arm_of(loss="L2", head="linear"), arm_of(loss="L1", head="linear")]
+    arms.append(arm_of(loss="L2", head="bins"))
+    study = Study("single", (), {}, tuple(arms), AXES)
+    assert compare(study, [planted(run) for run in study.runs()]).effects == ()
+
+
+def eventful():
+    """Return a study in which everything happens that can, with names that need care."""
+    study = crossed_study(
+        beside=("<b>a & b</b> | c $x$", "refused, with a name that is " + "long " * 30)
+    )
+    ends = {study.arms[3].name: "diverged", study.arms[-1].name: "refused"}
+    results = [
+        Result(run, ends[run.arm.name], "why <i>not</i>", 40 + run.seed)
+        if run.arm.name in ends
+        else planted(run)
+        for run in study.runs()
+    ]
+    return study, results[:-3]
+
+
+def test_no_arm_is_dropped_from_the_tables():
+    study, results = eventful()
+    comparison = compare(study, results)
+    rows = {row[0].text: row[1].text for row in arms_table(comparison).rows}
+    assert rows.keys() == {" ".join(arm.name.split()) for arm in study.arms}
+    assert rows[study.arms[3].name] == "0 of 3, 3 diverged (step 40, 41, 42)"
+    assert {row[1].text for row in stopped_table(comparison).rows} == {"diverged", "refused"}
+    for text in (as_markdown(comparison), as_text(comparison)):
+        assert "3 diverged (step 40, 41, 42)" in text
+
+
+def test_markdown_has_as_many_cells_in_each_row():
+    table = as_markdown(compare(*eventful())).split("\n\n")[1].splitlines()
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    assert len({len(line) for line in table}) == 1
+
+
+def test_csv_has_every_run():
+    study, results = eventful()
+    rows = [*csv.DictReader(io.StringIO(as_csv(compare(study, results))))]
+    assert len(rows) == len(study.runs())
+    base = next(row for row in rows if row["base"] == "True" and row["seed"] == "1")
+    assert float(base["test/mae_px"]) == float(base["test_mae_px"]) == 1.0
+    assert base["axis:head"] == "linear"
+    assert {row["status"] for row in rows} == {"done", "diverged", "refused", "missing"}
+
+
+class Page(HTMLParser):
+    """What a page holds: open tags, their attributes, and its words."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def test_the_page_is_whole_escaped_and_needs_nothing_else(tmp_path):
+    study, results = eventful()
+    (tmp_path / "heat.png").touch()
+    text = write_comparison(study, results, tmp_path)
+    assert "test error, px" in text
+    page = Page((tmp_path / "comparison.html").read_text())
+    assert page.open == []
+    assert not {"b", "i", "link"} & {tag for tag, _ in page.tags}
+    sources = [value for _, found in page.tags for name, value in found.items()
+               if name in ("src", "href")]  # fmt: skip
+    assert len(sources) == len(CHARTS)
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    for arm in study.arms:
+        assert page.words.count(" ".join(arm.name.split())) >= 2
+    for name in CHARTS:
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 600
+
+
+def test_a_chart_without_anything_to_show_does_not_stay(tmp_path):
+    study = crossed_study()
+    write_comparison(study, [planted(run) for run in study.runs()], tmp_path)
+    write_comparison(study, [], tmp_path)
+    assert not [*tmp_path.glob("*.png")]
+
+
+def test_there_is_no_heat_map_where_axes_are_not_crossed():
+    arms = (arm_of(loss="L2", head="linear"), arm_of(loss="L1", head="linear"))
+    study = Study("single", (), {}, arms, AXES, seeds=(0,))
+    charts = draw_comparison(compare(study, [planted(run) for run in study.runs()]))
+    assert charts.keys() == {"errors", "curves"}
+
+
+def test_curves_are_averaged_over_the_steps_that_all_have():
+    steps, errors = mean_curve([[(10, 2.0), (20, 1.0), (30, 0.5)], [(10, 1.0), (20, 1.0)]])
+    assert steps.tolist() == [10, 20]
+    assert errors.mean(axis=0).tolist() == [1.5, 1.0]
+
+
+def test_a_study_says_which_error_is_to_be_reached(tmp_path):
+    (tmp_path / "s.yaml").write_text("{base: preset:rbc, arms: {a: {model: 1}}, reach_px: 0.5}")
+    study = read_study(tmp_path / "s.yaml")
+    comparison = compare(study, [finished(run, 0.4) for run in study.runs()])
+    assert "steps to 0.5 px" in arms_table(comparison).names
+    assert comparison.arms[0].figures["steps_to_reach"].value > 100
+    (tmp_path / "s.yaml").write_text("{base: preset:rbc, arms: {a: {model: 1}}, reach_px: 0}")
+    with pytest.raises(BadInput, match=r"reach_px is 0; give an error above 0"):
+        read_study(tmp_path / "s.yaml")
