@@ -84,3 +84,15 @@ def write_rectangles(folder: Path) -> None:
             lines.append(f"{index}.png,{x},{y},{x + width},{y + height},part")
         Image.fromarray(picture).save(folder / f"{index}.png")
     (folder / "boxes.csv").write_text("\n".join(lines) + "\n")
+
+
+def yolo_folder(csv_folder: Path) -> None:
+    """Write the CSV's boxes a second time, as YOLO labels beside the pictures."""
+    lines = (csv_folder / "boxes.csv").read_text().splitlines()[1:]
+    (csv_folder / "boxes.csv").unlink()
+    for line in lines:
+        name, *corners, _ = line.split(",")
+        x1, y1, x2, y2 = map(float, corners)
+        box = [(x1 + x2) / 240, (y1 + y2) / 160, (x2 - x1) / 120, (y2 - y1) / 80]
+        with (csv_folder / name).with_suffix(".txt").open("a") as file:
+            file.write(" ".join(["0", *map(str, box)]) + "\n")

@@ -25,7 +25,7 @@ from tests.annotation_files import (
     write,
 )
 from tests.cli.test_bad_input import CSV, words_of
-from tests.cli.test_main import TINY
+from tests.runs import TINY
 
 
 def with_good(bad):

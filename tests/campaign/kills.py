@@ -24,8 +24,8 @@ from PIL import Image
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.models.checkpoints import read_checkpoint
 from tests.campaign.forked import Ended, Hit, run
-from tests.cli.test_main import SCENES, yolo_folder
-from tests.conftest import write_rectangles
+from tests.conftest import write_rectangles, yolo_folder
+from tests.runs import SCENES, end_of, files_of, same
 
 COMMON = ["--trainer.callbacks+=tests.campaign.forked.Phases", "--trainer.accelerator=cpu"]
 # So fast that the last epoch is not the best one.
@@ -104,35 +104,6 @@ def unreadable(folder: Path) -> list[str]:
         except (BadInput, OSError, ValueError, SyntaxError, yaml.YAMLError) as error:
             found.append(f"{path}: {error}")
     return found
-
-
-def same(first: object, second: object) -> bool:
-    """Tell whether two trees of tensors and plain values are equal to the bit."""
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        alike = first.dtype == second.dtype and first.shape == second.shape
-        return alike and first.numpy().tobytes() == second.numpy().tobytes()
-    if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
-
-
-def end_of(folder: Path) -> dict[str, object]:
-    """Return what a finished run must have in common with one that was not hit."""
-    end: dict[str, object] = {}
-    for name in ("last", "best"):
-        checkpoint = read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")
-        for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
-            end[f"{name}.{key}"] = checkpoint[key]
-    metrics = json.loads((folder / "metrics.json").read_text())
-    return end | {"metrics": {key: metrics[key] for key in metrics if key != "train_seconds"}}
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Return the content of each file, by its path below a folder."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 class Campaign:

@@ -15,39 +15,8 @@ from lightning_bbox import BoxRegressor, LinearHead, SceneDataModule, ShallowCon
 from lightning_bbox.cli.arguments import CONFIG_FOLDERS, resolve
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-
-TINY = [
-    "--trainer.max_epochs=2",
-    "--trainer.log_every_n_steps=1",
-    "--trainer.precision=32-true",
-    "--data.batch_size=16",
-    "--data.draws_per_epoch=64",
-    "--data.eval_draws=40",
-    "--data.compile=false",
-    "--model.backbone=ShallowConvNet",
-    "--model.backbone.channels=[4,8]",
-    "--model.backbone.convs_per_scale=1",
-    "--model.backbone.fc=[16]",
-]
-SCENES = ["fit", "-c", str(CONFIGS / "quickstart.yaml"), "--data.num_scenes=60", *TINY]
-
-
-def fit(runs: Path, name: str, *options: str, base: list[str] = SCENES) -> Path:
-    """Run a tiny fit and return its folder."""
-    assert main([*base, f"--runs={runs}", f"--name={name}", *options]) == 0
-    return runs / name
-
-
-def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
-    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
-    return state
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
+from tests.conftest import yolo_folder
+from tests.runs import CONFIGS, SCENES, TINY, fit, same, weights
 
 
 def patches_file(folder: Path) -> Path:
@@ -55,18 +24,6 @@ def patches_file(folder: Path) -> Path:
     path = folder / "patches.npz"
     np.savez(path, patches=random.integers(0, 255, (60, 55, 55, 3), dtype=np.uint8))
     return path
-
-
-def yolo_folder(csv_folder: Path) -> None:
-    """Write the CSV's boxes a second time, as YOLO labels beside the pictures."""
-    lines = (csv_folder / "boxes.csv").read_text().splitlines()[1:]
-    (csv_folder / "boxes.csv").unlink()
-    for line in lines:
-        name, *corners, _ = line.split(",")
-        x1, y1, x2, y2 = map(float, corners)
-        box = [(x1 + x2) / 240, (y1 + y2) / 160, (x2 - x1) / 120, (y2 - y1) / 80]
-        with (csv_folder / name).with_suffix(".txt").open("a") as file:
-            file.write(" ".join(["0", *map(str, box)]) + "\n")
 
 
 def test_quickstart_leaves_a_complete_run_folder(

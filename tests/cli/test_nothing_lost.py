@@ -1,7 +1,6 @@
 """Nothing lost: stops and resumes, checkpoints that are bad, disks that are full, losses gone."""
 
 import json
-import os
 import pickle
 import random
 import re
@@ -21,9 +20,8 @@ from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.models.checkpoints import newest_checkpoint, read_checkpoint
 from lightning_bbox.nn.heads.bins.decoders import ExpectationDecoder
-from tests.campaign.kills import end_of, files_of, same
-from tests.cli.test_main import SCENES, yolo_folder
-from tests.conftest import write_rectangles
+from tests.conftest import write_rectangles, yolo_folder
+from tests.runs import SCENES, end_of, equal, files_of, interfered, resume, same
 
 EPOCHS, STEPS = 3, 12
 # So fast that the last epoch is not the best one.
@@ -34,85 +32,8 @@ OPTIONS = [
 FIT = [*SCENES, *OPTIONS]
 
 
-class Interfere(pl.Callback):
-    """Send signals to this process at a moment of a run, once; or do what else is asked.
-
-    Args:
-        moment: Hook to act in.
-        step: Steps done by then.
-        action: Number of a signal, or name of a method here.
-        times: How often.
-    """
-
-    done = False
-
-    def __init__(self, moment: str, step: int, action: int | str, times: int = 1) -> None:
-        self.moment, self.step, self.action, self.times = moment, step, action, times
-
-    def _act(self, moment: str, trainer: pl.Trainer, batch: object = None) -> None:
-        if Interfere.done or moment != self.moment or trainer.global_step != self.step:
-            return
-        Interfere.done = True
-        for _ in range(self.times):
-            if isinstance(self.action, str):
-                getattr(self, self.action)(trainer, batch)
-            else:
-                os.kill(os.getpid(), self.action)
-
-    def crash(self, *_: object) -> None:
-        msg = "crash"
-        raise RuntimeError(msg)
-
-    def fill_disk(self, *_: object) -> None:
-        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-
-    def spoil_crop(self, _: object, batch: object) -> None:
-        batch.crops[3] = torch.nan  # type: ignore[attr-defined]
-
-    def spoil_gradient(self, trainer: pl.Trainer, _: object) -> None:
-        next(trainer.lightning_module.parameters()).grad[0] = torch.inf  # type: ignore[index]
-
-    def on_fit_start(self, trainer: pl.Trainer, *_: object) -> None:
-        self._act("start", trainer)
-
-    def on_train_batch_start(self, trainer: pl.Trainer, _: object, batch: object, *__: int) -> None:
-        self._act("batch start", trainer, batch)
-
-    def on_before_optimizer_step(self, trainer: pl.Trainer, *_: object) -> None:
-        self._act("optimizer step", trainer)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        self._act("training", trainer)
-
-    def on_validation_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
-        self._act("validation", trainer)
-
-    def on_test_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
-        self._act("test", trainer)
-
-    def on_test_end(self, trainer: pl.Trainer, *_: object) -> None:
-        self._act("test end", trainer)
-
-
-def interfered(moment: str, step: int, action: int | str, times: int = 1) -> list[str]:
-    """Return the options of a run that is interfered with, once."""
-    Interfere.done = False
-    arguments = {"moment": moment, "step": step, "action": action, "times": times}
-    options = [f"--trainer.callbacks.{name}={value}" for name, value in arguments.items()]
-    return ["--trainer.callbacks+=tests.cli.test_nothing_lost.Interfere", *options]
-
-
 def begin(folder: Path, *options: str) -> int:
     return main([*FIT, f"--runs={folder.parent}", f"--name={folder.name}", *options])
-
-
-def resume(folder: Path, *options: str) -> int:
-    return main(["fit", f"--resume={folder}", *options])
-
-
-def equal(folder: Path, whole: Path) -> bool:
-    return same(end_of(folder), end_of(whole))
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,47 +1,44 @@
 """Several processes train as one, end as one, and speak as one, whoever launched them."""
 
-import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import lightning.pytorch as pl
 import pytest
-import torch
 import yaml
 
-from benchmarks.protocol import read_curve
 from lightning_bbox import SceneDataModule
 from lightning_bbox.cli.main import main
 from lightning_bbox.cli.ranks import default_devices, refuse_other_count, started_outside
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.models.checkpoints import read_checkpoint
-from tests.cli.test_main import SCENES, fit, weights
+from tests.conftest import ROOT
+from tests.runs import (
+    DOUBLE,
+    PYTHON,
+    Ended,
+    assert_equal_curves,
+    assert_equal_runs,
+    ended,
+    file_names,
+    fit,
+    metrics,
+    ranks,
+    run,
+    run_well,
+    start,
+    strike,
+)
 
-ROOT = Path(__file__).parents[2]
-PYTHON = [sys.executable, "-m", "lightning_bbox"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
 LIMIT = 30.0
 """Seconds within which a run must end once one of its processes has died."""
 
-# Batches of 18: on four processes 5, 5, 4 and 4. Four steps an epoch, two epochs.
-DOUBLE = [
-    *SCENES,
-    "--data.batch_size=18",
-    "--data.draws_per_epoch=72",
-    "--data.eval_draws=41",
-    "--trainer.precision=64-true",
-    "--trainer.log_every_n_steps=2",
-    "--model.backbone.batch_norm=false",
-]
 # Ten steps an epoch; the validation error never falls by 100 px, so the second is the last.
 SINGLE = [
     *DOUBLE,
@@ -61,92 +58,6 @@ CALLBACKS = [
 ]
 
 
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def ranks(count: int) -> list[str]:
-    return ["--trainer.accelerator=cpu", f"--trainer.devices={count}", "--trainer.strategy=ddp"]
-
-
-def start(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
-    """Start a command in a session of its own, with nothing of this process's run."""
-    ours = {"LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
-    inherited = {name: value for name, value in os.environ.items() if name not in ours}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def ended(process: subprocess.Popen[str], timeout: float = 200) -> Ended:
-    """Wait until a command and all processes it began have ended: until then its pipes are open."""
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return Ended(process.returncode, out, err)
-
-
-def run(command: Sequence[str], **environment: str) -> Ended:
-    return ended(start(command, **environment))
-
-
-def run_well(command: Sequence[str], **environment: str) -> Ended:
-    finished = run(command, **environment)
-    assert finished.code == 0, finished.err[-3000:]
-    return finished
-
-
-def strike(signum: int, whom: str, step: int = 3, rank: int = 1) -> list[str]:
-    """Return the options that have one process strike."""
-    callback = [f"--trainer.callbacks.{name}" for name in ("signum", "whom", "step", "rank")]
-    values = (signum, whom, step, rank)
-    return ["--trainer.callbacks+=tests.cli.test_ranks.Strike"] + [
-        f"{name}={value}" for name, value in zip(callback, values, strict=True)
-    ]
-
-
-class Strike(pl.Callback):
-    """Send a signal, or fail where it is 0, after a step, or in the validation after step 0."""
-
-    def __init__(self, signum: int, whom: str, step: int, rank: int) -> None:
-        self.signum, self.whom, self.step, self.rank = signum, whom, step, rank
-        self.main = os.getppid()  # once that one is gone, another's
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
-            self._strike(trainer)
-
-    def on_validation_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
-        if not self.step:
-            self._strike(trainer)
-
-    def on_test_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
-        if self.step < 0:
-            self._strike(trainer)
-
-    def _strike(self, trainer: pl.Trainer) -> None:
-        if trainer.global_rank != self.rank or os.getppid() != self.main:
-            return
-        (Path(trainer.default_root_dir) / "struck").touch()
-        if not self.signum:
-            msg = "one process fails"
-            raise RuntimeError(msg)
-        whom = {"itself": os.getpid(), "main": self.main, "group": 0}[self.whom]
-        (os.killpg if self.whom == "group" else os.kill)(whom, self.signum)
-
-
 def assert_ends_soon(command: list[str], folder: Path) -> Ended:
     """See a run end after a strike, all its processes, and return how."""
     finished = run(command)
@@ -156,38 +67,8 @@ def assert_ends_soon(command: list[str], folder: Path) -> Ended:
     return finished
 
 
-def metrics(folder: Path) -> dict[str, float]:
-    """Return the numbers of a run's test, without the time it took."""
-    found: dict[str, float] = json.loads((folder / "metrics.json").read_text())
-    return {name: value for name, value in found.items() if isinstance(value, int | float)} | {
-        "train_seconds": 0.0
-    }
-
-
-def assert_equal_runs(folder: Path, whole: Path, atol: float) -> None:
-    """See that two runs end with the same parameters and metrics."""
-    expected, found = weights(whole), weights(folder)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=atol)
-    assert metrics(folder) == pytest.approx(metrics(whole), rel=atol, abs=atol)
-
-
-def assert_equal_curves(folder: Path, whole: Path, atol: float) -> None:
-    """See that two runs logged the same."""
-    for tag in ("train/loss", "train/lr", "val/mae_px", "train/mae_px"):
-        steps, values = read_curve(whole, tag)
-        assert read_curve(folder, tag) == (steps, pytest.approx(values, abs=atol))
-
-
 def sentences(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("lightning-bbox: ")]
-
-
-def file_names(folder: Path) -> list[str]:
-    """Return the files of a run, events without time and process."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted("events" if "tfevents" in path.name else path.as_posix() for path in paths)
 
 
 FILES = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "crops.png", "data.png"]

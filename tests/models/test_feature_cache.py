@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -21,7 +20,6 @@ from lightning_bbox import (
     CropGeometry,
     L2Loss,
     LinearHead,
-    SceneDataModule,
     ShallowConvNet,
     UniformJitter,
 )
@@ -29,23 +27,23 @@ from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.data.loader import Rows
 from lightning_bbox.solvers.least_squares import usual_deviations
-from tests.campaign.kills import end_of, same
-from tests.cli.test_main import CONFIGS, SCENES
-from tests.cli.test_nothing_lost import interfered
-from tests.cli.test_ranks import DOUBLE, PYTHON, assert_equal_runs, ranks, run_well
-
-
-class FrozenConvNet(ShallowConvNet):
-    """A convnet that stays as it was initialised."""
-
-    frozen = True
-
-    def build(self, crop_size):
-        super().build(crop_size)
-        return self.requires_grad_(False)
-
-    def train(self, mode=True):
-        return super().train(False)
+from tests.runs import (
+    CONFIGS,
+    DOUBLE,
+    PYTHON,
+    SCENES,
+    FrozenConvNet,
+    assert_equal_runs,
+    end_of,
+    frozen,
+    interfered,
+    ranks,
+    run_well,
+    same,
+    scenes,
+    told,
+    trained,
+)
 
 
 class FixDraws(pl.Callback):
@@ -53,45 +51,6 @@ class FixDraws(pl.Callback):
 
     def on_train_start(self, trainer, pl_module):
         trainer.datamodule.fix_draws()
-
-
-class Watch(pl.Callback):
-    """Keep what a run computed, and what its batches were."""
-
-    def __init__(self):
-        self.losses, self.rows, self.crops, self.evaluated = [], [], [], []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.losses.append(outputs["loss"].item())
-        self.rows.append(batch.rows)
-        self.crops.append(batch.crops.shape)
-
-    def on_validation_end(self, trainer, pl_module):
-        metrics = trainer.callback_metrics
-        self.evaluated.append((float(metrics["val/loss"]), float(metrics["train/mae_px"])))
-
-
-def scenes(**arguments):
-    small = {"num_scenes": 30, "crop": CropGeometry(size=24), "batch_size": 16}
-    small |= {"draws_per_epoch": 64, "eval_draws": 40, "compile": False}
-    return SceneDataModule(**{**small, **arguments})
-
-
-def frozen(**arguments):
-    small = {"backbone": FrozenConvNet(channels=(4, 8), fc=(16,)), "compile": False}
-    return BoxRegressor(**{**small, **arguments})
-
-
-def trained(model, data=None, *callbacks, epochs=2, **arguments):
-    """Train, and return what the run did."""
-    watch = Watch()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    quiet |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
-    trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=epochs, callbacks=[watch, *callbacks], **quiet | arguments
-    )
-    trainer.fit(model, data or scenes())
-    return watch
 
 
 @pytest.mark.parametrize("head", [BinHead, lambda: LinearHead(L2Loss())])
@@ -209,18 +168,6 @@ def test_features_that_would_change_are_refused(model, augment, message):
 
 
 # Files.
-
-
-OURS = ("features", "the learning rate")
-
-
-def told(*arguments, **options):
-    """Train, and return what the run did, and our own warnings."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        watch = trained(*arguments, **options)
-    said = [str(warning.message) for warning in caught]
-    return watch, [sentence for sentence in said if sentence.startswith(OURS)]
 
 
 def lines(capsys):
@@ -390,7 +337,7 @@ def test_a_restored_head_keeps_its_statistics(tmp_path):
 
 CACHED = [
     *SCENES[:-6],
-    "--model.backbone=tests.models.test_feature_cache.FrozenConvNet",
+    "--model.backbone=tests.runs.FrozenConvNet",
     "--model.backbone.channels=[4,8]",
     "--model.backbone.fc=[16]",
 ]
@@ -407,7 +354,7 @@ def test_a_cached_run_stopped_and_resumed_equals_one_that_was_not(tmp_path):
 def test_the_config_of_alexnet_runs_with_another_frozen_backbone(csv_folder, tmp_path, capsys):
     config = yaml.safe_load((CONFIGS / "alexnet_fc6_sgd.yaml").read_text())
     config["model"]["init_args"]["backbone"] = {
-        "class_path": "tests.models.test_feature_cache.FrozenConvNet",
+        "class_path": "tests.runs.FrozenConvNet",
         "init_args": {"channels": [4, 4, 4, 4], "fc": [16]},
     }
     data = {"crop": config["data"]["init_args"]["crop"], "root": str(csv_folder)}
@@ -430,7 +377,7 @@ def test_a_cached_run_goes_on_cached_only(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_with_a_cache_equal_one(tmp_path: Path) -> None:
-    options = ["--model.backbone=tests.models.test_feature_cache.FrozenConvNet"]
+    options = ["--model.backbone=tests.runs.FrozenConvNet"]
     options += ["--model.backbone.channels=[4,8]", "--model.backbone.fc=[16]"]
     options += ["--model.head=LinearHead", "--model.head.standardize=true", f"--runs={tmp_path}"]
     base = [*DOUBLE, *options]

@@ -34,8 +34,7 @@ from lightning_bbox import (
 from lightning_bbox.cli.main import main
 from lightning_bbox.solvers.least_squares import score_lambdas
 from lightning_bbox.solvers.sums import gather
-from tests.cli.test_main import SCENES, TINY
-from tests.models.test_feature_cache import frozen, scenes, trained
+from tests.runs import SCENES, TINY, frozen, scenes, trained
 
 PREPROCESSES = {
     "channel": ChannelNorm,

@@ -25,9 +25,7 @@ from lightning_bbox import (
 )
 from lightning_bbox.cli.main import main
 from lightning_bbox.models.checkpoints import CHECKPOINT_KEY, read_checkpoint
-from tests.cli.test_main import CONFIGS
-from tests.cli.test_nothing_lost import interfered
-from tests.cli.test_ranks import PYTHON, assert_equal_runs, ranks, run, run_well, strike
+from tests.runs import CONFIGS, PYTHON, assert_equal_runs, interfered, ranks, run, run_well, strike
 
 # Lightning 2.6.6 hasn't followed torch 2.13's pytree, and `pytest.warns` lets others pass.
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")

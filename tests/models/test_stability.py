@@ -18,8 +18,8 @@ from lightning_bbox import (
 )
 from lightning_bbox.geometry.codecs import TargetSpace
 from lightning_bbox.models.stability import excess_message, largest_eigenvalue, largest_stable_rate
-from tests.models.test_feature_cache import FrozenConvNet, scenes, told
 from tests.parts import spec_with
+from tests.runs import FrozenConvNet, scenes, told
 
 
 def draw_features(num=300, width=20, seed=0):

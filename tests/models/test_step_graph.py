@@ -21,9 +21,8 @@ from lightning_bbox.models import step_graph
 from lightning_bbox.models.checkpoints import read_checkpoint
 from lightning_bbox.models.divergence import DivergedError
 from lightning_bbox.models.stepping import SteppingModel
-from tests.cli.test_main import fit, weights
-from tests.cli.test_ranks import strike
-from tests.models.test_stepping import BASE, THREE, trained_quietly
+from tests.models.test_stepping import BASE, THREE
+from tests.runs import fit, strike, trained_quietly, weights
 
 # Epochs of 4 steps: 3 as usual, the rest replayed, over two more epochs.
 GRAPH = [THREE, "--model.cuda_graph=true", "--data.compile=false", "--trainer.max_epochs=3"]
@@ -104,7 +103,7 @@ CASES = {
     ),
     "in bf16": ("--trainer.precision=bf16-mixed",),
     "from features": (
-        "--model.backbone=tests.models.test_feature_cache.FrozenConvNet",
+        "--model.backbone=tests.runs.FrozenConvNet",
         "--model.cache=memory",
         "--model.regularizers=[]",
     ),

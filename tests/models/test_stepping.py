@@ -2,9 +2,7 @@
 
 import signal
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -18,16 +16,20 @@ from lightning_bbox import (
 from lightning_bbox.cli.main import main
 from lightning_bbox.data.loader import HostCrops, PlanLoader
 from lightning_bbox.models.checkpoints import read_checkpoint
-from tests.cli.test_main import CONFIGS, fit, same, weights
-from tests.cli.test_ranks import (
+from tests.runs import (
+    CONFIGS,
     DOUBLE,
     PYTHON,
     assert_equal_curves,
     assert_equal_runs,
     file_names,
+    fit,
     ranks,
     run_well,
+    same,
     strike,
+    trained_quietly,
+    weights,
 )
 
 # Four steps an epoch, so that the second call of three makes one step only.
@@ -122,23 +124,6 @@ def test_a_model_after_it_gets_its_own_rows_of_the_same_data() -> None:
     net = ShallowConvNet(channels=(4, 8), fc=(16,))
     for model in (BoxRegressor(net, steps_per_call=3), RidgeRegressor(net)):
         assert trained_quietly(model, data, max_epochs=1).global_step == 4
-
-
-def trained_quietly(
-    model: pl.LightningModule, data: pl.LightningDataModule, **options: Any
-) -> pl.Trainer:
-    """Train on the CPU without files or a word, and return the trainer."""
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-    trainer.fit(model, datamodule=data)
-    return trainer
 
 
 @pytest.mark.parametrize(

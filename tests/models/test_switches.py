@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.protocol import read_curve
-from tests.cli.test_main import CONFIGS, fit
+from tests.runs import CONFIGS, fit
 
 BASE = [
     *("fit", "-c", str(CONFIGS / "csv.yaml")),

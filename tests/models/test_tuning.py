@@ -12,10 +12,8 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.models import tuning
 from lightning_bbox.models.checkpoints import read_checkpoint
 from lightning_bbox.models.tuning import Knee, batch_sizes, find_knee
-from tests.cli.test_main import SCENES, fit, weights
-from tests.cli.test_main import same as same_weights
-from tests.cli.test_nothing_lost import interfered, resume
-from tests.models.test_feature_cache import frozen, scenes
+from tests.runs import SCENES, fit, frozen, interfered, resume, scenes, weights
+from tests.runs import same as same_weights
 
 AUTO = [option for option in SCENES if "batch_size" not in option] + ["--data.batch_size=auto"]
 

@@ -25,8 +25,8 @@ from lightning_bbox.nn.calibration import (
 from lightning_bbox.nn.network import OffsetNet
 from lightning_bbox.nn.preprocess import ChannelNorm
 from lightning_bbox.refinement.refiner import Refiner
-from tests.cli.test_main import CONFIGS, fit
 from tests.evaluation.test_metrics import made_up_evaluation
+from tests.runs import CONFIGS, fit
 
 LAWS = {"gaussian": scipy.stats.norm, "laplace": scipy.stats.laplace}
 laws = pytest.mark.parametrize("law", LAWS)

@@ -20,8 +20,8 @@ from lightning_bbox import (
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.nn.backbones.convnet import Downsample
 from lightning_bbox.nn.stochastic import stochastic_layers
-from tests.cli.test_main import SCENES, fit, same
 from tests.parts import spec_with
+from tests.runs import SCENES, fit, same
 
 CONFIG = """
 model:

@@ -40,10 +40,9 @@ from lightning_bbox.pictures.places import (
     usual_folder,
 )
 from lightning_bbox.pictures.store import ImageStore
-from tests.cli.test_main import TINY
-from tests.cli.test_nothing_lost import equal, interfered, resume
 from tests.conftest import write_rectangles
 from tests.core.test_prefetch import alive
+from tests.runs import TINY, equal, interfered, resume
 
 CPU = torch.device("cpu")
 ALL_ON = Augment(brightness=0.3, contrast=0.3, saturation=0.3, noise=0.1)

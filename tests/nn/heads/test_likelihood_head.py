@@ -23,9 +23,9 @@ from lightning_bbox import (
 )
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import from_plain
-from tests.cli.test_main import fit, weights
 from tests.nn.heads.test_linear import BOUNDS, boxes_at, draw_offsets, fitted_codec, several_bounds
 from tests.parts import spec_with
+from tests.runs import fit, weights
 
 LIKELIHOODS = [None, GaussianLikelihood(0.5), LaplaceLikelihood(), FlowLikelihood(2, 8)]
 likelihoods = pytest.mark.parametrize(

@@ -27,8 +27,8 @@ from lightning_bbox.nn.heads.soft_argmax import SoftArgmaxHead
 from lightning_bbox.nn.losses import L1Loss
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.store import ImageStore
-from tests.cli.test_main import fit, weights
 from tests.parts import boxes_at, draw_offsets, fitted_codec, spec_with
+from tests.runs import fit, weights
 
 MAP = (3, 6, 9)  # channels, height, width
 PX = [45 / 9, 45 / 6]  # of a cell's width and height
