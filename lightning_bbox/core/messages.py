@@ -60,12 +60,10 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     # A run that is resumed has checkpoints; others are refused before they begin.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    # A frozen backbone stays in it, and the rest trains whatever mode the model came in.
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     # Testing a checkpoint needs none of the callbacks that trained it.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
-    # A frozen backbone stays in evaluation mode on purpose.
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start")
+    # A frozen backbone stays in it on purpose, and the rest trains whatever mode it came in.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     # We refuse such pictures in a sentence of our own.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # Lightning 2.6.6 hasn't followed torch 2.13's pytree.

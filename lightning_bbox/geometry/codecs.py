@@ -243,7 +243,7 @@ class FixedStdCodec(DeltaCodec):
 
     Examples:
         >>> FixedStdCodec().recipe()["class_path"]
-        'lightning_bbox.geometry.codecs.FixedStdCodec'
+        'lightning_bbox.FixedStdCodec'
     """
 
     def __init__(self, stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)) -> None:
@@ -267,7 +267,7 @@ class MeanStdCodec(DeltaCodec):
 
     Examples:
         >>> MeanStdCodec().recipe()["class_path"]
-        'lightning_bbox.geometry.codecs.MeanStdCodec'
+        'lightning_bbox.MeanStdCodec'
     """
 
     def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,7 +281,7 @@ class MaxShiftCodec(DeltaCodec):
 
     Examples:
         >>> MaxShiftCodec().recipe()["class_path"]
-        'lightning_bbox.geometry.codecs.MaxShiftCodec'
+        'lightning_bbox.MaxShiftCodec'
     """
 
     def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,7 +294,7 @@ class PixelCodec(DeltaCodec):
 
     Examples:
         >>> PixelCodec().recipe()["class_path"]
-        'lightning_bbox.geometry.codecs.PixelCodec'
+        'lightning_bbox.PixelCodec'
     """
 
     def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import make_folder
-from lightning_bbox.core.keyed_files import KeyedFile
+from lightning_bbox.core.files import KeyedFile, make_folder
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.recipes import Part
 from lightning_bbox.data.loader import PlanLoader, Split

@@ -20,8 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import cannot_write, make_folder
-from lightning_bbox.core.keyed_files import KeyedFile
+from lightning_bbox.core.files import KeyedFile, cannot_write, make_folder
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.prefetch import ahead
 from lightning_bbox.geometry.boxes import Boxes

@@ -4,6 +4,7 @@ import inspect
 import io
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,13 @@ import torch
 from torch import nn
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import Part, from_plain, to_plain
+from lightning_bbox.core.recipes import (
+    Part,
+    Recipe,
+    from_plain,
+    to_plain,
+    with_public_paths,
+)
 from lightning_bbox.geometry.codecs import (
     DeltaCodec,
     FixedStdCodec,
@@ -165,7 +172,7 @@ def test_a_part_is_rebuilt_from_a_file_that_holds_no_code(part):
 
 def test_a_recipe_holds_what_was_given_and_the_defaults_of_the_rest():
     recipe = ShallowConvNet((8, 16, 16), batch_norm=False).recipe()
-    assert recipe["class_path"] == "lightning_bbox.nn.backbones.convnet.ShallowConvNet"
+    assert recipe["class_path"] == "lightning_bbox.ShallowConvNet"
     given = {"channels": [8, 16, 16], "batch_norm": False}
     parameters = inspect.signature(ShallowConvNet).parameters
     assert recipe["init_args"] == {n: p.default for n, p in parameters.items()} | given | {
@@ -192,9 +199,9 @@ def test_plain_values_pass_unchanged_but_for_lists_that_become_tuples():
 def test_other_values_are_refused_with_their_name(value):
     message = f"Wrapper: first is a {type(value).__name__}, which a checkpoint can't keep; give"
     with pytest.raises(BadInput, match=message):
-        Wrapper(value).recipe()
+        Wrapper(value)
     with pytest.raises(BadInput, match=message):
-        Wrapper([{"a": value}]).recipe()
+        Wrapper([{"a": value}])
 
 
 @pytest.mark.parametrize("value", [np.float64(0.1), Color.RED], ids=["numpy", "enum"])
@@ -209,21 +216,72 @@ def test_what_only_looks_plain_is_refused_or_made_plain(value):
 @pytest.mark.parametrize(
     ("class_path", "message"),
     [
-        (
-            "lightning_bbox.nn.losses.L3Loss",
-            "needs lightning_bbox.nn.losses.L3Loss, which can't be",
-        ),
-        ("no_such_package.Loss", "needs no_such_package.Loss, which can't be imported here"),
-        ("Loss", "needs Loss, which can't be imported here"),
-        (".losses.L2Loss", "needs .losses.L2Loss, which can't be imported here"),
+        ("lightning_bbox.nn.losses.L3Loss", "L3Loss, which can't be imported here"),
+        ("lightning_bbox.nn.losses.torch", "torch, which isn't a lightning_bbox part"),
         ("torch.nn.ReLU", "names torch.nn.ReLU, which isn't a lightning_bbox part"),
         ("os.system", "names os.system, which isn't a lightning_bbox part"),
-        ("lightning_bbox.nn.losses.torch", "names lightning_bbox.nn.losses.torch, which isn't a"),
+        ("no_such_package.Loss", "may not have no_such_package imported"),
+        ("Loss", "needs Loss, which can't be imported here"),
+        (".losses.L2Loss", "needs .losses.L2Loss, which can't be imported here"),
     ],
 )
 def test_only_parts_that_exist_are_built(class_path, message):
     with pytest.raises(BadInput, match=re.escape(message)):
         from_plain({"class_path": class_path, "init_args": {}})
+
+
+@pytest.fixture
+def foreign_module(tmp_path, monkeypatch):
+    """A module in the search path that nobody has imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "lying_about.py").write_text(
+        "from pathlib import Path\n"
+        "from torch import nn\n"
+        "from lightning_bbox import Part\n"
+        "(Path(__file__).parent / 'it_ran').touch()\n"
+        "class Mine(Part):\n"
+        "    def __init__(self, width=4):\n"
+        "        super().__init__()\n"
+        "class Net(nn.Linear):\n"
+        "    pass\n"
+    )
+    yield tmp_path / "it_ran"
+    sys.modules.pop("lying_about", None)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"class_path": "lying_about.Mine", "init_args": {"width": 8}},
+        {
+            "class_path": "lightning_bbox.FeatureExtractor",
+            "init_args": {"net": "lying_about.Net", "layer": ""},
+        },
+    ],
+    ids=["part", "net of an extractor"],
+)
+def test_a_file_has_nothing_imported_that_is_not_trusted(recipe, foreign_module):
+    with pytest.raises(BadInput, match=r"pass trust=\['lying_about'\]"):
+        from_plain(recipe)
+    assert not foreign_module.exists()
+    with pytest.raises(BadInput, match="lying_about"):
+        from_plain(recipe, trust=["lying"])
+    assert from_plain(recipe, trust=["lying_about"]).recipe()["class_path"] == recipe["class_path"]
+    assert foreign_module.exists()
+    assert from_plain(recipe) is not None  # it is imported now
+
+
+def test_old_paths_mean_the_public_names():
+    old = {
+        "class_path": "lightning_bbox.heads.LinearHead",
+        "init_args": {"loss": {"class_path": "lightning_bbox.losses.L2Loss", "init_args": {}}},
+    }
+    assert isinstance(from_plain(old).criterion, L2Loss)
+    new = with_public_paths(old)
+    assert new["class_path"] == "lightning_bbox.LinearHead"
+    assert new["init_args"]["loss"]["class_path"] == "lightning_bbox.L2Loss"
+    foreign = {"class_path": "mine.heads.LinearHead", "init_args": {}}
+    assert with_public_paths(foreign) == foreign
 
 
 @pytest.mark.parametrize("init_args", [None, [1], {"gamma": 1}], ids=["none", "list", "unknown"])
@@ -259,9 +317,34 @@ def test_copies_keep_weights_and_buffers_and_share_none(duplicate):
 def test_arguments_are_recorded_as_they_were_given():
     sizes = [8, 16]
     part = Wrapper(first=sizes)
+    sizes.append(32)
     assert part.recipe()["init_args"] == {"first": [8, 16], "parts": [], "options": None}
+    part.recipe()["init_args"]["first"].append(64)
+    assert part.recipe()["init_args"]["first"] == [8, 16]
     with pytest.raises(TypeError, match="last"):
         Wrapper(1, last=2)
+
+
+class Open(Recipe):
+    """Takes any arguments by name."""
+
+    def __init__(self, width=4, **options):
+        self.width, self.options = width, options
+
+
+def test_arguments_by_any_name_come_back_by_their_names():
+    made = Open(8, depth=3, options=2)
+    assert made.recipe()["init_args"] == {"width": 8, "depth": 3, "options": 2}
+    again = from_plain(saved_and_loaded(made.recipe()))
+    assert (again.width, again.options) == (8, {"depth": 3, "options": 2})
+
+
+def test_arguments_without_names_are_refused_with_the_class():
+    with pytest.raises(BadInput, match=r"Sizes.__init__ takes sizes by position only"):
+
+        class Sizes(Part):
+            def __init__(self, *sizes):
+                super().__init__()
 
 
 def test_casting_a_part_keeps_its_buffers_exact():
