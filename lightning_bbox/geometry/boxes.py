@@ -1,4 +1,4 @@
-"""Boxes as tensors: formats, clipping, flipping, area and the IoU family.
+"""Boxes as tensors: formats, flipping, area and the IoU family.
 
 Every function is pure and works on any number of leading dimensions. Unless a name says otherwise a
 box is `xyxy`, float32, in continuous pixel edges: a picture spans [0, W] x [0, H] and width = x2 -
@@ -54,8 +54,18 @@ def cxcywh_to_xyxy(boxes: Float[Tensor, "*#b 4"]) -> Boxes:
         >>> cxcywh_to_xyxy(torch.tensor([2.5, 5.0, 3.0, 6.0]))
         tensor([1., 2., 4., 8.])
     """
-    half = boxes[..., 2:] / 2
-    return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1)
+    return boxes_around(boxes[..., :2], boxes[..., 2:])
+
+
+def boxes_around(centers: Float[Tensor, "*#b 2"], sizes: Float[Tensor, "*#b d"]) -> Boxes:
+    """Return the boxes of centres (x, y) and sizes (width, height); one size makes squares.
+
+    Examples:
+        >>> boxes_around(torch.tensor([2.5, 5.0]), torch.tensor([3.0, 6.0]))
+        tensor([1., 2., 4., 8.])
+    """
+    half = sizes / 2
+    return torch.cat([centers - half, centers + half], dim=-1)
 
 
 def box_centers(boxes: Boxes) -> Float[Tensor, "*#b 2"]:
@@ -95,8 +105,7 @@ def scale_boxes(boxes: Boxes, factor: float) -> Boxes:
         >>> scale_boxes(torch.tensor([0.0, 0.0, 10.0, 20.0]), 1.5)
         tensor([-2.5000, -5.0000, 12.5000, 25.0000])
     """
-    centers, half = box_centers(boxes), box_sizes(boxes) * (factor / 2)
-    return torch.cat([centers - half, centers + half], dim=-1)
+    return boxes_around(box_centers(boxes), box_sizes(boxes) * factor)
 
 
 def square_boxes(boxes: Boxes) -> Boxes:
@@ -106,9 +115,7 @@ def square_boxes(boxes: Boxes) -> Boxes:
         >>> square_boxes(torch.tensor([0.0, 0.0, 10.0, 20.0]))
         tensor([-5.,  0., 15., 20.])
     """
-    centers = box_centers(boxes)
-    half = box_sizes(boxes).amax(dim=-1, keepdim=True) / 2
-    return torch.cat([centers - half, centers + half], dim=-1)
+    return boxes_around(box_centers(boxes), box_sizes(boxes).amax(dim=-1, keepdim=True))
 
 
 def shift_boxes(boxes: Boxes, shifts: Float[Tensor, "*#b 2"]) -> Boxes:
@@ -160,21 +167,6 @@ def swap_corners(
     left, right = torch.where(across, x2, x1), torch.where(across, x1, x2)
     top, bottom = torch.where(down, y2, y1), torch.where(down, y1, y2)
     return torch.stack([left, top, right, bottom], dim=-1)
-
-
-def clip_boxes(boxes: Boxes, size: tuple[float, float]) -> Boxes:
-    """Clip boxes to a picture.
-
-    Args:
-        boxes: Boxes to clip.
-        size: Height and width of the picture.
-
-    Examples:
-        >>> clip_boxes(torch.tensor([-5.0, 2.0, 40.0, 80.0]), (60.0, 30.0))
-        tensor([ 0.,  2., 30., 60.])
-    """
-    limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
-    return torch.minimum(boxes.clamp(min=0), limit)
 
 
 def _product(sizes: Float[Tensor, "*#b 2"]) -> Float[Tensor, "*#b"]:
@@ -255,16 +247,3 @@ def paired_ciou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
     with torch.no_grad():
         alpha = v / (1 - paired_iou(boxes, others) + v).clamp(min=EPS)
     return paired_diou(boxes, others) - alpha * v
-
-
-def pairwise_iou(boxes: Float[Tensor, "n 4"], others: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
-    """Return the IoU of every box with every other one.
-
-    For the rest of the family broadcast the paired functions in the same way.
-
-    Examples:
-        >>> boxes = torch.tensor([[0.0, 0, 2, 2], [1.0, 0, 3, 2]])
-        >>> pairwise_iou(boxes[:1], boxes)
-        tensor([[1.0000, 0.3333]])
-    """
-    return paired_iou(boxes[:, None], others[None])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import Part
-from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, shift_boxes
+from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, boxes_around, shift_boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 
 MAX_LOG_SIZE = math.log(1000 / 16)
@@ -64,7 +64,7 @@ def decode_deltas(deltas: Deltas, anchors: Boxes) -> Boxes:
     centers = box_centers(anchors) + deltas[..., :2] * sizes
     if deltas.shape[-1] == 4:
         sizes = sizes * torch.exp(deltas[..., 2:].clamp(-MAX_LOG_SIZE, MAX_LOG_SIZE))
-    return torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1)
+    return boxes_around(centers, sizes)
 
 
 @dataclass(frozen=True)
@@ -198,12 +198,10 @@ class DeltaCodec(Part):
         self.std.copy_(targets.std(dim=0))
 
     def _fit_scaling(self, deltas: Tensor) -> None:
-        shift, scale = self._scaling(deltas)
-        self.shift.copy_(shift)
-        self.scale.copy_(scale)
+        self.scale.copy_(deltas.new_tensor(self._fixed_scale()))
 
-    def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(deltas[0]), torch.ones_like(deltas[0])
+    def _fixed_scale(self) -> list[float]:
+        return [1.0] * self.spec.num_targets
 
     def encode(self, gt_boxes: Boxes, proposals: Boxes) -> Float[Tensor, "*#b n"]:
         """Return the targets of true boxes, in fp32."""
@@ -240,10 +238,6 @@ class FixedStdCodec(DeltaCodec):
 
     References:
         Girshick, Fast R-CNN (2015): its code divides by (0.1, 0.1, 0.2, 0.2).
-
-    Examples:
-        >>> FixedStdCodec().recipe()["class_path"]
-        'lightning_bbox.FixedStdCodec'
     """
 
     def __init__(self, stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)) -> None:
@@ -253,8 +247,8 @@ class FixedStdCodec(DeltaCodec):
             raise BadInput(msg)
         self.stds = tuple(stds)
 
-    def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(deltas[0]), deltas.new_tensor(self.stds[: self.spec.num_targets])
+    def _fixed_scale(self) -> list[float]:
+        return list(self.stds[: self.spec.num_targets])
 
 
 class MeanStdCodec(DeltaCodec):
@@ -264,41 +258,29 @@ class MeanStdCodec(DeltaCodec):
 
     References:
         Girshick et al., Rich feature hierarchies (2014) normalises its targets likewise.
-
-    Examples:
-        >>> MeanStdCodec().recipe()["class_path"]
-        'lightning_bbox.MeanStdCodec'
     """
 
-    def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
-        return deltas.mean(dim=0), deltas.std(dim=0)
+    def _fit_scaling(self, deltas: Tensor) -> None:
+        self.shift.copy_(deltas.mean(dim=0))
+        self.scale.copy_(deltas.std(dim=0))
 
 
 class MaxShiftCodec(DeltaCodec):
     """Deltas over the largest one to expect, so that targets lie in [-1, 1].
 
     The question's own remedy.
-
-    Examples:
-        >>> MaxShiftCodec().recipe()["class_path"]
-        'lightning_bbox.MaxShiftCodec'
     """
 
-    def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
-        largest = deltas.new_tensor(self.spec.bounds) * deltas.new_tensor(self.spec.units)
-        return torch.zeros_like(largest), largest
+    def _fixed_scale(self) -> list[float]:
+        spec = self.spec
+        return [bound * unit for bound, unit in zip(spec.bounds, spec.units, strict=True)]
 
 
 class PixelCodec(DeltaCodec):
-    """Shifts in px; sizes stay logarithms.
+    """Shifts in px; sizes stay logarithms."""
 
-    Examples:
-        >>> PixelCodec().recipe()["class_path"]
-        'lightning_bbox.PixelCodec'
-    """
-
-    def _scaling(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(deltas[0]), deltas.new_tensor(self.spec.units)
+    def _fixed_scale(self) -> list[float]:
+        return self.spec.units
 
 
 class WhitenedCodec(DeltaCodec):

@@ -18,7 +18,7 @@ from lightning_bbox.geometry.boxes import (
     box_area,
     box_centers,
     box_sizes,
-    cxcywh_to_xyxy,
+    boxes_around,
     paired_iou,
 )
 from lightning_bbox.geometry.crop_geometry import CropGeometry
@@ -116,13 +116,12 @@ class UniformJitter(Jitter):
         if resize:
             sizes = sizes * torch.exp((2 * uniforms[..., 2:] - 1) * self.log_scale)
         if self.integer:
-            shifts = (uniforms[..., :2] * (2 * self.shift + 1)).floor().clamp(
-                max=2 * self.shift
-            ) - self.shift
+            steps = (uniforms[..., :2] * (2 * self.shift + 1)).floor()
+            shifts = steps.clamp(max=2 * self.shift) - self.shift
         else:
             shifts = (2 * uniforms[..., :2] - 1) * self.shift
-        px = geometry.px(cxcywh_to_xyxy(torch.cat([box_centers(boxes), sizes], dim=-1)))
-        return cxcywh_to_xyxy(torch.cat([box_centers(boxes) + shifts * px, sizes], dim=-1))
+        px = geometry.px(boxes_around(box_centers(boxes), sizes))
+        return boxes_around(box_centers(boxes) + shifts * px, sizes)
 
 
 class LaplaceJitter(Jitter):
@@ -168,7 +167,7 @@ class LaplaceJitter(Jitter):
         if resize:
             change = _laplace(uniforms[..., 2:]) * self.scale
             sizes = sizes * (1 + change.clamp(-self.max_scale, self.max_scale))
-        return cxcywh_to_xyxy(torch.cat([box_centers(boxes) + shifts, sizes], dim=-1))
+        return boxes_around(box_centers(boxes) + shifts, sizes)
 
     def _accepts(self, boxes: Boxes, proposals: Boxes, geometry: CropGeometry) -> Tensor:
         crops = geometry.crop_boxes(proposals)
@@ -235,7 +234,7 @@ class OverlapJitter(Jitter):
             scale = self.scale ** signed[..., 2:3]
             aspect = self.aspect ** (signed[..., 3:4] * signed.new_tensor([1.0, -1.0]))
             sizes = sizes * scale * aspect
-        return cxcywh_to_xyxy(torch.cat([box_centers(boxes) + shifts, sizes], dim=-1))
+        return boxes_around(box_centers(boxes) + shifts, sizes)
 
     def _accepts(self, boxes: Boxes, proposals: Boxes, geometry: CropGeometry) -> Tensor:
         ratio = box_area(proposals) / box_area(boxes)

@@ -95,34 +95,6 @@ class Spectrum:
         free = outside + left.sum(dim=0)
         return torch.where(free > 0, self.count * residual / free.square(), torch.inf)
 
-    def leave_one_out(
-        self,
-        features: Float[Tensor, "n p"],
-        targets: Float[Tensor, "n t"],
-        lambdas: Float[Tensor, " l"],
-    ) -> Float[Tensor, " l"]:
-        """Return the mean squared error of predicting each sample from all others.
-
-        Args:
-            features: The samples that the spectrum was made of.
-            targets: Theirs.
-            lambdas: Which lambdas to try.
-
-        References:
-            Allen, The relationship between variable selection and data augmentation (1974): the
-            error over one minus the leverage.
-        """
-        total = torch.zeros_like(lambdas)
-        for chunk, truth in chunks(features, targets):
-            along = ((chunk - self.mean) / self.scale) @ self.basis
-            centred = truth - self.target_mean
-            for index, lam in enumerate(lambdas):
-                share = 1 / (self.values + lam)
-                error = centred - along @ (self.cross * share[:, None])
-                free = 1 - 1 / self.count - along.square() @ share
-                total[index] += (error / free[:, None]).square().sum()
-        return total / targets.numel()
-
 
 class Moments:
     """Means and centred products of samples, in fp64: all that a solution needs of many samples.
@@ -137,6 +109,7 @@ class Moments:
         mean_norm: Mean Euclidean norm of a sample's features.
     """
 
+    # No dataclass: torchmetrics squeezes the tensors of one that `compute` returns.
     def __init__(
         self,
         count: int,
@@ -268,12 +241,12 @@ def score_lambdas(
         >>> lambdas.log10().diff(), scores.argmin()
         (tensor([5., 5.], dtype=torch.float64), tensor(0))
     """
-    there = [spectrum for spectrum in spectra if spectrum]
-    trace = sum(float(spectrum.values.sum()) for spectrum in there)
-    directions = max(1, sum(len(spectrum.values) for spectrum in there))
+    present = [spectrum for spectrum in spectra if spectrum]
+    trace = sum(float(spectrum.values.sum()) for spectrum in present)
+    directions = max(1, sum(len(spectrum.values) for spectrum in present))
     grid = torch.logspace(-6, 4, steps, dtype=torch.float64) * (trace / directions or 1.0)
     if held_out is None:
-        scores = [each.count * each.gcv(grid.to(each.values)).cpu() for each in there]
+        scores = [each.count * each.gcv(grid.to(each.values)).cpu() for each in present]
         return grid, torch.stack(scores).sum(dim=0)
     errors = [
         held.squared_errors([each.solution(float(lam)) for lam in grid]).cpu()

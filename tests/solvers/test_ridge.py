@@ -3,17 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from lightning_bbox import BadInput
-from lightning_bbox.solvers.least_squares import (
-    LEAF,
-    Rows,
-    Spectrum,
-    add_lower_product,
-    score_lambdas,
-)
+from lightning_bbox.solvers.least_squares import LEAF, Rows, add_lower_product, score_lambdas
 from lightning_bbox.solvers.sums import RidgeRows, RidgeSums, gather, ridge
 from tests.reference import dense_gcv
 
@@ -176,29 +170,6 @@ def test_gcv_is_infinite_where_nothing_is_left_over():
 
 
 @shapes
-def test_leave_one_out_equals_ridge_cv(count, features):
-    x, y = problem(count, features)
-    fitted = RidgeCV(alphas=LAMBDAS, store_cv_results=True).fit(x, y)
-    expected = fitted.cv_results_.mean(axis=(0, 1))
-    spectrum = gather(*tensors(x, y)).spectrum("none")
-    found = spectrum.leave_one_out(*tensors(x, y), torch.tensor(LAMBDAS).double())
-    assert relative(found, expected) < 1e-8
-    assert LAMBDAS[int(found.argmin())] == fitted.alpha_
-
-
-def test_leave_one_out_equals_leaving_each_one_out():
-    x, y = problem(25, 6)
-    errors = []
-    for index in range(25):
-        others = np.arange(25) != index
-        fitted = Ridge(alpha=2.0).fit(x[others], y[others])
-        errors.append((fitted.predict(x[[index]]) - y[index]) ** 2)
-    spectrum = gather(*tensors(x, y)).spectrum("none")
-    found = spectrum.leave_one_out(*tensors(x, y), torch.tensor([2.0]).double())
-    assert float(found) == pytest.approx(np.mean(errors), rel=1e-10)
-
-
-@shapes
 @pytest.mark.parametrize("other_count", [30, 500])
 def test_error_on_other_samples_needs_their_moments_only(count, features, other_count):
     x, y = problem(count, features)
@@ -258,7 +229,3 @@ def test_no_samples_gather_nothing(gathered):
 def test_negative_lambda_is_refused():
     with pytest.raises(BadInput, match="lambda is -1"):
         ridge(torch.ones(3, 2), torch.ones(3, 1), -1)
-
-
-def test_spectrum_is_exported_for_other_uses():
-    assert isinstance(gather(torch.eye(3), torch.eye(3)).spectrum("none"), Spectrum)
