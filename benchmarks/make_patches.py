@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightning_bbox.annotations.read import BoxTable, read_annotations
+from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.pictures.store import decode_image

@@ -18,7 +18,8 @@ from statistics import NormalDist
 from typing import Any
 
 from lightning_bbox import CropGeometry, UniformJitter
-from lightning_bbox.annotations.read import BoxTable, read_annotations
+from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.cli.main import main as lightning_bbox
 from lightning_bbox.core.randomness import EpochPlan

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
-from lightning_bbox.annotations.formats import split_in_name
 from lightning_bbox.annotations.line_formats import looks_like_csv
 from lightning_bbox.annotations.nested_formats import looks_like_coco
 from lightning_bbox.annotations.pictures import inside, is_picture, split_of
+from lightning_bbox.annotations.splits import split_in_name
 from lightning_bbox.core.errors import BadInput, listed
 
 Format = Literal["voc", "coco", "yolo", "csv"]

@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import compress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -27,17 +27,6 @@ from lightning_bbox.geometry.boxes import (
 
 _REACH = 1.0  # pixels that a box may reach outside its picture: people and tools differ by one
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-Split = Literal["train", "val", "test"]
-_SPLIT_NAMES: dict[str, Split] = {
-    **dict.fromkeys(("train", "training", "trainval", "train-val", "train_val"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "testdev", "test-dev", "test_dev"), "test"),
-}
-# The names as whole words, the longest first: train-val is not train and val.
-_SPLIT_WORDS = re.compile(
-    rf"(?<![^\W\d_])(?:{'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))})(?![^\W\d_])"
-)
 
 # Narrower than float(), which also takes 1_000 and the digits of every script. No two parts of it
 # take the same digits: trying all their divisions would take hours for a megabyte of them.
@@ -230,35 +219,6 @@ def box_faults(
             width, height = limits[at].tolist()
             faults[at] = f"reaches {reach[at]:.6g} px outside the {width} x {height} picture"
     return faults
-
-
-def usual_split(name: str) -> Split | None:
-    """Tell which split a usual name means, in any case and with digits behind or not.
-
-    Args:
-        name: Name of a split or of a folder.
-
-    Examples:
-        >>> [usual_split(name) for name in ("Train", "val2017", "validation", "testbed")]
-        ['train', 'val', 'val', None]
-    """
-    return _SPLIT_NAMES.get(re.sub(r"[ _-]?\d*$", "", name.casefold()))
-
-
-def split_in_name(file: str) -> Split | None:
-    """Tell which split a file is of by the one usual name among the words of its own name.
-
-    Args:
-        file: Path of a file that speaks of many pictures.
-
-    Examples:
-        >>> files = ("a/instances_train2017.json", "val/boxes.csv", "train_and_test.csv")
-        >>> [split_in_name(file) for file in files]
-        ['train', None, None]
-    """
-    words = _SPLIT_WORDS.findall(PurePosixPath(file).stem.casefold())
-    found = {_SPLIT_NAMES[word] for word in words}
-    return found.pop() if len(found) == 1 else None
 
 
 def labels_met(

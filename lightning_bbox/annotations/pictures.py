@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from lightning_bbox.annotations.formats import Picture, read_lines, split_in_name, usual_split
+from lightning_bbox.annotations.formats import Picture, read_lines
+from lightning_bbox.annotations.splits import split_in_name, usual_split
 from lightning_bbox.core.errors import BadInput, listed
 
 _PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}

@@ -23,10 +23,8 @@ from lightning_bbox.annotations.pictures import (
     inside,
     select_pictures,
 )
-from lightning_bbox.annotations.table import BoxTable, concat_tables, held_out, split_pictures
+from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput, listed
-
-__all__ = ["BoxTable", "concat_tables", "held_out", "read_annotations", "split_pictures"]
 
 
 def read_annotations(

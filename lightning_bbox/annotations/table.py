@@ -1,7 +1,6 @@
-"""The table of pictures and boxes that every format becomes, and its splits without leaks."""
+"""The table of pictures and boxes that every format becomes, with the operations on it."""
 
-import hashlib
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -48,8 +47,6 @@ class BoxTable:
         ... )
         >>> table.pictures([1]).of_min_size(3).of_classes(["cell"]).ids
         ('b:2',)
-        >>> split_pictures(table, 0.1, seed=0), held_out(table, ["b"])
-        (([1], [0]), ([0], [1]))
     """
 
     root: Path
@@ -202,133 +199,3 @@ def _join(first: BoxTable, second: BoxTable) -> BoxTable:
         files=tuple(dict.fromkeys(first.files + second.files)),
         entries=first.entries + second.entries,
     )
-
-
-def split_pictures(
-    table: BoxTable, fraction: float, seed: int, fold: int = 0
-) -> tuple[list[int], list[int]]:
-    """Split the pictures by group, the same way whatever their order.
-
-    The groups are ordered by a hash of seed and name, so that a group keeps its place when others
-    are added.
-
-    Args:
-        table: Table of the pictures.
-        fraction: Fraction of the groups to hold out, rounded, but one group at least where it is
-            positive, and never all.
-        seed: Other seeds hold out other groups.
-        fold: Which share to hold out, from 0, for cross-validation.
-
-    Returns:
-        Indices of the pictures kept, and of those held out.
-
-    Raises:
-        BadInput: If the fraction is not in [0, 1), there is only one group to split, or no such
-            fold.
-
-    Examples:
-        >>> none = torch.tensor([], dtype=torch.int64)
-        >>> table = BoxTable(
-        ...     root=Path("data"), images=("a1.png", "b.png", "a2.png"), groups=("a", "b", "a"),
-        ...     splits=("", "", ""), sizes=torch.full((3, 2), 50), image_index=none,
-        ...     boxes=torch.empty(0, 4), labels=none, classes=(), ids=(), skipped=(), note="",
-        ... )
-        >>> split_pictures(table, 0.5, seed=1)
-        ([1], [0, 2])
-    """
-    return _parted(table, hold_out_groups(set(table.groups), fraction, seed, fold))
-
-
-def hold_out_groups(groups: Set[str], fraction: float, seed: int, fold: int = 0) -> set[str]:
-    """Choose groups to hold out, by a hash of seed and name.
-
-    The folds of one seed share no group, and together they are all: as many as the fraction goes
-    into 1, the first of its size, the others as equal as can be.
-
-    Args:
-        groups: Names of the groups.
-        fraction: Fraction of them to hold out, rounded, but one at least where it is positive, and
-            never all.
-        seed: Other seeds hold out other groups.
-        fold: Which share to hold out, from 0, for cross-validation.
-
-    Raises:
-        BadInput: If the fraction is not in [0, 1), there is only one group to split, or no such
-            fold.
-
-    Examples:
-        >>> hold_out_groups({"left", "right", "top"}, 0.1, seed=0)
-        {'right'}
-        >>> sorted(hold_out_groups({"left", "right", "top"}, 0.5, seed=0, fold=1))
-        ['left']
-    """
-    if not 0 <= fraction < 1:
-        msg = f"the fraction to hold out is {fraction}; choose one in [0, 1)"
-        raise BadInput(msg)
-    folds = round(1 / fraction) if fraction else 1
-    if not 0 <= fold < folds:
-        msg = (
-            f"val_fold is {fold}, but a fraction of {fraction:g} makes {folds} folds, from 0; "
-            f"choose one of them"
-        )
-        raise BadInput(msg)
-    if fraction == 0:
-        return set()
-    if len(groups) < 2:
-        names = listed(sorted(groups)) or "none"
-        msg = (
-            f"there are too few groups to hold one out ({names}); "
-            f"give three at least, to train, validate and test on"
-        )
-        raise BadInput(msg)
-    ordered = sorted(groups, key=lambda group: _digest(f"{seed}:{group}"))
-    count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
-    if fold == 0:
-        return set(ordered[:count])
-    rest, others = ordered[count:], folds - 1
-    if len(rest) < others:
-        msg = f"there are {len(groups)} groups, too few for {folds} folds; raise val_fraction"
-        raise BadInput(msg)
-    start, end = (len(rest) * at // others for at in (fold - 1, fold))
-    return set(rest[start:end])
-
-
-def held_out(table: BoxTable, groups: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Split the pictures by the names of groups.
-
-    Args:
-        table: Table of the pictures.
-        groups: Groups to hold out.
-
-    Returns:
-        Indices of the pictures kept, and of those held out.
-
-    Raises:
-        BadInput: If the table has no such group.
-
-    Examples:
-        >>> none = torch.tensor([], dtype=torch.int64)
-        >>> table = BoxTable(
-        ...     root=Path("data"), images=("a1.png", "b.png", "a2.png"), groups=("a", "b", "a"),
-        ...     splits=("", "", ""), sizes=torch.full((3, 2), 50), image_index=none,
-        ...     boxes=torch.empty(0, 4), labels=none, classes=(), ids=(), skipped=(), note="",
-        ... )
-        >>> held_out(table, ["b"])
-        ([0, 2], [1])
-    """
-    if unknown := [group for group in groups if group not in table.groups]:
-        there = sorted(set(table.groups))
-        msg = f"there is no group {listed(unknown)}; choose from {listed(there)}"
-        raise BadInput(msg)
-    return _parted(table, set(groups))
-
-
-def _parted(table: BoxTable, groups: Set[str]) -> tuple[list[int], list[int]]:
-    held = [group in groups for group in table.groups]
-    places = range(len(held))
-    return [at for at in places if not held[at]], [at for at in places if held[at]]
-
-
-def _digest(text: str) -> bytes:
-    # surrogateescape: names of files need not be UTF-8
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

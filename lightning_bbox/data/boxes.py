@@ -10,14 +10,22 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from lightning_bbox.annotations.formats import usual_split
-from lightning_bbox.annotations.read import (
-    BoxTable,
-    concat_tables,
+from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.annotations.splits import (
+    NO_NAMES,
+    ROLES,
+    SplitNames,
+    all_names,
+    check_names,
     held_out,
-    read_annotations,
+    image_sets,
+    roles_of,
+    shared_groups,
+    split_files,
     split_pictures,
+    usual_names,
 )
+from lightning_bbox.annotations.table import BoxTable, concat_tables
 from lightning_bbox.core.compiling import CutCompile
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.data.draws import BatchSize
@@ -29,8 +37,6 @@ from lightning_bbox.geometry.jitter import Jitter
 from lightning_bbox.pictures.augment import Augment
 from lightning_bbox.pictures.places import Store, open_store, usual_folder
 from lightning_bbox.pictures.store import PictureFiles
-
-ROLES = ("train", "val", "test")
 
 
 class BoxDataModule(CropDataModule):
@@ -139,7 +145,7 @@ class BoxDataModule(CropDataModule):
         self.splits = SplitNames(
             *(_as_list(names) for names in (train_split, val_split, test_split))
         )
-        self.splits.check()
+        check_names(self.splits)
         self.test_groups = test_groups or []
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed, self.val_fold = split_seed, val_fold
@@ -208,35 +214,35 @@ class BoxDataModule(CropDataModule):
     def _split_table(self) -> tuple[BoxTable, list[str], list[str]]:
         """Read the table and give each picture a role; return notes on how."""
         names, notes = self.splits, list[str]()
-        usual = not (names.any() or self.test_groups)
+        usual = not (all_names(names) or self.test_groups)
         if usual:
-            names = _image_sets(self.root)
-        if names.files():
+            names = image_sets(self.root)
+        if split_files(names):
             table, origins = self._read_split_files(names)
         else:
             table = self.read_table()
             origins = list(table.splits)
         _check_boxes(table)
-        if usual and not names.any():
-            names = _usual_names(set(origins))
-            if names.any() and (shared := _shared_groups(table, names.roles(origins))):
+        if usual and not all_names(names):
+            names = usual_names(set(origins))
+            if shared := shared_groups(table.groups, roles_of(origins, names)):
                 notes.append(
                     f"the files' own splits share groups ({listed(shared)}), "
                     f"so pictures are split by group"
                 )
-                names = SplitNames([], [], [])
-        roles = names.roles(origins)
-        self._carve(table, roles, names)
-        if shared := _shared_groups(table, roles):
+                names = NO_NAMES
+        roles = roles_of(origins, names)
+        self._carve(table, roles)
+        if shared := shared_groups(table.groups, roles):
             msg = f"groups {listed(shared)} lie in more than one split; name other splits or groups"
             raise BadInput(msg)
         if left := roles.count(""):
             notes.append(f"{left} pictures are in none of the named splits")
         return table, roles, notes
 
-    def _read_split_files(self, names: "SplitNames") -> tuple[BoxTable, list[str]]:
+    def _read_split_files(self, names: SplitNames) -> tuple[BoxTable, list[str]]:
         """Read the pictures that split files name, and after them those that none does."""
-        files = names.files()
+        files = split_files(names)
         tables = [self.read_table(split_file=file) for file in files]
         named: dict[str, str] = {}
         for file, table in zip(files, tables, strict=True):
@@ -249,10 +255,10 @@ class BoxDataModule(CropDataModule):
         origins = [*named.values(), *[""] * len(rest)]
         return concat_tables([*tables, whole.pictures(rest)]), origins
 
-    def _carve(self, table: BoxTable, roles: list[str], names: "SplitNames") -> None:
+    def _carve(self, table: BoxTable, roles: list[str]) -> None:
         """Fill in the test and validation roles that nobody named, from the training pictures."""
         if self.test_groups:
-            for at in held_out(table, self.test_groups)[1]:
+            for at in held_out(table.groups, self.test_groups)[1]:
                 roles[at] = "test"
         carved = ("test", self.test_fraction, 0), ("val", self.val_fraction, self.val_fold)
         for role, fraction, fold in carved:
@@ -262,7 +268,9 @@ class BoxDataModule(CropDataModule):
                     raise BadInput(msg)
                 continue
             train = [at for at, name in enumerate(roles) if name == "train"]
-            for at in split_pictures(table.pictures(train), fraction, self.split_seed, fold)[1]:
+            for at in split_pictures(
+                [table.groups[at] for at in train], fraction, self.split_seed, fold
+            )[1]:
                 roles[train[at]] = role
 
 
@@ -278,45 +286,6 @@ class RoughBoxes(NamedTuple):
     table: BoxTable
     chosen: Int64[Tensor, " n"]
     reasons: list[str]
-
-
-class SplitNames(NamedTuple):
-    """Which of the files' splits serve which role; empty lists where nobody said."""
-
-    train: list[str]
-    val: list[str]
-    test: list[str]
-
-    def all(self) -> list[str]:
-        """Return every name."""
-        return [*self.train, *self.val, *self.test]
-
-    def any(self) -> bool:
-        """Tell whether any is named."""
-        return bool(self.all())
-
-    def check(self) -> None:
-        """Refuse names that contradict each other."""
-        if twice := sorted({name for name in self.all() if self.all().count(name) > 1}):
-            msg = f"split {listed(twice)} is named twice; name each once"
-            raise BadInput(msg)
-        if self.files() and len(self.files()) != len(self.all()):
-            msg = f"splits {listed(self.all())} mix .txt files and names; use either for all"
-            raise BadInput(msg)
-
-    def files(self) -> list[str]:
-        """Return the names that are split files."""
-        return [name for name in self.all() if name.endswith(".txt")]
-
-    def roles(self, origins: Sequence[str]) -> list[str]:
-        """Return each picture's role; what isn't named trains, unless training is named."""
-        if unknown := [name for name in self.all() if name not in origins]:
-            there = sorted({origin for origin in origins if origin})
-            msg = f"there is no split {listed(unknown)}; the files have {listed(there) or 'none'}"
-            raise BadInput(msg)
-        role_of = {name: role for role in ROLES for name in getattr(self, role)}
-        rest = "" if self.train or self.files() else "train"
-        return [role_of.get(origin, rest) for origin in origins]
 
 
 def _check_boxes(table: BoxTable) -> None:
@@ -353,31 +322,6 @@ def _check_splits(whole: BoxTable, kept: BoxTable, roles: Sequence[str]) -> None
                 f"{had} not kept by classes and min_size); change these or the splits"
             )
             raise BadInput(msg)
-
-
-def _image_sets(root: Path) -> SplitNames:
-    """Return VOC's split files, where training and test ones are there."""
-    folder = Path("ImageSets") / "Main"
-    there = {path.stem: str(folder / path.name) for path in (root / folder).glob("*.txt")}
-    if "test" not in there or not {"trainval", "train"} & there.keys():
-        return SplitNames([], [], [])
-    if "trainval" in there:
-        return SplitNames([there["trainval"]], [], [there["test"]])
-    return SplitNames([there["train"]], [there["val"]] if "val" in there else [], [there["test"]])
-
-
-def _usual_names(there: set[str]) -> SplitNames:
-    """Return the splits that go by the usual names, or none where nothing is left to train on."""
-    names = SplitNames(*(sorted(n for n in there if usual_split(n) == role) for role in ROLES))
-    return names if names.train or there - set(names.all()) else SplitNames([], [], [])
-
-
-def _shared_groups(table: BoxTable, roles: Sequence[str]) -> list[str]:
-    """Return the groups that lie in more than one role."""
-    seen: dict[str, set[str]] = {}
-    for group, role in zip(table.groups, roles, strict=True):
-        seen.setdefault(group, set()).add(role)
-    return sorted(group for group, found in seen.items() if len(found - {""}) > 1)
 
 
 def _as_list(names: str | list[str] | None) -> list[str]:

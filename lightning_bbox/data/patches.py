@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float32, Int64, Shaped, UInt8
 from torch import Tensor
 
-from lightning_bbox.annotations.table import hold_out_groups
+from lightning_bbox.annotations.splits import hold_out_groups
 from lightning_bbox.core.compiling import CutCompile
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.data.draws import BatchSize

@@ -13,10 +13,10 @@ from lightning_bbox.annotations.formats import (
     VOC,
     YOLO,
     box_faults,
-    split_in_name,
-    usual_split,
 )
-from lightning_bbox.annotations.read import concat_tables, held_out, read_annotations
+from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.annotations.splits import held_out, split_in_name, usual_split
+from lightning_bbox.annotations.table import concat_tables
 from lightning_bbox.core.errors import BadInput
 from tests.annotation_files import (
     SCENE,
@@ -423,6 +423,6 @@ def test_rbc_has_three_copies_of_its_training_pictures():
 def test_deeppcb_groups_hold_out_boards():
     table = read_annotations(DATA / "deeppcb")
     assert (len(table.images), len(table.boxes), len(set(table.groups))) == (1500, 10013, 11)
-    kept, held = held_out(table, ["group77000", "group90100", "group92000"])
+    kept, held = held_out(table.groups, ["group77000", "group90100", "group92000"])
     assert len(kept) + len(held) == 1500
     assert not {table.groups[at] for at in kept} & {table.groups[at] for at in held}

@@ -5,13 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bbox.annotations.table import (
-    BoxTable,
-    concat_tables,
-    held_out,
-    hold_out_groups,
-    split_pictures,
-)
+from lightning_bbox.annotations.splits import held_out, hold_out_groups, split_pictures
+from lightning_bbox.annotations.table import BoxTable, concat_tables
 from lightning_bbox.core.errors import BadInput
 
 
@@ -115,7 +110,7 @@ groups_lists = st.lists(st.text(max_size=3), min_size=2, max_size=30).filter(
 @given(groups_lists, st.floats(0.001, 0.999), st.integers(0, 9))
 def test_a_group_is_on_one_side(groups, fraction, seed):
     table = make_table(range(len(groups)), groups=groups)
-    kept, held = split_pictures(table, fraction, seed)
+    kept, held = split_pictures(table.groups, fraction, seed)
     assert sorted(kept + held) == list(range(len(groups)))
     assert kept
     assert held
@@ -147,15 +142,15 @@ def test_folds_part_the_groups_and_the_first_is_the_split_without(count, fractio
 @given(st.permutations(range(12)), st.integers(0, 9))
 def test_a_split_does_not_depend_on_the_order_of_files(order, seed):
     table = make_table("abcdefghijkl")
-    held = {table.images[at] for at in split_pictures(table, 0.25, seed)[1]}
+    held = {table.images[at] for at in split_pictures(table.groups, 0.25, seed)[1]}
     moved = table.pictures(order)
-    assert held == {moved.images[at] for at in split_pictures(moved, 0.25, seed)[1]}
+    assert held == {moved.images[at] for at in split_pictures(moved.groups, 0.25, seed)[1]}
 
 
 def test_a_split_keeps_the_order_of_groups_when_pictures_are_added():
     few, many = make_table("abcdefgh"), make_table("abcdefghijklmnop")
-    held_few = {few.images[at] for at in split_pictures(few, 0.5, 0)[1]}
-    held_many = {many.images[at] for at in split_pictures(many, 0.25, 0)[1]}
+    held_few = {few.images[at] for at in split_pictures(few.groups, 0.5, 0)[1]}
+    held_many = {many.images[at] for at in split_pictures(many.groups, 0.25, 0)[1]}
     assert len(held_few) == len(held_many) == 4
     # The first four by hash of sixteen: those of the first eight are among the four of the eight.
     assert held_many & set(few.images) <= held_few
@@ -163,28 +158,28 @@ def test_a_split_keeps_the_order_of_groups_when_pictures_are_added():
 
 def test_seeds_differ_and_nothing_is_held_out_at_zero():
     table = make_table("abcdefghijkl")
-    assert len({tuple(split_pictures(table, 0.25, seed)[1]) for seed in range(9)}) > 1
-    assert split_pictures(table, 0.0, 0) == (list(range(12)), [])
-    assert split_pictures(make_table(groups="xxx"), 0.0, 0)[1] == []
+    assert len({tuple(split_pictures(table.groups, 0.25, seed)[1]) for seed in range(9)}) > 1
+    assert split_pictures(table.groups, 0.0, 0) == (list(range(12)), [])
+    assert split_pictures(make_table(groups="xxx").groups, 0.0, 0)[1] == []
 
 
 def test_a_split_is_the_same_for_ever():
-    assert split_pictures(make_table("abcdefghijkl"), 0.25, 0)[1] == [5, 6, 7]
+    assert split_pictures(make_table("abcdefghijkl").groups, 0.25, 0)[1] == [5, 6, 7]
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_a_fraction_outside_is_refused(fraction):
     with pytest.raises(BadInput, match="fraction to hold out"):
-        split_pictures(make_table(), fraction, 0)
+        split_pictures(make_table().groups, fraction, 0)
 
 
 def test_one_group_cannot_be_split():
     with pytest.raises(BadInput, match="too few groups to hold one out \\(x\\)"):
-        split_pictures(make_table(groups="xxx"), 0.1, 0)
+        split_pictures(make_table(groups="xxx").groups, 0.1, 0)
 
 
 def test_held_out_by_name():
     table = make_table(groups="xyx")
-    assert held_out(table, ["x"]) == ([1], [0, 2])
+    assert held_out(table.groups, ["x"]) == ([1], [0, 2])
     with pytest.raises(BadInput, match="no group z; choose from x, y"):
-        held_out(table, ["x", "z"])
+        held_out(table.groups, ["x", "z"])

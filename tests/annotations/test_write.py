@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_bbox.annotations.formats import COCO, CSV, VOC, YOLO
-from lightning_bbox.annotations.read import concat_tables, read_annotations
+from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.annotations.table import concat_tables
 from lightning_bbox.annotations.write import write_boxes, written_boxes
 from lightning_bbox.core.errors import BadInput
 from tests.annotation_drafts import DRAFTS, good_boxes, is_good

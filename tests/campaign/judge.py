@@ -11,7 +11,8 @@ import torch
 
 from lightning_bbox.annotations.formats import Picture
 from lightning_bbox.annotations.headers import checked_size
-from lightning_bbox.annotations.read import BoxTable, read_annotations
+from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import box_sizes, scale_boxes

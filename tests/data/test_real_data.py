@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks.refine import main as refine
-from lightning_bbox.annotations.read import held_out, read_annotations
+from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.annotations.splits import held_out
 from lightning_bbox.cli.main import main
 from lightning_bbox.data.boxes import BoxDataModule
 
@@ -83,7 +84,7 @@ def test_three_boards_of_deeppcb_are_held_out(real_data):
     root, boards = real_data / "deeppcb", ["group77000", "group90100", "group92000"]
     data = read(root, test_groups=boards, min_size=60)  # few boxes, so few pictures to decode
     table = read_annotations(root).of_min_size(60)
-    kept, held = (table.pictures(side).boxes for side in held_out(table, boards))
+    kept, held = (table.pictures(side).boxes for side in held_out(table.groups, boards))
     splits = data.source.splits
     torch.testing.assert_close(splits["test"].boxes, held, rtol=0, atol=0)
     assert len(splits["train"]) + len(splits["val"]) == len(kept)

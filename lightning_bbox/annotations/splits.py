@@ -1,0 +1,296 @@
+"""Who trains, validates and tests: the names of splits, their files, and shares without leaks."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence, Set
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
+
+from lightning_bbox.core.errors import BadInput, listed
+
+ROLES = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+_SPLIT_NAMES: dict[str, Split] = {
+    **dict.fromkeys(("train", "training", "trainval", "train-val", "train_val"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "testdev", "test-dev", "test_dev"), "test"),
+}
+# The names as whole words, the longest first: train-val is not train and val.
+_SPLIT_WORDS = re.compile(
+    rf"(?<![^\W\d_])(?:{'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))})(?![^\W\d_])"
+)
+
+
+class SplitNames(NamedTuple):
+    """Which of the files' splits serve which role; empty lists where nobody said."""
+
+    train: list[str]
+    val: list[str]
+    test: list[str]
+
+
+NO_NAMES = SplitNames([], [], [])
+
+
+def all_names(names: SplitNames) -> list[str]:
+    """Return the names of all roles.
+
+    Examples:
+        >>> all_names(SplitNames(["train"], [], ["test"]))
+        ['train', 'test']
+    """
+    return [*names.train, *names.val, *names.test]
+
+
+def split_files(names: SplitNames) -> list[str]:
+    """Return the names that are split files.
+
+    Examples:
+        >>> split_files(SplitNames(["ImageSets/Main/train.txt"], [], ["test"]))
+        ['ImageSets/Main/train.txt']
+    """
+    return [name for name in all_names(names) if name.endswith(".txt")]
+
+
+def check_names(names: SplitNames) -> None:
+    """Refuse names that contradict each other.
+
+    Raises:
+        BadInput: If one is named twice, or only some of them are split files.
+
+    Examples:
+        >>> check_names(SplitNames(["a"], ["a"], []))
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: split a is named twice; name each once
+    """
+    named, files = all_names(names), split_files(names)
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        msg = f"split {listed(twice)} is named twice; name each once"
+        raise BadInput(msg)
+    if files and len(files) != len(named):
+        msg = f"splits {listed(named)} mix .txt files and names; use either for all"
+        raise BadInput(msg)
+
+
+def roles_of(origins: Sequence[str], names: SplitNames) -> list[str]:
+    """Return each picture's role; what isn't named trains, unless training is named.
+
+    Args:
+        origins: The split of each picture, as the files tell it.
+        names: Which of these serve which role.
+
+    Raises:
+        BadInput: If no picture is in a split that is named.
+
+    Examples:
+        >>> roles_of(["", "monday", "final"], SplitNames([], [], ["final"]))
+        ['train', 'train', 'test']
+        >>> roles_of(["", "monday", "final"], SplitNames(["monday"], [], ["final"]))
+        ['', 'train', 'test']
+    """
+    if unknown := [name for name in all_names(names) if name not in origins]:
+        there = sorted({origin for origin in origins if origin})
+        msg = f"there is no split {listed(unknown)}; the files have {listed(there) or 'none'}"
+        raise BadInput(msg)
+    role_of = {name: role for role in ROLES for name in getattr(names, role)}
+    rest = "" if names.train or split_files(names) else "train"
+    return [role_of.get(origin, rest) for origin in origins]
+
+
+def image_sets(root: Path) -> SplitNames:
+    """Return VOC's split files, where training and test ones are there.
+
+    Args:
+        root: Folder of the data set, which `ImageSets/Main` lies in.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "ImageSets/Main").mkdir(parents=True)
+        ...     for name in ("train", "val", "trainval", "test"):
+        ...         (Path(folder) / f"ImageSets/Main/{name}.txt").touch()
+        ...     image_sets(Path(folder))
+        SplitNames(train=['ImageSets/Main/trainval.txt'], val=[], test=['ImageSets/Main/test.txt'])
+    """
+    folder = Path("ImageSets") / "Main"
+    there = {path.stem: str(folder / path.name) for path in (root / folder).glob("*.txt")}
+    if "test" not in there or not {"trainval", "train"} & there.keys():
+        return NO_NAMES
+    if "trainval" in there:
+        return SplitNames([there["trainval"]], [], [there["test"]])
+    return SplitNames([there["train"]], [there["val"]] if "val" in there else [], [there["test"]])
+
+
+def usual_names(there: Set[str]) -> SplitNames:
+    """Return the splits that go by the usual names, or none where nothing is left to train on.
+
+    Examples:
+        >>> usual_names({"", "Test"}), usual_names({"Test"})
+        (SplitNames(train=[], val=[], test=['Test']), SplitNames(train=[], val=[], test=[]))
+    """
+    names = SplitNames(*(sorted(n for n in there if usual_split(n) == role) for role in ROLES))
+    return names if names.train or there - set(all_names(names)) else NO_NAMES
+
+
+def shared_groups(groups: Iterable[str], roles: Iterable[str]) -> list[str]:
+    """Return the groups that lie in more than one role.
+
+    Args:
+        groups: The group of each picture.
+        roles: Its role; nothing where it has none.
+
+    Examples:
+        >>> shared_groups(["a", "b", "b", "c", "c"], ["train", "train", "test", "val", ""])
+        ['b']
+    """
+    seen: dict[str, set[str]] = {}
+    for group, role in zip(groups, roles, strict=True):
+        seen.setdefault(group, set()).add(role)
+    return sorted(group for group, found in seen.items() if len(found - {""}) > 1)
+
+
+def usual_split(name: str) -> Split | None:
+    """Tell which split a usual name means, in any case and with digits behind or not.
+
+    Args:
+        name: Name of a split or of a folder.
+
+    Examples:
+        >>> [usual_split(name) for name in ("Train", "val2017", "validation", "testbed")]
+        ['train', 'val', 'val', None]
+    """
+    return _SPLIT_NAMES.get(re.sub(r"[ _-]?\d*$", "", name.casefold()))
+
+
+def split_in_name(file: str) -> Split | None:
+    """Tell which split a file is of by the one usual name among the words of its own name.
+
+    Args:
+        file: Path of a file that speaks of many pictures.
+
+    Examples:
+        >>> files = ("a/instances_train2017.json", "val/boxes.csv", "train_and_test.csv")
+        >>> [split_in_name(file) for file in files]
+        ['train', None, None]
+    """
+    words = _SPLIT_WORDS.findall(PurePosixPath(file).stem.casefold())
+    found = {_SPLIT_NAMES[word] for word in words}
+    return found.pop() if len(found) == 1 else None
+
+
+def split_pictures(
+    groups: Sequence[str], fraction: float, seed: int, fold: int = 0
+) -> tuple[list[int], list[int]]:
+    """Split the pictures by group, the same way whatever their order.
+
+    The groups are ordered by a hash of seed and name, so that a group keeps its place when others
+    are added.
+
+    Args:
+        groups: The group of each picture.
+        fraction: Fraction of the groups to hold out, rounded, but one group at least where it is
+            positive, and never all.
+        seed: Other seeds hold out other groups.
+        fold: Which share to hold out, from 0, for cross-validation.
+
+    Returns:
+        Indices of the pictures kept, and of those held out.
+
+    Raises:
+        BadInput: If the fraction is not in [0, 1), there is only one group to split, or no such
+            fold.
+
+    Examples:
+        >>> split_pictures(["a", "b", "a"], 0.5, seed=1)
+        ([1], [0, 2])
+    """
+    return _parted(groups, hold_out_groups(set(groups), fraction, seed, fold))
+
+
+def hold_out_groups(groups: Set[str], fraction: float, seed: int, fold: int = 0) -> set[str]:
+    """Choose groups to hold out, by a hash of seed and name.
+
+    The folds of one seed share no group, and together they are all: as many as the fraction goes
+    into 1, the first of its size, the others as equal as can be.
+
+    Args:
+        groups: Names of the groups.
+        fraction: Fraction of them to hold out, rounded, but one at least where it is positive, and
+            never all.
+        seed: Other seeds hold out other groups.
+        fold: Which share to hold out, from 0, for cross-validation.
+
+    Raises:
+        BadInput: If the fraction is not in [0, 1), there is only one group to split, or no such
+            fold.
+
+    Examples:
+        >>> hold_out_groups({"left", "right", "top"}, 0.1, seed=0)
+        {'right'}
+        >>> sorted(hold_out_groups({"left", "right", "top"}, 0.5, seed=0, fold=1))
+        ['left']
+    """
+    if not 0 <= fraction < 1:
+        msg = f"the fraction to hold out is {fraction}; choose one in [0, 1)"
+        raise BadInput(msg)
+    folds = round(1 / fraction) if fraction else 1
+    if not 0 <= fold < folds:
+        msg = (
+            f"val_fold is {fold}, but a fraction of {fraction:g} makes {folds} folds, from 0; "
+            f"choose one of them"
+        )
+        raise BadInput(msg)
+    if fraction == 0:
+        return set()
+    if len(groups) < 2:
+        names = listed(sorted(groups)) or "none"
+        msg = (
+            f"there are too few groups to hold one out ({names}); "
+            f"give three at least, to train, validate and test on"
+        )
+        raise BadInput(msg)
+    ordered = sorted(groups, key=lambda group: _digest(f"{seed}:{group}"))
+    count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
+    if fold == 0:
+        return set(ordered[:count])
+    rest, others = ordered[count:], folds - 1
+    if len(rest) < others:
+        msg = f"there are {len(groups)} groups, too few for {folds} folds; raise val_fraction"
+        raise BadInput(msg)
+    start, end = (len(rest) * at // others for at in (fold - 1, fold))
+    return set(rest[start:end])
+
+
+def held_out(groups: Sequence[str], names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Split the pictures by the names of groups.
+
+    Args:
+        groups: The group of each picture.
+        names: Groups to hold out.
+
+    Returns:
+        Indices of the pictures kept, and of those held out.
+
+    Raises:
+        BadInput: If no picture is of such a group.
+
+    Examples:
+        >>> held_out(["a", "b", "a"], ["b"])
+        ([0, 2], [1])
+    """
+    if unknown := [name for name in names if name not in groups]:
+        there = sorted(set(groups))
+        msg = f"there is no group {listed(unknown)}; choose from {listed(there)}"
+        raise BadInput(msg)
+    return _parted(groups, set(names))
+
+
+def _parted(groups: Sequence[str], out: Set[str]) -> tuple[list[int], list[int]]:
+    held = [group in out for group in groups]
+    places = range(len(held))
+    return [at for at in places if not held[at]], [at for at in places if held[at]]
+
+
+def _digest(text: str) -> bytes:
+    # surrogateescape: names of files need not be UTF-8
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
