@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_bbox.nn.box_losses import DIoULoss as DIoULoss
     from lightning_bbox.nn.box_losses import GIoULoss as GIoULoss
     from lightning_bbox.nn.box_losses import IoULoss as IoULoss
+    from lightning_bbox.nn.heads.base import Head as Head
     from lightning_bbox.nn.heads.bins.decoders import ArgmaxDecoder as ArgmaxDecoder
     from lightning_bbox.nn.heads.bins.decoders import Decoder as Decoder
     from lightning_bbox.nn.heads.bins.decoders import ExpectationDecoder as ExpectationDecoder
@@ -62,12 +63,11 @@ if TYPE_CHECKING:
     from lightning_bbox.nn.heads.bins.losses import CrossEntropy as CrossEntropy
     from lightning_bbox.nn.heads.bins.losses import StructuredHinge as StructuredHinge
     from lightning_bbox.nn.heads.bins.losses import WestonWatkinsHinge as WestonWatkinsHinge
-    from lightning_bbox.nn.heads.likelihood_head import LikelihoodHead as LikelihoodHead
-    from lightning_bbox.nn.heads.likelihoods import FlowLikelihood as FlowLikelihood
-    from lightning_bbox.nn.heads.likelihoods import GaussianLikelihood as GaussianLikelihood
-    from lightning_bbox.nn.heads.likelihoods import LaplaceLikelihood as LaplaceLikelihood
-    from lightning_bbox.nn.heads.likelihoods import Likelihood as Likelihood
-    from lightning_bbox.nn.heads.linear import Head as Head
+    from lightning_bbox.nn.heads.likelihood import FlowLikelihood as FlowLikelihood
+    from lightning_bbox.nn.heads.likelihood import GaussianLikelihood as GaussianLikelihood
+    from lightning_bbox.nn.heads.likelihood import LaplaceLikelihood as LaplaceLikelihood
+    from lightning_bbox.nn.heads.likelihood import Likelihood as Likelihood
+    from lightning_bbox.nn.heads.likelihood import LikelihoodHead as LikelihoodHead
     from lightning_bbox.nn.heads.linear import LinearHead as LinearHead
     from lightning_bbox.nn.heads.soft_argmax import SoftArgmaxHead as SoftArgmaxHead
     from lightning_bbox.nn.inits import FanInInit as FanInInit
@@ -126,6 +126,7 @@ _HOMES = {
     "nn.backbones.convnet": "Backbone ShallowConvNet",
     "nn.backbones.extractor": "FeatureExtractor",
     "nn.box_losses": "BoxLoss CIoULoss DIoULoss GIoULoss IoULoss",
+    "nn.heads.base": "Head",
     "nn.heads.bins.decoders": "ArgmaxDecoder Decoder ExpectationDecoder MeanShiftDecoder "
     "MedianDecoder ModeDecoder",
     "nn.heads.bins.head": "BinHead",
@@ -133,9 +134,9 @@ _HOMES = {
     "nn.heads.bins.links": "CumulativeLink IndependentLink Link SoftmaxLink TreeLink",
     "nn.heads.bins.losses": "AttributeHinge BinLoss BinaryCrossEntropy CrossEntropy "
     "StructuredHinge WestonWatkinsHinge",
-    "nn.heads.likelihood_head": "LikelihoodHead",
-    "nn.heads.likelihoods": "FlowLikelihood GaussianLikelihood LaplaceLikelihood Likelihood",
-    "nn.heads.linear": "Head LinearHead",
+    "nn.heads.likelihood": "FlowLikelihood GaussianLikelihood LaplaceLikelihood Likelihood "
+    "LikelihoodHead",
+    "nn.heads.linear": "LinearHead",
     "nn.heads.soft_argmax": "SoftArgmaxHead",
     "nn.inits": "FanInInit GlorotInit HeInit Init NormalInit SparseInit ZeroInit",
     "nn.losses": "CharbonnierLoss HuberLoss L1Loss L2Loss LogCoshLoss Loss SmoothL1Loss",

@@ -27,8 +27,8 @@ from lightning_bbox.models.checkpoints import (
     refuse_other_run,
 )
 from lightning_bbox.nn.backbones.convnet import Backbone, ShallowConvNet
+from lightning_bbox.nn.heads.base import Head
 from lightning_bbox.nn.heads.bins.head import BinHead
-from lightning_bbox.nn.heads.linear import Head
 from lightning_bbox.nn.network import OffsetNet
 from lightning_bbox.nn.preprocess import Preprocess
 

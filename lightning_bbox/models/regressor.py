@@ -22,7 +22,8 @@ from lightning_bbox.models.feature_cache import compute_features, refuse_learnin
 from lightning_bbox.models.stability import excess_message, largest_stable_rate
 from lightning_bbox.models.stepping import SteppingModel
 from lightning_bbox.nn.backbones.convnet import Backbone
-from lightning_bbox.nn.heads.linear import Head, LinearHead
+from lightning_bbox.nn.heads.base import Head
+from lightning_bbox.nn.heads.linear import LinearHead
 from lightning_bbox.nn.preprocess import Preprocess
 from lightning_bbox.nn.regularizers import Regularization, Regularizer
 from lightning_bbox.nn.schedules import OneCycle, Schedule, run_progress

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_bbox.nn.backbones.convnet import Backbone
 from lightning_bbox.nn.calibration import Calibration
-from lightning_bbox.nn.heads.linear import Head
+from lightning_bbox.nn.heads.base import Head
 from lightning_bbox.nn.preprocess import Preprocess
 
 

@@ -1,30 +1,21 @@
-"""Heads: from features to targets. A head owns its loss and its decoding."""
+"""The head that regresses: a linear layer, which may begin with the exact solution."""
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch
 from jaxtyping import Float, Int64
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import Part
-from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.geometry.codecs import OffsetSpec, TargetSpace
+from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.nn.box_losses import BoxLoss
-from lightning_bbox.nn.calibration import ErrorLaw
-from lightning_bbox.nn.losses import Loss, SmoothL1Loss
+from lightning_bbox.nn.heads.base import MapShape, PointHead, Targets, near_zero_linear
+from lightning_bbox.nn.losses import Loss
 from lightning_bbox.solvers.least_squares import score_lambdas, usual_deviations
 from lightning_bbox.solvers.sums import gather
 
-Targets = Float[Tensor, "b n"]
-MapShape = tuple[int, int, int]
-"""Channels, height and width of a map that a backbone's features are, flattened."""
-ToBoxes = Callable[[Targets], Boxes]
-"""From targets to the boxes they stand for, in a batch: the codec, with its proposals."""
 Activation = Literal["none", "relu", "sigmoid", "tanh"]
 
 _ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
@@ -33,137 +24,6 @@ _ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
 }
-
-
-class Head(Part):
-    """A last layer with its loss and its decoder.
-
-    `build` makes the layer, `fit` places it in the codec's target space once the training targets
-    are known. Losses and decoding run in fp32 whatever the network runs in.
-    """
-
-    per_class: bool = False
-    """Whether it can only refine boxes whose class is known."""
-    takes_features: bool = False
-    """Whether it takes over something of training features."""
-    draws: int | None = None
-    """How many training draws it takes that of; those of the fixed training probe by default."""
-    error_law: ErrorLaw = "gaussian"
-    """How errors are spread, given the standard deviation it tells: which quantiles this has."""
-
-    def build(
-        self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
-    ) -> "Head":
-        """Make the layer.
-
-        Args:
-            in_features: Length of the feature vector.
-            spec: What there is to know of the data: coordinates, their bounds, classes.
-            map_shape: Of the map that the features are, flattened, where they are one.
-        """
-        raise NotImplementedError
-
-    def fit(self, space: TargetSpace) -> None:
-        """Take over the codec's target space."""
-        raise NotImplementedError
-
-    def fit_features(
-        self, features: Float[Tensor, "n f"], targets: Targets, labels: Int64[Tensor, " n"]
-    ) -> None:
-        """Take over what training features say; nothing by default.
-
-        Args:
-            features: Of training draws, before the backbone learns.
-            targets: Their targets.
-            labels: Their classes.
-        """
-
-    def select(self, outputs: Tensor, labels: Int64[Tensor, " b"]) -> Tensor:
-        """Return the outputs that belong to each sample's class; all by default."""
-        return outputs
-
-    def loss(
-        self, outputs: Tensor, targets: Targets, to_boxes: ToBoxes | None = None
-    ) -> Float[Tensor, " b"]:
-        """Return each sample's loss.
-
-        Args:
-            outputs: What the layer said.
-            targets: What is true.
-            to_boxes: From targets to boxes, for a loss on these.
-        """
-        raise NotImplementedError
-
-    def decode(self, outputs: Tensor) -> Targets:
-        """Return the predicted targets."""
-        raise NotImplementedError
-
-    def stds(self, outputs: Tensor) -> Float[Tensor, "b n"]:
-        """Return how far off the head deems itself, in px and log size; NaN where it can't tell."""
-        return torch.full_like(self.decode(outputs), math.nan)
-
-    def nll(self, outputs: Tensor, targets: Targets) -> Float[Tensor, "b n"]:
-        """Return the negative log density of the truth, NaN where the head can't tell.
-
-        Args:
-            outputs: What the layer said.
-            targets: What is true.
-
-        Returns:
-            In nats, of the density per px and per log size; a joint one is split evenly over the
-            coordinates, so that their sum is right.
-        """
-        return torch.full_like(self.decode(outputs), math.nan)
-
-    def _refuse_mixed(self, space: TargetSpace) -> None:
-        """Refuse a codec that mixes the coordinates, where px of one mean nothing."""
-        if space.mixed:
-            msg = (
-                f"{type(self).__name__} needs a codec that keeps the coordinates apart, which "
-                f"WhitenedCodec does not; choose MeanStdCodec, or LinearHead"
-            )
-            raise BadInput(msg)
-
-
-class PointHead(Head, ABC):
-    """Say one target for each coordinate, and learn by a loss on its error or on the box.
-
-    Args:
-        loss: Of `lightning_bbox.nn.losses` or `lightning_bbox.nn.box_losses`; smooth L1 by default.
-    """
-
-    std: Tensor
-
-    def __init__(self, loss: Loss | BoxLoss | None = None) -> None:
-        super().__init__()
-        self.criterion = loss or SmoothL1Loss()
-
-    def build(
-        self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
-    ) -> "PointHead":
-        """Make the unit of the loss's lengths; the layers are the subclass's."""
-        self.register_buffer("std", torch.ones(spec.num_targets))
-        return self
-
-    @abstractmethod
-    def forward(self, features: Float[Tensor, "b f"]) -> Tensor:
-        """Return what `decode` makes targets of."""
-
-    def fit(self, space: TargetSpace) -> None:
-        """Take over the targets' standard deviation, the unit of the loss's lengths."""
-        self.std.copy_(space.std)
-
-    def loss(
-        self, outputs: Tensor, targets: Targets, to_boxes: ToBoxes | None = None
-    ) -> Float[Tensor, " b"]:
-        """Apply the loss in fp32, to targets or to the boxes they stand for."""
-        predictions, targets = self.decode(outputs), targets.float()
-        if isinstance(self.criterion, BoxLoss):
-            assert to_boxes is not None
-            losses: Tensor = self.criterion(to_boxes(predictions), to_boxes(targets))
-        else:
-            losses = self.criterion(predictions, targets, self.std)
-        return losses
 
 
 class LinearHead(PointHead):
@@ -223,15 +83,11 @@ class LinearHead(PointHead):
         self.takes_features = standardize or exact_start > 0
         self.draws = exact_start or None
 
-    def build(
-        self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
-    ) -> "LinearHead":
+    def build(self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None) -> Self:
         """Make the layer, near zero, so that the first prediction is the training mean."""
         super().build(in_features, spec)
         regressors = max(1, len(spec.classes)) if self.per_class else 1
-        self.linear = nn.Linear(in_features, regressors * spec.num_targets)
-        nn.init.normal_(self.linear.weight, std=0.001)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = near_zero_linear(in_features, regressors * spec.num_targets)
         if self.standardize:
             self.register_buffer("feature_mean", torch.zeros(in_features))
             self.register_buffer("feature_std", torch.ones(in_features))

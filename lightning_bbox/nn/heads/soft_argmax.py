@@ -1,15 +1,16 @@
 """Soft-argmax: the object's place as the expectation of a heat map over the crop."""
 
 import math
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.geometry.codecs import OffsetSpec, TargetSpace
+from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.nn.box_losses import BoxLoss
-from lightning_bbox.nn.heads.linear import MapShape, PointHead, Targets, ToBoxes
+from lightning_bbox.nn.heads.base import MapShape, PointHead, Targets, ToBoxes, near_zero_linear
 from lightning_bbox.nn.losses import Loss
 
 HeatMap = Float[Tensor, "b k"]
@@ -51,6 +52,7 @@ class SoftArgmaxHead(PointHead):
         tensor([-18.,  -9.,   0.,   9.,  18.])
     """
 
+    keeps = ("std", "origin", "unit")
     places: Tensor
     spread: Tensor
     origin: Tensor
@@ -68,9 +70,7 @@ class SoftArgmaxHead(PointHead):
             raise BadInput(msg)
         self.js_weight, self.sigma = js_weight, sigma
 
-    def build(
-        self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
-    ) -> "SoftArgmaxHead":
+    def build(self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None) -> Self:
         """Make the layers, near zero, so that the first heat map is flat and says the middle.
 
         Raises:
@@ -88,11 +88,7 @@ class SoftArgmaxHead(PointHead):
         self.conv = nn.Conv2d(channels, 1, 1, bias=False)
         nn.init.normal_(self.conv.weight, std=0.001)
         if spec.num_targets > 2:
-            self.sizes = nn.Linear(in_features, spec.num_targets - 2)
-            nn.init.normal_(self.sizes.weight, std=0.001)
-            nn.init.zeros_(self.sizes.bias)
-        self.register_buffer("origin", torch.zeros(spec.num_targets))
-        self.register_buffer("unit", torch.ones(spec.num_targets))
+            self.sizes = near_zero_linear(in_features, spec.num_targets - 2)
         self._lay_out(height, width, spec)
         return self
 
@@ -109,17 +105,6 @@ class SoftArgmaxHead(PointHead):
             raise BadInput(msg)
         self.register_buffer("places", torch.cartesian_prod(y, x).flip(1))
         self.register_buffer("spread", 2 * self.reach * self.sigma / torch.tensor([width, height]))
-
-    def fit(self, space: TargetSpace) -> None:
-        """Take over where px lie in target units.
-
-        Raises:
-            BadInput: The codec mixes the coordinates, so that px of one mean nothing.
-        """
-        self._refuse_mixed(space)
-        super().fit(space)
-        self.origin.copy_(space.origin)
-        self.unit.copy_(space.unit)
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b m"]:
         """Return the heat map's logits, row by row, then the log sizes where asked for."""

@@ -1,6 +1,7 @@
 """Bins: classify each coordinate's offset, and decode the distribution."""
 
 import math
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.codecs import OffsetSpec, TargetSpace
+from lightning_bbox.nn.heads.base import Head, MapShape, Targets, ToBoxes
 from lightning_bbox.nn.heads.bins.decoders import Decoder, ExpectationDecoder, ModeDecoder
 from lightning_bbox.nn.heads.bins.labels import BinGrid, BinLabels, lay_grid
 from lightning_bbox.nn.heads.bins.links import Link, Logits
 from lightning_bbox.nn.heads.bins.losses import BinLoss, usual_loss
-from lightning_bbox.nn.heads.linear import Head, MapShape, Targets, ToBoxes
 
 
 class BinHead(Head):
@@ -58,6 +59,7 @@ class BinHead(Head):
         tensor([-6.5000,  0.0000,  6.5000])
     """
 
+    keeps = ("origin", "unit", "std")
     edges: Tensor
     centers: Tensor
     inside: Tensor
@@ -103,9 +105,7 @@ class BinHead(Head):
         self.bin_width, self.log_bin_width = bin_width, log_bin_width
         self.grids, self.l1_weight, self.max_shift = grids, l1_weight, max_shift
 
-    def build(
-        self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None
-    ) -> "BinHead":
+    def build(self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None) -> Self:
         """Lay the bins out, symmetric about 0, in px and log size, and make the link's layer."""
         sizes = spec.num_targets - 2
         bounds = [self.max_shift or spec.max_shift] * 2 + spec.bounds[2:]
@@ -113,8 +113,7 @@ class BinHead(Head):
         grid = lay_grid(bounds, widths, self.labels.padding, self.grids)
         for name, buffer in grid._asdict().items():
             self.register_buffer(name, buffer)
-        for name, value in (("origin", 0.0), ("unit", 1.0), ("std", 1.0)):
-            self.register_buffer(name, torch.full((len(bounds),), value))
+        super().build(in_features, spec)
         prior = grid.prior(torch.tensor(spec.bounds * self.grids))
         self.link.build(in_features, grid.inside, prior)
         return self
@@ -130,16 +129,13 @@ class BinHead(Head):
         Raises:
             BadInput: The codec mixes the coordinates, so that bins of one mean nothing.
         """
-        self._refuse_mixed(space)
+        super().fit(space)
         largest = float(space.bound[0])
         if self.max_shift is not None and self.max_shift < largest:
             rank_zero_warn(
                 f"targets wider than the bins: shifts reach {largest:g} px, BinHead holds "
                 f"{self.max_shift:g}; raise its max_shift, or lower the jitter"
             )
-        self.origin.copy_(space.origin)
-        self.unit.copy_(space.unit)
-        self.std.copy_(space.std)
 
     def forward(self, features: Float[Tensor, "b f"]) -> Logits:
         """Return the link's logits, a row for each coordinate of each grid."""

@@ -7,26 +7,13 @@ from torch.nn import functional as F
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import Part
+from lightning_bbox.nn.heads.base import near_zero_linear
 from lightning_bbox.nn.heads.bins.labels import Probs
 
 IMPOSSIBLE = -1e4
 """Logit of what a row doesn't have: its probability is 0, and 0 times its logarithm too."""
 
 Logits = Float[Tensor, "b r m"]
-
-
-def near_zero_linear(in_features: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """Return a linear layer that says next to nothing yet.
-
-    Examples:
-        >>> near_zero_linear(4, 2).bias.tolist()
-        [0.0, 0.0]
-    """
-    linear = nn.Linear(in_features, outputs, bias=bias)
-    nn.init.normal_(linear.weight, std=0.001)
-    if bias:
-        nn.init.zeros_(linear.bias)
-    return linear
 
 
 class Link(Part):
