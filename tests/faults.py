@@ -455,7 +455,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def has_place(root: Path, fault: Fault) -> bool:
     """Say where a fault goes, and whether that is one place and its tests are there."""
     found = places(root, fault)
-    where = [str(path.relative_to(root)) for path in (*found, *test_files(root, fault))]
+    where = [str(path.relative_to(root)) for path in (*found, *files_of(root, fault))]
     right = len(found) == 1 and len(where) == 1 + len(fault.tests)
     say(f"{'' if right else 'NO PLACE, or tests missing: '}{fault.name}: {', '.join(where)}")
     return right
@@ -467,7 +467,7 @@ def places(root: Path, fault: Fault) -> list[Path]:
     return [path for path in modules for _ in range(path.read_text().count(fault.old))]
 
 
-def test_files(root: Path, fault: Fault) -> list[Path]:
+def files_of(root: Path, fault: Fault) -> list[Path]:
     """List a fault's tests: their files, or the whole room of one that was moved within it."""
     tests, files = root / "tests", []
     for name in fault.tests:
@@ -492,7 +492,7 @@ def copies(root: Path, count: int) -> Iterator[SimpleQueue[Path]]:
 def passes_without(faults: Sequence[Fault], free: SimpleQueue[Path]) -> bool:
     """Run the tests of all faults without any: one that fails anyhow would notice nothing."""
     root, since = free.get(), time.monotonic()
-    files = dict.fromkeys(path for fault in faults for path in test_files(root, fault))
+    files = dict.fromkeys(path for fault in faults for path in files_of(root, fault))
     done = run_tests(root, [*files])
     free.put(root)
     words = (done.stdout or done.stderr).strip().rpartition("\n")[2]
@@ -509,7 +509,7 @@ def is_noticed(fault: Fault, free: SimpleQueue[Path]) -> bool:
     right = module.read_text()
     try:
         module.write_text(right.replace(fault.old, fault.new))
-        done = run_tests(root, test_files(root, fault))
+        done = run_tests(root, files_of(root, fault))
     finally:
         module.write_text(right)
         free.put(root)
