@@ -212,31 +212,21 @@ class SampleDataModule(pl.LightningDataModule):
             proposals = items.proposals[order]
         flips = self.augment.flips(plan) if training else torch.zeros(len(order), 2)
         factors = self.augment.factors(plan) if training else None
-        image_index = items.image_index[order]
-        store_index, crop_boxes = self.places(image_index, proposals, flips)
         return Samples(
             items=order,
             labels=self.label_numbers[items.labels[order]],
-            image_index=image_index,
+            image_index=items.image_index[order],
             gt_boxes=mirror_boxes(gt_boxes, box_centers(proposals), flips),
             proposals=proposals,
             flips=flips,
             factors=torch.zeros(len(order), 0) if factors is None else factors,
             noise=self.noise.offsets(plan),
-            store_index=store_index,
-            crop_boxes=crop_boxes,
+            crop_boxes=self.crop_boxes(proposals, flips),
         )
 
-    def placed(self, samples: Samples) -> Samples:
-        """Return samples that are cut where their proposals and flips, changed since, say."""
-        index, boxes = self.places(samples.image_index, samples.proposals, samples.flips)
-        return samples._replace(store_index=index, crop_boxes=boxes)
-
-    def places(
-        self, image_index: Int64[Tensor, " n"], proposals: Boxes, flips: Float[Tensor, "n 2"]
-    ) -> tuple[Int64[Tensor, " n"], Boxes]:
-        """Return where samples are cut: a picture of the store, and a box with swapped corners."""
-        return image_index, swap_corners(self.geometry.crop_boxes(proposals), *(flips > 0).T)
+    def crop_boxes(self, proposals: Boxes, flips: Float[Tensor, "n 2"]) -> Boxes:
+        """Return where crops are cut, with swapped corners where they are mirrored."""
+        return swap_corners(self.geometry.crop_boxes(proposals), *(flips > 0).T)
 
     def ranks(self) -> tuple[int, int]:
         """Return the number of this process, and of all."""

@@ -27,7 +27,7 @@ from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import Jitter
 from lightning_bbox.pictures.augment import Augment, adjust_photometry, compiled_photometry
 from lightning_bbox.pictures.cut import cut_crops
-from lightning_bbox.pictures.kernels import Kernel, compiled_bilinear, sample_bilinear
+from lightning_bbox.pictures.kernels import compiled_bilinear, sample_bilinear
 from lightning_bbox.pictures.places import Place, Store, choose_place, measure_room
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
 from lightning_bbox.pictures.triton_cut import triton_bilinear
@@ -100,11 +100,6 @@ class CropDataModule(SampleDataModule):
             self._source = source = replace(source, store=source.store.to(device))
         return source.store
 
-    @property
-    def kernels(self) -> tuple[Kernel, Kernel]:
-        """The plain and the compiled kernel that cut."""
-        return sample_bilinear, compiled_bilinear
-
     def compiles_on(self, device: torch.device) -> bool:
         """Tell whether the kernels that cut and augment are compiled on a device."""
         choice = True if self.compile == "triton" else self.compile
@@ -115,15 +110,14 @@ class CropDataModule(SampleDataModule):
         goal, store = samples.proposals.device, self.source.store
         if isinstance(store, ImageStore) and store.stays:
             samples = samples.to(_CPU)
-            store.expect(samples.store_index, samples.crop_boxes)
+            store.expect(samples.image_index, samples.crop_boxes)
         device, boxes = samples.crop_boxes.device, samples.crop_boxes
-        plain, fast = self.kernels
-        kernel = fast if self.compiles_on(device) else plain
+        kernel = compiled_bilinear if self.compiles_on(device) else sample_bilinear
         if self.compile == "triton" and not self.stays:  # on the host Triton has no part
             kernel = triton_bilinear
         size, supersample = self.geometry.size, self.geometry.supersample or 1
         crops, start = list[Tensor](), 0
-        for store, index in self.store_on(device).parts(samples.store_index):
+        for store, index in self.store_on(device).parts(samples.image_index):
             rows = slice(start, start + len(index))
             crops.append(cut_crops(store, index, boxes[rows], size, supersample, kernel))
             start += len(index)

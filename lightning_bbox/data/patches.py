@@ -7,8 +7,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, Shaped, UInt8
-from torch import Tensor
+from jaxtyping import Float32, Shaped, UInt8
 
 from lightning_bbox.annotations.splits import hold_out_groups
 from lightning_bbox.core.compiling import CutCompile
@@ -16,11 +15,10 @@ from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.data.draws import BatchSize
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Items, Source
-from lightning_bbox.geometry.boxes import Boxes, mirror_boxes, shift_boxes, swap_corners
+from lightning_bbox.geometry.boxes import shift_boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import Jitter, UniformJitter
 from lightning_bbox.pictures.augment import Augment
-from lightning_bbox.pictures.kernels import Kernel, compiled_whole, sample_whole
 from lightning_bbox.pictures.store import ImageStore
 
 
@@ -137,41 +135,9 @@ class PatchDataModule(CropDataModule):
         note = f"{count} patches of {height} x {width}, " + (
             "shifts cut from the margin" if offsets is None else "already shifted"
         )
-        patches = self.patches
-        if self._whole and self.augment.flip_x:
-            patches = np.concatenate([patches, patches[:, :, ::-1]])
-        store = ImageStore.from_array(patches)
+        store = ImageStore.from_array(self.patches)
         store.stays = self.place(needed=4 * len(store.pixels)) == "pinned"
         return Source(store, splits, ("patch",), (note,))
-
-    @property
-    def _whole(self) -> bool:
-        """Whether all crops lie on whole pixels."""
-        whole = isinstance(self.jitter, UniformJitter) and self.jitter.integer
-        even = all((side - self.geometry.size) % 2 == 0 for side in self.patches.shape[1:3])
-        return even and (whole or self.offsets is not None)
-
-    @property
-    def kernels(self) -> tuple[Kernel, Kernel]:
-        """The kernels that copy whole rows, where nothing is resampled."""
-        return (sample_whole, compiled_whole) if self._whole else super().kernels
-
-    def places(
-        self, image_index: Int64[Tensor, " n"], proposals: Boxes, flips: Float[Tensor, "n 2"]
-    ) -> tuple[Int64[Tensor, " n"], Boxes]:
-        """Return where samples are cut.
-
-        Whole rows can't be copied backwards: crops that are mirrored left-right come from mirrored
-        patches, which follow the others in the store.
-        """
-        if not self._whole:
-            return super().places(image_index, proposals, flips)
-        across, down = (flips > 0).T
-        middle = torch.tensor([self.patches.shape[2] / 2, 0.0])
-        only_across = flips * flips.new_tensor([1.0, 0.0])
-        boxes = mirror_boxes(self.geometry.crop_boxes(proposals), middle, only_across)
-        index = torch.where(across, image_index + len(self.patches), image_index)
-        return index, swap_corners(boxes, torch.zeros_like(down), down)
 
 
 def _load_patches(

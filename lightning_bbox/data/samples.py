@@ -71,8 +71,7 @@ class Samples(NamedTuple):
     """Every sample of one epoch of a split, a row each, in picture pixels.
 
     `flips` mirrors a sample about its proposal's centre: `gt_boxes` are mirrored already, and so is
-    the crop that is cut at `crop_boxes` (swapped corners mirror) from picture `store_index` of the
-    store.
+    the crop that is cut at `crop_boxes`, whose corners are swapped for that.
     """
 
     items: Int64[Tensor, " n"]
@@ -83,7 +82,6 @@ class Samples(NamedTuple):
     flips: Float[Tensor, "n 2"]
     factors: Float[Tensor, "n f"]
     noise: Int64[Tensor, " n"]
-    store_index: Int64[Tensor, " n"]
     crop_boxes: Float[Tensor, "n 4"]
 
     def take(self, rows: Int64[Tensor, " b"]) -> "Samples":

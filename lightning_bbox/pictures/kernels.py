@@ -32,27 +32,6 @@ crops' side, and how many samples squared each crop pixel averages."""
 Sampler = Callable[[Tensor, Tensor, Tensor, Tensor, Boxes, int], Float[Tensor, "b 3 s s"]]
 
 
-def _for_any_batch(sampler: Sampler, reads: int) -> Sampler:
-    """Compile to one graph that serves every store, and every batch of two or more.
-
-    Args:
-        sampler: What to compile.
-        reads: On the CPU, what is made of more reads than these becomes a table, worked out once a
-            crop. Elsewhere all is worked out anew for each pixel, in one kernel.
-    """
-    on_cpu, elsewhere = compiled(sampler, realize_acc_reads_threshold=reads), compiled(sampler)
-
-    def call(
-        pixels: Tensor, offsets: Tensor, heights: Tensor, widths: Tensor, boxes: Boxes, size: int
-    ) -> Tensor:
-        for tensor in (pixels, offsets, heights, widths, boxes):
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        fast = on_cpu if pixels.device.type == "cpu" else elsewhere
-        return fast(pixels, offsets, heights, widths, boxes, size)
-
-    return call
-
-
 def _taps(low: Tensor, high: Tensor, limit: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the two neighbours of each sample along one side, and the second one's weight.
 
@@ -90,7 +69,21 @@ def _sample_once(
     return torch.stack(channels, dim=1)
 
 
-_compiled_once = _for_any_batch(_sample_once, reads=5)
+# On the CPU, what is made of more than five reads becomes a table, worked out once a crop.
+# Elsewhere all is worked out anew for each pixel, in one kernel.
+_once_on_cpu = compiled(_sample_once, realize_acc_reads_threshold=5)
+_once_elsewhere = compiled(_sample_once)
+
+
+def _compiled_once(
+    pixels: Tensor, offsets: Tensor, heights: Tensor, widths: Tensor, boxes: Boxes, size: int
+) -> Tensor:
+    """Do the same by one graph that serves every store, and every batch of two or more."""
+    for tensor in (pixels, offsets, heights, widths, boxes):
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    fast = _once_on_cpu if pixels.device.type == "cpu" else _once_elsewhere
+    return fast(pixels, offsets, heights, widths, boxes, size)
+
 
 CPU_CHUNK = 32
 """Crops sampled together: their source pixels stay in the cache (14.5 against 18.7 ms, k = 3)."""
@@ -180,82 +173,3 @@ def _sample_shifts(supersample: int, boxes: Boxes, size: int) -> Float[Tensor, "
     grid = torch.cartesian_prod(fractions, fractions)
     shifts = grid * (box_sizes(boxes) / size)[:, None]
     return torch.cat([shifts, shifts], dim=-1)
-
-
-def _copy_rows(
-    pixels: Float32[Tensor, " p"],
-    offsets: Int64[Tensor, " b"],
-    heights: Int32[Tensor, " b"],
-    widths: Int32[Tensor, " b"],
-    boxes: Boxes,
-    size: int,
-) -> Float[Tensor, "b 3 s s"]:
-    """Copy each crop's rows as they lie, from the last one upwards where it is mirrored."""
-    up = boxes[:, 3] < boxes[:, 1]
-    top = torch.minimum(boxes[:, 1], boxes[:, 3]).long().clamp(min=0)
-    top = torch.minimum(top, (heights - size).clamp(min=0))
-    first, step = torch.where(up, top + size - 1, top), torch.where(up, -widths, widths)
-    starts = offsets + first * widths + boxes[:, 0].long()
-    rows = starts[:, None] + torch.arange(size, device=boxes.device) * step[:, None]
-    # An index of whole rows: within one the pixels are neighbours, so that they load as vectors.
-    packed = pixels.unfold(0, size, 1)[rows.clamp(0, len(pixels) - size)].int()
-    return torch.stack(
-        [((packed >> shift) & 255).float() * (1 / 255) for shift in (0, 8, 16)], dim=1
-    )
-
-
-_compiled_rows = _for_any_batch(_copy_rows, reads=2)
-
-
-def sample_whole(
-    pixels: Float32[Tensor, " p"],
-    offsets: Int64[Tensor, " b"],
-    heights: Int32[Tensor, " b"],
-    widths: Int32[Tensor, " b"],
-    boxes: Boxes,
-    size: int,
-    supersample: int = 1,
-) -> Float[Tensor, "b 3 s s"]:
-    """Cut crops that need no resampling: `sample_bilinear` to the bit, where boxes allow it.
-
-    Args:
-        pixels: The store's packed pixels.
-        offsets: Where the picture of each box begins.
-        heights: Rows of that picture.
-        widths: Columns of that picture.
-        boxes: Crop boxes with corners at whole pixels, of the crops' own size, inside the picture;
-            swapped y mirrors, but x must not be swapped: rows aren't copied backwards.
-        size: Side of the crops.
-        supersample: 1, as there is nothing to average.
-
-    Returns:
-        Crops in [0, 1]. The content is undefined where a box isn't as it should be.
-
-    Examples:
-        >>> reds, three = torch.arange(9.0), torch.tensor([3]).int()
-        >>> box = torch.tensor([[1.0, 2.0, 2.0, 3.0]])
-        >>> crop = sample_whole(reds, torch.tensor([0]), three, three, box, size=1)
-        >>> (crop.flatten() * 255).round()
-        tensor([7., 0., 0.])
-    """
-    assert supersample == 1
-    return _copy_rows(pixels, offsets, heights, widths, boxes, size)
-
-
-def compiled_whole(
-    pixels: Float32[Tensor, " p"],
-    offsets: Int64[Tensor, " b"],
-    heights: Int32[Tensor, " b"],
-    widths: Int32[Tensor, " b"],
-    boxes: Boxes,
-    size: int,
-    supersample: int = 1,
-) -> Float[Tensor, "b 3 s s"]:
-    """Cut crops that need no resampling faster: the compiled twin of `sample_whole`.
-
-    Examples:
-        >>> callable(compiled_whole)
-        True
-    """
-    assert supersample == 1
-    return _compiled_rows(pixels, offsets, heights, widths, boxes, size)

@@ -10,12 +10,7 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import box_centers, box_sizes, mirror_boxes, shift_boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.pictures.cut import cut_crops
-from lightning_bbox.pictures.kernels import (
-    compiled_bilinear,
-    compiled_whole,
-    sample_bilinear,
-    sample_whole,
-)
+from lightning_bbox.pictures.kernels import compiled_bilinear, sample_bilinear
 from lightning_bbox.pictures.store import ImageStore, pack_rgb
 from tests import reference
 from tests.draws import THOROUGH
@@ -295,50 +290,6 @@ def test_one_graph_serves_every_batch_size_and_store():
 def test_the_compiled_twin_takes_one_crop_or_none(count):
     batch = mixed_batch(count)
     close(cut_crops(*batch, SIZE, 1, compiled_bilinear), cut_crops(*batch, SIZE))
-
-
-def whole_boxes(size):
-    """Boxes on whole pixels inside a picture of 43 x 31, half of them upside down."""
-    corners = [(0, 0), (43 - size, 31 - size), (13, 7), (5, 31 - size)]
-    upright = [(x, y, x + size, y + size) for x, y in corners]
-    return upright + [(x1, y2, x2, y1) for x1, y1, x2, y2 in upright]
-
-
-@pytest.mark.parametrize("size", [8, 9, 20])
-def test_copied_rows_are_bit_equal_to_slices_and_to_bilinear_samples(size):
-    picture, boxes = made_up_picture(31, 43), whole_boxes(size)
-    crops = cut_one(picture, *boxes, size=size, kernel=sample_whole)
-    assert torch.equal(crops, cut_one(picture, *boxes, size=size))
-    for crop, (x1, y1, x2, y2) in zip(crops, boxes, strict=True):
-        rows = picture[y1:y2] if y1 < y2 else picture[y2:y1][::-1]
-        assert torch.equal(crop, planes(np.ascontiguousarray(rows[:, x1:x2])))
-
-
-def test_rows_are_copied_from_pictures_of_any_size():
-    pictures = [made_up_picture(*shape, seed) for seed, shape in enumerate(SHAPES[:2])]
-    index, boxes = torch.tensor([1, 0, 1]), torch.tensor([[3.0, 2, 12, 11]] * 3)
-    crops = cut_crops(store_of(*pictures), index, boxes, 9, kernel=sample_whole)
-    assert torch.equal(crops, cut_crops(store_of(*pictures), index, boxes, 9))
-
-
-def test_rows_outside_of_the_store_are_not_read():
-    survives = cut_one(
-        made_up_picture(31, 43), *NOT_FINITE, (0, 0, 9, 9), (-50, 90, -41, 99), kernel=sample_whole
-    )
-    assert survives.shape == (len(NOT_FINITE) + 2, 3, SIZE, SIZE)
-
-
-@pytest.mark.compile
-def test_the_compiled_copy_of_rows_is_bit_equal_to_the_plain_one():
-    cut_one(made_up_picture(31, 43), *whole_boxes(9), size=9, kernel=compiled_whole)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for count in (5, 8):
-            boxes = whole_boxes(9)[:count]
-            fast, plain = (
-                cut_one(made_up_picture(31, 43), *boxes, size=9, kernel=kernel)
-                for kernel in (compiled_whole, sample_whole)
-            )
-            assert torch.equal(fast, plain)
 
 
 def made_up_anchors():
