@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lightning_bbox.core.compiling import CutCompile, should_compile
+from lightning_bbox.core.compiling import CutCompile
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.prefetch import ahead
@@ -26,11 +26,9 @@ from lightning_bbox.data.samples import Batch, Samples
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import Jitter
 from lightning_bbox.pictures.augment import Augment, adjust_photometry, compiled_photometry
-from lightning_bbox.pictures.cut import cut_crops
-from lightning_bbox.pictures.kernels import compiled_bilinear, sample_bilinear
+from lightning_bbox.pictures.cut import cut_crops, is_compiled, kernel_for
 from lightning_bbox.pictures.places import Place, Store, choose_place, measure_room
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
-from lightning_bbox.pictures.triton_cut import triton_bilinear
 
 _CPU = torch.device("cpu")
 
@@ -100,11 +98,6 @@ class CropDataModule(SampleDataModule):
             self._source = source = replace(source, store=source.store.to(device))
         return source.store
 
-    def compiles_on(self, device: torch.device) -> bool:
-        """Tell whether the kernels that cut and augment are compiled on a device."""
-        choice = True if self.compile == "triton" else self.compile
-        return should_compile(choice, device, pays_on_cpu=True)
-
     def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
         """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
         goal, store = samples.proposals.device, self.source.store
@@ -112,9 +105,7 @@ class CropDataModule(SampleDataModule):
             samples = samples.to(_CPU)
             store.expect(samples.image_index, samples.crop_boxes)
         device, boxes = samples.crop_boxes.device, samples.crop_boxes
-        kernel = compiled_bilinear if self.compiles_on(device) else sample_bilinear
-        if self.compile == "triton" and not self.stays:  # on the host Triton has no part
-            kernel = triton_bilinear
+        kernel = kernel_for(self.compile, device, on_host=self.stays)
         size, supersample = self.geometry.size, self.geometry.supersample or 1
         crops, start = list[Tensor](), 0
         for store, index in self.store_on(device).parts(samples.image_index):
@@ -178,7 +169,7 @@ class CropDataModule(SampleDataModule):
         crops = self.cut(samples) if crops is None else crops
         if augment:
             factors = samples.factors if samples.factors.shape[1] else None
-            fast = self.compiles_on(crops.device)
+            fast = is_compiled(self.compile, crops.device)
             adjust = compiled_photometry if fast else adjust_photometry
             crops = self.augment.photometry(crops, factors, adjust)
         if noise := self.noise_level(augment):

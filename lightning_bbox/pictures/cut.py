@@ -1,10 +1,12 @@
-"""The cut: from the store and boxes to crops."""
+"""The cut: from the store and boxes to crops, by the kernel that is asked for."""
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lightning_bbox.core.compiling import CutCompile, should_compile
 from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.pictures.kernels import Kernel, sample_bilinear
+from lightning_bbox.pictures.kernels import Kernel, compiled_bilinear, sample_bilinear
 from lightning_bbox.pictures.store import ImageStore
 
 
@@ -24,13 +26,13 @@ def cut_crops(
         crop_boxes: Where to cut, `xyxy` in picture pixels; swapped corners mirror the crop.
         size: Side of the crops in pixels.
         supersample: Each crop pixel averages this many bilinear samples squared.
-        kernel: What samples (see `lightning_bbox.pictures.kernels`).
+        kernel: What samples (see `kernel_for`).
 
     Returns:
         Crops in [0, 1].
 
     Examples:
-        >>> import numpy as np, torch
+        >>> import numpy as np
         >>> store = ImageStore.from_array(np.full((1, 8, 8, 3), 255, dtype=np.uint8))
         >>> box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
         >>> cut_crops(store, torch.tensor([0]), box, size=2).unique()
@@ -39,3 +41,38 @@ def cut_crops(
     offsets, heights = store.offsets[image_index], store.heights[image_index]
     widths = store.widths[image_index]
     return kernel(store.pixels, offsets, heights, widths, crop_boxes, size, supersample)
+
+
+def kernel_for(choice: CutCompile, device: torch.device, on_host: bool = False) -> Kernel:
+    """Return the kernel that cuts on a device.
+
+    Args:
+        choice: What the user asked for.
+        device: Where crops are cut.
+        on_host: Whether that is for another device, so that Triton has no part in it.
+
+    Raises:
+        BadInput: Compilation was asked for and there is no C++ compiler.
+
+    Examples:
+        >>> kernel_for(False, torch.device("cpu")).__name__
+        'sample_bilinear'
+    """
+    if choice == "triton" and not on_host:
+        from lightning_bbox.cuda.triton_cut import triton_bilinear
+
+        return triton_bilinear
+    return compiled_bilinear if is_compiled(choice, device) else sample_bilinear
+
+
+def is_compiled(choice: CutCompile, device: torch.device) -> bool:
+    """Tell whether kernels that cut and augment are compiled on a device.
+
+    Raises:
+        BadInput: Compilation was asked for and there is no C++ compiler.
+
+    Examples:
+        >>> is_compiled("auto", torch.device("meta"))
+        False
+    """
+    return should_compile(True if choice == "triton" else choice, device, pays_on_cpu=True)

@@ -6,40 +6,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kornia.geometry.transform import crop_and_resize
 
-from lightning_bbox.core.errors import BadInput
-from lightning_bbox.geometry.boxes import box_centers, box_sizes, mirror_boxes, shift_boxes
+from lightning_bbox.geometry.boxes import box_sizes, mirror_boxes, shift_boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.kernels import compiled_bilinear, sample_bilinear
-from lightning_bbox.pictures.store import ImageStore, pack_rgb
+from lightning_bbox.pictures.store import ImageStore
 from tests import reference
+from tests.crops import (
+    ALIGNED,
+    INSIDE,
+    NOT_FINITE,
+    OUTSIDE,
+    SHAPES,
+    SIZE,
+    close,
+    made_up_picture,
+    mixed_batch,
+    planes,
+)
 from tests.draws import THOROUGH
-
-SIZE = 9
-INSIDE = (5.2, 6.9, 21.7, 19.4)
-OUTSIDE = {
-    "left and above": (-7.5, -3.25, 9.0, 8.0),
-    "right and below": (30.0, 22.0, 55.5, 41.0),
-    "all around": (-10.0, -8.0, 60.0, 50.0),
-    "beside": (80.0, 5.0, 90.0, 15.0),
-    "a sliver": (3.0, 4.0, 3.01, 20.0),
-    "empty": (7.3, 7.3, 7.3, 7.3),
-    "mirrored across": (21.7, 6.9, 5.2, 19.4),
-    "mirrored down": (5.2, 19.4, 21.7, 6.9),
-    "mirrored both": (21.7, 19.4, 5.2, 6.9),
-}
-SHAPES = [(31, 43), (24, 30), (1, 1), (1, 40), (50, 1)]
-NOT_FINITE = [
-    (float("nan"),) * 4,
-    (0.0, 0.0, float("inf"), 9.0),
-    (float("-inf"), 0.0, float("inf"), 9.0),
-    (float("-inf"),) * 4,
-    (float("inf"),) * 4,
-    (1e30, -1e30, 3e38, 3e38),
-    (0.0, float("nan"), 9.0, 9.0),
-]
-# Whole numbers, a crop pixel to a picture pixel, some of them across the border.
-ALIGNED = [(0, 0), (13, 7), (34, 22), (-4, 3), (38, -2), (-30, 60)]
 
 shifts = st.integers(-6, 6)
 # From a few pixels to several times the picture's side, either way round.
@@ -47,28 +32,16 @@ edges = st.tuples(*[st.floats(-80, 120, width=32)] * 4)
 supersamples = st.integers(1, 3)
 
 
-def made_up_picture(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def store_of(*pictures):
-    pixels = torch.cat([torch.from_numpy(pack_rgb(picture).reshape(-1)) for picture in pictures])
-    return ImageStore(pixels, torch.tensor([picture.shape[:2] for picture in pictures]))
-
-
 def cut_one(picture, *crop_boxes, size=SIZE, **options):
     """Cut all boxes from one picture."""
     index = torch.zeros(len(crop_boxes), dtype=torch.int64)
-    return cut_crops(store_of(picture), index, torch.tensor(crop_boxes).float(), size, **options)
-
-
-def planes(picture):
-    """The picture as (3, H, W) from 0 to 1, bit by bit as a cut converts it."""
-    return torch.from_numpy(picture).permute(2, 0, 1).float() * (1 / 255)
-
-
-def close(found, expected, atol=1e-4):
-    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+    return cut_crops(
+        ImageStore.from_array(picture[None]),
+        index,
+        torch.tensor(crop_boxes).float(),
+        size,
+        **options,
+    )
 
 
 def near_oracle(crops, picture, crop_boxes, supersample=1):
@@ -88,14 +61,16 @@ def test_every_crop_comes_from_its_own_picture_of_its_own_size():
     pictures = [made_up_picture(*shape, seed) for seed, shape in enumerate(SHAPES)]
     index = torch.tensor([4, 0, 3, 1, 2, 0, 4])
     boxes = torch.tensor([INSIDE, *list(OUTSIDE.values())[:6]])
-    crops = cut_crops(store_of(*pictures), index, boxes, SIZE, supersample=2)
+    crops = cut_crops(ImageStore.from_pictures(pictures), index, boxes, SIZE, supersample=2)
     for crop, number, box in zip(crops, index.tolist(), boxes, strict=True):
         near_oracle(crop[None], pictures[number], [box], supersample=2)
 
 
 def test_no_boxes_give_no_crops():
     index, boxes = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
-    crops = cut_crops(store_of(made_up_picture(8, 8)), index, boxes, SIZE, supersample=2)
+    crops = cut_crops(
+        ImageStore.from_array(made_up_picture(8, 8)[None]), index, boxes, SIZE, supersample=2
+    )
     assert crops.shape == (0, 3, SIZE, SIZE)
 
 
@@ -238,19 +213,11 @@ def survives_not_finite(kernel, supersample):
 
 
 def test_the_cut_leaves_store_and_boxes_as_they_were():
-    store, boxes = store_of(made_up_picture(31, 43)), torch.tensor([INSIDE])
+    store, boxes = ImageStore.from_array(made_up_picture(31, 43)[None]), torch.tensor([INSIDE])
     pixels = store.pixels.clone()
     cut_crops(store, torch.tensor([0]), boxes, SIZE, supersample=2)
     assert torch.equal(store.pixels, pixels)
     assert torch.equal(boxes, torch.tensor([INSIDE]))
-
-
-def mixed_batch(count):
-    """A store of pictures of several sizes, and crops from it, inside and outside."""
-    generator = torch.Generator().manual_seed(count)
-    pictures = [made_up_picture(*shape, seed) for seed, shape in enumerate(SHAPES)]
-    index = torch.randint(len(pictures), (count,), generator=generator)
-    return store_of(*pictures), index, 60 * torch.rand(count, 4, generator=generator) - 10
 
 
 @pytest.mark.compile
@@ -290,51 +257,3 @@ def test_one_graph_serves_every_batch_size_and_store():
 def test_the_compiled_twin_takes_one_crop_or_none(count):
     batch = mixed_batch(count)
     close(cut_crops(*batch, SIZE, 1, compiled_bilinear), cut_crops(*batch, SIZE))
-
-
-def made_up_anchors():
-    return torch.tensor([[10.0, 20.0, 40.0, 80.0], [0.5, 0.25, 30.5, 20.25]])
-
-
-@pytest.mark.parametrize("context", [1.0, 1.5, 2.0])
-@pytest.mark.parametrize("square", [False, True])
-def test_the_crop_box_is_the_anchor_with_its_context(context, square):
-    geometry = CropGeometry(context=context, square=square)
-    anchors = geometry.anchors(made_up_anchors())
-    crop_boxes = geometry.crop_boxes(anchors)
-    torch.testing.assert_close(box_centers(crop_boxes), box_centers(made_up_anchors()))
-    torch.testing.assert_close(box_sizes(crop_boxes), box_sizes(anchors) * context)
-
-
-def test_square_crops_cut_around_the_longer_side():
-    anchors = CropGeometry(square=True).anchors(made_up_anchors())
-    assert box_sizes(anchors).tolist() == [[60.0, 60.0], [30.0, 30.0]]
-    assert torch.equal(CropGeometry().anchors(made_up_anchors()), made_up_anchors())
-
-
-@pytest.mark.parametrize("size", [45, 227])
-@pytest.mark.parametrize("square", [False, True])
-def test_a_px_is_one_45th_of_the_crop_boxs_side_whatever_the_crops_size(size, square):
-    geometry = CropGeometry(size=size, context=1.8, square=square)
-    anchors = geometry.anchors(made_up_anchors())
-    px = geometry.px(anchors)
-    torch.testing.assert_close(px * 45, box_sizes(geometry.crop_boxes(anchors)))
-    torch.testing.assert_close(px * geometry.px_per_delta, box_sizes(anchors))
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"size": 7}, "crop size 7 is too small"),
-        ({"context": 0.9}, r"crop context 0\.9 is outside"),
-        ({"context": 10.5}, r"crop context 10\.5 is outside"),
-        ({"context": float("nan")}, "crop context nan is outside"),
-        ({"reference_size": 0.0}, r"reference_size 0\.0 isn't positive"),
-        ({"reference_size": -45.0}, "isn't positive"),
-        ({"reference_size": float("nan")}, "isn't positive"),
-        ({"supersample": 0}, "crop supersample 0 is below 1"),
-    ],
-)
-def test_a_geometry_that_makes_no_sense_is_refused(values, message):
-    with pytest.raises(BadInput, match=message):
-        CropGeometry(**values)

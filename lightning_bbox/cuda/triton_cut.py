@@ -107,7 +107,6 @@ def triton_bilinear(
     boxes: Boxes,
     size: int,
     supersample: int,
-    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b 3 s s"]:
     """Do as `sample_bilinear` does, in one kernel.
 
@@ -119,7 +118,6 @@ def triton_bilinear(
         boxes: Crop boxes; swapped corners mirror.
         size: Side of the crops.
         supersample: Each crop pixel averages this many samples squared.
-        dtype: What the crops are written as; they are computed in float32.
 
     Returns:
         Crops in [0, 1]. The content is undefined where a box isn't finite.
@@ -144,7 +142,7 @@ def triton_bilinear(
             "the compiled kernel there"
         )
         raise BadInput(msg)
-    crops = torch.empty(len(boxes), 3, size, size, dtype=dtype, device=pixels.device)
+    crops = torch.empty(len(boxes), 3, size, size, device=pixels.device)
     block = min(BLOCK, 1 << (size * size - 1).bit_length())
     programs = len(boxes) * -(-size * size // block)
     if programs:

@@ -1,0 +1,1 @@
+"""Machinery for CUDA that no card has proved yet; the rest of the package works without it."""
