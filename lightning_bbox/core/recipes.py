@@ -49,6 +49,9 @@ class Recipe:
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 (passed on)
         """Refuse a class that could not be made again by the names of its arguments."""
         super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls) and cls.__call__ is not nn.Module.__call__:
+            # What is no module may be written like one, as all parts of 0.1.0 were.
+            cls.__call__ = cls.forward  # type: ignore[attr-defined,method-assign] # said above
         if "__init__" not in vars(cls):
             return
         for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
@@ -76,6 +79,13 @@ class Recipe:
         object.__setattr__(made, "_init_args", plain)
         return made
 
+    def __init__(self) -> None:  # object's own would take any arguments, as `__new__` does
+        super().__init__()
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self._init_args.items())
+        return f"{type(self).__name__}({given})"
+
     def recipe(self) -> dict[str, Plain]:
         """Return class path and arguments, as plain data."""
         return {
@@ -94,6 +104,13 @@ class Part(Recipe, nn.Module):
         >>> Scale(2.0).recipe()["init_args"]
         {'factor': 2.0}
     """
+
+    __repr__ = nn.Module.__repr__
+
+    def extra_repr(self) -> str:
+        """Show what the part is made of beside modules."""
+        own = [item for item in vars(self).items() if isinstance(item[1], Recipe)]
+        return ", ".join(f"{name}={value!r}" for name, value in own)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move and cast the part, but keep its own floating-point buffers as exact as they are.

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import Part
+from lightning_bbox.core.recipes import Recipe
 
 Weights = Float[Tensor, "b n v"]
 Centers = Float[Tensor, "n v"]
@@ -16,10 +16,10 @@ Widths = Float[Tensor, " n"]
 Decoded = Float[Tensor, "b n"]
 
 
-class Decoder(Part):
+class Decoder(Recipe):
     """Weighted votes to one offset."""
 
-    def forward(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
+    def __call__(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
         """Return the decoded offsets.
 
         Args:
@@ -39,13 +39,13 @@ class ExpectationDecoder(Decoder):
         tensor([[0.2000]])
     """
 
-    def forward(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
+    def __call__(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
         """Return the mean."""
         return (probs * centers).sum(dim=-1)
 
 
 class ArgmaxDecoder(Decoder):
-    """The largest vote: no finer than the bins.
+    """The largest vote, of several alike the first: no finer than the bins.
 
     Examples:
         >>> votes, centers = torch.tensor([[[0.1, 0.6, 0.3]]]), torch.tensor([[-1.0, 0.0, 1.0]])
@@ -53,8 +53,8 @@ class ArgmaxDecoder(Decoder):
         tensor([[0.]])
     """
 
-    def forward(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
-        """Return the centre of the largest vote; of several alike, the first."""
+    def __call__(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
+        """Return the centre of the largest vote."""
         largest = probs.argmax(dim=-1, keepdim=True)
         return centers.expand_as(probs).gather(-1, largest).squeeze(-1)
 
@@ -70,7 +70,7 @@ class MedianDecoder(Decoder):
         tensor([[0.1667]])
     """
 
-    def forward(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
+    def __call__(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
         """Return the median, interpolated inside its vote's share of the range."""
         votes = probs.shape[-1]
         order = torch.ones(votes, votes, device=probs.device).tril()
@@ -111,19 +111,19 @@ class MeanShiftDecoder(Decoder):
             raise BadInput(msg)
         self.steps = steps
 
-    def forward(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
+    def __call__(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
         """Return where the climb ends; what has arrived stays while others go on."""
         scaled = centers / widths[:, None]
-        place = scaled.expand_as(probs).gather(-1, probs.argmax(dim=-1, keepdim=True))
-        moving = torch.ones_like(place, dtype=torch.bool)
+        peak = scaled.expand_as(probs).gather(-1, probs.argmax(dim=-1, keepdim=True))
+        moving = torch.ones_like(peak, dtype=torch.bool)
         # exp(-(x - c)^2 / 2) without what doesn't depend on c: a softmax weighs the votes.
         logs = probs.clamp(min=torch.finfo(torch.float32).tiny).log() - scaled.square() / 2
         for _ in range(self.steps):
-            weights = (logs + place * scaled).softmax(dim=-1)
-            step = (weights * scaled).sum(dim=-1, keepdim=True) - place
-            place = place + step * moving
+            weights = (logs + peak * scaled).softmax(dim=-1)
+            step = (weights * scaled).sum(dim=-1, keepdim=True) - peak
+            peak = peak + step * moving
             moving = moving & (step.abs() >= 1e-3)
-        return place.squeeze(-1) * widths
+        return peak.squeeze(-1) * widths
 
 
 class ModeDecoder(Decoder):
@@ -145,7 +145,7 @@ class ModeDecoder(Decoder):
             raise BadInput(msg)
         self.bins = bins
 
-    def forward(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
+    def __call__(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
         """Return the mean within the window."""
         largest = probs.argmax(dim=-1, keepdim=True)
         mode = centers.expand_as(probs).gather(-1, largest)

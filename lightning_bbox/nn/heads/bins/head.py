@@ -148,14 +148,13 @@ class BinHead(Head):
 
     def target_probs(self, targets: Targets) -> Float[Tensor, "b r k"]:
         """Return the labels: the distribution over bins that each row is to have."""
-        labels: Tensor = self.labels(self.offsets(targets).repeat(1, self.grids), self.grid)
-        return labels
+        return self.labels(self.offsets(targets).repeat(1, self.grids), self.grid)
 
     def loss(
         self, outputs: Logits, targets: Targets, to_boxes: ToBoxes | None = None
     ) -> Float[Tensor, " b"]:
         """Return the loss, summed over coordinates, on average over grids."""
-        losses: Tensor = self.criterion(self.link, outputs, self.target_probs(targets), self.grid)
+        losses = self.criterion(self.link, outputs, self.target_probs(targets), self.grid)
         losses = losses / self.grids
         if self.l1_weight:
             errors = (self._mean(outputs) - self.offsets(targets)) * self.unit / self.std
@@ -172,14 +171,14 @@ class BinHead(Head):
 
     def decode(self, outputs: Logits) -> Targets:
         """Return what the decoder makes of the votes, as targets."""
-        offsets: Tensor = self.decoder(self.votes(outputs), *self._places())
+        offsets = self.decoder(self.votes(outputs), *self._vote_bins())
         return self.origin + offsets * self.unit
 
     def stds(self, outputs: Logits) -> Float[Tensor, "b n"]:
         """Return the votes' standard deviations, without the blur of the labels; NaN of a hinge."""
         if not self.criterion.probabilistic:
             return super().stds(outputs)
-        votes, (centers, widths) = self.votes(outputs), self._places()
+        votes, (centers, widths) = self.votes(outputs), self._vote_bins()
         means = (votes * centers).sum(dim=-1, keepdim=True)
         variances = (votes * (centers - means).square()).sum(dim=-1)
         blur = self.labels.blur(self.grid)[: len(widths)] * widths.square()
@@ -199,9 +198,9 @@ class BinHead(Head):
         return math.log(self.grids) - densities.logsumexp(dim=1)
 
     def _mean(self, outputs: Logits) -> Targets:
-        return (self.votes(outputs) * self._places()[0]).sum(dim=-1)
+        return (self.votes(outputs) * self._vote_bins()[0]).sum(dim=-1)
 
-    def _places(self) -> tuple[Float[Tensor, "n v"], Float[Tensor, " n"]]:
+    def _vote_bins(self) -> tuple[Float[Tensor, "n v"], Float[Tensor, " n"]]:
         return self._together(self.centers[None])[0], self.widths[: len(self.unit)]
 
     def _together(self, rows: Float[Tensor, "b r k"]) -> Float[Tensor, "b n v"]:

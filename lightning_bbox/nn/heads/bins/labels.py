@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import Part
+from lightning_bbox.core.recipes import Recipe
 
 Probs = Float[Tensor, "b r k"]
 Offsets = Float[Tensor, "b r"]
@@ -34,18 +34,18 @@ class BinGrid(NamedTuple):
     inside: Bool[Tensor, "r k"]
     widths: Float[Tensor, " r"]
 
-    def places(self, offsets: Offsets) -> Offsets:
+    def positions(self, offsets: Offsets) -> Offsets:
         """Return where offsets lie among a row's bins, 0 at the first centre, 1 at the next.
 
         An offset beyond the range counts as its end.
         """
-        places = (offsets - self.centers[:, 0]) / self.widths
+        positions = (offsets - self.centers[:, 0]) / self.widths
         first = self.inside.int().argmax(dim=-1)
-        return torch.minimum(places.clamp(min=first), first + self.inside.sum(dim=-1) - 1)
+        return torch.minimum(positions.clamp(min=first), first + self.inside.sum(dim=-1) - 1)
 
     def true_bins(self, offsets: Offsets) -> Int64[Tensor, "b r"]:
         """Return the bin that each offset lies in."""
-        return (self.places(offsets) + 0.5).floor().long().clamp(max=self.centers.shape[-1] - 1)
+        return (self.positions(offsets) + 0.5).floor().long().clamp(max=self.centers.shape[-1] - 1)
 
     def one_hot(self, offsets: Offsets) -> Probs:
         """Return 1 for the bin that each offset lies in."""
@@ -102,13 +102,13 @@ def lay_grid(
     )
 
 
-class BinLabels(Part):
+class BinLabels(Recipe):
     """What a classifier is to say of a known offset: a distribution over the bins."""
 
     padding: float = 0.0
     """How many bins the range must reach beyond the largest offset."""
 
-    def forward(self, offsets: Offsets, grid: BinGrid) -> Probs:
+    def __call__(self, offsets: Offsets, grid: BinGrid) -> Probs:
         """Return the distribution over each row's bins; 0 outside of them."""
         raise NotImplementedError
 
@@ -130,7 +130,7 @@ class OneHotLabels(BinLabels):
         tensor([[[0., 1., 0.]]])
     """
 
-    def forward(self, offsets: Offsets, grid: BinGrid) -> Probs:
+    def __call__(self, offsets: Offsets, grid: BinGrid) -> Probs:
         """Return 1 for the true bin."""
         return grid.one_hot(offsets)
 
@@ -163,7 +163,7 @@ class SmoothedLabels(BinLabels):
             raise BadInput(msg)
         self.eps = eps
 
-    def forward(self, offsets: Offsets, grid: BinGrid) -> Probs:
+    def __call__(self, offsets: Offsets, grid: BinGrid) -> Probs:
         """Return 1 - eps for the true bin, and the rest for the others."""
         one_hot = grid.one_hot(offsets)
         others = (grid.inside.sum(dim=-1, keepdim=True) - 1).clamp(min=1)
@@ -199,7 +199,7 @@ class GaussianLabels(BinLabels):
             raise BadInput(msg)
         self.sigma, self.padding = sigma, 4 * sigma
 
-    def forward(self, offsets: Offsets, grid: BinGrid) -> Probs:
+    def __call__(self, offsets: Offsets, grid: BinGrid) -> Probs:
         """Return the mass in each bin, renormalised over the range.
 
         An offset beyond the range counts as lying on its end, where the mass would otherwise
@@ -227,10 +227,10 @@ class TwoHotLabels(BinLabels):
         tensor([[[0.0000, 0.7500, 0.2500]]])
     """
 
-    def forward(self, offsets: Offsets, grid: BinGrid) -> Probs:
+    def __call__(self, offsets: Offsets, grid: BinGrid) -> Probs:
         """Return the weight of each bin."""
         index = torch.arange(grid.centers.shape[-1], device=offsets.device)
-        return (1 - (grid.places(offsets)[..., None] - index).abs()).clamp(min=0)
+        return (1 - (grid.positions(offsets)[..., None] - index).abs()).clamp(min=0)
 
     def blur(self, grid: BinGrid) -> Float[Tensor, " r"]:
         """Return the weights' variance, on average over where the offset lies between them."""

@@ -94,12 +94,6 @@ class IndependentLink(Link):
 
     References:
         CS231n notes, Loss functions: attribute classification.
-
-    Examples:
-        >>> inside = torch.ones(2, 5, dtype=torch.bool)
-        >>> link = IndependentLink().build(8, inside, inside / 5)
-        >>> link.probs(torch.zeros(1, 2, 5))[0, 0]
-        tensor([0.2000, 0.2000, 0.2000, 0.2000, 0.2000])
     """
 
     def log_probs(self, logits: Logits) -> Probs:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import Part
+from lightning_bbox.core.recipes import Recipe
 from lightning_bbox.nn.heads.bins.labels import (
     BinGrid,
     BinLabels,
@@ -31,8 +31,20 @@ from lightning_bbox.nn.heads.bins.links import (
 Losses = Float[Tensor, " b"]
 
 
-class BinLoss(Part):
-    """Logits and labels to a number for each sample."""
+class BinLoss(Recipe):
+    """Logits and labels to a number for each sample.
+
+    Examples:
+        >>> import torch
+        >>> from lightning_bbox.nn.heads.bins.labels import lay_grid
+        >>> grid = lay_grid([1.0], [0.5], padding=0)
+        >>> for loss in (CrossEntropy(), WestonWatkinsHinge(), StructuredHinge()):
+        ...     link = SoftmaxLink().build(8, grid.inside, grid.inside / 5)
+        ...     print(loss(link, torch.zeros(1, 1, 5), torch.eye(5)[None, :1], grid))
+        tensor([1.6094])
+        tensor([4.])
+        tensor([2.])
+    """
 
     fits: ClassVar[dict[type[Link], type[BinLabels]]]
     """The links it can train, each with its usual labels; the first is the usual link."""
@@ -41,7 +53,7 @@ class BinLoss(Part):
     probabilistic: ClassVar[bool] = True
     """Whether it makes the link's probabilities those of the offset."""
 
-    def forward(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
+    def __call__(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
         """Return the loss of each sample."""
         raise NotImplementedError
 
@@ -76,14 +88,6 @@ class CrossEntropy(BinLoss):
 
     References:
         CS231n notes, Linear classification: the softmax classifier.
-
-    Examples:
-        >>> import torch
-        >>> from lightning_bbox.nn.heads.bins.labels import lay_grid
-        >>> grid = lay_grid([1.0], [0.5], padding=0)
-        >>> link = SoftmaxLink().build(8, grid.inside, grid.inside / 5)
-        >>> CrossEntropy()(link, torch.zeros(1, 1, 5), torch.eye(5)[None, :1], grid)
-        tensor([1.6094])
     """
 
     fits: ClassVar[dict[type[Link], type[BinLabels]]] = {
@@ -91,7 +95,7 @@ class CrossEntropy(BinLoss):
         TreeLink: GaussianLabels,
     }
 
-    def forward(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
+    def __call__(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
         """Return the cross-entropy of each sample."""
         return -(labels * link.log_probs(logits)).sum(dim=(1, 2))
 
@@ -105,14 +109,6 @@ class BinaryCrossEntropy(BinLoss):
     References:
         CS231n notes, Loss functions: attribute classification, whose printed formula lacks these
         brackets. Cao, Mirjalili and Raschka, Rank consistent ordinal regression (2020), equation 4.
-
-    Examples:
-        >>> import torch
-        >>> from lightning_bbox.nn.heads.bins.labels import lay_grid
-        >>> grid = lay_grid([1.0], [0.5], padding=0)
-        >>> link = IndependentLink().build(8, grid.inside, grid.inside / 5)
-        >>> BinaryCrossEntropy()(link, torch.zeros(1, 1, 5), torch.eye(5)[None, :1], grid)
-        tensor([3.4657])
     """
 
     fits: ClassVar[dict[type[Link], type[BinLabels]]] = {
@@ -120,7 +116,7 @@ class BinaryCrossEntropy(BinLoss):
         IndependentLink: OneHotLabels,
     }
 
-    def forward(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
+    def __call__(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
         """Return the sum of the logistic losses of each sample."""
         losses = F.binary_cross_entropy_with_logits(
             logits.float(), link.attributes(labels), reduction="none"
@@ -128,7 +124,15 @@ class BinaryCrossEntropy(BinLoss):
         return (losses * link.asked()).sum(dim=(1, 2))
 
 
-class WestonWatkinsHinge(BinLoss):
+class Hinge(BinLoss):
+    """Scores that are to beat each other by a margin; they tell no probabilities."""
+
+    fits: ClassVar[dict[type[Link], type[BinLabels]]] = {SoftmaxLink: OneHotLabels}
+    any_labels: ClassVar[bool] = False
+    probabilistic: ClassVar[bool] = False
+
+
+class WestonWatkinsHinge(Hinge):
     """The true bin's score beats each other's by 1, or it costs: the multi-class SVM.
 
     sum over j != y of max(0, f_j - f_y + 1). The scores' softmax orders the bins, but isn't their
@@ -140,25 +144,13 @@ class WestonWatkinsHinge(BinLoss):
     References:
         Weston and Watkins, Support vector machines for multi-class pattern recognition (1999).
         CS231n notes, Linear classification: the multiclass SVM loss.
-
-    Examples:
-        >>> import torch
-        >>> from lightning_bbox.nn.heads.bins.labels import lay_grid
-        >>> grid = lay_grid([1.0], [0.5], padding=0)
-        >>> link = SoftmaxLink().build(8, grid.inside, grid.inside / 5)
-        >>> WestonWatkinsHinge()(link, torch.zeros(1, 1, 5), torch.eye(5)[None, :1], grid)
-        tensor([4.])
     """
-
-    fits: ClassVar[dict[type[Link], type[BinLabels]]] = {SoftmaxLink: OneHotLabels}
-    any_labels: ClassVar[bool] = False
-    probabilistic: ClassVar[bool] = False
 
     def __init__(self, squared: bool = False) -> None:
         super().__init__()
         self.squared = squared
 
-    def forward(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
+    def __call__(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
         """Return the sum of the violations of each sample."""
         violations = (_leads(logits, labels) + 1).clamp(min=0) * (grid.inside * (1 - labels))
         if self.squared:
@@ -166,7 +158,7 @@ class WestonWatkinsHinge(BinLoss):
         return violations.sum(dim=(1, 2))
 
 
-class StructuredHinge(BinLoss):
+class StructuredHinge(Hinge):
     """The true bin's score beats each other's by their distance: near misses cost less.
 
     max over j of (Delta(j, y) + f_j - f_y), with Delta the distance of the bins' centres in px; a
@@ -175,21 +167,9 @@ class StructuredHinge(BinLoss):
     References:
         Tsochantaridis et al., Large margin methods for structured and interdependent output
         variables (2005), margin rescaling. CS231n notes, Loss functions: structured prediction.
-
-    Examples:
-        >>> import torch
-        >>> from lightning_bbox.nn.heads.bins.labels import lay_grid
-        >>> grid = lay_grid([1.0], [0.5], padding=0)
-        >>> link = SoftmaxLink().build(8, grid.inside, grid.inside / 5)
-        >>> StructuredHinge()(link, torch.zeros(1, 1, 5), torch.eye(5)[None, :1], grid)
-        tensor([2.])
     """
 
-    fits: ClassVar[dict[type[Link], type[BinLabels]]] = {SoftmaxLink: OneHotLabels}
-    any_labels: ClassVar[bool] = False
-    probabilistic: ClassVar[bool] = False
-
-    def forward(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
+    def __call__(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
         """Return the largest violation of each sample."""
         truths = (labels * grid.centers).sum(dim=-1, keepdim=True)
         px = (grid.widths[0] / grid.widths)[:, None]
@@ -197,28 +177,18 @@ class StructuredHinge(BinLoss):
         return violations.masked_fill(~grid.inside, IMPOSSIBLE).amax(dim=-1).sum(dim=-1)
 
 
-class AttributeHinge(BinLoss):
+class AttributeHinge(Hinge):
     """Each bin's score is above 1 where the offset lies in it, and below -1 elsewhere.
 
     max(0, 1 - y_j f_j), y_j 1 or -1, summed over bins: a binary SVM for each.
 
     References:
         CS231n notes, Loss functions: attribute classification.
-
-    Examples:
-        >>> import torch
-        >>> from lightning_bbox.nn.heads.bins.labels import lay_grid
-        >>> grid = lay_grid([1.0], [0.5], padding=0)
-        >>> link = IndependentLink().build(8, grid.inside, grid.inside / 5)
-        >>> AttributeHinge()(link, torch.zeros(1, 1, 5), torch.eye(5)[None, :1], grid)
-        tensor([5.])
     """
 
     fits: ClassVar[dict[type[Link], type[BinLabels]]] = {IndependentLink: OneHotLabels}
-    any_labels: ClassVar[bool] = False
-    probabilistic: ClassVar[bool] = False
 
-    def forward(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
+    def __call__(self, link: Link, logits: Logits, labels: Probs, grid: BinGrid) -> Losses:
         """Return the sum of the violations of each sample."""
         violations = (1 - (2 * labels - 1) * logits.float()).clamp(min=0)
         return (violations * grid.inside).sum(dim=(1, 2))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.recipes import Part
 from lightning_bbox.geometry.codecs import (
     DeltaCodec,
     FixedStdCodec,
@@ -19,6 +20,7 @@ from lightning_bbox.geometry.codecs import (
 )
 from lightning_bbox.nn.heads.bins.decoders import (
     ArgmaxDecoder,
+    Decoder,
     ExpectationDecoder,
     MeanShiftDecoder,
     MedianDecoder,
@@ -370,3 +372,38 @@ def test_what_is_not_given_is_what_usually_goes_with_the_rest():
         head = BinHead(**arguments)
         parts = (head.labels, head.link, head.criterion, head.decoder)
         assert " ".join(type(part).__name__ for part in parts) == expected
+
+
+class LastDecoder(Decoder):
+    """Written as a module would be: with `forward`."""
+
+    def forward(self, probs, centers, widths):
+        return centers[:, -1].expand(len(probs), -1)
+
+
+class LearnedDecoder(Part, Decoder):
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, probs, centers, widths):
+        return self.factor * centers[:, -1].expand(len(probs), -1)
+
+
+def test_a_decoder_of_ones_own_is_called_by_forward_too_and_may_hold_weights():
+    plain, learned = bin_head(decoder=LastDecoder()), bin_head(decoder=LearnedDecoder())
+    assert plain.decode(torch.zeros(1, 2, 27)).tolist() == [[6.5, 6.5]]
+    assert learned.decode(torch.zeros(1, 2, 27)).tolist() == [[3.25, 3.25]]
+    assert not any("decoder" in name for name in plain.state_dict())
+    assert "decoder.factor" in learned.state_dict()
+
+
+def test_a_head_shows_all_of_its_parts():
+    shown = repr(BinHead(GaussianLabels(0.5), decoder=ModeDecoder(5)))
+    for part in (
+        "GaussianLabels(sigma=0.5)",
+        "SoftmaxLink()",
+        "CrossEntropy()",
+        "ModeDecoder(bins",
+    ):
+        assert part in shown
