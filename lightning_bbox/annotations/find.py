@@ -2,25 +2,14 @@
 
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
-from lightning_bbox.annotations.line_formats import looks_like_csv
-from lightning_bbox.annotations.nested_formats import looks_like_coco
+from lightning_bbox.annotations.formats.format import Format
 from lightning_bbox.annotations.pictures import inside, is_picture, split_of
 from lightning_bbox.annotations.splits import split_in_name
 from lightning_bbox.core.errors import BadInput, listed
-
-Format = Literal["voc", "coco", "yolo", "csv"]
-
-_FORMATS: dict[str, Format] = {
-    ".xml": "voc",
-    ".json": "coco",
-    ".txt": "yolo",
-    ".csv": "csv",
-    ".tsv": "csv",
-}
 
 
 class Source(NamedTuple):
@@ -39,19 +28,20 @@ class Source(NamedTuple):
 
 def find_annotations(
     root: Path,
-    format: Literal["auto", "voc", "coco", "yolo", "csv"],  # noqa: A002 - the name users write
+    formats: Sequence[Format],
+    wanted: str,
     annotations: str | Sequence[str] | None,
     allow_outside: bool,
 ) -> list[Source]:
     """Find the annotation files of a data set, the ones to read first.
 
-    Where nothing is named, that is the first of VOC in `Annotations`, COCO, YOLO in `labels`, CSV,
-    VOC beside the pictures, YOLO beside the pictures. COCO's `instances_*.json` are read, and what
-    lies beside them, such as captions and keypoints of the same pictures, is not.
+    Where no files are named, each format is looked for in its usual folder or, where one file
+    speaks of many pictures, anywhere; after all of them, beside the pictures.
 
     Args:
         root: Folder of the data set.
-        format: Their format, or `auto` to recognise it.
+        formats: Formats to look for, the clearest first.
+        wanted: The name of one of them, or `auto` to recognise it.
         annotations: Files, or folders to look in, relative to the root.
         allow_outside: Whether they may lie outside the root.
 
@@ -63,20 +53,21 @@ def find_annotations(
 
     Examples:
         >>> import tempfile
+        >>> from lightning_bbox.annotations.formats.known import known_formats
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     (Path(folder) / "labels").mkdir()
         ...     (Path(folder) / "labels/a.txt").touch()
         ...     _ = (Path(folder) / "boxes.csv").write_text("image,x1,y1,x2,y2")
-        ...     found = find_annotations(Path(folder), "auto", None, allow_outside=False)
-        >>> [(source.format, source.files) for source in found]
+        ...     found = find_annotations(Path(folder), known_formats(), "auto", None, False)
+        >>> [(source.format.name, source.files) for source in found]
         [('yolo', ['labels/a.txt']), ('csv', ['boxes.csv'])]
     """
     names = [annotations] if isinstance(annotations, str) else list(annotations or ())
     if names:
-        sources = _named_sources(root, format, names, allow_outside)
+        sources = _named_sources(root, formats, wanted, names, allow_outside)
     else:
-        sources = _usual_sources(root, format)
-    sources = [source for source in sources if format in ("auto", source.format)]
+        sources = _usual_sources(root, formats, wanted)
+    sources = [source for source in sources if wanted in ("auto", source.format.name)]
     found = [source for source in sources if source.files]
     if not found:
         looked_for = ", ".join(source.looked_for for source in sources)
@@ -87,102 +78,91 @@ def find_annotations(
     return found
 
 
-def _usual_sources(root: Path, wanted: str) -> list[Source]:
+def _usual_sources(root: Path, formats: Sequence[Format], wanted: str) -> list[Source]:
     below = _files_below(root, root)
-    files, others = _by_format(root, wanted, below)
+    files, others = _by_format(root, formats, wanted, below)
     stems = {posixpath.splitext(file)[0] for file in below if is_picture(file)}
-    return [
-        Source("voc", "*.xml in Annotations", _within("annotations", files["voc"])),
-        Source("coco", "*.json with images and annotations", files["coco"]),
-        Source("yolo", "*.txt in labels", _within("labels", files["yolo"])),
-        Source("csv", "*.csv with columns for image and corners", files["csv"]),
-        Source("voc", "*.xml beside pictures", _beside(stems, files["voc"])),
-        Source("yolo", "*.txt beside pictures", _beside(stems, files["yolo"])),
-        *_others(others),
-    ]
-
-
-def _others(files: Sequence[str]) -> list[Source]:
-    return [Source("coco", "*.json beside instances_*.json", list(files))] if files else []
+    usual, beside = [], []
+    for kind in formats:
+        mine, pattern = files[kind.name], f"*{kind.suffixes[0]}"
+        if kind.by_stem:
+            inner = _within(kind.folder.casefold(), mine)
+            usual.append(Source(kind, f"{pattern} in {kind.folder}", inner))
+            beside.append(Source(kind, f"{pattern} beside pictures", _beside(stems, mine)))
+        else:
+            usual.append(Source(kind, f"{pattern} {kind.content}", mine))
+    return [*usual, *beside, *others]
 
 
 def _named_sources(
-    root: Path, wanted: str, names: Sequence[str], allow_outside: bool
+    root: Path, formats: Sequence[Format], wanted: str, names: Sequence[str], allow_outside: bool
 ) -> list[Source]:
-    files: dict[Format, list[str]] = {kind: [] for kind in _LOOKS}
-    others: list[str] = []
+    files: dict[str, list[str]] = {kind.name: [] for kind in formats}
+    others: list[Source] = []
     for name in names:
         file = inside(root, name, "annotations", allow_outside)
         if (root / file).is_dir():
-            by_format, beside = _by_format(root, wanted, _files_below(root, root / file))
-            for kind, found in by_format.items():
-                files[kind] += found
-            others += beside
+            found, aside = _by_format(root, formats, wanted, _files_below(root, root / file))
+            for kind, inner in found.items():
+                files[kind] += inner
+            others += aside
         elif (root / file).is_file():
-            files[_format_of(file, wanted)].append(file)
+            files[_format_of(root, file, formats, wanted).name].append(file)
         else:
             raise BadInput.at(name, f"is no file or folder in {root}", "correct annotations=")
-    sources = [Source(kind, f"{kind} in {listed(names)}", found) for kind, found in files.items()]
-    return [*sources, *_others(others)]
+    return [
+        *(Source(kind, f"{kind.name} in {listed(names)}", files[kind.name]) for kind in formats),
+        *others,
+    ]
 
 
-def _format_of(file: str, wanted: str) -> Format:
-    by_suffix = _FORMATS.get(posixpath.splitext(file)[1].casefold())
-    kind = next((kind for kind in _LOOKS if kind == wanted), by_suffix)
-    if kind is None:
+def _format_of(root: Path, file: str, formats: Sequence[Format], wanted: str) -> Format:
+    """Tell the format of a file by the word of its user or by its suffix."""
+    candidates = [kind for kind in formats if kind.name == wanted] or _of_suffix(formats, file)
+    if not candidates:
         raise BadInput.at(file, "has the suffix of no known format", "name it with format=")
-    return kind
+    alike = (kind for kind in candidates if _looks_like(kind, root, file))
+    return next(alike, candidates[0])
 
 
 def _by_format(
-    root: Path, wanted: str, files: Iterable[str]
-) -> tuple[dict[Format, list[str]], list[str]]:
+    root: Path, formats: Sequence[Format], wanted: str, files: Iterable[str]
+) -> tuple[dict[str, list[str]], list[Source]]:
     """Sort out the files that look like annotations, by suffix and a glance at the content.
 
     Where none looks like the format wanted, all with its suffix are taken: their reader says what
     is wrong with them.
 
     Returns:
-        The files by format, and those of COCO that lie beside instances_*.json but are none.
+        The files to read by the name of their format, and those that lie there beside them.
     """
-    found: dict[Format, list[str]] = {kind: [] for kind in _LOOKS}
-    unlike: dict[Format, list[str]] = {kind: [] for kind in _LOOKS}
+    found: dict[str, list[str]] = {kind.name: [] for kind in formats}
+    unlike: list[str] = []
     for file in files:
-        kind = _FORMATS.get(posixpath.splitext(file)[1].casefold())
-        path = root / file
-        if kind is not None and (path.is_file() or path.is_symlink()):
-            (found if _looks_like(kind, root, file) else unlike)[kind].append(file)
-    for kind in found:
-        if kind == wanted and not found[kind]:
-            found[kind] = unlike[kind]
-    folders = {posixpath.dirname(file) for file in found["coco"] if _holds_instances(file)}
-    beside = [file for file in found["coco"] if posixpath.dirname(file) in folders]
-    others = [file for file in beside if not _holds_instances(file)]
-    found["coco"] = [file for file in found["coco"] if file not in others]
+        candidates, path = _of_suffix(formats, file), root / file
+        if candidates and (path.is_file() or path.is_symlink()):
+            alike = next((kind for kind in candidates if _looks_like(kind, root, file)), None)
+            (found[alike.name] if alike else unlike).append(file)
+    others = []
+    for kind in formats:
+        if kind.name == wanted and not found[wanted]:
+            found[wanted] = [file for file in unlike if kind in _of_suffix(formats, file)]
+        if aside := kind.aside(found[kind.name]):
+            others.append(Source(kind, "", aside))
+            found[kind.name] = [file for file in found[kind.name] if file not in aside]
     return found, others
+
+
+def _of_suffix(formats: Sequence[Format], file: str) -> list[Format]:
+    suffix = posixpath.splitext(file)[1].casefold()
+    return [kind for kind in formats if suffix in kind.suffixes]
 
 
 def _looks_like(kind: Format, root: Path, file: str) -> bool:
     try:
-        return _LOOKS[kind](root / file)
+        return kind.looks_like(root / file)
     except OSError as error:
         raise BadInput.unreadable(file, error) from error
-
-
-def _holds_instances(file: str) -> bool:
-    return posixpath.basename(file).casefold().startswith("instances")
-
-
-def _looks_like_yolo(path: Path) -> bool:
-    return path.name != "classes.txt" and not path.name.casefold().startswith("readme")
-
-
-_LOOKS: dict[Format, Callable[[Path], bool]] = {
-    "voc": lambda _: True,
-    "coco": looks_like_coco,
-    "yolo": _looks_like_yolo,
-    "csv": looks_like_csv,
-}
 
 
 def _within(folder: str, files: Iterable[str]) -> list[str]:
@@ -201,7 +181,7 @@ def _refuse_rivals(source: Source, named: int) -> None:
     """Refuse files that may each hold the whole data set, unless named, or one a split."""
     splits = [split_in_name(file) or split_of(file) for file in source.files]
     one_each = "" not in splits and len(set(splits)) == len(splits)
-    if source.format in ("coco", "csv") and len(splits) > max(named, 1) and not one_each:
+    if not source.format.by_stem and len(splits) > max(named, 1) and not one_each:
         remedy = "name the one to read, or several, with annotations="
         raise BadInput.at(listed(source.files), "any of these may hold the annotations", remedy)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from lightning_bbox.annotations.formats import Picture
+from lightning_bbox.annotations.formats.format import Picture
 from lightning_bbox.core.errors import BadInput
 
 FAULTS = (

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from lightning_bbox.annotations.formats import Picture, read_lines
+from lightning_bbox.annotations.formats.format import Picture
+from lightning_bbox.annotations.formats.texts import read_lines
 from lightning_bbox.annotations.splits import split_in_name, usual_split
 from lightning_bbox.core.errors import BadInput, listed
 

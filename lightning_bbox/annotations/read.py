@@ -1,21 +1,20 @@
 """Read annotations in VOC, COCO, YOLO or CSV into one checked table of pictures and boxes.
 
-What can't be meant is refused in one sentence that says where. Boxes that are none are left out and
+What can't be meant is refused in one sentence that says where. Invalid boxes are left out and
 listed. Nothing is clipped, rounded or dropped without a word.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from lightning_bbox.annotations.find import Source, find_annotations
-from lightning_bbox.annotations.formats import Listing, Picture, Record, box_faults
+from lightning_bbox.annotations.formats.format import Format, Listing, Picture, Record
+from lightning_bbox.annotations.formats.known import FormatName, known_formats
 from lightning_bbox.annotations.headers import checked_size
-from lightning_bbox.annotations.line_formats import read_csv, read_yolo
-from lightning_bbox.annotations.nested_formats import read_coco, read_voc
 from lightning_bbox.annotations.pictures import (
     PictureFinder,
     find_pictures,
@@ -24,13 +23,15 @@ from lightning_bbox.annotations.pictures import (
     select_pictures,
 )
 from lightning_bbox.annotations.table import BoxTable
+from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.geometry.boxes import box_sizes
 
 
 def read_annotations(
     root: str | Path,
     *,
-    format: Literal["auto", "voc", "coco", "yolo", "csv"] = "auto",  # noqa: A002 - users' word
+    format: FormatName = "auto",  # noqa: A002 - users' word
     annotations: str | Sequence[str] | None = None,
     images: str | None = None,
     split_file: str | None = None,
@@ -75,26 +76,28 @@ def read_annotations(
         >>> table.note
         'CSV, corners as pixel edges, read from boxes.csv'
     """
-    _check_choice("format", format, ("auto", "voc", "coco", "yolo", "csv"))
+    _check_choice("format", format, get_args(FormatName))
     _check_choice("voc_base", voc_base, (0, 1))
     _check_choice("on_bad", on_bad, ("skip", "error"))
     base = Path(root).expanduser()
     if not base.is_dir():
         raise BadInput.at(str(base), "is no folder", "correct root=")
-    sources = find_annotations(base, format, annotations, allow_outside)
-    listing = _read(base, sources[0], voc_base)
-    finder = PictureFinder(base, images, listing.convention.by_stem, allow_outside)
+    formats = known_formats(voc_base)
+    sources = find_annotations(base, formats, format, annotations, allow_outside)
+    kind, files = sources[0].format, sources[0].files
+    listing = kind.read(base, files)
+    finder = PictureFinder(base, images, kind.by_stem, allow_outside)
     found = find_pictures(listing.pictures, finder)
     note = _note(sources, listing, finder.unlabelled(found))
     if split_file is not None:
         found = select_pictures(found, base, inside(base, split_file, "split_file", allow_outside))
     if not found:
-        raise BadInput.at(listed(sources[0].files), "no picture is listed", "name other files")
+        raise BadInput.at(listed(files), "no picture is listed", "name other files")
     groups = group_pictures(found, group_pattern)
-    table = _table(base, found, listing, on_bad)
+    table = _table(base, found, kind, listing.classes, on_bad)
     if repeated := _repeated(table):
         note += f"; boxes that are there twice are used twice: {listed(repeated)}"
-    return replace(table, groups=groups, note=note, files=tuple(sources[0].files))
+    return replace(table, groups=groups, note=note, files=tuple(files))
 
 
 def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
@@ -103,40 +106,32 @@ def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise BadInput(msg)
 
 
-def _read(root: Path, source: Source, voc_base: Literal[0, 1]) -> Listing:
-    match source.format:
-        case "voc":
-            return read_voc(root, source.files, voc_base)
-        case "coco":
-            return read_coco(root, source.files)
-        case "yolo":
-            return read_yolo(root, source.files)
-        case "csv":
-            return read_csv(root, source.files)
-
-
 def _note(sources: Sequence[Source], listing: Listing, unlabelled: Sequence[str]) -> str:
-    files, convention = sources[0].files, listing.convention
-    many = convention.by_stem and len(files) > 1
-    note = f"{convention.text}, read from {f'{len(files)} files' if many else listed(files)}"
+    kind, files = sources[0].format, sources[0].files
+    many = kind.by_stem and len(files) > 1
+    note = f"{kind.convention.text}, read from {f'{len(files)} files' if many else listed(files)}"
     if others := [file for source in sources for file in source.files if file not in files]:
         note += f"; there but not read: {listed(others)}"
     if listing.note:
         note += f"; {listing.note}"
-    if convention.by_stem and unlabelled:
+    if kind.by_stem and unlabelled:
         note += f"; left out, as they have no annotation file: {listed(unlabelled)}"
     return note
 
 
 def _table(
-    root: Path, found: Mapping[str, Picture], listing: Listing, on_bad: Literal["skip", "error"]
+    root: Path,
+    found: Mapping[str, Picture],
+    kind: Format,
+    classes: tuple[str, ...],
+    on_bad: Literal["skip", "error"],
 ) -> BoxTable:
     records = [record for picture in found.values() for record in picture.records]
     counts = [len(picture.records) for picture in found.values()]
     image_index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     sizes = torch.tensor([checked_size(root, path, picture) for path, picture in found.items()])
     values = torch.tensor([record.values for record in records], dtype=torch.float64).reshape(-1, 4)
-    numbers = {name: number for number, name in enumerate(listing.classes)}
+    numbers = {name: number for number, name in enumerate(classes)}
     table = BoxTable(
         root=root,
         images=tuple(found),
@@ -144,18 +139,19 @@ def _table(
         splits=tuple(picture.split for picture in found.values()),
         sizes=sizes,
         image_index=image_index,
-        boxes=listing.convention.edges(values, sizes[image_index]).float(),
+        boxes=kind.convention.edges(values, sizes[image_index]).float(),
         labels=torch.tensor([numbers[record.label] for record in records], dtype=torch.int64),
-        classes=listing.classes,
+        classes=classes,
         ids=tuple(record.place for record in records),
         skipped=(),
         note="",
-        convention=listing.convention,
+        format=kind,
         entries=tuple((record.file, record.number) for record in records),
     )
-    faults = box_faults(table.boxes, values, sizes[image_index], listing.convention)
+    sides = box_sizes(values) if kind.convention.inclusive else None
+    faults = box_faults(table.boxes, sizes[image_index], sides)
     faults |= {at: record.fault for at, record in enumerate(records) if record.fault}
-    return _without_faulty(table, faults, records, listing.convention.fields, on_bad)
+    return _without_faulty(table, faults, records, kind.convention.fields, on_bad)
 
 
 def _repeated(table: BoxTable) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from lightning_bbox.annotations.formats import Convention
+from lightning_bbox.annotations.formats.format import Format
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.geometry.boxes import box_sizes
 
@@ -33,7 +33,7 @@ class BoxTable:
         skipped: One sentence for each box left out.
         note: Format and convention read, in one sentence.
         skipped_index: The picture of each box left out.
-        convention: What the numbers of its files mean.
+        format: Format of its files, if it is one.
         files: The annotation files, relative to the root.
         entries: The file of each box, and which of that file's boxes it is, from 0.
 
@@ -62,7 +62,7 @@ class BoxTable:
     skipped: tuple[str, ...]
     note: str
     skipped_index: tuple[int, ...] = ()
-    convention: Convention | None = None
+    format: Format | None = None
     files: tuple[str, ...] = ()
     entries: tuple[tuple[str, int], ...] = ()
 
@@ -195,7 +195,7 @@ def _join(first: BoxTable, second: BoxTable) -> BoxTable:
         skipped=first.skipped + second.skipped,
         note="; ".join(dict.fromkeys([first.note, second.note])),
         skipped_index=first.skipped_index + tuple(at + start for at in second.skipped_index),
-        convention=first.convention if first.convention == second.convention else None,
+        format=first.format if first.format == second.format else None,
         files=tuple(dict.fromkeys(first.files + second.files)),
         entries=first.entries + second.entries,
     )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from lightning_bbox.annotations.formats.known import FormatName
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import (
     NO_NAMES,
@@ -94,7 +95,7 @@ class BoxDataModule(CropDataModule):
     def __init__(
         self,
         root: str,
-        format: Literal["auto", "voc", "coco", "yolo", "csv"] = "auto",  # noqa: A002 (users' word)
+        format: FormatName = "auto",  # noqa: A002 (users' word)
         annotations: str | list[str] | None = None,
         images: str | None = None,
         classes: list[str] | None = None,

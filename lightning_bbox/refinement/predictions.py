@@ -56,7 +56,7 @@ class PredictionFiles(pl.Callback):
         assert data.rough is not None
         rough, table = data.rough, data.rough.table
         old = table.boxes[rough.chosen]
-        assert table.convention is not None
+        assert table.format is not None
         found = pl_module.predictions
         new, kept = settle(
             torch.where(found.seen[:, None], found.boxes, old),
@@ -64,7 +64,7 @@ class PredictionFiles(pl.Callback):
             table.sizes[table.image_index[rough.chosen]],
             data.geometry,
             self.max_shift,
-            least_side=1.0 if table.convention.inclusive else 0.0,
+            least_side=1.0 if table.format.convention.inclusive else 0.0,
         )
         boxes = table.boxes.clone()
         boxes[rough.chosen] = new

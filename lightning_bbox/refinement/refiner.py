@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
+from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
@@ -153,7 +154,7 @@ class Refiner:
         index = torch.arange(len(each)).repeat_interleave(counts)
         sizes = torch.stack([store.heights, store.widths], dim=1).long()[index]
         numbers, unmoved = self._class_numbers(labels, [len(one) for one in each])
-        unmoved |= outside_faults(rough, sizes)
+        unmoved |= box_faults(rough, sizes, partly_outside=True)
         usable = torch.tensor([at for at in range(len(rough)) if at not in unmoved]).long()
         refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
         settled, reasons = settle(
@@ -294,29 +295,6 @@ def shifts_px(boxes: Boxes, rough: Boxes, geometry: CropGeometry) -> Float[Tenso
         tensor([[2., 0.]])
     """
     return (box_centers(boxes) - box_centers(rough)) / geometry.px(rough)
-
-
-def outside_faults(boxes: Boxes, sizes: Int64[Tensor, "n 2"]) -> dict[int, str]:
-    """Say by index what is wrong with boxes that can't be refined.
-
-    Args:
-        boxes: Boxes, `xyxy` in picture pixels.
-        sizes: Height and width of each box's picture.
-
-    Examples:
-        >>> outside_faults(torch.tensor([[5.0, 5, 5, 9], [1.0, 1, 9, 9]]), torch.full((2, 2), 10))
-        {0: 'has no positive width and height'}
-    """
-    finite, flat = boxes.isfinite().all(dim=1), (box_sizes(boxes) <= 0).any(dim=1)
-    outside = ((boxes[:, 2:] <= 0) | (boxes[:, :2] >= sizes.flip(-1))).any(dim=1)
-    faults = {}
-    for at in (~finite | flat | outside).nonzero().flatten().tolist():
-        if not finite[at]:
-            faults[at] = "is not finite"
-        else:
-            what = "has no positive width and height" if flat[at] else "lies outside the picture"
-            faults[at] = what
-    return faults
 
 
 def as_rgb(image: Picture) -> np.ndarray:

@@ -1,5 +1,8 @@
+import inspect
+import math
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -7,17 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from lightning_bbox.annotations.formats import (
-    COCO,
-    CSV,
-    VOC,
-    YOLO,
-    box_faults,
-)
+from lightning_bbox.annotations.formats.known import FormatName, known_formats
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import held_out, split_in_name, usual_split
 from lightning_bbox.annotations.table import concat_tables
+from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.data.boxes import BoxDataModule
 from tests.annotation_files import (
     SCENE,
     coco,
@@ -29,6 +28,11 @@ from tests.annotation_files import (
     write_voc,
     write_yolo,
 )
+
+
+def test_users_may_ask_for_every_format():
+    assert get_args(FormatName) == ("auto", *(kind.name for kind in known_formats()))
+    assert inspect.signature(BoxDataModule).parameters["format"].annotation is FormatName
 
 
 @pytest.mark.parametrize("writer", [write_voc, write_coco, write_yolo, write_csv])
@@ -91,6 +95,8 @@ def test_arguments_that_are_no_choice_are_refused(tmp_path, arguments, sentence)
         read_annotations(tmp_path, **arguments)
 
 
+VOC, COCO, YOLO, CSV = (kind.convention for kind in known_formats())
+VOC_FROM_0 = known_formats(voc_base=0)[0].convention
 finite = st.floats(-1e4, 1e4, width=32)
 sides = st.integers(1, 5000)
 
@@ -101,8 +107,8 @@ def test_conversions_equal_hand_arithmetic(numbers, height, width):
     values = torch.tensor([numbers], dtype=torch.float64)
     sizes = torch.tensor([[height, width]])
     expected = {
-        VOC[1]: (a - 1, b - 1, c, d),
-        VOC[0]: (a, b, c + 1, d + 1),
+        VOC: (a - 1, b - 1, c, d),
+        VOC_FROM_0: (a, b, c + 1, d + 1),
         COCO: (a, b, a + c, b + d),
         YOLO: tuple(
             side * centre + sign * side * extent / 2
@@ -128,9 +134,14 @@ def test_yolo_returns_whole_pixels_to_float32(xs, ys):
     torch.testing.assert_close(edges.float(), torch.tensor([[x1, y1, x2, y2]]).float())
 
 
-def test_no_boxes_have_no_faults():
-    none = torch.zeros(0, 4)
-    assert box_faults(none, none.double(), torch.zeros(0, 2, dtype=torch.int64), VOC[1]) == {}
+def test_faults_name_what_is_wrong_first():
+    boxes = torch.tensor([[math.inf, 0, 1, 1], [0, 5, 9, 5], [-9, 0, 0, 9], [-8, 0, 9, 9]])
+    sizes = torch.full((4, 2), 20)
+    faults = {0: "is not finite", 1: "has no positive height", 2: "lies outside the picture"}
+    assert box_faults(boxes, sizes, partly_outside=True) == faults
+    outside = {at: f"reaches {n} px outside the 20 x 20 picture" for at, n in ((2, 9), (3, 8))}
+    assert box_faults(boxes, sizes) == faults | outside
+    assert box_faults(boxes[:0], sizes[:0]) == {}
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])

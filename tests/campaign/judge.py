@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_bbox.annotations.formats import Picture
+from lightning_bbox.annotations.formats.format import Picture
 from lightning_bbox.annotations.headers import checked_size
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.table import BoxTable

@@ -19,7 +19,7 @@ from lightning_bbox import (
     refine,
 )
 from lightning_bbox.geometry.codecs import OffsetSpec, TargetSpace
-from lightning_bbox.refinement.refiner import as_rgb, outside_faults, settle
+from lightning_bbox.refinement.refiner import as_rgb, settle
 from tests.parts import spec_with
 
 
@@ -124,7 +124,7 @@ def test_bad_boxes_come_back_as_they_were_and_are_told():
     np.testing.assert_array_equal(refined[3:], boxes[3:].astype(np.float32))
     np.testing.assert_allclose(refined[:3], refiner.refine(picture(), BOXES), atol=1e-3)
     assert refiner.refine_with_std(picture(), boxes).unmoved == {
-        3: "has no positive width and height",
+        3: "has no positive width",
         4: "lies outside the picture",
         5: "is not finite",
     }
@@ -228,22 +228,13 @@ def test_a_box_that_is_lost_stays():
     }
 
 
-def test_faults_name_what_is_wrong_first():
-    boxes = torch.tensor([[math.inf, 0, 1, 1], [0, 5, 9, 5], [-9, 0, 0, 9], [0, 0, 9, 9]])
-    assert outside_faults(boxes, torch.full((4, 2), 20)) == {
-        0: "is not finite",
-        1: "has no positive width and height",
-        2: "lies outside the picture",
-    }
-
-
 def test_several_pictures_of_several_sizes_give_what_each_gives_alone():
     images = [picture(), picture(64, 50), picture(120, 100)]
     boxes = [BOXES, np.zeros((0, 4)), np.vstack([BOXES[:2], [[5, 5, 5, 9]]])]
     refiner = Refiner(built_model(num_targets=4), batch_size=2)
     found = refiner.refine_batch(images, boxes)
     assert [len(one.boxes) for one in found] == [3, 0, 3]
-    assert [one.unmoved for one in found] == [{}, {}, {2: "has no positive width and height"}]
+    assert [one.unmoved for one in found] == [{}, {}, {2: "has no positive width"}]
     for image, rough, one in zip(images, boxes, found, strict=True):
         alone = refiner.refine_with_std(image, rough)
         torch.testing.assert_close(one.boxes, alone.boxes, rtol=0, atol=1e-3)

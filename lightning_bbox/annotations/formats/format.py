@@ -1,0 +1,165 @@
+"""What an annotation format is, what its files state, and what their numbers mean.
+
+A record keeps the four numbers of its file, and the format's `Convention` turns them into `xyxy`
+edges, once, when the size of the picture is known.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+Span = tuple[int, int]
+
+
+class Record(NamedTuple):
+    """One box as its file states it.
+
+    Args:
+        place: Where it stands, such as `Annotations/x.xml: object 3`.
+        values: Its four numbers, in the file's convention.
+        label: Name of its class.
+        file: The file it stands in, relative to the root.
+        number: Which of that file's boxes it is, from 0.
+        fault: Why it is unfit whatever its numbers are, or nothing.
+    """
+
+    place: str
+    values: tuple[float, float, float, float]
+    label: str
+    file: str
+    number: int
+    fault: str = ""
+
+
+@dataclass
+class Picture:
+    """One picture as its annotation file states it.
+
+    Args:
+        file: The annotation file, relative to the root.
+        place: Where the picture is spoken of: the file, with the line or id.
+        name: The picture's name as stated, empty in YOLO.
+        size: Height and width as stated, if they are.
+        split: As stated, or empty.
+        group: As stated, or empty.
+        records: Its boxes, in file order.
+    """
+
+    file: str
+    place: str
+    name: str = ""
+    size: tuple[float, float] | None = None
+    split: str = ""
+    group: str = ""
+    records: list[Record] = field(default_factory=list)
+
+
+class Listing(NamedTuple):
+    """All that the files of one format say, and what a person should know of it."""
+
+    pictures: list[Picture]
+    classes: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Say what the four numbers of a format mean.
+
+    Args:
+        text: The format and its convention in words.
+        fields: Names of the four numbers.
+        to_xyxy: Turns them into `xyxy` edges.
+        from_xyxy: Turns `xyxy` edges into them.
+        fractions: Whether they are fractions of the picture's width and height.
+        inclusive: Whether the corners are pixels that belong to the box; equal ones are then a mere
+            click, not a box one pixel wide.
+    """
+
+    text: str
+    fields: tuple[str, str, str, str]
+    to_xyxy: Callable[[Float[Tensor, "n 4"]], Float[Tensor, "n 4"]]
+    from_xyxy: Callable[[Float[Tensor, "n 4"]], Float[Tensor, "n 4"]]
+    fractions: bool = False
+    inclusive: bool = False
+
+    def edges(
+        self, values: Float64[Tensor, "n 4"], sizes: Int64[Tensor, "n 2"]
+    ) -> Float64[Tensor, "n 4"]:
+        """Turn the numbers of boxes into `xyxy` edges in pixels.
+
+        Args:
+            values: The numbers as the file has them.
+            sizes: Height and width of each box's picture.
+        """
+        return self.to_xyxy(values * sizes.flip(-1).repeat(1, 2) if self.fractions else values)
+
+    def numbers(
+        self, edges: Float64[Tensor, "n 4"], sizes: Int64[Tensor, "n 2"]
+    ) -> Float64[Tensor, "n 4"]:
+        """Turn `xyxy` edges into the numbers that a file has: the inverse of `edges`.
+
+        Args:
+            edges: Boxes, `xyxy` in pixels.
+            sizes: Height and width of each box's picture.
+        """
+        values = self.from_xyxy(edges)
+        return values / sizes.flip(-1).repeat(1, 2) if self.fractions else values
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the files of a format are recognised, read, and written with other boxes.
+
+    Args:
+        name: What users call it.
+        suffixes: Suffixes of its files, in lower case.
+        convention: What the four numbers of a box mean.
+        read: Reads files, named relative to the root that is given first. Only their form is judged
+            there: whether a box is valid is judged for all formats alike.
+        spans: Finds in a file's text where the four numbers of each box stand, in file order; more
+            than four spans where some are in pieces.
+        looks_like: Tells by a glance whether a file that has the suffix is of this format.
+        folder: Name of the folder where its files usually lie, one a picture and of its name;
+            nothing where one file speaks of many pictures.
+        content: What makes such a file recognised, in words.
+        aside: Which of the files that look like this format are not to be read.
+        encoding: The encoding of a file's numbers; unless it is UTF-8, spans count bytes.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    convention: Convention
+    read: Callable[[Path, Sequence[str]], Listing]
+    spans: Callable[[str], Iterable[Sequence[Span]]]
+    looks_like: Callable[[Path], bool]
+    folder: str = ""
+    content: str = ""
+    aside: Callable[[Sequence[str]], list[str]] = lambda _: []
+    encoding: Callable[[bytes], str] = lambda _: "utf-8"
+
+    @property
+    def by_stem(self) -> bool:
+        """Whether a picture has a file of its own, which bears its name."""
+        return bool(self.folder)
+
+
+def labels_met(
+    pictures: Iterable[Picture], key: Callable[[str], Any] | None = None
+) -> tuple[str, ...]:
+    """Name the classes of all records once, sorted.
+
+    Args:
+        pictures: Pictures with their records.
+        key: What to sort the names by instead of the names themselves.
+
+    Examples:
+        >>> labels_met([Picture("a", "a", records=[Record("a:1", (0, 0, 1, 1), "cell", "a", 0)])])
+        ('cell',)
+    """
+    return tuple(sorted({r.label for picture in pictures for r in picture.records}, key=key))

@@ -1,0 +1,122 @@
+"""What files of every format hold: text, lines and numbers.
+
+A file is named relative to the root of its data set.
+"""
+
+import re
+import reprlib
+from pathlib import Path
+
+from lightning_bbox.core.errors import BadInput
+
+# Narrower than float(), which also takes 1_000 and the digits of every script. No two parts of it
+# take the same digits: trying all their divisions would take hours for a megabyte of them.
+_NUMBER = re.compile(
+    r"[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE
+)
+
+
+def read_bytes(root: Path, file: str) -> bytes:
+    """Read a file.
+
+    Raises:
+        BadInput: If it can't be read.
+
+    Examples:
+        >>> read_bytes(Path("nowhere"), "boxes.json")
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: boxes.json: can't be read ...
+    """
+    try:
+        return (root / file).read_bytes()
+    except OSError as error:
+        raise BadInput.unreadable(file, error) from error
+
+
+def read_text(root: Path, file: str) -> str:
+    r"""Read a UTF-8 text file as `plain_text`.
+
+    Raises:
+        BadInput: If it can't be read as UTF-8.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a.txt").write_bytes(b"caf\xe9")
+        ...     read_text(Path(folder), "a.txt")
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: a.txt: is not UTF-8 text ...; save it as UTF-8
+    """
+    try:
+        text = read_bytes(root, file).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput.at(file, f"is not UTF-8 text ({error})", "save it as UTF-8") from error
+    return plain_text(text)
+
+
+def plain_text(text: str) -> str:
+    r"""Take off a byte order mark, and make all line ends newlines.
+
+    Examples:
+        >>> plain_text("\ufeffcell\r\nplate\r")
+        'cell\nplate\n'
+    """
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(root: Path, file: str) -> list[tuple[int, str]]:
+    r"""Read the lines of a text file that are not blank, stripped, each with its number.
+
+    Raises:
+        BadInput: If it can't be read as UTF-8.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "train.txt").write_text("a.png\n\n  b.png  \n")
+        ...     read_lines(Path(folder), "train.txt")
+        [(1, 'a.png'), (3, 'b.png')]
+    """
+    lines = enumerate(read_text(root, file).split("\n"), 1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def parse_number(text: str, name: str, place: str) -> float:
+    """Parse a number written in a file; `nan` and `inf` are numbers too, to be judged as boxes.
+
+    Args:
+        text: What is written.
+        name: What it is the value of.
+        place: Where it stands.
+
+    Raises:
+        BadInput: If it is not a number.
+
+    Examples:
+        >>> parse_number("12.5", "xmin", "boxes.csv:2")
+        12.5
+    """
+    if not _NUMBER.fullmatch(text):
+        raise BadInput.at(place, f"{name} is {reprlib.repr(text)}, not a number", "correct it")
+    return float(text)
+
+
+def whole_text(text: str, place: str) -> str:
+    r"""Return a text that files can hold; the escapes of JSON and YAML can name what none can.
+
+    Args:
+        text: The name of a class.
+        place: Where it stands.
+
+    Raises:
+        BadInput: If it has half of a character.
+
+    Examples:
+        >>> whole_text("\ud83d", "data.yaml")
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: data.yaml: '\ud83d' has half of a character; write it whole
+    """
+    if re.search("[\ud800-\udfff]", text):
+        problem = f"{reprlib.repr(text)} has half of a character"
+        raise BadInput.at(place, problem, "write it whole")
+    return text
