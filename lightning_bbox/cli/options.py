@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput, listed
-from lightning_bbox.core.recipes import find_class
+from lightning_bbox.core.recipes import find_class, public_path
 
 LONGEST = 400
 """Characters of the parser's own words to show: it may repeat a whole configuration."""
@@ -35,6 +35,9 @@ _COMMAND = re.compile(r"invalid choice: '([^']*)'|expected \"subcommand\"")
 _NO_FILE = re.compile(r"(\w[\w ]+): '([^']+)'")
 _NO_YAML = re.compile(r"Problems parsing config: (.*)", re.DOTALL)
 _NO_CONFIG = re.compile(r"Unexpected config: (.*)", re.DOTALL)
+
+# A class of ours in a config, by its module: 0.1.0 wrote down what it was given.
+_BY_MODULE = re.compile(r"(?<![\w./-])lightning_bbox(?:\.\w+){2,}")
 
 E = TypeVar("E", bound=BaseException)
 
@@ -67,6 +70,11 @@ class OneSentenceParser(LightningArgumentParser):
         if self.exit_on_error:
             raise BadInput.at(wrong.option, wrong.problem, wrong.remedy) from ex
         raise wrong from ex
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (jsonargparse's)
+        """Parse a config, whatever module a class of ours went by when it was written."""
+        public = _BY_MODULE.sub(lambda found: public_path(found[0]), content)
+        return super().parse_string(public, *args, **kwargs)
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (jsonargparse's)
         """Parse a config, and name it in a refusal."""
