@@ -19,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 WEIGHTS = Path(os.environ.get("LIGHTNING_BBOX_WEIGHTS", ROOT.parent / "shared" / "weights"))
 DATA = Path(os.environ.get("LIGHTNING_BBOX_DATA", ROOT.parent / "shared" / "data"))
 
+collect_ignore = ["fixtures"]  # scripts in there are run with older code
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
