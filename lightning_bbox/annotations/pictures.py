@@ -250,42 +250,43 @@ def find_pictures(pictures: Iterable[Picture], finder: PictureFinder) -> dict[st
     return found
 
 
-def select_pictures(found: Mapping[str, Picture], root: Path, file: str) -> dict[str, Picture]:
-    r"""Keep the pictures that a split file names, in its order.
+def pictures_named(
+    images: Iterable[str], root: Path, split_file: str, allow_outside: bool
+) -> list[str]:
+    r"""Return the pictures that a split file names, in its order.
 
     Args:
-        found: The pictures by path.
+        images: Paths of the pictures there are.
         root: Folder of the data set.
-        file: The split file: a path, name or stem a line. Its own stem becomes the split of
-            pictures that have none.
+        split_file: Text file relative to the root: a path, name or stem a line.
+        allow_outside: Whether it may lie outside the root.
 
     Raises:
         BadInput: If a line names no picture, more than one, or one named before.
 
     Examples:
         >>> import tempfile
-        >>> found = {f"images/{name}.png": Picture("boxes.csv", "boxes.csv") for name in "abc"}
+        >>> images = [f"images/{name}.png" for name in "abc"]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = (Path(folder) / "val.txt").write_text("c\nimages/a.png")
-        ...     selected = select_pictures(found, Path(folder), "val.txt")
-        >>> {path: picture.split for path, picture in selected.items()}
-        {'images/c.png': 'val', 'images/a.png': 'val'}
+        ...     pictures_named(images, Path(folder), "val.txt", allow_outside=False)
+        ['images/c.png', 'images/a.png']
     """
+    file = inside(root, split_file, "split_file", allow_outside)
     known: dict[str, list[str]] = {}
-    for path in found:
+    for path in images:
         pure = PurePosixPath(path)
         for name in {path, pure.with_suffix("").as_posix(), pure.name, pure.stem}:
             known.setdefault(name, []).append(path)
-    selected: dict[str, Picture] = {}
+    named: dict[str, None] = {}
     for number, line in read_lines(root, file):
         path = _named(known, line, f"{file}:{number}")
-        if path in selected:
+        if path in named:
             raise BadInput.at(file, f"{path} is named twice", f"remove line {number}")
-        split = found[path].split or PurePosixPath(file).stem
-        selected[path] = replace(found[path], split=split)
-    if not selected:
+        named[path] = None
+    if not named:
         raise BadInput.at(file, "no picture is named", "write one a line")
-    return selected
+    return list(named)
 
 
 def _named(known: Mapping[str, list[str]], line: str, place: str) -> str:

@@ -19,8 +19,7 @@ from lightning_bbox.annotations.pictures import (
     PictureFinder,
     find_pictures,
     group_pictures,
-    inside,
-    select_pictures,
+    pictures_named,
 )
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.annotations.validity import box_faults
@@ -90,7 +89,8 @@ def read_annotations(
     found = find_pictures(listing.pictures, finder)
     note = _note(sources, listing, finder.unlabelled(found))
     if split_file is not None:
-        found = select_pictures(found, base, inside(base, split_file, "split_file", allow_outside))
+        names, stem = pictures_named(found, base, split_file, allow_outside), Path(split_file).stem
+        found = {path: replace(found[path], split=found[path].split or stem) for path in names}
     if not found:
         raise BadInput.at(listed(files), "no picture is listed", "name other files")
     groups = group_pictures(found, group_pattern)
@@ -143,10 +143,8 @@ def _table(
         labels=torch.tensor([numbers[record.label] for record in records], dtype=torch.int64),
         classes=classes,
         ids=tuple(record.place for record in records),
-        skipped=(),
-        note="",
-        format=kind,
         entries=tuple((record.file, record.number) for record in records),
+        format=kind,
     )
     sides = box_sizes(values) if kind.convention.inclusive else None
     faults = box_faults(table.boxes, sizes[image_index], sides)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 
 import torch
@@ -30,20 +29,21 @@ class BoxTable:
         labels: The class of each box.
         classes: Names of the classes.
         ids: Where each box stands, such as `boxes.csv:12`.
-        skipped: One sentence for each box left out.
-        note: Format and convention read, in one sentence.
-        skipped_index: The picture of each box left out.
-        format: Format of its files, if it is one.
-        files: The annotation files, relative to the root.
         entries: The file of each box, and which of that file's boxes it is, from 0.
+        format: Format of the files.
+        files: The annotation files, relative to the root.
+        note: Format and convention read, in one sentence.
+        skipped: One sentence for each box left out.
+        skipped_index: The picture of each box left out.
 
     Examples:
+        >>> from lightning_bbox.annotations.formats.csv import CSV
         >>> table = BoxTable(
         ...     root=Path("data"), images=("a.png", "b.png"), groups=("a", "b"), splits=("", ""),
         ...     sizes=torch.tensor([[50, 60], [50, 60]]), image_index=torch.tensor([0, 1, 1]),
         ...     boxes=torch.tensor([[0., 0, 9, 9], [5, 5, 30, 20], [1, 1, 4, 4]]),
         ...     labels=torch.tensor([0, 1, 0]), classes=("cell", "plate"),
-        ...     ids=("a:1", "b:1", "b:2"), skipped=(), note="",
+        ...     ids=("a:1", "b:1", "b:2"), entries=(("a", 0), ("b", 0), ("b", 1)), format=CSV,
         ... )
         >>> table.pictures([1]).of_min_size(3).of_classes(["cell"]).ids
         ('b:2',)
@@ -59,12 +59,12 @@ class BoxTable:
     labels: Int64[Tensor, "boxes"]
     classes: tuple[str, ...]
     ids: tuple[str, ...]
-    skipped: tuple[str, ...]
-    note: str
-    skipped_index: tuple[int, ...] = ()
-    format: Format | None = None
+    entries: tuple[tuple[str, int], ...]
+    format: Format
     files: tuple[str, ...] = ()
-    entries: tuple[tuple[str, int], ...] = ()
+    note: str = ""
+    skipped: tuple[str, ...] = ()
+    skipped_index: tuple[int, ...] = ()
 
     def pictures(self, keep: Sequence[int]) -> "BoxTable":
         """Keep these pictures with their boxes and skipped sentences, in this order.
@@ -101,11 +101,7 @@ class BoxTable:
         )
 
     def boxes_where(self, keep: Bool[Tensor, "boxes"]) -> "BoxTable":
-        """Keep these boxes; pictures left without any stay.
-
-        Args:
-            keep: Whether to keep each box.
-        """
+        """Keep the boxes where it is true; pictures left without any stay."""
         return self._boxes_at(keep.nonzero().flatten())
 
     def of_classes(self, names: Sequence[str]) -> "BoxTable":
@@ -129,11 +125,7 @@ class BoxTable:
         return replace(table, labels=numbers[table.labels], classes=classes)
 
     def of_min_size(self, pixels: float) -> "BoxTable":
-        """Keep the boxes that are large enough.
-
-        Args:
-            pixels: Least width and height.
-        """
+        """Keep the boxes whose width and height are these pixels at least."""
         return self.boxes_where((box_sizes(self.boxes) >= pixels).all(dim=1))
 
     def _boxes_at(self, order: Int64[Tensor, "kept"]) -> "BoxTable":
@@ -143,59 +135,5 @@ class BoxTable:
             boxes=self.boxes[order],
             labels=self.labels[order],
             ids=tuple(self.ids[at] for at in order.tolist()),
-            entries=tuple(self.entries[at] for at in order.tolist()) if self.entries else (),
+            entries=tuple(self.entries[at] for at in order.tolist()),
         )
-
-
-def concat_tables(tables: Sequence[BoxTable]) -> BoxTable:
-    """Join tables of one root, one after the other; classes are united by name.
-
-    Args:
-        tables: Tables that share no picture.
-
-    Raises:
-        BadInput: If there is no table, the roots differ or a picture is in two tables.
-
-    Examples:
-        >>> cells = BoxTable(
-        ...     root=Path("data"), images=("a.png",), groups=("a",), splits=("",), ids=("a:1",),
-        ...     sizes=torch.tensor([[50, 60]]), image_index=torch.tensor([0]), classes=("cell",),
-        ...     boxes=torch.tensor([[0., 0, 9, 9]]), labels=torch.tensor([0]), skipped=(), note="",
-        ... )
-        >>> table = concat_tables([cells, replace(cells, images=("b.png",), classes=("plate",))])
-        >>> table.classes, table.labels, table.image_index
-        (('cell', 'plate'), tensor([0, 1]), tensor([0, 1]))
-    """
-    if not tables:
-        msg = "there are no tables to join; give one at least"
-        raise BadInput(msg)
-    return reduce(_join, tables)
-
-
-def _join(first: BoxTable, second: BoxTable) -> BoxTable:
-    if first.root.resolve() != second.root.resolve():
-        problem = f"can't be joined with a table of {second.root}"
-        raise BadInput.at(str(first.root), problem, "read both from one root")
-    if twice := sorted(set(first.images) & set(second.images)):
-        raise BadInput.at(listed(twice), "in two tables to join", "take each picture once")
-    start = len(first.images)
-    classes = tuple(dict.fromkeys(first.classes + second.classes))
-    numbers = torch.tensor([classes.index(name) for name in second.classes], dtype=torch.int64)
-    return BoxTable(
-        root=first.root,
-        images=first.images + second.images,
-        groups=first.groups + second.groups,
-        splits=first.splits + second.splits,
-        sizes=torch.cat([first.sizes, second.sizes]),
-        image_index=torch.cat([first.image_index, second.image_index + start]),
-        boxes=torch.cat([first.boxes, second.boxes]),
-        labels=torch.cat([first.labels, numbers[second.labels]]),
-        classes=classes,
-        ids=first.ids + second.ids,
-        skipped=first.skipped + second.skipped,
-        note="; ".join(dict.fromkeys([first.note, second.note])),
-        skipped_index=first.skipped_index + tuple(at + start for at in second.skipped_index),
-        format=first.format if first.format == second.format else None,
-        files=tuple(dict.fromkeys(first.files + second.files)),
-        entries=first.entries + second.entries,
-    )

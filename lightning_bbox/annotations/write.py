@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from lightning_bbox.annotations.formats.format import Format
 from lightning_bbox.annotations.formats.texts import read_bytes
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput
@@ -70,19 +69,12 @@ def write_boxes(table: BoxTable, boxes: Boxes, folder: Path) -> list[Path]:
     return written
 
 
-def _format(table: BoxTable) -> Format:
-    if table.format is None:
-        msg = "the table is not of one format; write the boxes of each format's table"
-        raise BadInput(msg)
-    return table.format
-
-
 def _numbers(table: BoxTable, boxes: Boxes) -> list[list[str]]:
     """Write down the numbers that a file is to have for boxes, such as a centre and a size.
 
     Edges are rounded first, so that a size and the corner it ends at agree.
     """
-    convention = _format(table).convention
+    convention = table.format.convention
     edges = boxes.double().round(decimals=DECIMALS) + 0.0  # -0.0 becomes 0
     numbers = convention.numbers(edges, table.sizes[table.image_index])
     # A fraction of a picture 100,000 pixels wide still tells a thousandth of a pixel.
@@ -102,13 +94,12 @@ def _exchanged(
     content: bytes, file: str, table: BoxTable, texts: Mapping[int, Sequence[str]]
 ) -> bytes:
     """Put new numbers, by index of the box in the table, in the place of the old ones."""
-    kind = _format(table)
-    inner = kind.encoding(content)
+    inner = table.format.encoding(content)
     # Where bytes are counted, whatever they encode, Latin-1 is one character a byte.
     outer = "utf-8" if inner == "utf-8" else "latin-1"
     try:
         text = content.decode(outer)
-        found = list(kind.spans(text))
+        found = list(table.format.spans(text))
         spans = {at: found[table.entries[at][1]] for at in texts}
     except (LookupError, ValueError, RecursionError) as error:
         raise BadInput.at(file, "has changed since it was read", "read it again") from error
@@ -126,7 +117,7 @@ def _check_old(table: BoxTable, indices: Sequence[int], texts: Sequence[Sequence
     """Refuse boxes whose old numbers, as they were found in the file, don't make them up."""
     values = torch.tensor([_values(four) for four in texts], dtype=torch.float64)
     index = torch.tensor(indices)
-    found = _format(table).convention.edges(values, table.sizes[table.image_index[index]])
+    found = table.format.convention.edges(values, table.sizes[table.image_index[index]])
     if len(other := (found.float() != table.boxes[index]).any(dim=1).nonzero()):
         problem = "its numbers are not found where they were read"
         remedy = "read it again if it has changed, or write plain digits"

@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from lightning_bbox.annotations.formats.known import FormatName
+from lightning_bbox.annotations.pictures import pictures_named
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import (
     NO_NAMES,
@@ -26,7 +27,7 @@ from lightning_bbox.annotations.splits import (
     split_pictures,
     usual_names,
 )
-from lightning_bbox.annotations.table import BoxTable, concat_tables
+from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.compiling import CutCompile
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.data.draws import BatchSize
@@ -139,7 +140,7 @@ class BoxDataModule(CropDataModule):
         if test_split and test_groups:
             msg = "data test_split and test_groups are both set; name the test one way"
             raise BadInput(msg)
-        self.root = Path(root)
+        self.root, self.allow_outside = Path(root), allow_outside
         self.store_folder = Path(store_folder) if store_folder else usual_folder(self.root)
         self.rough: RoughBoxes | None = None
         self.classes, self.min_size = classes, min_size
@@ -242,19 +243,18 @@ class BoxDataModule(CropDataModule):
         return table, roles, notes
 
     def _read_split_files(self, names: SplitNames) -> tuple[BoxTable, list[str]]:
-        """Read the pictures that split files name, and after them those that none does."""
-        files = split_files(names)
-        tables = [self.read_table(split_file=file) for file in files]
-        named: dict[str, str] = {}
-        for file, table in zip(files, tables, strict=True):
-            if twice := [image for image in table.images if image in named]:
+        """Read all pictures, those first that split files name, and tell which file names each."""
+        table, named = self.read_table(), dict[str, str]()
+        for file in split_files(names):
+            images = pictures_named(table.images, table.root, file, self.allow_outside)
+            if twice := [image for image in images if image in named]:
                 problem = f"{twice[0]} is named in {named[twice[0]]} too"
                 raise BadInput.at(file, problem, "put each picture into one split")
-            named |= dict.fromkeys(table.images, file)
-        whole = self.read_table()
-        rest = [at for at, image in enumerate(whole.images) if image not in named]
-        origins = [*named.values(), *[""] * len(rest)]
-        return concat_tables([*tables, whole.pictures(rest)]), origins
+            named |= dict.fromkeys(images, file)
+        places = {image: at for at, image in enumerate(table.images)}
+        order = [*named, *(image for image in table.images if image not in named)]
+        origins = [named.get(image, "") for image in order]
+        return table.pictures([places[image] for image in order]), origins
 
     def _carve(self, table: BoxTable, roles: list[str]) -> None:
         """Fill in the test and validation roles that nobody named, from the training pictures."""

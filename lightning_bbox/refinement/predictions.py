@@ -56,7 +56,6 @@ class PredictionFiles(pl.Callback):
         assert data.rough is not None
         rough, table = data.rough, data.rough.table
         old = table.boxes[rough.chosen]
-        assert table.format is not None
         found = pl_module.predictions
         new, kept = settle(
             torch.where(found.seen[:, None], found.boxes, old),

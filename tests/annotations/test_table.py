@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_bbox.annotations.formats.csv import CSV
 from lightning_bbox.annotations.splits import held_out, hold_out_groups, split_pictures
-from lightning_bbox.annotations.table import BoxTable, concat_tables
+from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput
 
 
@@ -24,8 +25,9 @@ def make_table(names="abc", root="data", classes=("cell", "plate"), groups=None)
         labels=torch.tensor([0, 1]).repeat(count),
         classes=classes,
         ids=tuple(f"{name}:{n}" for name in names for n in (1, 2)),
+        entries=tuple((f"{name}", n) for name in names for n in (0, 1)),
+        format=CSV,
         skipped=(f"{names[-1]}:3: bad",),
-        note="made up",
         skipped_index=(count - 1,),
     )
 
@@ -69,37 +71,6 @@ def test_an_unknown_class_is_refused_with_those_there():
 def test_of_min_size_needs_both_sides():
     assert make_table().of_min_size(12.0).ids == ("b:1", "b:2", "c:1", "c:2")
     assert len(make_table().of_min_size(20.5).ids) == 0
-
-
-def test_concat_unites_classes_by_name():
-    joined = concat_tables([make_table("ab"), make_table("c", classes=("plate", "hole"))])
-    assert joined.classes == ("cell", "plate", "hole")
-    assert joined.labels.tolist() == [0, 1, 0, 1, 1, 2]
-    assert joined.image_index.tolist() == [0, 0, 1, 1, 2, 2]
-    assert joined.skipped == ("b:3: bad", "c:3: bad")
-    assert joined.skipped_index == (1, 2)
-    assert joined.note == "made up"
-
-
-def test_concat_inverts_pictures():
-    table = make_table()
-    joined = concat_tables([table.pictures([0]), table.pictures([1, 2])])
-    assert joined.images == table.images
-    assert joined.ids == table.ids
-    torch.testing.assert_close(joined.boxes, table.boxes, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("tables", "message"),
-    [
-        ([], "no tables to join"),
-        ([make_table(), make_table("d", root="other")], "read both from one root"),
-        ([make_table(), make_table("cd")], r"c\.png: in two tables"),
-    ],
-)
-def test_concat_refuses(tables, message):
-    with pytest.raises(BadInput, match=message):
-        concat_tables(tables)
 
 
 groups_lists = st.lists(st.text(max_size=3), min_size=2, max_size=30).filter(

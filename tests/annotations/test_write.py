@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from lightning_bbox.annotations.formats.known import known_formats
 from lightning_bbox.annotations.formats.yolo import YOLO
 from lightning_bbox.annotations.read import read_annotations
-from lightning_bbox.annotations.table import concat_tables
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
 from tests.annotation_drafts import DRAFTS, good_boxes, is_good
@@ -318,21 +317,6 @@ def test_new_boxes_are_finite(tmp_path, number):
     with pytest.raises(BadInput, match=r"boxes\.csv:3: its new box is not finite; leave it"):
         write_boxes(table, boxes, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_table_of_two_formats_is_refused_and_one_of_one_format_is_not(tmp_path):
-    files = ("a.csv", "b.csv", "c.xml")
-    write(tmp_path, {file: csv_of(f"{file[0]}.png,1,1,9,9") for file in files[:2]})
-    write(tmp_path, {"c.xml": voc("c.png", (64, 48), ("cell", (2, 2, 9, 9)))})
-    write(tmp_path, dict.fromkeys(("a.png", "b.png", "c.png"), (64, 48)))
-    first, second, third = (read_annotations(tmp_path, annotations=file) for file in files)
-    table = concat_tables([first, second])
-    written = write_boxes(table, table.boxes - 1, tmp_path / "out")
-    texts = [path.read_text().split()[-1] for path in written]
-    assert texts == ["a.png,0,0,8,8", "b.png,0,0,8,8"]
-    table = concat_tables([first, third])
-    with pytest.raises(BadInput, match="the table is not of one format; write the boxes of each"):
-        write_boxes(table, table.boxes, tmp_path / "out")
 
 
 def test_a_scene_without_boxes_is_copied(tmp_path):
