@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.ranks import machine
 from lightning_bbox import BoxRegressor, SceneDataModule, ShallowConvNet
-from lightning_bbox.cli.arguments import default_precision
+from lightning_bbox.core.compiling import default_precision
 from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.nn.heads.bins.head import BinHead

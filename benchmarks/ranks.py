@@ -24,7 +24,7 @@ import lightning
 import torch
 
 from benchmarks.protocol import read_curve
-from lightning_bbox.cli.arguments import default_precision
+from lightning_bbox.core.compiling import default_precision
 from lightning_bbox.models.checkpoints import read_checkpoint
 
 RESULTS = Path(__file__).parent / "results"

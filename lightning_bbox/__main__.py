@@ -3,7 +3,7 @@
 from typing import NoReturn
 
 from lightning_bbox.cli.main import main
-from lightning_bbox.cli.ranks import leave
+from lightning_bbox.cli.processes import leave
 from lightning_bbox.core.memory import keep_freed_memory
 
 

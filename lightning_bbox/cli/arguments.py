@@ -1,10 +1,8 @@
 """What people write on the command line, made into what LightningCLI takes."""
 
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import torch
-from jsonargparse import Namespace
+from typing import NamedTuple
 
 from lightning_bbox.core.errors import BadInput
 
@@ -14,24 +12,44 @@ CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 """Where presets lie: inside an installed package, beside it in a checkout."""
 
 
-def default_precision() -> str:
-    """Return bf16-mixed where the hardware multiplies in bf16, else fp32.
+_LONG = {"-c": "--config", "-h": "--help"}
+
+
+class Option(NamedTuple):
+    """An option as it was written: its name with the dashes, its value, and all its words."""
+
+    name: str
+    value: str
+    words: list[str]
+
+
+def options(arguments: Sequence[str]) -> Iterator[Option]:
+    """Yield the options of a command line in their order.
+
+    Args:
+        arguments: The words behind the command.
 
     Examples:
-        >>> default_precision() in ("bf16-mixed", "32-true")
-        True
+        >>> [(option.name, option.value) for option in options(["-c", "a.yaml", "--data.root=b"])]
+        [('--config', 'a.yaml'), ('--data.root', 'b')]
     """
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if fast else "32-true"
+    rest = list(arguments)
+    while rest:
+        name, equals, value = rest[0].partition("=")
+        words = rest[:1]
+        if not equals and rest[1:] and not rest[1].startswith(("--", "-c", "-h")):
+            value, words = rest[1], rest[:2]
+        yield Option(_LONG.get(name, name), value, words)
+        rest = rest[len(words) :]
 
 
-def resolve(arguments: list[str]) -> list[str]:
+def resolve(arguments: Sequence[str]) -> list[str]:
     """Replace presets by their files, and what names a run's folder by the options it stands for.
 
     `--resume FOLDER` goes on with a run; `--ckpt_path FOLDER` without a config takes the run's own.
+
+    Args:
+        arguments: The command, and its options.
 
     Raises:
         BadInput: There is no such preset, or no run to resume.
@@ -40,29 +58,24 @@ def resolve(arguments: list[str]) -> list[str]:
         >>> resolve(["fit", "--trainer.max_epochs=1"])
         ['fit', '--trainer.max_epochs=1']
     """
-    resolved: list[str] = []
-    resumed: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--resume" or argument.startswith("--resume="):
-            folder = argument.partition("=")[2] or next(rest, "")
-            resumed = _resumed(Path(folder))
-        elif PRESET in argument:
-            option, _, name = argument.partition(PRESET)
-            resolved.append(option + str(_preset(name)))
+    given = list(options(arguments[1:]))
+    words: list[str] = []
+    of_run: list[str] = []
+    for name, value, written in given:
+        if name == "--resume":
+            of_run = _resumed(Path(value))
+        elif name == "--config" and value.startswith(PRESET):
+            words.append(f"--config={_preset(value.removeprefix(PRESET))}")
         else:
-            resolved.append(argument)
+            words += written
+            if name == "--ckpt_path" and not any(other.name == "--config" for other in given):
+                of_run = of_run or _config_of_run(value)
     # First, so that what else the command line says wins.
-    return [*resolved[:1], *(resumed or _config_of_run(resolved)), *resolved[1:]]
+    return [*arguments[:1], *of_run, *words]
 
 
-def _config_of_run(arguments: list[str]) -> list[str]:
+def _config_of_run(folder: str) -> list[str]:
     """Return the option that takes the configuration of the run whose folder is the checkpoint."""
-    options = [argument.partition("=")[0] for argument in arguments]
-    if "--ckpt_path" not in options or {"-c", "--config"} & set(options):
-        return []
-    at = options.index("--ckpt_path")
-    folder = arguments[at].partition("=")[2] or (arguments[at + 1 :] or [""])[0]
     if folder not in ("", "best", "last") and not Path(folder).exists():
         msg = f"{folder}: no such run or checkpoint; correct --ckpt_path"
         raise BadInput(msg)
@@ -97,16 +110,3 @@ def _resumed(folder: Path) -> list[str]:
         f"--name={folder.name}",
         f"--ckpt_path={folder}",
     ]
-
-
-def default_name(config: Namespace) -> str:
-    """Name a run after its first config (a saved one: after the run it came from) and the time.
-
-    Examples:
-        >>> default_name(Namespace(config=["configs/voc.yaml"])).rpartition("-")[0][:4]
-        'voc-'
-    """
-    files = config.get("config") or []
-    first = Path(str(files[0])) if files else Path("run")
-    stem = first.resolve().parent.name if first.name == "config.yaml" else first.stem
-    return f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -1,19 +1,18 @@
 """What is wrong with the options of a command line or a config, in one sentence."""
 
 import argparse
-import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
-from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.cli.first_look import NO_SUCH_OPTION, SEE_HELP
+from lightning_bbox.core.errors import BadInput, listed, nearest
 from lightning_bbox.core.recipes import find_class, public_path
 
 LONGEST = 400
@@ -22,19 +21,14 @@ LONGEST = 400
 MANY = 12
 """Names beyond which the nearest one is told instead of all."""
 
-_HELP = "`lightning-bbox fit --help` lists the options"
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
-# The parser's own words.
+_ALL = "options"  # the place of what concerns no single one
+
+# The parser's own words, where its errors don't carry what they are about.
 _KEY = re.compile(r'Parser key "([^"]+)"[^:]*:\s*(.*)', re.DOTALL)
 _VALUE = re.compile(r"class_path '([^']*)'|(?:Got|Given) value: (.*)")
 _UNKNOWN = re.compile(r"unrecognized arguments: -*([^\s=]+)|[Oo]ption '([^']+)'")
-_MISSING = re.compile(r"arguments are required: (.+)")
-_BARE = re.compile(r"argument (?:-\w/)?--(\S+): expected one argument")
-_COMMAND = re.compile(r"invalid choice: '([^']*)'|expected \"subcommand\"")
-_NO_FILE = re.compile(r"(\w[\w ]+): '([^']+)'")
-_NO_YAML = re.compile(r"Problems parsing config: (.*)", re.DOTALL)
-_NO_CONFIG = re.compile(r"Unexpected config: (.*)", re.DOTALL)
 
 # A class of ours in a config, by its module: 0.1.0 wrote down what it was given.
 _BY_MODULE = re.compile(r"(?<![\w./-])lightning_bbox(?:\.\w+){2,}")
@@ -66,7 +60,7 @@ class OneSentenceParser(LightningArgumentParser):
         """
         if (refusal := cause(ex, BadInput)) is not None:
             raise refusal
-        wrong = self._wrong(message, cause(ex, WrongOption))
+        wrong = self._wrong(message, ex)
         if self.exit_on_error:
             raise BadInput.at(wrong.option, wrong.problem, wrong.remedy) from ex
         raise wrong from ex
@@ -83,75 +77,42 @@ class OneSentenceParser(LightningArgumentParser):
         except BadInput as error:
             msg = f"{path}: {error}"
             raise BadInput(msg) from error
-        except UnicodeDecodeError as error:
-            problem = f"is not UTF-8 text ({error})"
-            raise BadInput.at(str(path), problem, "give a config in YAML") from error
 
-    def _wrong(self, message: str, inner: WrongOption | None) -> WrongOption:
-        key = _KEY.match(message)
+    def _wrong(self, message: str, error: Exception | None) -> WrongOption:
+        inner, key = cause(error, WrongOption), _KEY.match(message)
         if inner is not None:
             option = f"{key[1]}.{inner.option}" if key else inner.option
-            return WrongOption(option, inner.problem, inner.remedy)
+            return WrongOption(option.removesuffix(f".{_ALL}"), inner.problem, inner.remedy)
         if key:
             return self._wrong_value(key[1], key[2])
-        return self._wrong_config(message) or self._wrong_name(message)
-
-    def _wrong_name(self, message: str) -> WrongOption:
         if unknown := _UNKNOWN.search(message):
             name = unknown[1] or unknown[2]
-            return WrongOption(name, "there is no such option", self._other_name(name))
-        if missing := _MISSING.search(message):
-            names = missing[1]
-            for command in self._commands():
-                names = names.replace(f"{command}.", "")
-            return WrongOption(names, "missing", "add it to the command line or a config")
-        if bare := _BARE.search(message):
-            pairs = pairwise([*self.args, "--"])
-            without = [a[2:] for a, b in pairs if a[2:].startswith(bare[1]) and b[:2] == "--"]
-            return WrongOption((without or [bare[1]])[0], "has no value", "write one behind it")
-        if asked := _COMMAND.search(message):
-            problem = f"{asked[1]!r} is none" if asked[1] else "none is given"
-            commands = ", ".join([*self._commands(), "compare"])  # which has no options of these
-            return WrongOption("command", problem, f"choose from {commands}")
-        return WrongOption("options", _shortened(message), _HELP)
-
-    def _wrong_config(self, message: str) -> WrongOption | None:
-        if broken := _NO_YAML.match(message):
-            words = _shortened(broken[1].replace('in "<unicode string>", ', "at "))
-            return WrongOption("config", f"is not well-formed YAML ({words})", "repair it")
-        if other := _NO_CONFIG.match(message):
-            problem = f"is {other[1].strip()[:40]!r}, no options"
-            return WrongOption("config", problem, "write them as in trainer: {max_epochs: 9}")
-        return None
+            return WrongOption(name, NO_SUCH_OPTION, self._other_name(name))
+        return WrongOption(_ALL, _shortened(message), SEE_HELP)
 
     def _wrong_value(self, option: str, words: str) -> WrongOption:
-        if no_file := _NO_FILE.fullmatch(words):
-            return WrongOption(no_file[2], no_file[1].lower(), f"correct --{option}")
         hints = [getattr(a, "_typehint", None) for a in self._actions if a.dest == option]
         found = _VALUE.search(words)
         if not found or hints in ([], [None]):
-            return WrongOption(option, _shortened(words), _HELP)
+            return WrongOption(option, _shortened(words), SEE_HELP)
         value, expected = found[1] or found[2], expected_words(hints[0])
         if (reason := _import_failure(value)) is not None:
             remedy = "correct the name, or give its folder in PYTHONPATH"
             return WrongOption(option, f"{value} can't be imported ({reason})", remedy)
-        near = _nearest(value, expected) if len(expected) > MANY else ""
+        near = nearest(value, expected) if len(expected) > MANY else ""
         return WrongOption(option, f"is {value!r}", near or f"expected {listed(expected)}")
 
     def _other_name(self, name: str) -> str:
-        parsers = [self, *self._commands().values()]
+        commands = (a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        parsers = [self, *(parser for choices in commands for parser in choices.values())]
         names = [action.dest for parser in parsers for action in parser._actions]
         own = [name for name in names if name.rpartition(".")[2] != "help"]
-        if near := _nearest(name, own):
+        if near := nearest(name, own):
             return near
         if self.exit_on_error:
-            return _HELP
+            return SEE_HELP
         remedy = "name the class that has it first"
         return f"choose from {listed(own)}, or {remedy}" if own else remedy
-
-    def _commands(self) -> dict[str, argparse.ArgumentParser]:
-        actions = (a for a in self._actions if isinstance(a, argparse._SubParsersAction))
-        return next((action.choices for action in actions), {})
 
 
 def cause(error: BaseException | None, *kinds: type[E]) -> E | None:
@@ -222,13 +183,6 @@ def _import_failure(value: str) -> str | None:
     except BadInput as error:
         return _shortened(str(error.__cause__ or error))
     return None
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    by_letters = {word.casefold(): word for word in known}
-    begun = [word for word in by_letters if word.startswith(name.casefold())]
-    near = begun[:1] or difflib.get_close_matches(name.casefold(), by_letters, n=1)
-    return f"did you mean {by_letters[near[0]]}?" if near else ""
 
 
 def _shortened(message: str) -> str:

@@ -1,66 +1,93 @@
 """A run's folder: whether it is free, and with which checkpoint the run in it begins."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import remove_leftovers, write_atomically
+from lightning_bbox.core.files import make_folder, remove_leftovers, write_atomically
 from lightning_bbox.models.checkpoints import checkpoint_of, newest_checkpoint, read_checkpoint
 from lightning_bbox.refinement.predictions import put_originals_back
 
 _RESULTS = (("predict", "changes.csv", "refined boxes"), ("probe", "probe.json", "a probe"))
 
 
-def begin_run(command: str, folder: Path, asked: str | None) -> str | None:
-    """Make a run's folder ready, and return the checkpoint to go on from, or to apply.
+@dataclass
+class Begun:
+    """What a command has begun, and whether it may take it back.
 
-    A fit that goes on takes the newest checkpoint that can be read, and says which can't. What a
-    stopped `predict --overwrite` left half done is undone.
-
-    Args:
-        command: `fit`, `validate`, `test`, `predict` or `probe`; the first and the last do without
-            a checkpoint.
-        folder: The run's folder, there or not.
-        asked: A checkpoint, a run's folder, or `last` or `best` of this one.
-
-    Raises:
-        BadInput: The folder holds another run, or no checkpoint is given or can be read.
-
-    Examples:
-        >>> begin_run("test", Path("runs/new"), None)
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: test needs a trained model; add --ckpt_path and a checkpoint
+    Attributes:
+        folder: The run's folder, None until it is known.
+        is_new: Whether this command made the folder, so that nobody else's files are in it.
     """
-    resuming = command == "fit" and _is_of(folder, asked)
-    checkpoint = _find_checkpoint(command, folder, asked)
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # Lightning sets it
-        _refuse_taken(command, folder, resuming)
-        remove_leftovers(folder)
-        if resuming and checkpoint:
-            _begin_last(folder, Path(checkpoint))
-        if command == "predict":
-            put_originals_back(folder)
-    return checkpoint
 
+    folder: Path | None = None
+    is_new: bool = False
 
-@rank_zero_only
-def remove_empty_run(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it began: it holds only its settings.
+    def begin(self, command: str, folder: Path, asked: str | None) -> str | None:
+        """Make sure a run may begin, and return the checkpoint to go on from, or to apply.
 
-    Examples:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> (folder / "config.yaml").touch()
-        >>> remove_empty_run(folder)
-        >>> folder.exists()
-        False
-    """
-    files = [*folder.iterdir()] if folder.is_dir() else []
-    if folder.is_dir() and all(path.name.startswith(("events.", "config.yaml")) for path in files):
-        for path in files:
-            path.unlink(missing_ok=True)
-        folder.rmdir()
+        A fit that goes on takes the newest checkpoint that can be read, and says which can't. What
+        a stopped `predict --overwrite` left half done is undone.
+
+        Args:
+            command: `fit`, `validate`, `test`, `predict` or `probe`; the first and the last do
+                without a checkpoint.
+            folder: The run's folder, there or not.
+            asked: A checkpoint, a run's folder, or `last` or `best` of this one.
+
+        Raises:
+            BadInput: The folder holds another run, or no checkpoint is given or can be read.
+
+        Examples:
+            >>> Begun().begin("test", Path("runs/new"), None)
+            Traceback (most recent call last):
+            lightning_bbox.BadInput: test needs a trained model; add --ckpt_path and a checkpoint
+        """
+        resuming = command == "fit" and _is_of(folder, asked)
+        checkpoint = _find_checkpoint(command, folder, asked)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # Lightning sets it
+            _refuse_taken(command, folder, resuming)
+            remove_leftovers(folder)
+            if resuming and checkpoint:
+                _begin_last(folder, Path(checkpoint))
+            if command == "predict":
+                put_originals_back(folder)
+        self.folder = folder
+        return checkpoint
+
+    @rank_zero_only
+    def make_folder(self) -> None:
+        """Make the run's folder where it isn't there.
+
+        Raises:
+            BadInput: It can't be made.
+        """
+        assert self.folder is not None
+        self.is_new = not self.folder.exists()
+        make_folder(self.folder)
+
+    @rank_zero_only
+    def undo(self) -> None:
+        """Remove the folder of a run that was refused before it began: it holds only its settings.
+
+        Examples:
+            >>> import tempfile
+            >>> begun = Begun(Path(tempfile.mkdtemp()) / "run")
+            >>> begun.make_folder()
+            >>> (begun.folder / "config.yaml").touch()
+            >>> begun.undo()
+            >>> begun.folder.exists()
+            False
+        """
+        if self.folder is None or not self.is_new:
+            return
+        files = [*self.folder.iterdir()]
+        if all(path.name.startswith(("events.", "config.yaml")) for path in files):
+            for path in files:
+                path.unlink(missing_ok=True)
+            self.folder.rmdir()
 
 
 def _is_of(folder: Path, checkpoint: str | None) -> bool:

@@ -84,3 +84,17 @@ def compiled(function: Callable[P, R], **options: int) -> Callable[P, R]:
     return torch.compile(
         function, fullgraph=True, options={"assert_indirect_indexing": False, **options}
     )
+
+
+def default_precision() -> str:
+    """Return bf16-mixed where the hardware multiplies in bf16, else fp32.
+
+    Examples:
+        >>> default_precision() in ("bf16-mixed", "32-true")
+        True
+    """
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if fast else "32-true"

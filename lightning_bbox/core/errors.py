@@ -1,6 +1,7 @@
 """The one way this package refuses what a user gave it."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 _MOST_LISTED = 12
@@ -64,3 +65,16 @@ def listed(names: Sequence[str]) -> str:
     """
     more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
     return ", ".join(names[:_MOST_LISTED]) + more
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Ask whether the nearest of the known names was meant; say nothing where none is near.
+
+    Examples:
+        >>> nearest("rot", ["root", "images"])
+        'did you mean root?'
+    """
+    by_letters = {word.casefold(): word for word in known}
+    begun = [word for word in by_letters if word.startswith(name.casefold())]
+    near = begun[:1] or difflib.get_close_matches(name.casefold(), by_letters, n=1)
+    return f"did you mean {by_letters[near[0]]}?" if near else ""

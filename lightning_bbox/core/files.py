@@ -7,7 +7,9 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import yaml
 from PIL import Image
 
 from lightning_bbox.core.errors import BadInput
@@ -89,6 +91,39 @@ def cannot_write(path: Path | str, error: OSError, option: str = "--runs") -> Ba
     """
     problem = f"can't be written ({error.strerror})"
     return BadInput.at(str(path), problem, f"make room, or name another folder with {option}")
+
+
+def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a file of settings.
+
+    Args:
+        path: The file.
+        remedy: What to write where it holds no mapping.
+
+    Raises:
+        BadInput: It can't be read, isn't YAML, or holds something else than a mapping.
+
+    Examples:
+        >>> read_yaml(Path("no.yaml"), "write options")
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: no.yaml: can't be read (No such file or directory); check its ...
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput.unreadable(str(path), error) from error
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8 text ({error})"
+        raise BadInput.at(str(path), problem, "give a file in YAML") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = f"is not well-formed YAML ({getattr(error, 'problem', error)})"
+        raise BadInput.at(place, problem, "repair it") from error
+    if not isinstance(content, dict):
+        held = "nothing" if content is None else f"{str(content)[:40]!r}"
+        raise BadInput.at(str(path), f"holds {held}, no settings", remedy)
+    return {str(key): value for key, value in content.items()}
 
 
 def make_folder(folder: Path, option: str = "--runs") -> None:

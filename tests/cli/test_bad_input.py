@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from lightning_bbox.annotations.read import read_annotations
-from lightning_bbox.cli.main import BoxCLI, main
+from lightning_bbox.cli.main import COMMANDS, main
 from lightning_bbox.core.errors import BadInput
 from tests.annotation_files import (
     CELLS,
@@ -488,11 +488,11 @@ OPTIONS = {
         "command: 'fti' is none",
         "choose from {commands}"),
     "no options": ({}, "fit",
-        "data, model: missing",
+        "model, data: missing",
         "add it to the command line or a config"),
     "no root": ({}, "fit -c preset:csv",
-        "data.root: missing",
-        "add it to the command line or a config"),
+        "data: the following arguments are required: root",
+        "`lightning-bbox fit --help` lists the options"),
     "an option without value": ({}, "fit -c preset:csv --data.root --trainer.max_epochs=3",
         "data.root: has no value",
         "write one behind it"),
@@ -560,28 +560,28 @@ OPTIONS = {
         ("choose one of alexnet_fc6_ridge, alexnet_fc6_sgd, bccd, bccd_fast, coco, csv, deeppcb, "
         "naive, patches, quickstart, rbc, rcnn_pool5, voc, yolo")),
     "no such config": ({}, "fit -c {root}/c.yaml",
-        "{root}/c.yaml: file does not exist",
-        "correct --config"),
+        "{root}/c.yaml: can't be read (No such file or directory)",
+        "check its name and permissions"),
     "a folder for a config": ({}, "fit -c {root}",
-        "{root}: path is not a file",
-        "correct --config"),
+        "{root}: can't be read (Is a directory)",
+        "check its name and permissions"),
     "an empty config": ({"c.yaml": ""}, "fit -c {root}/c.yaml",
-        "{root}/c.yaml: config: is '', no options",
-        "write them as in trainer: {max_epochs: 9}"),
+        "{root}/c.yaml: holds nothing, no settings",
+        "write options as in trainer: {max_epochs: 9}"),
     "a text for a config": ({"c.yaml": "some words"}, "fit -c {root}/c.yaml",
-        "{root}/c.yaml: config: is 'some words', no options",
-        "write them as in trainer: {max_epochs: 9}"),
+        "{root}/c.yaml: holds 'some words', no settings",
+        "write options as in trainer: {max_epochs: 9}"),
     "a picture for a config": ({"c.yaml": b"\x89PNG\r\n\x1a\n"}, "fit -c {root}/c.yaml",
         ("{root}/c.yaml: is not UTF-8 text ('utf-8' codec can't decode byte 0x89 in position "
          "0: invalid start byte)"),
-        "give a config in YAML"),
+        "give a file in YAML"),
     "a broken config": ({"c.yaml": "trainer: {max_epochs: 9\n"}, "fit -c {root}/c.yaml",
-        ("{root}/c.yaml: config: is not well-formed YAML (while parsing a flow mapping at "
-         "line 1, column 10 did not find expected ',' or '}' at line 2, column 1)"),
+        ("{root}/c.yaml:2: is not well-formed YAML "
+         "(expected ',' or '}', but got '<stream end>')"),
         "repair it"),
     "a misspelt option in a config": (
         {"c.yaml": "data: {class_path: SceneDataModule, init_args: {knd: bright}}"},
-        "fit -c {root}/c.yaml",
+        f"{SCENES} -c {{root}}/c.yaml",
         "{root}/c.yaml: data.knd: there is no such option",
         "did you mean kind?"),
     "a misspelt trainer option in a config": ({"c.yaml": "trainer: {max_epoch: 9}"},
@@ -590,16 +590,16 @@ OPTIONS = {
         "did you mean trainer.max_epochs?"),
     "a wrong type in a config": (
         {"c.yaml": "data: {class_path: SceneDataModule, init_args: {num_scenes: many}}"},
-        "fit -c {root}/c.yaml",
+        f"{SCENES} -c {{root}}/c.yaml",
         "{root}/c.yaml: data.num_scenes: is 'many'",
         "expected a whole number"),
     "a wrong class in a config": ({"c.yaml": "data: {class_path: lightning_bbox.ScenesDataModule}"},
-        "fit -c {root}/c.yaml",
+        f"{SCENES} -c {{root}}/c.yaml",
         "{root}/c.yaml: data: is 'lightning_bbox.ScenesDataModule'",
         "expected BoxDataModule, PatchDataModule, SceneDataModule"),
     "a class of torch for a head": (
         {"c.yaml": "model: {class_path: BoxRegressor, init_args: {head: torch.nn.Linear}}"},
-        "fit -c {root}/c.yaml",
+        f"{SCENES} -c {{root}}/c.yaml",
         "{root}/c.yaml: model.head: is 'torch.nn.Linear'",
         "expected BinHead, LikelihoodHead, LinearHead, SoftArgmaxHead"),
 }
@@ -652,7 +652,7 @@ def test_the_command_says_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert main(words_of(command, root)) == 2
     sentence = f"{problem}; {remedy}".replace("{root}", str(root))
-    sentence = sentence.replace("{commands}", ", ".join([*BoxCLI.subcommands(), "compare"]))
+    sentence = sentence.replace("{commands}", ", ".join(COMMANDS))
     assert capsys.readouterr().err == f"lightning-bbox: {sentence}\n"
 
 

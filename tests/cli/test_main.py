@@ -215,10 +215,11 @@ def test_a_device_that_is_not_there_is_refused(
 
 
 def test_presets_are_the_files_in_configs() -> None:
-    assert resolve(["-c", "preset:voc"]) == ["-c", str(CONFIGS / "voc.yaml")]
+    assert resolve(["fit", "-c", "preset:voc"]) == ["fit", f"--config={CONFIGS / 'voc.yaml'}"]
+    assert resolve(["fit", "--data.root=preset:voc"]) == ["fit", "--data.root=preset:voc"]
     assert CONFIG_FOLDERS[1] == CONFIGS
     with pytest.raises(BadInput, match="choose one of alexnet_fc6_ridge, alexnet_fc6_sgd, bccd"):
-        resolve(["--config=preset:none"])
+        resolve(["fit", "--config=preset:none"])
 
 
 def test_crops_sheet_shows_the_three_colours(tmp_path: Path) -> None:

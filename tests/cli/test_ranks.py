@@ -14,7 +14,7 @@ import yaml
 
 from lightning_bbox import SceneDataModule
 from lightning_bbox.cli.main import main
-from lightning_bbox.cli.ranks import default_devices, refuse_other_count, started_outside
+from lightning_bbox.cli.processes import default_devices, refuse_other_count, started_outside
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.models.checkpoints import read_checkpoint
 from tests.conftest import ROOT
@@ -254,7 +254,7 @@ def test_a_process_of_several_leaves_all_it_said_and_no_teardown(tmp_path: Path)
     script = f"""
 import atexit
 from torch import distributed
-from lightning_bbox.cli.ranks import leave
+from lightning_bbox.cli.processes import leave
 class Teardown:
     def __del__(self): print("torn down")
 kept = Teardown()

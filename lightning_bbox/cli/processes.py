@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import lightning.pytorch as pl
@@ -23,6 +24,7 @@ PATIENCE = 10.0
 """Seconds that the first process has to say why a run ends, and to end the others."""
 
 _FIRST = "LIGHTNING_BBOX_FIRST"
+_FOLDER = "LIGHTNING_BBOX_RUN"  # for the processes that this one launches, never for its own use
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def one_of_a_run() -> Iterator[None]:
     if first is not None:
         _end_without(int(first))
     else:
-        os.environ.pop("LIGHTNING_BBOX_RUN", None)
+        os.environ.pop(_FOLDER, None)
         os.environ[_FIRST] = str(os.getpid())
         if TorchElasticEnvironment.detect():
             _end_without(os.getppid())
@@ -49,6 +51,20 @@ def one_of_a_run() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(_FIRST, None)
+
+
+def shared_by_launched(folder: Path) -> Path:
+    """Tell launched processes the run's folder, whose name may hold the time; return their first's.
+
+    Args:
+        folder: What this process would call it.
+
+    Examples:
+        >>> with one_of_a_run():
+        ...     shared_by_launched(Path("runs/a")), shared_by_launched(Path("runs/b"))
+        (PosixPath('runs/a'), PosixPath('runs/a'))
+    """
+    return Path(os.environ.setdefault(_FOLDER, str(folder)))
 
 
 def _end_without(launcher: int) -> None:

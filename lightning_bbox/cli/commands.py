@@ -1,0 +1,271 @@
+"""The commands fit, validate, test, predict and probe, built on LightningCLI."""
+
+import sys
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveFloat
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lightning_bbox.cli.processes import (
+    PATIENCE,
+    end_launched,
+    refuse_other_count,
+    shared_by_launched,
+)
+from lightning_bbox.cli.run_folders import Begun
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.recipes import find_class, flatten
+from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.geometry.codecs import OffsetSpec
+from lightning_bbox.insight.probe import ProbingTrainer, save_readings
+from lightning_bbox.models.advice import refuse_equal_passes
+from lightning_bbox.models.base import OffsetModel
+from lightning_bbox.models.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lightning_bbox.models.stopping import StopBetweenSteps
+from lightning_bbox.refinement.predictions import PredictionFiles
+from lightning_bbox.reports.callbacks import (
+    EventLog,
+    PlainProgress,
+    RunReport,
+    TensorBoardPictures,
+    Throughput,
+)
+
+
+class BoxCLI(LightningCLI):
+    """LightningCLI with a run folder, our trainer defaults, and a test at the end of `fit`."""
+
+    run_folder: Path
+    _kept: RunCheckpoint | None = None
+
+    def __init__(self, *args: Any, begun: Begun, **kwargs: Any) -> None:  # noqa: ANN401 (passed on)
+        self.begun = begun
+        super().__init__(*args, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands and what of the trainer's arguments isn't an option, or not as is."""
+        unused = {"ckpt_path", "weights_only", "verbose", "return_predictions"}
+        own = {"probe": {"model", "datamodule"}}
+        return {name: skip | unused for name, skip in (LightningCLI.subcommands() | own).items()}
+
+    def _prepare_subcommand_parser(
+        self,
+        klass: type,
+        subcommand: str,
+        **kwargs: Any,  # noqa: ANN401 (Lightning's)
+    ) -> LightningArgumentParser:
+        """Add what `predict` alone takes."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument(
+                "--max_shift",
+                type=PositiveFloat | None,
+                help="leave boxes with an edge that would move farther, in px (a 45th of the crop)",
+            )
+            parser.add_argument(
+                "--overwrite",
+                type=bool,
+                default=False,
+                help="write over the annotation files too; what they held is kept in before/",
+            )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder, the checkpoint, and one seed for everything."""
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            help="name of the run; by default the config's stem and the time",
+        )
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="checkpoint to go on from, or to apply: a file, the folder of a run, or last or "
+            "best of the run of this name",
+        )
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep the configuration: a checkpoint's own settings never replace what was asked for."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle on the run's length and folder."""
+        config = self.config[self.subcommand]
+        if config.trainer.max_epochs is None:
+            model = find_class(config.model.class_path, OffsetModel, "model")
+            config.trainer.max_epochs = model.default_epochs
+        folder = Path(config.runs) / (config.name or default_name(config))
+        self.run_folder = folder if config.name else shared_by_launched(folder)
+        config.ckpt_path = self.begun.begin(str(self.subcommand), self.run_folder, config.ckpt_path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
+        """Add the logger and callbacks that every run has."""
+        self.begun.make_folder()
+        config = self._get(self.config_init, "trainer")
+        if self.subcommand == "predict":
+            kwargs["logger"] = config.logger or False
+        elif config.logger in (None, True):
+            kwargs["logger"] = EventLog(
+                str(self.run_folder.parent),
+                name="",
+                version=self.run_folder.name,
+                default_hp_metric=False,
+            )
+        own = self.config[self.subcommand]
+        callbacks: list[pl.Callback] = [
+            RunReport(self.run_folder),
+            TensorBoardPictures(self._settings()),
+            Throughput(),
+        ]
+        if self.subcommand == "predict":
+            callbacks = [PredictionFiles(self.run_folder, own.max_shift, own.overwrite)]
+        callbacks.append(StopBetweenSteps())
+        if self.subcommand == "probe" and config.devices == "auto":
+            kwargs["devices"] = 1
+        if self.subcommand == "fit":
+            kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(config.plugins)]
+        else:
+            kwargs["enable_checkpointing"] = False
+            self.save_config_callback = None
+        if self.subcommand == "fit" and config.enable_checkpointing is not False:
+            self._kept = RunCheckpoint(self.run_folder / "checkpoints")
+            callbacks.append(self._kept)
+        if config.enable_progress_bar is None:
+            kwargs["enable_progress_bar"] = sys.stderr.isatty()
+        if not kwargs.get("enable_progress_bar", config.enable_progress_bar):
+            callbacks.append(PlainProgress())
+        kwargs["default_root_dir"] = str(self.run_folder)
+        trainer_config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        trainer: pl.Trainer = self._instantiate_trainer(trainer_config, callbacks)
+        refuse_other_count(trainer)
+        return trainer
+
+    def _instantiate_trainer(
+        self, config: dict[str, Any], callbacks: list[pl.Callback]
+    ) -> pl.Trainer:
+        """Make the trainer, and refuse devices and precisions that aren't there."""
+        try:
+            with warnings.catch_warnings():
+                # It would go on in bf16-mixed, which is not what was asked for.
+                warnings.filterwarnings("error", message="You passed .*AMP with fp16")
+                trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        except BadInput:
+            raise
+        except UserWarning as warning:
+            if "fp16" not in str(warning):
+                raise
+            msg = (
+                f"trainer.precision: is {config['precision']!r}, which a CPU can't do; "
+                f"choose bf16-mixed or 32-true"
+            )
+            raise BadInput(msg) from warning
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            first = " ".join(str(error).split()).partition(". ")[0].rstrip(".!")
+            msg = f"trainer: {first}; correct its accelerator, devices, strategy or precision"
+            raise BadInput(msg) from error
+        return trainer
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the model's and data's configuration by dotted name, for the hparams view."""
+        self._dump_config()
+        return flatten({key: self.config_dump[key] for key in ("model", "data", "seed_everything")})
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it, and let nothing it began outlive it."""
+        patience = 0.0
+        try:
+            super()._run_subcommand(subcommand)
+            patience = PATIENCE
+        finally:
+            end_launched(self.trainer, patience)
+            if isinstance(self.trainer.logger, EventLog):
+                self.trainer.logger.close()
+
+    def fit(self, model: OffsetModel, datamodule: CropDataModule) -> None:
+        """Train, from a checkpoint on where one is given."""
+        checkpoint = self.config[self.subcommand].ckpt_path
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+
+    def validate(self, model: OffsetModel, datamodule: CropDataModule) -> None:
+        """Validate a trained model, with our own table too."""
+        model.restore(self.config[self.subcommand].ckpt_path)
+        self.trainer.validate(model, datamodule=datamodule, verbose=False)
+
+    def test(self, model: OffsetModel, datamodule: CropDataModule) -> None:
+        """Test a trained model, without Lightning's own table: ours says it."""
+        model.restore(self.config[self.subcommand].ckpt_path)
+        self.trainer.test(model, datamodule=datamodule, verbose=False)
+
+    def predict(self, model: OffsetModel, datamodule: CropDataModule) -> None:
+        """Refine the boxes of annotation files."""
+        model.restore(self.config[self.subcommand].ckpt_path)
+        self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
+
+    def probe(
+        self,
+        model: OffsetModel,
+        datamodule: CropDataModule,
+        **options: Any,  # noqa: ANN401 (those of ProbingTrainer.probe)
+    ) -> None:
+        """Read the offset off every layer, and leave table and chart."""
+        if (checkpoint := self.config[self.subcommand].ckpt_path) is not None:
+            model.restore(checkpoint)
+        assert isinstance(self.trainer, ProbingTrainer)
+        readings = self.trainer.probe(model, datamodule, **options)
+        table = save_readings(readings, self.run_folder, self.trainer.logger)
+        sys.stdout.write(f"\n{table}\n\nthe same in {self.run_folder}, drawn in probe.png\n")
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, or the model as it is where none was kept."""
+        if self._get(self.config_init, "trainer").fast_dev_run:
+            return
+        self.trainer.test(
+            self.model,
+            datamodule=self.datamodule,
+            ckpt_path=(self._kept.best_model_path or None) if self._kept else None,
+            weights_only=True,
+            verbose=False,
+        )
+
+
+class Rehearsal(BoxCLI):
+    """Read the settings and make the parts they name; run nothing, leave nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Leave the run's folder alone."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
+        """Do without what a run keeps."""
+        return pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Build the model as far as it needs no data."""
+        geometry, jitter = self.datamodule.geometry, self.datamodule.jitter
+        spec = OffsetSpec(geometry, self.datamodule.num_targets, *jitter.bounds(geometry))
+        self.model.build(spec, seed=0)
+        refuse_equal_passes(self.model.net, self.model.passes or 0)
+
+
+def _as_list(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value] * (value is not None)
+
+
+def default_name(config: Namespace) -> str:
+    """Name a run after its first config (a saved one: after the run it came from) and the time.
+
+    Examples:
+        >>> default_name(Namespace(config=["configs/voc.yaml"])).rpartition("-")[0][:4]
+        'voc-'
+    """
+    files = config.get("config") or []
+    first = Path(str(files[0])) if files else Path("run")
+    stem = first.resolve().parent.name if first.name == "config.yaml" else first.stem
+    return f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"

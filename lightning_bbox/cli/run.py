@@ -1,0 +1,160 @@
+"""How a command is carried out, and with which exit code it ends."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+import lightning_bbox
+from lightning_bbox.cli.arguments import resolve
+from lightning_bbox.cli.commands import BoxCLI
+from lightning_bbox.cli.main import COMMANDS
+from lightning_bbox.cli.options import OneSentenceParser, cause
+from lightning_bbox.cli.processes import default_devices, one_of_a_run, say_once
+from lightning_bbox.cli.run_folders import Begun
+from lightning_bbox.core.compiling import default_precision
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import CANNOT_WRITE, cannot_write
+from lightning_bbox.core.messages import plain_warnings
+from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.geometry.codecs import OffsetSpec
+from lightning_bbox.insight.probe import ProbingTrainer
+from lightning_bbox.models.advice import refuse_equal_passes
+from lightning_bbox.models.base import OffsetModel
+from lightning_bbox.models.divergence import DivergedError
+from lightning_bbox.models.stopping import RunStopped, sigterm_raises
+from lightning_bbox.reports.callbacks import ReusableConfig
+
+
+@one_of_a_run()
+@sigterm_raises()
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit code, as `main` does.
+
+    Examples:
+        >>> run(["fit", "-c", "preset:no_such"])
+        2
+    """
+    for name in lightning_bbox.__all__:  # a part goes by its name alone once it is imported
+        getattr(lightning_bbox, name)
+    begun = Begun()
+    with plain_warnings():
+        try:
+            _carry_out(arguments, begun)
+        except DivergedError as error:
+            say_once(str(error))
+            return 1
+        except (RunStopped, SIGTERMException, KeyboardInterrupt) as stop:
+            return _stopped(stop, arguments[0], begun)
+        except (ValueError, OSError, MisconfigurationException, SystemExit) as leaving:
+            return _left(leaving, arguments[0], begun)
+    return 0
+
+
+def rehearse(arguments: list[str]) -> str | None:
+    """Return why a command would refuse its settings, None where it would begin.
+
+    Examples:
+        >>> with plain_warnings():
+        ...     rehearse(["fit", "-c", "preset:quickstart", "--model.head=BoxHead"])
+        "model.head: is 'BoxHead'; expected ..."
+    """
+    try:
+        _lightning_cli(Rehearsal, arguments, Begun())
+    except (ValueError, OSError, MisconfigurationException, SystemExit) as leaving:
+        if (refusal := _refusal(leaving)) is None:
+            raise
+        return str(refusal)
+    return None
+
+
+class Rehearsal(BoxCLI):
+    """Read the settings and make the parts they name; run nothing, leave nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Leave the run's folder alone."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
+        """Do without what a run keeps."""
+        return pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Build the model as far as it needs no data."""
+        geometry, jitter = self.datamodule.geometry, self.datamodule.jitter
+        spec = OffsetSpec(geometry, self.datamodule.num_targets, *jitter.bounds(geometry))
+        self.model.build(spec, seed=0)
+        refuse_equal_passes(self.model.net, self.model.passes or 0)
+
+
+def _carry_out(arguments: list[str], begun: Begun) -> None:
+    if arguments[0] == "compare":  # takes no model or data: LightningCLI has no part in it
+        from lightning_bbox.studies.runs import compare
+
+        compare(resolve(arguments)[1:], run, rehearse)
+    else:
+        _lightning_cli(BoxCLI, arguments, begun)
+
+
+def _lightning_cli(cli: type[BoxCLI], arguments: list[str], begun: Begun) -> None:
+    cli(
+        OffsetModel,
+        CropDataModule,
+        begun=begun,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=resolve(arguments),
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        save_config_callback=ReusableConfig,
+        trainer_class=ProbingTrainer,
+        parser_class=OneSentenceParser,
+        parser_kwargs={
+            "allow_abbrev": False,
+            "prog": "lightning-bbox",
+            **{name: {"description": COMMANDS[name]} for name in BoxCLI.subcommands()},
+        },
+        trainer_defaults={
+            "devices": default_devices(),
+            "precision": default_precision(),
+            "log_every_n_steps": 50,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+        },
+    )
+
+
+def _left(leaving: BaseException, command: str, begun: Begun) -> int:
+    if isinstance(leaving.__context__, KeyboardInterrupt):
+        return _stopped(leaving.__context__, command, begun)
+    if (refusal := _refusal(leaving)) is not None:
+        say_once(str(refusal))
+        begun.undo()
+        return 2
+    if isinstance(leaving, SystemExit):
+        return int(leaving.code or 0)
+    raise leaving
+
+
+def _refusal(error: BaseException) -> Exception | None:
+    """Return a refusal, ours, Lightning's or the disk's, from among the errors around it."""
+    refusal = cause(error, BadInput, MisconfigurationException)
+    unwritten = cause(error, OSError)
+    if refusal is None and unwritten is not None and unwritten.errno in CANNOT_WRITE:
+        return cannot_write(Path(unwritten.filename or "the run's folder"), unwritten)
+    return refusal
+
+
+def _stopped(stop: BaseException, command: str, begun: Begun) -> int:
+    terminated = isinstance(stop, SIGTERMException) or getattr(stop, "signum", 0) == signal.SIGTERM
+    remedy = ""
+    if command == "fit" and begun.folder is not None:
+        remedy = f"; continue with fit --resume {begun.folder}"
+    elif command == "compare":
+        remedy = "; the same command goes on"
+    say_once(f"{'terminated' if terminated else 'interrupted'}{remedy}")
+    return 143 if terminated else 130

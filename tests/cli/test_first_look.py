@@ -1,0 +1,79 @@
+"""What is refused before anything heavy is imported, and that the parser knows the same options."""
+
+import subprocess
+import sys
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from lightning_bbox.cli.commands import BoxCLI
+from lightning_bbox.cli.first_look import OPTIONS, OPTIONS_OF, look_first
+from lightning_bbox.cli.main import COMMANDS, main
+from lightning_bbox.core.errors import BadInput
+
+FIT = ["fit", "-c", "preset:quickstart"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["fit", "--epochs=9"], 2), ([*FIT, "--data.knd=a"], 2)],
+)
+def test_help_and_slips_of_the_pen_wait_for_no_import(arguments, code):
+    told = (
+        "import sys\n"
+        "from lightning_bbox.cli.main import main\n"
+        f"code = main({arguments})\n"
+        "print(code, {'torch', 'lightning'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True)
+    assert done.stdout.endswith(f"{code} set()\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--data.num_scense=9"], "data.num_scense: there is no such option; did you mean num_sc"),
+        (["--data.knd", "a"], "data.knd: there is no such option; did you mean kind?"),
+        (["--model.hed=BinHead"], "model.hed: there is no such option; did you mean head?"),
+        (["--model", "RidgeRegressor", "--model.optimizer=SGD"], "model.optimizer: there is no"),
+        (["--trainer.max_epoch=1"], "did you mean trainer.max_epochs?"),
+        (["--max_shift=3"], "max_shift: there is no such option"),
+        (["--data.kind"], "data.kind: has no value; write one behind it"),
+        (["--data.kind", "--name=a"], "data.kind: has no value; write one behind it"),
+    ],
+)
+def test_what_is_wrong_at_first_sight_is_refused(words, sentence):
+    with pytest.raises(BadInput) as refusal:
+        look_first([*FIT, *words])
+    assert sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data=mine.Data", "--data.anything=1"],
+        ["--model", "mine.Model", "--model.anything", "1"],
+        ["--trainer.callbacks+=mine.Callback", "--trainer.callbacks.anything=1"],
+        ["--data.crop.anything=1", "--model.head.anything=1"],
+        ["--data.help"],
+        ["--print_config"],
+    ],
+)
+def test_what_others_may_have_is_left_to_the_parser(words):
+    look_first([*FIT, *words])
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "compare"])
+def test_the_parser_has_the_same_options(command, monkeypatch):
+    seen = {}
+
+    def keep(parser, *_, **__):
+        seen["main"] = parser
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", keep)
+    assert main([command, *FIT[1:]]) == 130
+    (commands,) = (a.choices for a in seen["main"]._actions if isinstance(a.choices, dict))
+    assert commands.keys() == BoxCLI.subcommands().keys()
+    names = {action.dest.partition(".")[0] for action in commands[command]._actions}
+    assert names == {*OPTIONS, *OPTIONS_OF.get(command, ()), "trainer", "model", "data"}
