@@ -13,8 +13,7 @@ from benchmarks.inputs import RandomPictures, bank_of, batches_of, crop_boxes
 from benchmarks.peers import kornia_resize
 from benchmarks.runner import Arm, Case, Setting, compile_errors
 from lightning_bbox import AlexNet, CropGeometry, ImageNetNorm
-from lightning_bbox.core.compiling import default_precision
-from lightning_bbox.core.compiling import should_compile
+from lightning_bbox.core.compiling import default_precision, should_compile
 from lightning_bbox.nn.backbones.alexnet import torchvision_alexnet
 from lightning_bbox.nn.heads.bins.head import BinHead
 from lightning_bbox.nn.network import OffsetNet

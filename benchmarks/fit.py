@@ -16,8 +16,7 @@ import torch
 from benchmarks.runner import Arm, Case, Setting, Timed, as_any, process_clock
 from benchmarks.train_step import BareLoop, flop_of
 from lightning_bbox import BoxRegressor, SceneDataModule
-from lightning_bbox.core.compiling import default_precision
-from lightning_bbox.core.compiling import should_compile
+from lightning_bbox.core.compiling import default_precision, should_compile
 from lightning_bbox.models.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_bbox.reports.callbacks import (
     EventLog,

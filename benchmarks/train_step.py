@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.inputs import ONE_SAMPLE, RandomPictures
 from benchmarks.runner import Arm, Call, Case, Setting, as_any, compile_errors
 from lightning_bbox import BoxRegressor
-from lightning_bbox.core.compiling import default_precision
-from lightning_bbox.core.compiling import should_compile
+from lightning_bbox.core.compiling import default_precision, should_compile
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Batch
 from lightning_bbox.nn.schedules import OneCycle

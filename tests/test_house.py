@@ -64,6 +64,8 @@ def test_what_is_not_public_is_an_attribute_error() -> None:
 def test_public_functions_have_examples() -> None:
     bare = []
     for info in pkgutil.walk_packages(lightning_bbox.__path__, "lightning_bbox."):
+        if info.name == "lightning_bbox.__main__":
+            continue
         module = importlib.import_module(info.name)
         for name, value in vars(module).items():
             function = inspect.unwrap(value) if callable(value) else value

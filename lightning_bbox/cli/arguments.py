@@ -6,6 +6,15 @@ from typing import NamedTuple
 
 from lightning_bbox.core.errors import BadInput
 
+COMMANDS = {
+    "fit": "Train a model, and test its best checkpoint.",
+    "validate": "Measure a trained model on the validation split.",
+    "test": "Measure a trained model on the test split.",
+    "predict": "Refine the boxes of annotation files with a trained model.",
+    "probe": "Show where in a network, trained or not, the offset can be read linearly.",
+    "compare": "Measure configurations against each other, as a study's file says.",
+}
+
 PRESET = "preset:"
 _PACKAGE = Path(__file__).parents[1]
 CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")

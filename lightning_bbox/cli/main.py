@@ -3,17 +3,9 @@
 import sys
 from collections.abc import Sequence
 
+from lightning_bbox.cli.arguments import COMMANDS
 from lightning_bbox.cli.first_look import look_first
 from lightning_bbox.core.errors import BadInput
-
-COMMANDS = {
-    "fit": "Train a model, and test its best checkpoint.",
-    "validate": "Measure a trained model on the validation split.",
-    "test": "Measure a trained model on the test split.",
-    "predict": "Refine the boxes of annotation files with a trained model.",
-    "probe": "Show where in a network, trained or not, the offset can be read linearly.",
-    "compare": "Measure configurations against each other, as a study's file says.",
-}
 
 _HELP = """usage: lightning-bbox COMMAND [options]
 

@@ -9,9 +9,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_bbox
-from lightning_bbox.cli.arguments import resolve
+from lightning_bbox.cli.arguments import COMMANDS, resolve
 from lightning_bbox.cli.commands import BoxCLI
-from lightning_bbox.cli.main import COMMANDS
 from lightning_bbox.cli.options import OneSentenceParser, cause
 from lightning_bbox.cli.processes import default_devices, one_of_a_run, say_once
 from lightning_bbox.cli.run_folders import Begun

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from lightning_bbox.annotations.read import read_annotations
-from lightning_bbox.cli.main import COMMANDS, main
+from lightning_bbox.cli.arguments import COMMANDS
+from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
 from tests.annotation_files import (
     CELLS,

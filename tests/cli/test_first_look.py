@@ -6,9 +6,10 @@ import sys
 import pytest
 from jsonargparse import ArgumentParser
 
+from lightning_bbox.cli.arguments import COMMANDS
 from lightning_bbox.cli.commands import BoxCLI
 from lightning_bbox.cli.first_look import OPTIONS, OPTIONS_OF, look_first
-from lightning_bbox.cli.main import COMMANDS, main
+from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
 
 FIT = ["fit", "-c", "preset:quickstart"]
