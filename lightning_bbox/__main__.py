@@ -2,8 +2,7 @@
 
 from typing import NoReturn
 
-from lightning_bbox.cli.main import main
-from lightning_bbox.cli.processes import leave
+from lightning_bbox.cli.main import leave, main
 from lightning_bbox.core.memory import keep_freed_memory
 
 

@@ -1,6 +1,5 @@
 """The processes of one run: who launched them, who speaks for all, and that they end together."""
 
-import atexit
 import os
 import subprocess
 import sys
@@ -9,14 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
-from torch import distributed
 
 from lightning_bbox.core.errors import BadInput
 
@@ -117,29 +115,6 @@ def end_launched(trainer: pl.Trainer, patience: float) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def leave(code: int) -> NoReturn:
-    """End the process; one of several without taking the interpreter down.
-
-    Gloo's threads still hold connections to the others then, which end at their own time: once in
-    some hundreds of runs such a process aborted after all its work was done, and torchrun took the
-    whole run for failed.
-
-    Args:
-        code: The exit code.
-
-    Examples:
-        >>> leave(0)
-        Traceback (most recent call last):
-        SystemExit: 0
-    """
-    if distributed.is_available() and distributed.is_initialized():
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 class Started(NamedTuple):

@@ -22,7 +22,7 @@ FIT = ["fit", "-c", "preset:quickstart"]
 def test_help_and_slips_of_the_pen_wait_for_no_import(arguments, code):
     told = (
         "import sys\n"
-        "from lightning_bbox.cli.main import main\n"
+        "from lightning_bbox.__main__ import main\n"
         f"code = main({arguments})\n"
         "print(code, {'torch', 'lightning'} & set(sys.modules))"
     )

@@ -254,7 +254,7 @@ def test_a_process_of_several_leaves_all_it_said_and_no_teardown(tmp_path: Path)
     script = f"""
 import atexit
 from torch import distributed
-from lightning_bbox.cli.processes import leave
+from lightning_bbox.cli.main import leave
 class Teardown:
     def __del__(self): print("torn down")
 kept = Teardown()
