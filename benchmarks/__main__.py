@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.report import as_lines, write_report
+from benchmarks.report import as_lines, verdicts, write_report
 from benchmarks.rows import RESULTS, Row, keep
 from benchmarks.runner import Setting, measure
 
@@ -83,9 +83,12 @@ def answer(name: str, setting: Setting, results: Path) -> bool:
     print(f"\n{name}: {first_line(name)}", flush=True)
     torch.compiler.reset()  # no other question's shapes make a graph general
     try:
+        measured = []
         for row in rows_of(name, setting):
             print("\n".join(as_lines(row)), flush=True)
             keep([row], results)
+            measured.append(row)
+        print("\n".join(verdicts(measured)), flush=True)
     except Exception:  # noqa: BLE001 (the questions after it are still asked, and the exit code tells)
         traceback.print_exc()
         return False

@@ -85,13 +85,18 @@ def like_torchvision(net: OffsetNet) -> list[nn.Module]:
 def features_of(
     net: Callable[[Tensor], Tensor], cut: Callable[[], Tensor], half: bool, setting: Setting
 ) -> Callable[[], Tensor]:
-    """Return a call that cuts and applies a network, without gradients."""
+    """Return a call that cuts and applies a network, without gradients.
+
+    Only the network runs in half precision: a cut whose coordinates are bf16 misses by pixels.
+    """
 
     def call() -> Tensor:
         mixed: AbstractContextManager[object] = nullcontext()
         if half:
             mixed = torch.autocast(setting.device.type, dtype=torch.bfloat16)
-        with torch.inference_mode(), mixed:
-            return net(cut()).float()
+        with torch.inference_mode():
+            crops = cut()
+            with mixed:
+                return net(crops).float()
 
     return call

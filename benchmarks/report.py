@@ -68,6 +68,17 @@ def outcome(target: Target, rows: list[Row]) -> tuple[str, str, str]:
     return short(median), short(cautious), verdict
 
 
+def verdicts(rows: list[Row]) -> Iterator[str]:
+    """Yield a line for each target that these rows measure: ratio, quartile and verdict."""
+    for target in TARGETS:
+        row = target.row(rows)
+        if row is not None and target.figure(row) is not None:
+            median, cautious, verdict = outcome(target, rows)
+            bounds = f"gate {target.gate:g}, goal {target.goal:g}"
+            against = f" against {target.peer}" if target.peer else ""
+            yield f"  {target.what}{against}: {median} ({cautious}), {bounds}: {verdict}"
+
+
 def machine_section(machine: Machine) -> Iterator[str]:
     """Yield a machine's tables, a row for each way; what is faster than ours says so."""
     run = machine.rows[0].run

