@@ -83,6 +83,16 @@ class PictureFinder:
         images: Folder of the pictures, relative to the root.
         by_stem: Whether a picture is found by the stem of its annotation file, not by its name.
         allow_outside: Whether pictures may lie outside the root.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "images/val").mkdir(parents=True)
+        ...     (Path(folder) / "images/val/a.png").touch()
+        ...     finder = PictureFinder(Path(folder), None, by_stem=True, allow_outside=False)
+        ...     found = finder.find([Picture("labels/val/a.txt", "labels/val/a.txt")])
+        >>> {path: picture.split for path, picture in found.items()}
+        {'images/val/a.png': 'val'}
     """
 
     def __init__(self, root: Path, images: str | None, by_stem: bool, allow_outside: bool) -> None:
@@ -93,15 +103,42 @@ class PictureFinder:
         self._folders: dict[str, str] = {}  # of the pictures, by annotation file or its folder
         self._names: dict[str, dict[str, list[str]]] = {}  # of pictures, by folder and stem
 
-    def find(self, picture: Picture) -> str:
-        """Return the path of a picture, relative to the root.
+    def find(self, pictures: Iterable[Picture]) -> dict[str, Picture]:
+        """Find every picture, and fill in the splits that the names of files and folders tell.
 
         Args:
-            picture: What the annotations say of it.
+            pictures: What the annotations say of them.
+
+        Returns:
+            The pictures by their paths relative to the root, in the same order.
 
         Raises:
-            BadInput: If there is no such picture, or more than one, or it lies outside the root.
+            BadInput: If a picture can't be found, may be any of several, lies outside the root or
+                is listed twice.
         """
+        found: dict[str, Picture] = {}
+        for picture in pictures:
+            path = self._path(picture)
+            if path in found:
+                problem = f"{path} is listed at {found[path].place} too"
+                raise BadInput.at(picture.place, problem, "keep one of the two")
+            named = None if self._by_stem else split_in_name(picture.file)
+            split = picture.split or named or split_of(picture.file, path)
+            found[path] = replace(picture, split=split)
+        return found
+
+    def unlabelled(self, found: Iterable[str]) -> list[str]:
+        """List the pictures that lie beside those found but have no annotation file."""
+        folders = set(self._folders.values())
+        there = {
+            posixpath.normpath(posixpath.join(folder, name))
+            for folder in folders
+            for names in self._stems(folder).values()
+            for name in names
+        }
+        return sorted(there - set(found))
+
+    def _path(self, picture: Picture) -> str:
         folder = self._folder(picture)
         names = self._matches(folder, picture)
         if not names:
@@ -111,31 +148,6 @@ class PictureFinder:
             raise BadInput.at(picture.place, problem, "keep one of them")
         path = posixpath.join(folder, names[0])
         return inside(self._root, path, picture.place, self._allow_outside)
-
-    def split(self, picture: Picture, path: str) -> str:
-        """Name a picture's split: as stated, or as its annotation file or the folders are named.
-
-        Args:
-            picture: What the annotations say of it.
-            path: Where it was found.
-        """
-        named = None if self._by_stem else split_in_name(picture.file)
-        return picture.split or named or split_of(picture.file, path)
-
-    def unlabelled(self, found: Iterable[str]) -> list[str]:
-        """List the pictures that lie beside those found but have no annotation file.
-
-        Args:
-            found: The paths found so far.
-        """
-        folders = set(self._folders.values())
-        there = {
-            posixpath.normpath(posixpath.join(folder, name))
-            for folder in folders
-            for names in self._stems(folder).values()
-            for name in names
-        }
-        return sorted(there - set(found))
 
     def _folder(self, picture: Picture) -> str:
         own = posixpath.dirname(picture.file)
@@ -215,39 +227,6 @@ def _names_in(root: Path, folder: str) -> list[str]:
         return []
     except OSError as error:
         raise BadInput.unreadable(folder, error) from error
-
-
-def find_pictures(pictures: Iterable[Picture], finder: PictureFinder) -> dict[str, Picture]:
-    """Find every picture, and fill in the splits that the names of files and folders tell.
-
-    Args:
-        pictures: What the annotations say of them.
-        finder: What finds them.
-
-    Returns:
-        The pictures by their paths relative to the root, in the same order.
-
-    Raises:
-        BadInput: If a picture can't be found, or is listed twice.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     (Path(folder) / "images/val").mkdir(parents=True)
-        ...     (Path(folder) / "images/val/a.png").touch()
-        ...     finder = PictureFinder(Path(folder), None, by_stem=True, allow_outside=False)
-        ...     found = find_pictures([Picture("labels/val/a.txt", "labels/val/a.txt")], finder)
-        >>> {path: picture.split for path, picture in found.items()}
-        {'images/val/a.png': 'val'}
-    """
-    found: dict[str, Picture] = {}
-    for picture in pictures:
-        path = finder.find(picture)
-        if path in found:
-            problem = f"{path} is listed at {found[path].place} too"
-            raise BadInput.at(picture.place, problem, "keep one of the two")
-        found[path] = replace(picture, split=finder.split(picture, path))
-    return found
 
 
 def pictures_named(

@@ -17,7 +17,6 @@ from lightning_bbox.annotations.formats.known import FormatName, known_formats
 from lightning_bbox.annotations.headers import checked_size
 from lightning_bbox.annotations.pictures import (
     PictureFinder,
-    find_pictures,
     group_pictures,
     pictures_named,
 )
@@ -86,7 +85,7 @@ def read_annotations(
     kind, files = sources[0].format, sources[0].files
     listing = kind.read(base, files)
     finder = PictureFinder(base, images, kind.by_stem, allow_outside)
-    found = find_pictures(listing.pictures, finder)
+    found = finder.find(listing.pictures)
     note = _note(sources, listing, finder.unlabelled(found))
     if split_file is not None:
         names, stem = pictures_named(found, base, split_file, allow_outside), Path(split_file).stem
@@ -94,7 +93,8 @@ def read_annotations(
     if not found:
         raise BadInput.at(listed(files), "no picture is listed", "name other files")
     groups = group_pictures(found, group_pattern)
-    table = _table(base, found, kind, listing.classes, on_bad)
+    met = {record.label for picture in listing.pictures for record in picture.records}
+    table = _table(base, found, kind, listing.classes or tuple(sorted(met)), on_bad)
     if repeated := _repeated(table):
         note += f"; boxes that are there twice are used twice: {listed(repeated)}"
     return replace(table, groups=groups, note=note, files=tuple(files))

@@ -183,22 +183,8 @@ def split_pictures(
 ) -> tuple[list[int], list[int]]:
     """Split the pictures by group, the same way whatever their order.
 
-    The groups are ordered by a hash of seed and name, so that a group keeps its place when others
-    are added.
-
-    Args:
-        groups: The group of each picture.
-        fraction: Fraction of the groups to hold out, rounded, but one group at least where it is
-            positive, and never all.
-        seed: Other seeds hold out other groups.
-        fold: Which share to hold out, from 0, for cross-validation.
-
-    Returns:
-        Indices of the pictures kept, and of those held out.
-
-    Raises:
-        BadInput: If the fraction is not in [0, 1), there is only one group to split, or no such
-            fold.
+    Takes the group of each picture, and otherwise what `hold_out_groups` does. Returns the indices
+    of the pictures kept, and of those held out.
 
     Examples:
         >>> split_pictures(["a", "b", "a"], 0.5, seed=1)
@@ -210,8 +196,9 @@ def split_pictures(
 def hold_out_groups(groups: Set[str], fraction: float, seed: int, fold: int = 0) -> set[str]:
     """Choose groups to hold out, by a hash of seed and name.
 
-    The folds of one seed share no group, and together they are all: as many as the fraction goes
-    into 1, the first of its size, the others as equal as can be.
+    So a group keeps its place when others are added. The folds of one seed share no group, and
+    together they are all: as many as the fraction goes into 1, the first of its size, the others as
+    equal as can be.
 
     Args:
         groups: Names of the groups.
@@ -262,17 +249,13 @@ def hold_out_groups(groups: Set[str], fraction: float, seed: int, fold: int = 0)
 
 
 def held_out(groups: Sequence[str], names: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Split the pictures by the names of groups.
+    """Split the pictures by the names of the groups to hold out.
 
-    Args:
-        groups: The group of each picture.
-        names: Groups to hold out.
-
-    Returns:
-        Indices of the pictures kept, and of those held out.
+    Takes the group of each picture. Returns the indices of the pictures kept, and of those held
+    out.
 
     Raises:
-        BadInput: If no picture is of such a group.
+        BadInput: If no picture is of a group that is named.
 
     Examples:
         >>> held_out(["a", "b", "a"], ["b"])

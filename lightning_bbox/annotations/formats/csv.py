@@ -14,7 +14,6 @@ from lightning_bbox.annotations.formats.format import (
     Picture,
     Record,
     Span,
-    labels_met,
 )
 from lightning_bbox.annotations.formats.texts import parse_number, plain_text, read_text
 from lightning_bbox.core.errors import BadInput
@@ -44,9 +43,7 @@ def _looks_like(path: Path) -> bool:
 
 
 def _read(root: Path, files: Sequence[str]) -> Listing:
-    """Read files by header name; the classes are those met, by name."""
-    pictures = [picture for file in files for picture in _pictures(root, file)]
-    return Listing(pictures, labels_met(pictures))
+    return Listing([picture for file in files for picture in _pictures(root, file)])
 
 
 def _pictures(root: Path, file: str) -> Iterable[Picture]:

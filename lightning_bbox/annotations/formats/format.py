@@ -7,7 +7,7 @@ edges, once, when the size of the picture is known.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -60,10 +60,16 @@ class Picture:
 
 
 class Listing(NamedTuple):
-    """All that the files of one format say, and what a person should know of it."""
+    """All that the files of one format say, and what a person should know of it.
+
+    Args:
+        pictures: What they say of each picture, in their order.
+        classes: Names of the classes in their order; those met, by name, where there are none.
+        note: What may not be meant.
+    """
 
     pictures: list[Picture]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -147,19 +153,3 @@ class Format:
     def by_stem(self) -> bool:
         """Whether a picture has a file of its own, which bears its name."""
         return bool(self.folder)
-
-
-def labels_met(
-    pictures: Iterable[Picture], key: Callable[[str], Any] | None = None
-) -> tuple[str, ...]:
-    """Name the classes of all records once, sorted.
-
-    Args:
-        pictures: Pictures with their records.
-        key: What to sort the names by instead of the names themselves.
-
-    Examples:
-        >>> labels_met([Picture("a", "a", records=[Record("a:1", (0, 0, 1, 1), "cell", "a", 0)])])
-        ('cell',)
-    """
-    return tuple(sorted({r.label for picture in pictures for r in picture.records}, key=key))

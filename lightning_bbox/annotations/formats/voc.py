@@ -18,7 +18,6 @@ from lightning_bbox.annotations.formats.format import (
     Picture,
     Record,
     Span,
-    labels_met,
 )
 from lightning_bbox.annotations.formats.texts import parse_number, read_bytes
 from lightning_bbox.core.errors import BadInput
@@ -65,12 +64,11 @@ def voc_format(base: Literal[0, 1]) -> Format:
 
 
 def _read(root: Path, files: Sequence[str], base: Literal[0, 1]) -> Listing:
-    """Read XML files; the classes are those met, by name."""
     pictures = [_picture(root, file) for file in files]
     records = (record for picture in pictures for record in picture.records)
     zero = next((record.place for record in records if 0 <= min(record.values) < base), None)
     note = f"a corner is 0 at {zero}: set voc_base=0 if pixels are counted from 0" if zero else ""
-    return Listing(pictures, labels_met(pictures), note)
+    return Listing(pictures, note=note)
 
 
 def _picture(root: Path, file: str) -> Picture:

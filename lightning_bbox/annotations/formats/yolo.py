@@ -15,7 +15,6 @@ from lightning_bbox.annotations.formats.format import (
     Picture,
     Record,
     Span,
-    labels_met,
 )
 from lightning_bbox.annotations.formats.texts import (
     parse_number,
@@ -53,7 +52,8 @@ def _read(root: Path, files: Sequence[str]) -> Listing:
     if "" in sources and len(sources) > 1:
         problem = f"has no class names, while {max(sources)} names those of other files"
         raise BadInput.at(sources[""], problem, "put data.yaml or classes.txt into the root")
-    return Listing(pictures, tuple(classes) or labels_met(pictures, key=int))
+    met = {record.label for picture in pictures for record in picture.records}
+    return Listing(pictures, tuple(classes) or tuple(sorted(met, key=int)))
 
 
 def _record(
