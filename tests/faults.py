@@ -29,7 +29,7 @@ LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "runs", "dist", "build")
 # Files of commit 7538207, whose tests lay side by side: those that had another name there.
 FLAT_NAMES = {
     "annotations/test_read": "test_annotations",
-    "annotations/test_table": "test_tables",
+    "annotations/test_splits": "test_tables",
     "annotations/test_write": "test_writers",
     "cli/test_main": "test_cli",
     "core/test_randomness": "test_plan",
@@ -157,7 +157,7 @@ FAULTS = (
         "splits: the seed has no part in them",
         '_digest(f"{seed}:{group}")',
         "_digest(group)",
-        ("annotations/test_table",),
+        ("annotations/test_splits",),
     ),
     Fault(
         "splits: a group in two of them is not noticed",
