@@ -38,6 +38,7 @@ FLAT_NAMES = {
     "data/test_patches": "test_patch_data",
     "nn/heads/bins/test_head": "test_bin_head",
     "nn/heads/bins/test_labels": "test_bins",
+    "nn/heads/test_likelihood": "test_likelihoods",
     "pictures/test_cut": "test_crops",
     "pictures/test_places": "test_stores",
 }
@@ -317,7 +318,7 @@ FAULTS = (
         "Gaussian likelihood: a wide spread costs nothing",
         ".square() + log_scales + _HALF_LN_2_PI",
         ".square() + _HALF_LN_2_PI",
-        ("nn/heads/test_likelihoods",),
+        ("nn/heads/test_likelihood",),
     ),
     # evaluation
     Fault(

@@ -2,10 +2,27 @@
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 
-from lightning_bbox.geometry.codecs import OffsetSpec
-from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox import (
+    CropGeometry,
+    DeltaCodec,
+    FixedStdCodec,
+    MaxShiftCodec,
+    MeanStdCodec,
+    OffsetSpec,
+    PixelCodec,
+)
+
+CODECS = [DeltaCodec, FixedStdCodec, MeanStdCodec, MaxShiftCodec, PixelCodec]
+"""Those that keep the coordinates apart."""
+BOUNDS = {"two": [5.0, 5.0], "four": [5.0, 5.0, 0.2, 0.2], "uneven": [3.0, 3.0, 0.51, 0.51]}
+"""Largest offsets, in px and log size."""
+
+each_codec = pytest.mark.parametrize("codec", CODECS)
+several_bounds = pytest.mark.parametrize("bounds", BOUNDS.values(), ids=BOUNDS)
+two_or_four = pytest.mark.parametrize("num_targets", [2, 4])
 
 
 def spec_with(bounds: Sequence[float]) -> OffsetSpec:
@@ -15,7 +32,7 @@ def spec_with(bounds: Sequence[float]) -> OffsetSpec:
 
 
 def spec_of(num_targets=4):
-    return OffsetSpec(CropGeometry(), num_targets, max_shift=5.0, max_log_size=0.2)
+    return spec_with(BOUNDS["four"][:num_targets])
 
 
 def boxes_at(offsets):

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.calibration import ARMS
-from lightning_bbox import BinHead, BoxRegressor, SceneDataModule, ShallowConvNet
+from lightning_bbox import (
+    BinHead,
+    BoxRegressor,
+    ChannelNorm,
+    CropGeometry,
+    Refiner,
+    SceneDataModule,
+    ShallowConvNet,
+)
 from lightning_bbox.evaluation.evaluation import evaluate
 from lightning_bbox.evaluation.metrics import Refined, calibration_metrics, coordinate_errors
 from lightning_bbox.nn.calibration import (
@@ -23,9 +31,7 @@ from lightning_bbox.nn.calibration import (
     half_width,
 )
 from lightning_bbox.nn.network import OffsetNet
-from lightning_bbox.nn.preprocess import ChannelNorm
-from lightning_bbox.refinement.refiner import Refiner
-from tests.evaluation.test_metrics import made_up_evaluation
+from tests.parts import boxes_at, draw_offsets, two_or_four
 from tests.runs import CONFIGS, fit
 
 LAWS = {"gaussian": scipy.stats.norm, "laplace": scipy.stats.laplace}
@@ -38,6 +44,12 @@ def drawn_errors(law, count=20_000, seed=0):
     stds = np.exp(random.normal(-1, 0.7, (count, 2)))
     errors = LAWS[law].rvs(size=(count, 2), random_state=random) / LAWS[law].std() * stds
     return torch.from_numpy(errors).float(), torch.from_numpy(stds).float()
+
+
+def calibrated(errors, stds, law="gaussian"):
+    calibration = Calibration()
+    calibration.fit(errors, stds, law)
+    return calibration
 
 
 @laws
@@ -59,8 +71,7 @@ def test_true_stds_cover_what_they_should_and_need_no_factor(law):
 @pytest.mark.parametrize("wrong", [0.2, 3.0])
 def test_stds_wrong_by_a_factor_are_mended_on_errors_that_were_not_fitted(law, wrong):
     errors, stds = drawn_errors(law)
-    calibration = Calibration()
-    calibration.fit(errors[:4_000], wrong * stds[:4_000], law)
+    calibration = calibrated(errors[:4_000], wrong * stds[:4_000], law)
     assert float(calibration.temperature) == pytest.approx(1 / wrong, rel=0.05)
     mended = calibration(wrong * stds[4_000:])
     for level in LEVELS:
@@ -121,8 +132,7 @@ def test_the_factor_is_finite_whatever_there_is():
 def test_stds_of_0_do_not_spoil_the_others(law, share):
     errors, stds = drawn_errors(law)
     stds = stds.where(torch.rand(stds.shape, generator=torch.manual_seed(0)) > share, 0.0)
-    calibration = Calibration()
-    calibration.fit(errors[:4_000], stds[:4_000], law)
+    calibration = calibrated(errors[:4_000], stds[:4_000], law)
     mended = calibration(stds[4_000:])
     assert coverage(errors[4_000:], mended, law, 0.9) == pytest.approx(0.9, abs=0.02)
     assert mended.min() > 0
@@ -132,8 +142,7 @@ def test_stds_of_0_do_not_spoil_the_others(law, share):
 def test_no_std_is_below_a_tenth_of_its_own_coordinates_errors():
     errors, stds = drawn_errors("gaussian")
     units = torch.tensor([1.0, 0.01])
-    calibration = Calibration()
-    calibration.fit(errors * units, stds * units, "gaussian")
+    calibration = calibrated(errors * units, stds * units)
     middle = np.median(errors.abs().numpy(), axis=0) / scipy.stats.norm.ppf(0.75) * units.numpy()
     found = calibration(torch.zeros(1, 2)) / calibration.temperature
     np.testing.assert_allclose(found[0], 0.1 * middle, rtol=1e-3)
@@ -141,8 +150,7 @@ def test_no_std_is_below_a_tenth_of_its_own_coordinates_errors():
 
 
 def test_a_head_that_can_not_tell_leaves_the_factor_alone():
-    calibration = Calibration()
-    calibration.fit(torch.ones(20, 2), torch.full((20, 2), math.nan), "gaussian")
+    calibration = calibrated(torch.ones(20, 2), torch.full((20, 2), math.nan))
     calibration.fit(torch.ones(0, 2), torch.ones(0, 2), "gaussian")
     assert float(calibration.temperature) == 1
     assert not can_tell(torch.tensor([[1.0, math.nan]]))
@@ -161,16 +169,12 @@ def test_a_checkpoint_without_a_factor_loads_as_uncalibrated():
     assert float(net.bfloat16().calibration.temperature) == pytest.approx(1.2345)
 
 
-@pytest.mark.parametrize("num_targets", [2, 4])
-def test_coordinate_errors_are_those_of_the_formula(num_targets):
-    boxes, _, gt_boxes, px = made_up_evaluation()
-    expected = []
-    for box, gt, unit in zip(boxes.numpy(), gt_boxes.numpy(), px.numpy(), strict=True):
-        shift = [(box[i] + box[i + 2] - gt[i] - gt[i + 2]) / 2 / unit[i] for i in (0, 1)]
-        size = [math.log((box[i + 2] - box[i]) / (gt[i + 2] - gt[i])) for i in (0, 1)]
-        expected.append([*shift, *size][:num_targets])
-    found = coordinate_errors(boxes, gt_boxes, px, num_targets)
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+@two_or_four
+def test_coordinate_errors_are_the_offsets_in_px_and_log_size(num_targets):
+    offsets = draw_offsets()[:, :num_targets]
+    boxes, anchors = boxes_at(offsets)
+    found = coordinate_errors(boxes, anchors, CropGeometry().px(anchors), num_targets)
+    torch.testing.assert_close(found.double(), offsets, rtol=0, atol=1e-4)
 
 
 @laws

@@ -8,51 +8,55 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import Part
-from lightning_bbox.geometry.codecs import (
-    DeltaCodec,
-    FixedStdCodec,
-    MaxShiftCodec,
-    MeanStdCodec,
-    PixelCodec,
-    TargetSpace,
-)
-from lightning_bbox.nn.heads.bins.decoders import (
+from lightning_bbox import (
     ArgmaxDecoder,
+    AttributeHinge,
+    BadInput,
+    BinaryCrossEntropy,
+    BinHead,
+    CrossEntropy,
+    CumulativeLink,
     Decoder,
     ExpectationDecoder,
+    GaussianLabels,
+    IndependentLink,
     MeanShiftDecoder,
     MedianDecoder,
     ModeDecoder,
-)
-from lightning_bbox.nn.heads.bins.head import BinHead
-from lightning_bbox.nn.heads.bins.labels import (
-    GaussianLabels,
     OneHotLabels,
+    Part,
     SmoothedLabels,
-    TwoHotLabels,
-)
-from lightning_bbox.nn.heads.bins.links import (
-    CumulativeLink,
-    IndependentLink,
     SoftmaxLink,
-    TreeLink,
-)
-from lightning_bbox.nn.heads.bins.losses import (
-    AttributeHinge,
-    BinaryCrossEntropy,
-    CrossEntropy,
     StructuredHinge,
+    TreeLink,
+    TwoHotLabels,
     WestonWatkinsHinge,
 )
-from tests.parts import boxes_at, draw_offsets, fitted_codec, spec_of, spec_with
+from lightning_bbox.geometry.codecs import TargetSpace
+from tests.parts import (
+    BOUNDS,
+    boxes_at,
+    draw_offsets,
+    each_codec,
+    fitted_codec,
+    several_bounds,
+    spec_of,
+    spec_with,
+    two_or_four,
+)
 
-CODECS = [DeltaCodec, FixedStdCodec, MeanStdCodec, MaxShiftCodec, PixelCodec]
-BOUNDS = {"two": [5.0, 5.0], "four": [5.0, 5.0, 0.2, 0.2], "uneven": [3.0, 3.0, 0.51, 0.51]}
-
-codecs = pytest.mark.parametrize("codec", CODECS)
-several_bounds = pytest.mark.parametrize("bounds", BOUNDS.values(), ids=BOUNDS)
+LABELS = [GaussianLabels(), OneHotLabels(), SmoothedLabels(), TwoHotLabels()]
+DECODERS = [
+    *(ExpectationDecoder(), ArgmaxDecoder(), MeanShiftDecoder(), MedianDecoder(), ModeDecoder())
+]
+HINGES = [WestonWatkinsHinge(), WestonWatkinsHinge(True), StructuredHinge()]
+COMBINATIONS = [
+    *product([SoftmaxLink, TreeLink], [CrossEntropy()], LABELS),
+    *product([CumulativeLink, IndependentLink], [BinaryCrossEntropy()], LABELS),
+    *product([SoftmaxLink], HINGES, [OneHotLabels()]),
+    (IndependentLink, AttributeHinge(), OneHotLabels()),
+]
+combinations = pytest.mark.parametrize(("link", "loss", "labels"), COMBINATIONS, ids=repr)
 
 
 def bin_head(bounds=(5.0, 5.0), codec=None, **arguments):
@@ -60,10 +64,6 @@ def bin_head(bounds=(5.0, 5.0), codec=None, **arguments):
     if codec is not None:
         head.fit(codec.space())
     return head
-
-
-def num_bins(bound, width, sigma=0.75):
-    return 2 * math.ceil(bound / width + 4 * sigma - 1e-6) + 1
 
 
 def hl_gauss(offset, bound, width, sigma=0.75):
@@ -75,78 +75,32 @@ def hl_gauss(offset, bound, width, sigma=0.75):
     return np.arange(-reach, reach + 1) * width, np.diff(cdf) / (cdf[-1] - cdf[0])
 
 
-@several_bounds
-def test_bins_reach_four_sigma_beyond_the_bound(bounds):
-    head = bin_head(bounds)
-    for row, bound in enumerate(bounds):
-        width = 0.5 if row < 2 else 0.05
-        centers = head.centers[row][head.inside[row]]
-        assert len(centers) == num_bins(bound, width)
-        expected = torch.arange(len(centers)) * width - width * (len(centers) // 2)
-        torch.testing.assert_close(centers, expected)
-        assert bound + 4 * 0.75 * width - 1e-5 <= centers[-1] < bound + 5 * 0.75 * width + width
-
-
-def test_the_default_bins_are_27_from_minus_6_and_a_half():
+def test_the_default_bins_are_27_from_minus_6_and_a_half_and_cost_2_ln_27_at_chance():
     head = bin_head()
     assert head.centers.shape == (2, 27)
     assert head.centers[:, [0, 13, -1]].tolist() == [[-6.5, 0.0, 6.5]] * 2
-
-
-@several_bounds
-def test_loss_at_chance_is_the_sum_of_ln_of_the_bins(bounds):
-    head = bin_head(bounds)
-    offsets = torch.zeros(3, len(bounds))
-    losses = head.loss(torch.zeros(3, *head.centers.shape), offsets)
-    widths = [0.5, 0.5, 0.05, 0.05]
-    expected = sum(math.log(num_bins(b, w)) for b, w in zip(bounds, widths, strict=False))
-    assert losses.tolist() == pytest.approx([expected] * 3, rel=1e-5)
-
-
-def test_loss_at_chance_of_two_coordinates_is_2_ln_27():
-    assert bin_head().loss(torch.zeros(1, 2, 27), torch.tensor([[1.3, -4.9]])).item() == (
-        pytest.approx(2 * math.log(27), rel=1e-5)
-    )
+    losses = head.loss(torch.zeros(1, 2, 27), torch.tensor([[1.3, -4.9]]))
+    assert losses.item() == pytest.approx(2 * math.log(27), rel=1e-5)
 
 
 @several_bounds
 @pytest.mark.parametrize("sigma", [0.5, 0.75, 2.0])
-def test_target_probs_are_those_of_hl_gauss(bounds, sigma):
+def test_bins_reach_four_sigma_beyond_the_bound_and_labels_are_those_of_hl_gauss(bounds, sigma):
     head = bin_head(bounds, labels=GaussianLabels(sigma))
     offsets = draw_offsets(100, [*bounds, 0.2, 0.2][:4])[:, : len(bounds)]
     probs = head.target_probs(offsets.float())
     assert probs.shape == (100, *head.centers.shape)
     for row, bound in enumerate(bounds):
-        width = 0.5 if row < 2 else 0.05
-        inside = head.inside[row]
-        expected = np.stack([hl_gauss(y, bound, width, sigma)[1] for y in offsets[:, row].numpy()])
-        np.testing.assert_allclose(probs[:, row, inside], expected, atol=2e-6)
+        width, inside = 0.5 if row < 2 else 0.05, head.inside[row]
+        expected = [hl_gauss(y, bound, width, sigma) for y in offsets[:, row].numpy()]
+        np.testing.assert_allclose(head.centers[row, inside], expected[0][0], atol=1e-6)
+        masses = np.stack([mass for _, mass in expected])
+        np.testing.assert_allclose(probs[:, row, inside], masses, atol=2e-6)
         assert (probs[:, row, ~inside] == 0).all()
 
 
-@several_bounds
-def test_expectation_of_perfect_probs_is_the_offset_over_the_whole_range(bounds):
-    head = bin_head(bounds)
-    offsets = torch.linspace(-1, 1, 1_001)[:, None] * torch.tensor(bounds)
-    logits = head.target_probs(offsets).log().clamp(min=-100)
-    bias = (head.decode(logits) - offsets).abs().amax(dim=0)
-    assert bias[:2].max() < 1e-3
-    assert bias[2:].numel() == 0 or bias[2:].max() < 1e-4
-
-
-@several_bounds
-def test_bins_beyond_a_coordinates_own_range_have_no_probability(bounds):
-    head = bin_head(bounds)
-    logits = 20 * torch.randn(50, *head.centers.shape)
-    probs = head.probs(logits)
-    assert (probs[:, ~head.inside] == 0).all()
-    torch.testing.assert_close(probs.sum(dim=-1), torch.ones(50, len(bounds)))
-    changed = torch.where(head.inside, logits, 1e4)
-    assert torch.equal(head.decode(changed), head.decode(logits))
-
-
-@codecs
-@pytest.mark.parametrize("num_targets", [2, 4])
+@each_codec
+@two_or_four
 def test_bins_lie_in_px_whatever_the_codec(codec, num_targets):
     fitted = fitted_codec(codec, num_targets)
     offsets = draw_offsets(200, seed=1)[:, :num_targets]
@@ -205,36 +159,8 @@ def test_cross_entropy_is_least_at_the_target_distribution():
     assert gradient.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"bin_width": 0.0}, r"bin_width 0\.0"),
-        ({"log_bin_width": -0.1}, r"log_bin_width -0\.1"),
-        ({"grids": 0}, "grids 0"),
-        ({"l1_weight": -1.0}, r"l1_weight -1\.0"),
-        ({"max_shift": 0.0}, r"max_shift 0\.0"),
-    ],
-)
-def test_impossible_bins_are_refused(arguments, message):
-    with pytest.raises(BadInput, match=message):
-        BinHead(**arguments)
-
-
-LABELS = [GaussianLabels(), OneHotLabels(), SmoothedLabels(), TwoHotLabels()]
-DECODERS = [
-    *(ExpectationDecoder(), ArgmaxDecoder(), MeanShiftDecoder(), MedianDecoder(), ModeDecoder())
-]
-HINGES = [WestonWatkinsHinge(), WestonWatkinsHinge(True), StructuredHinge()]
-COMBINATIONS = [
-    *product([SoftmaxLink, TreeLink], [CrossEntropy()], LABELS),
-    *product([CumulativeLink, IndependentLink], [BinaryCrossEntropy()], LABELS),
-    *product([SoftmaxLink], HINGES, [OneHotLabels()]),
-    (IndependentLink, AttributeHinge(), OneHotLabels()),
-]
-
-
 @pytest.mark.parametrize("bounds", [BOUNDS["two"], BOUNDS["uneven"]], ids=["two", "four"])
-@pytest.mark.parametrize(("link", "loss", "labels"), COMBINATIONS, ids=repr)
+@combinations
 def test_every_combination_trains_and_decodes_within_the_bins(link, loss, labels, bounds):
     torch.manual_seed(0)
     for grids in (1, 3):
@@ -258,7 +184,7 @@ def test_every_combination_trains_and_decodes_within_the_bins(link, loss, labels
             assert (decoded.abs() <= head.edges.abs().amax(dim=-1)[: len(bounds)] + 1e-4).all()
 
 
-@pytest.mark.parametrize(("link", "loss", "labels"), COMBINATIONS, ids=repr)
+@combinations
 def test_density_and_deviation_are_those_of_the_votes_and_nan_of_a_hinge(link, loss, labels):
     torch.manual_seed(0)
     head = bin_head(BOUNDS["uneven"], labels=labels, link=link(), loss=loss, grids=2)
@@ -332,6 +258,11 @@ def test_targets_wider_than_the_bins_are_warned_of():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"bin_width": 0.0}, r"bin_width 0\.0"),
+        ({"log_bin_width": -0.1}, r"log_bin_width -0\.1"),
+        ({"grids": 0}, "grids 0"),
+        ({"l1_weight": -1.0}, r"l1_weight -1\.0"),
+        ({"max_shift": 0.0}, r"max_shift 0\.0"),
         (
             {"link": IndependentLink(), "loss": CrossEntropy()},
             "CrossEntropy can't train IndependentLink; choose SoftmaxLink or TreeLink",
@@ -351,27 +282,42 @@ def test_targets_wider_than_the_bins_are_warned_of():
         ({"loss": StructuredHinge(), "l1_weight": 0.5}, r"l1_weight 0\.5 needs probabilities"),
     ],
 )
-def test_combinations_that_mean_nothing_are_refused(arguments, message):
+def test_bins_and_combinations_that_mean_nothing_are_refused(arguments, message):
     with pytest.raises(BadInput, match=message):
         BinHead(**arguments)
 
 
-def test_what_is_not_given_is_what_usually_goes_with_the_rest():
-    for arguments, expected in (
-        ({}, "GaussianLabels SoftmaxLink CrossEntropy ExpectationDecoder"),
-        ({"link": TreeLink()}, "GaussianLabels TreeLink CrossEntropy ExpectationDecoder"),
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (GaussianLabels, 0.0, r"sigma is 0\.0"),
+        (SmoothedLabels, 1.0, r"eps is 1\.0"),
+        (TreeLink, 1, "children is 1"),
+        (ModeDecoder, 2, "bins is 2"),
+        (ModeDecoder, -1, "bins is -1"),
+        (MeanShiftDecoder, 0, "steps is 0"),
+    ],
+)
+def test_impossible_parts_are_refused(kind, value, message):
+    with pytest.raises(BadInput, match=f"{kind.__name__} {message}"):
+        kind(value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, [GaussianLabels, SoftmaxLink, CrossEntropy, ExpectationDecoder]),
+        ({"link": TreeLink()}, [GaussianLabels, TreeLink, CrossEntropy, ExpectationDecoder]),
         (
             {"link": CumulativeLink()},
-            "OneHotLabels CumulativeLink BinaryCrossEntropy ExpectationDecoder",
+            [OneHotLabels, CumulativeLink, BinaryCrossEntropy, ExpectationDecoder],
         ),
-        (
-            {"loss": AttributeHinge()},
-            "OneHotLabels IndependentLink AttributeHinge ModeDecoder",
-        ),
-    ):
-        head = BinHead(**arguments)
-        parts = (head.labels, head.link, head.criterion, head.decoder)
-        assert " ".join(type(part).__name__ for part in parts) == expected
+        ({"loss": AttributeHinge()}, [OneHotLabels, IndependentLink, AttributeHinge, ModeDecoder]),
+    ],
+)
+def test_what_is_not_given_is_what_usually_goes_with_the_rest(given, expected):
+    head = BinHead(**given)
+    assert list(map(type, (head.labels, head.link, head.criterion, head.decoder))) == expected
 
 
 class LastDecoder(Decoder):
@@ -381,21 +327,23 @@ class LastDecoder(Decoder):
         return centers[:, -1].expand(len(probs), -1)
 
 
-class LearnedDecoder(Part, Decoder):
+class LearnedDecoder(Part, LastDecoder):
     def __init__(self):
         super().__init__()
         self.factor = torch.nn.Parameter(torch.tensor(0.5))
 
     def forward(self, probs, centers, widths):
-        return self.factor * centers[:, -1].expand(len(probs), -1)
+        return self.factor * super().forward(probs, centers, widths)
 
 
-def test_a_decoder_of_ones_own_is_called_by_forward_too_and_may_hold_weights():
-    plain, learned = bin_head(decoder=LastDecoder()), bin_head(decoder=LearnedDecoder())
-    assert plain.decode(torch.zeros(1, 2, 27)).tolist() == [[6.5, 6.5]]
-    assert learned.decode(torch.zeros(1, 2, 27)).tolist() == [[3.25, 3.25]]
-    assert not any("decoder" in name for name in plain.state_dict())
-    assert "decoder.factor" in learned.state_dict()
+@pytest.mark.parametrize(
+    ("decoder", "offset", "state"),
+    [(LastDecoder(), 6.5, set()), (LearnedDecoder(), 3.25, {"decoder.factor"})],
+)
+def test_a_decoder_of_ones_own_may_be_called_by_forward_and_hold_weights(decoder, offset, state):
+    head = bin_head(decoder=decoder)
+    assert head.decode(torch.zeros(1, 2, 27)).tolist() == [[offset] * 2]
+    assert head.state_dict().keys() - bin_head().state_dict().keys() == state
 
 
 def test_a_head_shows_all_of_its_parts():

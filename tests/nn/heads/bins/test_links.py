@@ -5,14 +5,14 @@ import pytest
 import torch
 from scipy.special import expit
 
-from lightning_bbox.core.errors import BadInput
-from lightning_bbox.nn.heads.bins.labels import OneHotLabels, lay_grid
-from lightning_bbox.nn.heads.bins.links import (
+from lightning_bbox import (
     CumulativeLink,
     IndependentLink,
+    OneHotLabels,
     SoftmaxLink,
     TreeLink,
 )
+from lightning_bbox.nn.heads.bins.labels import lay_grid
 
 LINKS = [SoftmaxLink, IndependentLink, CumulativeLink, TreeLink, lambda: TreeLink(3)]
 GRID = lay_grid([5.0, 3.3, 0.2], [0.5, 0.5, 0.05], 3.0)
@@ -106,8 +106,3 @@ def test_what_an_ordinal_link_is_asked_is_whether_the_offset_lies_beyond():
     asked = link.attributes(OneHotLabels()(offsets, grid))[:, 0]
     thresholds = np.arange(-4.75, 5, 0.5)
     np.testing.assert_array_equal(asked, offsets.numpy() > thresholds)
-
-
-def test_a_tree_needs_choices():
-    with pytest.raises(BadInput, match="children is 1"):
-        TreeLink(1)
