@@ -13,6 +13,7 @@ from PIL import Image
 
 # Two busy cores: a deadline would measure the neighbours.
 settings.register_profile("shared", deadline=None)
+settings.register_profile("campaign", deadline=None, max_examples=20_000)
 settings.load_profile("shared")
 
 ROOT = Path(__file__).parent.parent
