@@ -23,7 +23,7 @@ from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.cli.main import main as lightning_bbox
 from lightning_bbox.core.randomness import EpochPlan
-from lightning_bbox.evaluation.metrics import bootstrap_interval
+from lightning_bbox.evaluation.intervals import bootstrap_interval
 from lightning_bbox.geometry.boxes import paired_iou
 
 RESULTS = Path(__file__).parent / "results"

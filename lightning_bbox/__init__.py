@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_bbox.geometry.jitter import LaplaceJitter as LaplaceJitter
     from lightning_bbox.geometry.jitter import OverlapJitter as OverlapJitter
     from lightning_bbox.geometry.jitter import UniformJitter as UniformJitter
+    from lightning_bbox.models.base import OffsetModel as OffsetModel
     from lightning_bbox.models.regressor import BoxRegressor as BoxRegressor
     from lightning_bbox.models.ridge import RidgeRegressor as RidgeRegressor
     from lightning_bbox.nn.backbones.alexnet import AlexNet as AlexNet
@@ -120,6 +121,7 @@ _HOMES = {
     "OffsetSpec PixelCodec WhitenedCodec",
     "geometry.crop_geometry": "CropGeometry",
     "geometry.jitter": "Jitter LaplaceJitter OverlapJitter UniformJitter",
+    "models.base": "OffsetModel",
     "models.regressor": "BoxRegressor",
     "models.ridge": "RidgeRegressor",
     "nn.backbones.alexnet": "AlexNet",

@@ -220,12 +220,23 @@ def from_plain(value: Plain, trust: Sequence[str] = ()) -> Any:  # noqa: ANN401 
         >>> from_plain([1, {"a": 2.0}])
         (1, {'a': 2.0})
     """
-    with _rebuilding(trust):
+    with trusting(trust):
         return _from_plain(value)
 
 
 @contextmanager
-def _rebuilding(trust: Sequence[str]) -> Iterator[None]:
+def trusting(trust: Sequence[str]) -> Iterator[None]:
+    """Find classes that a file names: only those that `from_plain` would construct.
+
+    Args:
+        trust: Modules or packages that may be imported for it.
+
+    Examples:
+        >>> with trusting(["mine"]):
+        ...     find_class("antigravity.Flight", nn.Module, "the checkpoint")
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: the checkpoint needs antigravity.Flight, and a file may not ...
+    """
     token = _TRUSTED.set(tuple(trust))
     try:
         yield

@@ -59,9 +59,7 @@ class CropDataModule(SampleDataModule):
         features: What a backbone makes of a split's crops, a row for each draw of epoch 0, on the
             device of the batches: those hold it instead of crops. Training needs fixed draws.
         steps_per_call: How many steps of training the rows are for that its loader yields at once;
-            the model says so, and has the crops cut itself where there are several.
-        in_place: Whether an epoch's samples take the place of those before in the same memory, as a
-            recorded step needs that knows them by it.
+            a model says so in its setup, and has the crops cut itself where there are several.
     """
 
     keeps_on_disk: ClassVar[bool] = False  # whether `auto` may choose so
@@ -85,7 +83,7 @@ class CropDataModule(SampleDataModule):
         )
         self.compile, self.sensor_noise, self.store = compile, sensor_noise, store
         self.features: dict[Split, Tensor] = {}
-        self.steps_per_call, self.in_place = 1, False
+        self.steps_per_call = 1
         self._place: Place | None = None if store == "auto" else store
         self._placed_for: torch.device | None = None
         self._laid_out: dict[tuple[Split, torch.device], tuple[int, Samples, Tensor]] = {}
@@ -114,10 +112,13 @@ class CropDataModule(SampleDataModule):
             start += len(index)
         return (torch.cat(crops) if len(crops) > 1 else crops[0]).to(goal)
 
-    @torch.no_grad()
     def make_batch(self, rows: Rows) -> Batch:
         """Cut and augment the crops of some rows, on the rows' device, or take their features."""
-        samples, draws = self.lay_out(rows)
+        return self.batch_of(rows, *self.lay_out(rows))
+
+    @torch.no_grad()
+    def batch_of(self, rows: Rows, samples: Samples, draws: Int64[Tensor, " n"]) -> Batch:
+        """Do the same, given what `lay_out` returns."""
         samples, features = samples.take(rows.rows), None
         if rows.split in self.features:
             features = self.features[rows.split][draws[rows.rows]]
@@ -236,10 +237,6 @@ class CropDataModule(SampleDataModule):
         if known is None or known[0] != rows.epoch:
             samples = self.samples(rows.split, rows.epoch).to(device)
             draws = self._draws(rows.split, rows.epoch).to(device)
-            if known is not None and self.in_place:
-                for kept, new in zip((*known[1], known[2]), (*samples, draws), strict=True):
-                    kept.copy_(new)
-                _, samples, draws = known
             self._laid_out[rows.split, device] = known = (rows.epoch, samples, draws)
         return known[1], known[2]
 
@@ -335,10 +332,10 @@ class CropDataModule(SampleDataModule):
         self._laid_out.clear()
 
     def teardown(self, stage: str) -> None:
-        """Forget features, which were of one model, and end what is done ahead."""
+        """Forget what one model wanted and made of crops, and end what is done ahead."""
         super().teardown(stage)
         self._stop_walks()
-        self.features = {}
+        self.features, self.steps_per_call = {}, 1
         self._laid_out.clear()
 
     def on_exception(self, exception: BaseException) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 from lightning_bbox.data.loader import Split
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Samples
+from lightning_bbox.evaluation.intervals import bootstrap_interval
 from lightning_bbox.evaluation.metrics import (
     Refined,
-    bootstrap_interval,
     box_metrics,
     calibration_metrics,
     coordinate_errors,

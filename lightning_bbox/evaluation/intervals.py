@@ -1,4 +1,4 @@
-"""How sure a mean is: Student's t over few runs, and a bootstrap over runs and pictures."""
+"""How sure a mean is: Student's t over few runs, bootstraps over pictures, and over both."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from lightning_bbox.core.randomness import keyed_generator
@@ -77,6 +77,38 @@ def t_interval(values: Sequence[float]) -> Mean:
     return Mean(mean, mean - half, mean + half, count)
 
 
+def bootstrap_interval(
+    values: Float[Tensor, " n"],
+    clusters: Int64[Tensor, " n"],
+    resamples: int = 1000,
+    level: float = 0.95,
+    weights: Float[Tensor, " n"] | None = None,
+) -> tuple[float, float]:
+    """Return the percentile interval of a mean under resampling of whole clusters.
+
+    With weights it is that of a ratio: the sum of the values over the sum of the weights.
+
+    Args:
+        values: One number a sample.
+        clusters: The picture or group each sample belongs to; these are drawn with replacement.
+        resamples: How many times.
+        level: Probability of the interval.
+        weights: What the values are divided by, in sum; 1 each by default.
+
+    References:
+        Efron and Tibshirani, An introduction to the bootstrap (1993), chapter 13.
+
+    Examples:
+        >>> bootstrap_interval(torch.ones(10), torch.arange(10))
+        (1.0, 1.0)
+        >>> bootstrap_interval(torch.ones(2), torch.arange(2), weights=torch.tensor([2.0, 2.0]))
+        (0.5, 0.5)
+    """
+    (sums,), (sizes,) = _totals([values], [clusters], None if weights is None else [weights])
+    draws = _draws(len(sums), resamples, keyed_generator("bootstrap"))
+    return _percentiles(sums[draws].sum(dim=1) / sizes[draws].sum(dim=1), (1 - level) / 2)
+
+
 def crossed_bootstrap(
     values: Sequence[Float[Tensor, " _"]],
     pictures: Sequence[Int64[Tensor, " _"]],
@@ -103,23 +135,33 @@ def crossed_bootstrap(
         >>> crossed_bootstrap(apart, [torch.tensor([0, 1])] * 2)
         Mean(value=1.5, low=1.0, high=2.0, n=2)
     """
-    count = len(values)
-    names, places = torch.unique(torch.cat([*pictures]), return_inverse=True)
-    lengths = torch.tensor([len(run) for run in values])
-    cells = (torch.arange(count).repeat_interleave(lengths), places)
-    numbers = torch.cat([*values]).double()
-    empty = torch.zeros(count, len(names), dtype=torch.float64)
-    sums = empty.index_put(cells, numbers, accumulate=True)
-    sizes = empty.index_put(cells, torch.ones_like(numbers), accumulate=True)
+    sums, sizes = _totals(values, pictures)
+    count, num_pictures = sums.shape
     means = sums.sum(dim=1) / sizes.sum(dim=1)
     sums += (_widening(count) - 1) * (means - means.mean())[:, None] * sizes
     generator = keyed_generator("crossed bootstrap")
-    runs = _resampled(count, resamples, generator)
-    drawn = _resampled(len(names), resamples, generator)
+    runs = _times_drawn(count, resamples, generator)
+    drawn = _times_drawn(num_pictures, resamples, generator)
     resampled = (runs @ sums * drawn).sum(dim=1) / (runs @ sizes * drawn).sum(dim=1)
-    tails = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = resampled.quantile(tails).tolist()
+    low, high = _percentiles(resampled, 0.025)
     return Mean(float(means.mean()), low, high, count)
+
+
+def _totals(
+    values: Sequence[Tensor], clusters: Sequence[Tensor], weights: Sequence[Tensor] | None = None
+) -> tuple[Float64[Tensor, "r c"], Float64[Tensor, "r c"]]:
+    """Return the sums of the values and of the weights, by run and cluster."""
+    names, places = torch.unique(torch.cat([*clusters]), return_inverse=True)
+    numbers = torch.cat([*values]).double()
+    sizes = torch.ones_like(numbers) if weights is None else torch.cat([*weights]).double()
+    lengths = torch.tensor([len(run) for run in values])
+    cells = torch.arange(len(values)).repeat_interleave(lengths) * len(names) + places
+    shape = len(values), len(names)
+    empty = torch.zeros(shape, dtype=torch.float64).flatten()
+    return (
+        empty.index_add(0, cells, numbers).view(shape),
+        empty.index_add(0, cells, sizes).view(shape),
+    )
 
 
 def _widening(count: int) -> float:
@@ -130,8 +172,20 @@ def _widening(count: int) -> float:
     return math.sqrt(count / (count - 1)) * wider
 
 
-def _resampled(count: int, resamples: int, generator: torch.Generator) -> Float[Tensor, "r n"]:
+def _draws(count: int, resamples: int, generator: torch.Generator) -> Int64[Tensor, "r n"]:
+    """Return which of some are drawn, with replacement, in each resample."""
+    return torch.randint(count, (resamples, count), generator=generator)
+
+
+def _times_drawn(count: int, resamples: int, generator: torch.Generator) -> Float64[Tensor, "r n"]:
     """Return how often each of some is drawn, with replacement, in each resample."""
-    draws = torch.randint(count, (resamples, count), generator=generator)
+    draws = _draws(count, resamples, generator)
     often = torch.zeros(resamples, count, dtype=torch.float64)
     return often.scatter_add_(1, draws, torch.ones_like(often))
+
+
+def _percentiles(resampled: Float64[Tensor, " r"], tail: float) -> tuple[float, float]:
+    """Return the values that this share of the resamples is below, and above."""
+    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    low, high = resampled.quantile(ends).tolist()
+    return low, high

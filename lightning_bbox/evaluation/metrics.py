@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, paired_iou
 from lightning_bbox.nn.calibration import LEVELS, ErrorLaw, can_tell, coverage
 
@@ -213,43 +212,3 @@ def _slope_and_r2(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     variance = centred.square().sum()
     slope = (centred * (predicted - predicted.mean())).sum() / variance
     return slope, 1 - (predicted - truth).square().sum() / variance
-
-
-def bootstrap_interval(
-    values: Float[Tensor, " n"],
-    clusters: Int64[Tensor, " n"],
-    resamples: int = 1000,
-    level: float = 0.95,
-    weights: Float[Tensor, " n"] | None = None,
-) -> tuple[float, float]:
-    """Return the percentile interval of a mean under resampling of whole clusters.
-
-    With weights it is that of a ratio: the sum of the values over the sum of the weights.
-
-    Args:
-        values: One number a sample.
-        clusters: The picture or group each sample belongs to; these are drawn with replacement.
-        resamples: How many times.
-        level: Probability of the interval.
-        weights: What the values are divided by, in sum; 1 each by default.
-
-    References:
-        Efron and Tibshirani, An introduction to the bootstrap (1993), chapter 13.
-
-    Examples:
-        >>> bootstrap_interval(torch.ones(10), torch.arange(10))
-        (1.0, 1.0)
-        >>> bootstrap_interval(torch.ones(2), torch.arange(2), weights=torch.tensor([2.0, 2.0]))
-        (0.5, 0.5)
-    """
-    weights = torch.ones_like(values) if weights is None else weights
-    names = {name: place for place, name in enumerate(sorted(set(clusters.tolist())))}
-    index = torch.tensor([names[name] for name in clusters.tolist()])
-    count = len(names)
-    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, index, values.double())
-    sizes = torch.zeros(count, dtype=torch.float64).index_add_(0, index, weights.double())
-    draws = torch.randint(count, (resamples, count), generator=keyed_generator("bootstrap"))
-    means = sums[draws].sum(dim=1) / sizes[draws].sum(dim=1)
-    tail = (1 - level) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high

@@ -24,7 +24,8 @@ from lightning_bbox.data.describe import describe
 from lightning_bbox.data.loader import PlanLoader, Split
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Samples
-from lightning_bbox.evaluation.metrics import bootstrap_interval, error_px
+from lightning_bbox.evaluation.intervals import bootstrap_interval
+from lightning_bbox.evaluation.metrics import error_px
 from lightning_bbox.geometry.codecs import DeltaCodec
 from lightning_bbox.insight.layers import Projection, layer_order, tapped
 from lightning_bbox.insight.readings import (

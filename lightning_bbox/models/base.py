@@ -1,48 +1,162 @@
-"""The base of all models: how they are applied and measured."""
+"""The base of all models: how they are built for data, applied, measured and kept in checkpoints.
 
-from collections.abc import Callable
-from functools import cached_property, partial
+How they learn is said by subclasses.
+"""
 
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from os import PathLike
+from typing import Any, ClassVar, Self
+
+import lightning.pytorch as pl
 import torch
 from jaxtyping import Float, Int64
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_bbox.core.compiling import Compile, should_compile
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.randomness import stream_seed
+from lightning_bbox.core.recipes import (
+    Plain,
+    class_path_of,
+    find_class,
+    from_plain,
+    to_plain,
+    trusting,
+    with_public_paths,
+)
 from lightning_bbox.data.loader import Split
+from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Batch, Samples
 from lightning_bbox.evaluation.evaluation import Evaluation, evaluate
 from lightning_bbox.evaluation.metrics import Refined, RefinedBoxes, coordinate_errors
 from lightning_bbox.geometry.boxes import Boxes, box_centers, mirror_boxes
+from lightning_bbox.geometry.codecs import DeltaCodec, MeanStdCodec, OffsetSpec, refuse_other_crops
 from lightning_bbox.models.advice import refuse_equal_passes
-from lightning_bbox.models.checkpointed import CheckpointedModel
+from lightning_bbox.models.checkpoints import (
+    CHECKPOINT_KEY,
+    checkpoint_of,
+    class_path_in,
+    read_checkpoint,
+    read_spec,
+    refuse_other_class,
+    refuse_other_parts,
+    refuse_other_run,
+)
 from lightning_bbox.models.feature_cache import fill_cache
-from lightning_bbox.models.tuning import settle_batch_size
+from lightning_bbox.models.fitting import fit_parts
+from lightning_bbox.models.tuning import find_batch_size
+from lightning_bbox.nn.backbones.convnet import Backbone, ShallowConvNet
+from lightning_bbox.nn.heads.base import Head
+from lightning_bbox.nn.heads.bins.head import BinHead
+from lightning_bbox.nn.network import OffsetNet
+from lightning_bbox.nn.preprocess import Preprocess
 from lightning_bbox.nn.stochastic import sampling
 
+_FIXED_DRAWS = "training on fixed draws (model.cache)"
+_UNSAID: dict[str, Plain] = {_FIXED_DRAWS: False, "model.steps_per_call": 1}
+"""What a run did whose checkpoint doesn't say, as it is older than the option."""
 
-class OffsetModel(CheckpointedModel):
+
+class OffsetModel(pl.LightningModule):
     """Say how far the true box lies from a proposal, from the crop around it.
 
-    Attributes:
-        steps_per_call: How many steps of training are made in one call of `training_step`.
+    What depends on the data (sizes, statistics, bins) is built when training begins and travels in
+    the checkpoint. Subclasses say how the head learns; each has defaults for all its arguments.
+
+    Args:
+        backbone: Crops to features; a `ShallowConvNet` by default.
+        head: Features to targets, with its loss; a `BinHead` by default.
+        codec: Boxes to targets and back; a `MeanStdCodec` by default.
+        preprocess: Fitted on training crops; what the backbone's weights expect by default, else a
+            `ChannelNorm`.
+        average_flips: At evaluation, average the boxes found on the crop and its three mirror
+            images; as its checkpoint says by default, else not.
+        compile: Compile the network; `auto` does on CUDA.
+        cache: Where the features of a frozen backbone are kept: `memory`, or a folder of files that
+            later runs use again. The training set is then that of the first epoch, in a fresh order
+            in each. By default they are computed in every step.
     """
 
-    steps_per_call: int = 1
+    default_epochs: ClassVar[int]  # of a run on the command line that doesn't say how many
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        head: Head | None,
+        codec: DeltaCodec | None,
+        preprocess: Preprocess | None,
+        average_flips: bool | None,
+        compile: Compile,  # noqa: A002 (the name of the option everywhere)
+        cache: str | None,
+    ) -> None:
+        super().__init__()
+        self._asked = {"preprocess": preprocess, "backbone": backbone, "head": head, "codec": codec}
+        backbone = backbone or ShallowConvNet()
+        preprocess = preprocess or backbone.default_preprocess()
+        self._take_parts(preprocess, backbone, head or BinHead(), codec or MeanStdCodec())
+        self.average_flips, self.compile_choice, self.cache = average_flips, compile, cache
+        self.passes: int | None = None
+        self.spec: OffsetSpec | None = None
+        self.evaluations: dict[Split, Evaluation] = {}  # what was measured last
+        self._tables: dict[Split, RefinedBoxes] = {}
+        self._is_new = False  # built for this run, and not trained since
+        self._run: dict[str, Plain] = {}
+        self._resumed_run: dict[str, Plain] | None = None
+
+    def _take_parts(
+        self, preprocess: Preprocess, backbone: Backbone, head: Head, codec: DeltaCodec
+    ) -> None:
+        self.net, self.codec = OffsetNet(preprocess, backbone, head), codec
+
+    @property
+    def data(self) -> CropDataModule:
+        """The data module of the running trainer."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, CropDataModule):
+            ours, theirs = type(self).__name__, type(data).__name__
+            msg = f"{ours} needs a data module of lightning_bbox; got {theirs}"
+            raise BadInput(msg)
+        return data
+
+    def build(self, spec: OffsetSpec, seed: int) -> None:
+        """Make the layers and buffers, initialised by the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed("init", seed))
+            self.net.preprocess.build(spec.geometry.size)
+            self.net.backbone.build(spec.geometry.size)
+            backbone = self.net.backbone
+            self.net.head.build(backbone.out_features, spec, backbone.map_shape)
+        self.codec.build(spec)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lags
+        self.spec = spec
 
     def setup(self, stage: str) -> None:
-        """Build the model for the data, and say how many steps rows are wanted for."""
-        # Another model may have wanted otherwise.
-        self.data.steps_per_call, self.data.in_place = self.steps_per_call, False
-        super().setup(stage)
+        """Build the model for the data, and fit its parts on the training split.
 
-    @cached_property
-    def evaluations(self) -> dict[Split, Evaluation]:
-        """What was measured last, by split."""
-        return {}
+        Raises:
+            BadInput: The model isn't trained and is to predict, or was trained on other crops.
+        """
+        data = self.data
+        if self.spec is not None:
+            data.follow(self.spec, needs_class=self.net.head.per_class)
+            return
+        if stage == "predict":
+            msg = "the model isn't trained; load one with BoxRegressor.load_from_checkpoint(path)"
+            raise BadInput(msg)
+        self.build(data.spec(), data.seed)
+        self.net.backbone.load_pretrained()
+        fit_parts(self.net, self.codec, data, self.trainer.strategy.root_device)
+        self._is_new = True
 
-    @cached_property
-    def _tables(self) -> dict[Split, RefinedBoxes]:
-        return {}
+    def configure_model(self) -> None:
+        """Compile the network in place, so that names in the checkpoint don't change."""
+        if self.net._compiled_call_impl is None and should_compile(
+            self.compile_choice, self.trainer.strategy.root_device, pays_on_cpu=False
+        ):
+            self.net.compile(fullgraph=True)
 
     def on_train_start(self) -> None:
         """Have batches hold features, where they are cached: only now are the weights final."""
@@ -52,7 +166,7 @@ class OffsetModel(CheckpointedModel):
             evaluated: tuple[Split, ...] = () if averages else ("train_eval", "val")
             fill_cache(self.cache, self.data, ("train", *evaluated), self.net)
 
-    def settle_batch_size(self, step: Callable[[Batch], object]) -> None:
+    def choose_batch_size(self, step: Callable[[Batch], object]) -> None:
         """Find the batch size where it is `auto`; a run that goes on keeps its own.
 
         Args:
@@ -68,7 +182,7 @@ class OffsetModel(CheckpointedModel):
             shape = data.num_draws("train"), self.net.backbone.out_features
             data.features["train"] = torch.zeros(shape, device=self.device)
         try:
-            settle_batch_size(data, step)
+            find_batch_size(data, step)
         finally:
             data.features.pop("train", None)
 
@@ -86,6 +200,27 @@ class OffsetModel(CheckpointedModel):
             labels: Their classes, for a head that has a regressor for each.
         """
         return self._decode(self._outputs(crops, labels), proposals)
+
+    @torch.no_grad()
+    def refine(
+        self,
+        crops: Float[Tensor, "b 3 s s"],
+        proposals: Boxes,
+        labels: Int64[Tensor, " b"] | None = None,
+    ) -> tuple[Boxes, Float[Tensor, "b n"]]:
+        """Return refined boxes, and how far off the model deems them, averaged if asked to.
+
+        Args:
+            crops: Crops in [0, 1], cut around the proposals.
+            proposals: The boxes to refine.
+            labels: Their classes, for a head that has a regressor for each.
+
+        Returns:
+            The boxes in the proposals' frame, and their calibrated standard deviations in px and
+            log size, NaN where the head can't tell.
+        """
+        boxes, stds = self._refined(self._outputs(crops, labels), crops, proposals, labels)
+        return boxes, self.net.calibration(stds)
 
     def _outputs(
         self, crops: Tensor, labels: Tensor | None, features: Tensor | None = None
@@ -110,34 +245,33 @@ class OffsetModel(CheckpointedModel):
             outputs, targets, partial(self.codec.decode, proposals=batch.proposals)
         )
 
-    def logs_after(self, steps: int, begun: int | None = None) -> bool:
-        """Tell whether scalars are logged once this many steps are done.
+    def _refined(
+        self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
+    ) -> tuple[Boxes, Tensor]:
+        """Return boxes and standard deviations, averaged over passes that draw at random."""
+        if not self.passes:
+            return self._over_flips(outputs, crops, proposals, labels)
+        with sampling(self.net, crops.device):
+            drawn = [
+                self._over_flips(self._outputs(crops, labels), crops, proposals, labels)
+                for _ in range(self.passes)
+            ]
+        boxes, stds = zip(*drawn, strict=True)
+        return torch.stack(boxes).mean(dim=0), torch.stack(stds).mean(dim=0)
 
-        Args:
-            steps: How many.
-            begun: Tell whether they are logged at any step since so many; the last by default.
-        """
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
-        return steps // every > (steps - 1 if begun is None else begun) // every
-
-    def log_scalar(self, name: str, value: Tensor | float, step: int, reduce: bool = False) -> None:
-        """Log a number of training.
-
-        Args:
-            name: What it is.
-            value: The number.
-            step: The step it belongs to, counted from 0.
-            reduce: Average it over the processes.
-        """
-        if self.automatic_optimization:
-            self.log(name, value, sync_dist=reduce)
-            return
-        if reduce:
-            value = self.trainer.strategy.reduce(value)
-        # Lightning would log once a batch; what shows or watches numbers finds this one still.
-        self.log(name, value, logger=False)
-        for logger in self.loggers:
-            logger.log_metrics({name: float(value)}, step)
+    def _over_flips(
+        self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
+    ) -> tuple[Boxes, Tensor]:
+        boxes, stds = [self._decode(outputs, proposals)], [self.net.head.stds(outputs)]
+        centers = box_centers(proposals)
+        for flips in ((1, 0), (0, 1), (1, 1)) if self.average_flips else ():
+            axes = [dim for dim, flip in zip((3, 2), flips, strict=True) if flip]
+            outputs = self._outputs(crops.flip(axes), labels)
+            mirrored = self._decode(outputs, proposals)
+            axes_flipped = centers.new_tensor(flips).expand_as(centers)
+            boxes.append(mirror_boxes(mirrored, centers, axes_flipped))
+            stds.append(self.net.head.stds(outputs))
+        return torch.stack(boxes).mean(dim=0), torch.stack(stds).mean(dim=0)
 
     def on_validation_epoch_start(self) -> None:
         """Begin empty tables."""
@@ -167,12 +301,6 @@ class OffsetModel(CheckpointedModel):
         for name, value in self._finish("test").metrics.items():
             self.log(f"test/{name}", value, sync_dist=True)
 
-    def _begin(self, *splits: Split) -> None:
-        refuse_equal_passes(self.net, self.passes or 0)
-        for split in splits:
-            table = RefinedBoxes(self.data.num_draws(split), self.data.num_targets)
-            self._tables[split] = table.to(self.device)
-
     def on_predict_epoch_start(self) -> None:
         """Begin an empty table."""
         self._begin("predict")
@@ -189,26 +317,11 @@ class OffsetModel(CheckpointedModel):
         """Put the refined boxes together, over all processes."""
         self.predictions = self._tables["predict"].compute()
 
-    @torch.no_grad()
-    def refine(
-        self,
-        crops: Float[Tensor, "b 3 s s"],
-        proposals: Boxes,
-        labels: Int64[Tensor, " b"] | None = None,
-    ) -> tuple[Boxes, Float[Tensor, "b n"]]:
-        """Return refined boxes, and how far off the model deems them, averaged if asked to.
-
-        Args:
-            crops: Crops in [0, 1], cut around the proposals.
-            proposals: The boxes to refine.
-            labels: Their classes, for a head that has a regressor for each.
-
-        Returns:
-            The boxes in the proposals' frame, and their calibrated standard deviations in px and
-            log size, NaN where the head can't tell.
-        """
-        boxes, stds = self._refined(self._outputs(crops, labels), crops, proposals, labels)
-        return boxes, self.net.calibration(stds)
+    def _begin(self, *splits: Split) -> None:
+        refuse_equal_passes(self.net, self.passes or 0)
+        for split in splits:
+            table = RefinedBoxes(self.data.num_draws(split), self.data.num_targets)
+            self._tables[split] = table.to(self.device)
 
     def _evaluate(self, batch: Batch, split: Split) -> None:
         outputs = self._outputs(batch.crops, batch.labels, batch.features)
@@ -216,33 +329,6 @@ class OffsetModel(CheckpointedModel):
         losses = self._losses(outputs, batch)
         nll = self.net.head.nll(outputs, self.codec.encode(batch.gt_boxes, batch.proposals))
         self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds, nll)
-
-    def _refined(
-        self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
-    ) -> tuple[Boxes, Tensor]:
-        if not self.passes:
-            return self._over_flips(outputs, crops, proposals, labels)
-        with sampling(self.net, crops.device):
-            passes = [
-                self._over_flips(self._outputs(crops, labels), crops, proposals, labels)
-                for _ in range(self.passes)
-            ]
-        boxes, stds = zip(*passes, strict=True)
-        return torch.stack(boxes).mean(dim=0), torch.stack(stds).mean(dim=0)
-
-    def _over_flips(
-        self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
-    ) -> tuple[Boxes, Tensor]:
-        boxes, stds = [self._decode(outputs, proposals)], [self.net.head.stds(outputs)]
-        centers = box_centers(proposals)
-        for flips in ((1, 0), (0, 1), (1, 1)) if self.average_flips else ():
-            axes = [dim for dim, flip in zip((3, 2), flips, strict=True) if flip]
-            outputs = self._outputs(crops.flip(axes), labels)
-            mirrored = self._decode(outputs, proposals)
-            axes_flipped = centers.new_tensor(flips).expand_as(centers)
-            boxes.append(mirror_boxes(mirrored, centers, axes_flipped))
-            stds.append(self.net.head.stds(outputs))
-        return torch.stack(boxes).mean(dim=0), torch.stack(stds).mean(dim=0)
 
     def _finish(self, split: Split) -> Evaluation:
         refined = self._tables[split].compute()
@@ -266,3 +352,153 @@ class OffsetModel(CheckpointedModel):
         """Return the boxes of the training targets' mean: the baseline of every evaluation."""
         proposals = samples.proposals.to(self.device)
         return self.codec.decode(self.codec.mean.expand(len(proposals), -1), proposals).cpu()
+
+    def logs_after(self, steps: int, begun: int | None = None) -> bool:
+        """Tell whether scalars are logged once this many steps are done.
+
+        Args:
+            steps: How many.
+            begun: Tell whether they are logged at any step since so many; the last by default.
+        """
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
+        return steps // every > (steps - 1 if begun is None else begun) // every
+
+    def log_scalar(self, name: str, value: Tensor | float, step: int, reduce: bool = False) -> None:
+        """Log a number of training.
+
+        Args:
+            name: What it is.
+            value: The number.
+            step: The step it belongs to, counted from 0.
+            reduce: Average it over the processes.
+        """
+        self.log(name, value, sync_dist=reduce)
+
+    def recipe(self) -> dict[str, Plain]:
+        """Return the arguments that rebuild this model, as plain data (without the optimizer)."""
+        arguments = {
+            "preprocess": self.net.preprocess,
+            "backbone": self.net.backbone,
+            "head": self.net.head,
+            "codec": self.codec,
+            "average_flips": bool(self.average_flips),
+            "passes": self.passes or 0,
+        }
+        return {name: to_plain(part, f"model.{name}") for name, part in arguments.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the model, and what must not change when a run goes on."""
+        assert self.spec is not None
+        ours = {
+            "class": class_path_of(type(self)),
+            "model": self.recipe(),
+            "spec": asdict(self.spec),
+        }
+        if self._run:
+            training_set = self.data.source.splits["train"].digest()
+            ours |= {"run": self._run, "training_set": training_set}
+        checkpoint[CHECKPOINT_KEY] = ours
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override] # one way to load: by path, without code
+        cls,
+        checkpoint_path: str | PathLike[str],
+        map_location: str | torch.device = "cpu",
+        trust: Sequence[str] = (),
+    ) -> Self:
+        """Rebuild a trained model from its checkpoint's path alone, ready to predict.
+
+        It is of the class it was, where that is this one or derived from it.
+
+        Args:
+            checkpoint_path: A file that a run wrote, or the run's folder: then its best one.
+            map_location: The device to load it to.
+            trust: Modules or packages of your own that may be imported for it.
+
+        Raises:
+            BadInput: The file isn't a checkpoint of ours, or needs code that isn't trusted.
+        """
+        path = checkpoint_of(checkpoint_path)
+        checkpoint = read_checkpoint(path)
+        with trusting(trust):
+            kind = find_class(class_path_in(checkpoint), OffsetModel, "the checkpoint")
+        model = (kind if issubclass(kind, cls) else cls)()  # type: ignore[call-arg] # with defaults
+        model._restore(checkpoint, path, trust)
+        return model.to(map_location).eval()
+
+    def restore(self, path: str | PathLike[str], trust: Sequence[str] = ()) -> None:
+        """Become the model of a checkpoint; parts that were asked for by name must be its own.
+
+        Args:
+            path: A file that a run wrote, or the run's folder: then its best one.
+            trust: Modules or packages of your own that may be imported for it.
+
+        Raises:
+            BadInput: The file isn't a checkpoint of ours, or has other parts.
+        """
+        path = checkpoint_of(path)
+        self._restore(read_checkpoint(path), path, trust)
+
+    def _restore(
+        self, checkpoint: dict[str, Any], path: str | PathLike[str], trust: Sequence[str]
+    ) -> None:
+        self._become(checkpoint, trust)
+        try:
+            self.load_state_dict(checkpoint["state_dict"])
+        except (RuntimeError, KeyError) as error:
+            msg = f"{path}: its weights don't fit its own model; give one that a run wrote"
+            raise BadInput(msg) from error
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the layers that the checkpoint's weights belong to.
+
+        Raises:
+            BadInput: The checkpoint has other crops or parts than were asked for.
+        """
+        if self.spec is not None:
+            refuse_other_crops(read_spec(checkpoint), self.spec.geometry, self.spec.num_targets)
+        self._become(checkpoint)
+        self.configure_model()
+        # Lightning does it later, when the weights of a run in 64-true would be rounded already.
+        self.trainer.precision_plugin.convert_module(self.net)
+        if self.trainer.state.fn == "fit":
+            self._resumed_run = _UNSAID | checkpoint[CHECKPOINT_KEY].get("run", {})
+            training_set = self.data.source.splits["train"].digest()
+            if checkpoint[CHECKPOINT_KEY].get("training_set") != training_set:
+                rank_zero_warn("the training boxes are not those this run began with")
+
+    def keep_to_the_run(self, run: dict[str, Plain]) -> None:
+        """Remember what must not change when a run goes on, and refuse what did.
+
+        Args:
+            run: Settings of the subclass.
+
+        Raises:
+            BadInput: The checkpoint's run was another.
+        """
+        spec = self.data.spec()
+        self._run = run | {
+            "data.seed": self.data.seed,
+            "data.batch_size": self.data.batch_size,
+            "data.draws_per_epoch": self.data.draws_per_epoch,
+            "data.jitter's largest shift": spec.max_shift,
+            _FIXED_DRAWS: self.cache is not None,
+        }
+        if self._resumed_run is not None:
+            refuse_other_run(self._resumed_run, self._run)
+
+    def _become(self, checkpoint: dict[str, Any], trust: Sequence[str] = ()) -> None:
+        refuse_other_class(checkpoint, type(self))
+        spec = read_spec(checkpoint)
+        recipe = with_public_paths(checkpoint[CHECKPOINT_KEY]["model"])
+        assert isinstance(recipe, dict)
+        asked = {name: to_plain(part, f"model.{name}") for name, part in self._asked.items()}
+        refuse_other_parts(recipe, asked)
+        if self.average_flips is None:
+            self.average_flips = bool(recipe["average_flips"])
+        if self.passes is None:
+            self.passes = int(str(recipe.get("passes", 0)))
+        mine = self.recipe()
+        if self.spec != spec or any(mine[name] != recipe[name] for name in asked):
+            self._take_parts(**{name: from_plain(recipe[name], trust) for name in asked})
+            self.build(spec, seed=0)

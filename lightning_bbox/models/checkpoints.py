@@ -11,10 +11,11 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import make_folder, write_atomically
-from lightning_bbox.core.recipes import Plain, flatten
+from lightning_bbox.core.recipes import Plain, class_path_of, flatten
 from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.models.stopping import RunStopped
@@ -82,6 +83,40 @@ def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> Offse
         raise BadInput(msg) from error
 
 
+def class_path_in(checkpoint: dict[str, Any]) -> str:
+    """Return the path of the class that a checkpoint's model was of.
+
+    Examples:
+        >>> class_path_in({"lightning_bbox": {}})  # as version 0.1.0 wrote it
+        'lightning_bbox.BoxRegressor'
+    """
+    return str(checkpoint[CHECKPOINT_KEY].get("class", "lightning_bbox.BoxRegressor"))
+
+
+def refuse_other_class(checkpoint: dict[str, Any], kind: type) -> None:
+    """Refuse a model of somebody's own class where its code would be left out.
+
+    Args:
+        checkpoint: What was read.
+        kind: The class that is to become its model.
+
+    Raises:
+        BadInput: The class is neither that of the checkpoint nor derived from it.
+
+    Examples:
+        >>> refuse_other_class({"lightning_bbox": {"class": "mine.Careful"}}, pl.LightningModule)
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: the checkpoint's model is a mine.Careful, and LightningModule ...
+    """
+    named, own = class_path_in(checkpoint), {class_path_of(base) for base in kind.__mro__}
+    if named not in own and not named.startswith("lightning_bbox."):
+        msg = (
+            f"the checkpoint's model is a {named}, and {kind.__name__} lacks what that does of its "
+            f"own; set model to it, or load it by OffsetModel.load_from_checkpoint"
+        )
+        raise BadInput(msg)
+
+
 def refuse_other_parts(recipe: dict[str, Plain], asked: dict[str, Plain]) -> None:
     """Refuse parts of a model that were asked for, where the checkpoint has others.
 
@@ -129,6 +164,34 @@ def refuse_other_run(then: dict[str, Plain], now: dict[str, Plain]) -> None:
                 f"go on; keep it, or begin a new run from its weights with --model.weights"
             )
             raise BadInput(msg)
+
+
+def load_weights(net: nn.Module, path: str) -> None:
+    """Take over a network's weights from a checkpoint.
+
+    Args:
+        net: Built.
+        path: A file that a run wrote, or the run's folder: then its best one.
+
+    Raises:
+        BadInput: There is no such checkpoint, or its network is another.
+
+    Examples:
+        >>> load_weights(nn.Linear(1, 1), "nowhere.ckpt")
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: nowhere.ckpt: no such checkpoint; check its path
+    """
+    found, prefix = checkpoint_of(path), "net."
+    state = read_checkpoint(found)["state_dict"]
+    own = {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+    try:
+        net.load_state_dict(own)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        msg = f"{found}: its weights don't fit the configured model ({reason})"
+        raise BadInput(msg) from error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -1,26 +1,32 @@
 """The LightningModule that learns box offsets by gradient descent."""
 
+from collections.abc import Callable, Iterable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_bbox.core.compiling import Compile
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.messages import say
+from lightning_bbox.data.loader import Rows
 from lightning_bbox.data.samples import Batch
 from lightning_bbox.geometry.codecs import DeltaCodec
 from lightning_bbox.models.advice import advice, refuse_equal_passes, refuse_lonely_samples
-from lightning_bbox.models.checkpoints import (
-    checkpoint_of,
-    read_checkpoint,
-)
+from lightning_bbox.models.base import OffsetModel
+from lightning_bbox.models.checkpoints import load_weights
+from lightning_bbox.models.divergence import DivergedError, LossWatch, Moment, divergence_message
 from lightning_bbox.models.feature_cache import compute_features, refuse_learning
+from lightning_bbox.models.fitting import fit_head
+from lightning_bbox.models.several_steps import SeveralSteps
 from lightning_bbox.models.stability import excess_message, largest_stable_rate
-from lightning_bbox.models.stepping import SteppingModel
 from lightning_bbox.nn.backbones.convnet import Backbone
 from lightning_bbox.nn.heads.base import Head
 from lightning_bbox.nn.heads.linear import LinearHead
@@ -29,7 +35,7 @@ from lightning_bbox.nn.regularizers import Regularization, Regularizer
 from lightning_bbox.nn.schedules import OneCycle, Schedule, run_progress
 
 
-class BoxRegressor(SteppingModel):
+class BoxRegressor(OffsetModel):
     """Learn by gradient descent how far the true box lies from a proposal.
 
     What depends on the data (sizes, statistics, bins) is built when training begins and travels in
@@ -69,8 +75,7 @@ class BoxRegressor(SteppingModel):
         Gal and Ghahramani, Dropout as a Bayesian approximation (2016), for the passes.
 
     Examples:
-        >>> from lightning_bbox import CropGeometry, ShallowConvNet
-        >>> from lightning_bbox.geometry.codecs import OffsetSpec
+        >>> from lightning_bbox import CropGeometry, OffsetSpec, ShallowConvNet
         >>> model = BoxRegressor(backbone=ShallowConvNet(channels=(8, 16, 16)))
         >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
         >>> model.build(spec, seed=0)
@@ -104,27 +109,32 @@ class BoxRegressor(SteppingModel):
         if steps_per_call < 1:
             msg = f"BoxRegressor steps_per_call is {steps_per_call}; expected 1 or more"
             raise BadInput(msg)
-        self.passes, self.regularizers = passes, regularizers or []
         if cache is not None:  # before any data is read; a checkpoint's parts are seen to later
             refuse_learning(self.net.backbone)
-        self.optimizer = optimizer
-        self.schedule = schedule or OneCycle()
-        self.weights = weights
-        self._is_new = False
-        self.steps_per_call, self.cuda_graph = steps_per_call, cuda_graph
-        self.automatic_optimization = steps_per_call == 1
+        self.passes, self.regularizers, self.weights = passes, regularizers or [], weights
+        self.optimizer, self.schedule = optimizer, schedule or OneCycle()
+        self.steps_per_call = steps_per_call
+        several = steps_per_call > 1 or cuda_graph
+        self._several = SeveralSteps(self, steps_per_call, cuda_graph) if several else None
+        self.automatic_optimization = not several
 
-    def fit_statistics(self) -> None:
-        """Build the model and fit its parts."""
-        super().fit_statistics()
-        self._is_new = True
+    def prepare_data(self) -> None:
+        """Refuse what can't work before any data is read."""
+        if self._several:
+            self._several.begin()
+
+    def setup(self, stage: str) -> None:
+        """Build the model for the data, and begin to watch."""
+        self.data.steps_per_call = self.steps_per_call
+        super().setup(stage)
+        self._watch = LossWatch(torch.device("cpu"))
 
     def take_weights(self) -> None:
         """Take over the weights to start from, unless the run goes on from a checkpoint."""
         if self.weights is not None and self._resumed_run is not None:
             rank_zero_warn("model.weights is not loaded: the run goes on from its own checkpoint")
         elif self.weights is not None and self._is_new:
-            self._load_weights(self.weights)
+            load_weights(self.net, self.weights)
             self.net.head.fit(self.codec.space())
             self._is_new = False
 
@@ -135,8 +145,8 @@ class BoxRegressor(SteppingModel):
         self._try_batch_sizes()
         self._look_over()
         optimizer = self._make_optimizer()
-        if self.cuda_graph:
-            self.refuse_graph(optimizer)  # again, with what is known by now
+        if self._several:
+            self._several.begin(optimizer)
         self.keep_to_the_run(
             {
                 "the optimizer": type(optimizer).__name__,
@@ -148,21 +158,29 @@ class BoxRegressor(SteppingModel):
             {name: value for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
         ]
-        progress = run_progress(self.trainer, self.planned_steps())
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.schedule.factor(progress(step))
-        )
+        planned = self._several.planned_steps if self._several else self._planned_steps
+        progress = run_progress(self.trainer, planned())
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(progress(step)))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
+    def _planned_steps(self) -> float:
+        steps: float = self.trainer.estimated_stepping_batches
+        return steps
+
+    def _make_optimizer(self) -> Optimizer:
         parameters = [weights for weights in self.parameters() if weights.requires_grad]
         return (self.optimizer or self._adamw)(parameters)
 
+    def _adamw(self, parameters: list[nn.Parameter]) -> Optimizer:
+        # Lightning 2.6.6 refuses to clip the gradients of a fused optimizer in mixed precision.
+        fused = not self.trainer.gradient_clip_val and self.device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1, fused=fused)
+
     def _try_batch_sizes(self) -> None:
-        """Settle the batch size by training a copy of the network."""
+        """Choose the batch size by training a copy of the network."""
         if not self.data.finds_batch_size:
             return
         own = self.net
@@ -174,12 +192,12 @@ class BoxRegressor(SteppingModel):
 
             def step(batch: Batch) -> None:
                 with self.trainer.precision_plugin.train_step_context():
-                    loss = self.learnable_losses(batch).mean()
+                    loss = self._learnable_losses(batch).mean()
                 torch.autograd.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
 
-            self.settle_batch_size(step)
+            self.choose_batch_size(step)
         finally:
             self.net = own
 
@@ -191,23 +209,36 @@ class BoxRegressor(SteppingModel):
             for sentence in advice(self.net):
                 rank_zero_warn(sentence)
 
-    def _adamw(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        # Lightning 2.6.6 refuses to clip the gradients of a fused optimizer in mixed precision.
-        fused = not self.trainer.gradient_clip_val and self.device.type in ("cpu", "cuda")
-        return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1, fused=fused)
-
     def on_train_start(self) -> None:
         """Train, whatever mode the model came in, and reset what is gathered between two logs."""
         super().on_train_start()
+        self._watch = LossWatch(self.device)
         features = self.data.features.get("train")
         if features is not None and self._is_new and self._resumed_run is None:
-            self.fit_head(features, self.data.samples("train"))  # all there are, now known
+            # All there are, now known.
+            fit_head(self.net, self.codec, features, self.data.samples("train"))
         if self._resumed_run is not None:
             say(f"going on after step {self.trainer.global_step}")
         self._is_new = False
         self.train()
         self._set_what_was_asked()
         self._say_largest_stable_rate()
+
+    def _set_what_was_asked(self) -> None:
+        """Let the configuration's optimizer win over what a checkpoint restored, and say so."""
+        (optimizer,), (config,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        schedule = config.scheduler
+        assert isinstance(schedule, LambdaLR)
+        for index, (group, asked) in enumerate(
+            zip(optimizer.param_groups, self._asked_groups, strict=True)
+        ):
+            for name, value in asked.items():
+                old = group["initial_lr" if name == "lr" else name]
+                if old != value:
+                    rank_zero_warn(f"the optimizer's {name} was {old} so far and is {value} now")
+            schedule.base_lrs[index] = asked["lr"]
+            rate = asked["lr"] * schedule.lr_lambdas[index](schedule.last_epoch)
+            group.update(asked | {"initial_lr": asked["lr"], "lr": rate})
 
     def _say_largest_stable_rate(self) -> None:
         """Say and log how fast SGD can go on a linear head, where the features stay the same."""
@@ -227,34 +258,118 @@ class BoxRegressor(SteppingModel):
         if (message := excess_message(group["initial_lr"], largest, head.standardize)) is not None:
             rank_zero_warn(message)
 
-    def _set_what_was_asked(self) -> None:
-        """Let the configuration's optimizer win over what a checkpoint restored, and say so."""
-        (optimizer,), (config,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
-        schedule = config.scheduler
-        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
-        for index, (group, asked) in enumerate(
-            zip(optimizer.param_groups, self._asked_groups, strict=True)
-        ):
-            for name, value in asked.items():
-                old = group["initial_lr" if name == "lr" else name]
-                if old != value:
-                    rank_zero_warn(f"the optimizer's {name} was {old} so far and is {value} now")
-            schedule.base_lrs[index] = asked["lr"]
-            rate = asked["lr"] * schedule.lr_lambdas[index](schedule.last_epoch)
-            group.update(asked | {"initial_lr": asked["lr"], "lr": rate})
+    def training_step(self, batch: Batch | Rows, batch_idx: int) -> Tensor | None:
+        """Return the loss of a batch, or make a step for each row of rows."""
+        if self._several:
+            assert isinstance(batch, Rows)
+            self._several.make(batch)
+            return None
+        assert isinstance(batch, Batch)
+        total, penalty = self.objective(batch)
+        self.note_step(self.trainer.global_step, batch.rows, penalty)
+        return total
 
-    def _load_weights(self, path: str) -> None:
-        path = str(checkpoint_of(path))
-        checkpoint = read_checkpoint(path)
-        prefix = "net."
-        weights = {
-            name.removeprefix(prefix): value
-            for name, value in checkpoint["state_dict"].items()
-            if name.startswith(prefix)
-        }
-        try:
-            self.net.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            msg = f"{path}: its weights don't fit the configured model ({reason})"
-            raise BadInput(msg) from error
+    def objective(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return what a batch is to minimise, and the penalty for the weights in it, if any.
+
+        The losses are weighted so that the ranks' gradients average to the global batch's, which
+        takes in the penalty whole: it is the same on all of them.
+        """
+        losses = self._learnable_losses(batch)
+        loss = losses.sum() * (self.trainer.world_size / self.data.batch_size)
+        self._watch.take(loss.detach(), losses.detach(), batch.rows)
+        if not self._regularization:
+            return loss, None
+        penalty = self._regularization.penalty()
+        return loss + penalty, penalty.detach()
+
+    def _learnable_losses(self, batch: Batch) -> Tensor:
+        losses = self._losses(self._outputs(batch.crops, batch.labels, batch.features), batch)
+        if not losses.requires_grad:
+            head = type(self.net.head).__name__
+            msg = f"the loss of {head} has no gradient, so nothing can learn by it; choose another"
+            raise BadInput(msg)
+        return losses
+
+    def note_step(self, step: int, rows: Tensor, penalty: Tensor | None) -> None:
+        """Remember on the host what a step was, and log where it is time to.
+
+        Args:
+            step: Its number.
+            rows: The row of each sample in the epoch.
+            penalty: For the weights, if any.
+        """
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._watch.note(step, Moment(self.trainer.current_epoch, rate), rows)
+        if not self.logs_after(step + 1):
+            return
+        self.refuse_divergence()
+        self.log_scalar("train/loss", self._watch.mean(), step, reduce=True)
+        self.log_scalar("train/lr", rate, step)
+        if penalty is not None:
+            self.log_scalar("train/penalty", penalty.clone(), step)
+
+    def log_scalar(self, name: str, value: Tensor | float, step: int, reduce: bool = False) -> None:
+        """Log a number of training at its step; see `OffsetModel`."""
+        if self._several:
+            self._several.log(name, value, step, reduce)
+        else:
+            super().log_scalar(name, value, step, reduce)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Make a step, and see to the weights after it."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.project_weights()
+
+    def project_weights(self) -> None:
+        """Do to the weights what regularizers want after a step."""
+        self._regularization.project()
+
+    def on_train_end(self) -> None:
+        """Give back what was for the steps alone."""
+        if self._several:
+            self._several.end()
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin empty tables, unless there is nothing to validate any more."""
+        if self.trainer.state.fn == "fit":
+            self.refuse_divergence(self.parameters())
+        super().on_validation_epoch_start()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of validation, unless the boxes are invalid."""
+        super().on_validation_epoch_end()
+        if self.trainer.state.fn == "fit":
+            self.refuse_divergence([self.evaluations["val"].refined.boxes], "refined boxes are")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save nothing that diverged.
+
+        Raises:
+            DivergedError: A loss or the weights are not finite: nothing is saved.
+        """
+        super().on_save_checkpoint(checkpoint)
+        if self.trainer.state.fn == "fit":
+            self.refuse_divergence(self.parameters())
+
+    def refuse_divergence(self, values: Iterable[Tensor] = (), what: str = "weights are") -> None:
+        """Stop the run where a loss was not finite.
+
+        Args:
+            values: What must be finite too.
+            what: What that is.
+
+        Raises:
+            DivergedError: Says at which step, with what learning rate and which samples.
+        """
+        if (bad := self._watch.first_bad(values, what)) is not None:
+            items = self.data.samples("train", bad.moment.epoch).items[bad.rows].tolist()
+            train = self.data.source.splits["train"]
+            names = [train.name(item) for item in items]
+            raise DivergedError(divergence_message(bad, names), bad.step)

@@ -116,7 +116,7 @@ class RidgeRegressor(OffsetModel):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Make none; but a run that goes on must be the same run."""
         refuse_idle_dropout(self.net.backbone)
-        self.settle_batch_size(self._try_features)
+        self.choose_batch_size(self._try_features)
         self.keep_to_the_run({"the ridge": f"{self.scaling} {self.lam}"})
         return []
 

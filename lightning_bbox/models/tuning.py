@@ -2,8 +2,8 @@
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, count, takewhile
+from collections.abc import Callable, Iterable
+from itertools import chain, count, pairwise, takewhile
 from statistics import median
 from typing import NamedTuple
 
@@ -43,9 +43,9 @@ class Knee(NamedTuple):
         """Say what was found."""
         found = ", ".join(f"{size}: {rate:.0f}" for size, rate in self.rates.items())
         return (
-            f"batch_size: {self.size}, the smallest within {1 - NEAR:.0%} of the most crops a "
-            f"second ({found}; {self.limit}); the learning rate is as you set it"
-        ).replace("%", " %")
+            f"batch_size: {self.size}, the smallest within {100 * (1 - NEAR):.0f} % of the most "
+            f"crops a second ({found}; {self.limit}); the learning rate is as you set it"
+        )
 
 
 def find_knee(sizes: Iterable[int], measure: Callable[[int], float | None]) -> Knee:
@@ -55,29 +55,32 @@ def find_knee(sizes: Iterable[int], measure: Callable[[int], float | None]) -> K
         sizes: Batch sizes, ascending.
         measure: Samples a second of a size, or None where it doesn't fit into memory.
 
+    Raises:
+        BadInput: Not even the smallest batch fits into memory.
+
     Examples:
         >>> find_knee([16, 32, 64, 128], {16: 100.0, 32: 180.0, 64: 200.0, 128: 205.0}.get).size
         64
     """
-    rates = dict[int, float]()
+    rates, limit = dict[int, float](), "no more are drawn in an epoch"
     for size in sizes:
         rate = measure(size)
         if rate is None:
             limit = f"{size} don't fit into memory"
             break
         rates[size] = rate
-        best = max(rates.values())
-        first = next(size for size, rate in rates.items() if rate >= NEAR * best)
-        if list(rates).index(first) + PATIENCE < len(rates):
+        if sum(larger > _smallest_near_the_best(rates) for larger in rates) >= PATIENCE:
             limit = "more bring no more"
             break
-    else:
-        limit = "no more are drawn in an epoch"
     if not rates:
         msg = "data.batch_size is auto, but not even the smallest batch fits into memory; free some"
         raise BadInput(msg)
-    best = max(rates.values())
-    return Knee(next(size for size, rate in rates.items() if rate >= NEAR * best), rates, limit)
+    return Knee(_smallest_near_the_best(rates), rates, limit)
+
+
+def _smallest_near_the_best(rates: dict[int, float]) -> int:
+    least = NEAR * max(rates.values())
+    return min(size for size, rate in rates.items() if rate >= least)
 
 
 def batch_sizes(draws_per_epoch: int, world_size: int) -> list[int]:
@@ -98,7 +101,7 @@ def batch_sizes(draws_per_epoch: int, world_size: int) -> list[int]:
     return enough or powers[-1:]
 
 
-def settle_batch_size(data: CropDataModule, step: Callable[[Batch], object]) -> None:
+def find_batch_size(data: CropDataModule, step: Callable[[Batch], object]) -> None:
     """Find the batch size of a data module whose trainer is about to train.
 
     All processes measure; the first one decides.
@@ -116,7 +119,7 @@ def settle_batch_size(data: CropDataModule, step: Callable[[Batch], object]) -> 
         >>> make = {"num_scenes": 10, "draws_per_epoch": 20, "compile": False}
         >>> data = SceneDataModule(batch_size="auto", **make)
         >>> data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
-        >>> settle_batch_size(data, lambda batch: batch.crops.sum())
+        >>> find_batch_size(data, lambda batch: batch.crops.sum())
         batch_size: 16, the smallest within 5 % of the most crops a second (16: ...; no more are
         drawn in an epoch); the learning rate is as you set it
         >>> data.batch_size
@@ -125,57 +128,48 @@ def settle_batch_size(data: CropDataModule, step: Callable[[Batch], object]) -> 
     trainer = data.trainer
     assert trainer is not None
     device = trainer.strategy.root_device
-    meter = _Meter(data, step, device)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        knee = find_knee(batch_sizes(data.draws_per_epoch, trainer.world_size), meter.rate)
+    room = measure_room(device)
+    free = room.device // (trainer.num_devices if room.shared else 1)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    before = peak_memory(device)
+
+    def measure(size: int) -> float | None:
+        if 2 * (peak_memory(device) - before) > free:  # twice what half as many took
+            return None
+        data.batch_size = size
+        try:
+            return size / median(_seconds(data, step, device))
+        except torch.OutOfMemoryError:
+            return None
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        knee = find_knee(batch_sizes(data.draws_per_epoch, trainer.world_size), measure)
     data.batch_size = trainer.strategy.broadcast(knee.size)
     say(knee.sentence())
 
 
-class _Meter:
-    """Time steps on real batches."""
-
-    def __init__(
-        self, data: CropDataModule, step: Callable[[Batch], object], device: torch.device
-    ) -> None:
-        self.data, self.step, self.device = data, step, device
-        assert data.trainer is not None
-        room = measure_room(device)
-        self._free = room.device // (data.trainer.num_devices if room.shared else 1)
+def _seconds(
+    data: CropDataModule, step: Callable[[Batch], object], device: torch.device
+) -> list[float]:
+    """Return the seconds of each of some steps but the first, which warms up."""
+    batches = chain.from_iterable(data.batches("train", 0, device) for _ in count())
+    ends = list[float]()
+    while len(ends) <= _FEWEST or ends[-1] - ends[0] < _SECONDS:
+        step(next(batches))
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        self._start = self._peak()
+            torch.cuda.synchronize(device)
+        ends.append(time.perf_counter())
+    return [end - begin for begin, end in pairwise(ends)]
 
-    def rate(self, size: int) -> float | None:
-        """Return samples a second, None where a batch doesn't fit into what is free."""
-        if 2 * (self._peak() - self._start) > self._free:  # twice what half as many took
-            return None
-        self.data.batch_size = size
-        try:
-            return size / median(self._seconds())
-        except torch.OutOfMemoryError:
-            return None
 
-    def _seconds(self) -> Iterator[float]:
-        """Yield the seconds of each step but the first, which warms up."""
-        epochs = (self.data.batches("train", 0, self.device) for _ in count())
-        batches = chain.from_iterable(epochs)
-        began = since = 0.0
-        for number in count():
-            self.step(next(batches))
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            now = time.perf_counter()
-            if number:
-                yield now - since
-            else:
-                began = now
-            since = now
-            if number >= _FEWEST and now - began >= _SECONDS:
-                return
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has held there.
 
-    def _peak(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Examples:
+        >>> peak_memory(torch.device("cpu")) > 1_000_000
+        True
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

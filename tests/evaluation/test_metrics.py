@@ -7,12 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bbox.evaluation.metrics import (
-    RefinedBoxes,
-    bootstrap_interval,
-    box_metrics,
-    error_px,
-)
+from lightning_bbox.evaluation.intervals import bootstrap_interval
+from lightning_bbox.evaluation.metrics import RefinedBoxes, box_metrics, error_px
 from lightning_bbox.geometry.boxes import box_sizes, shift_boxes
 from tests import reference
 from tests.draws import THOROUGH

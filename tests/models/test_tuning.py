@@ -11,9 +11,19 @@ from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.models import tuning
 from lightning_bbox.models.checkpoints import read_checkpoint
-from lightning_bbox.models.tuning import Knee, batch_sizes, find_knee
-from tests.runs import SCENES, fit, frozen, interfered, resume, scenes, weights
-from tests.runs import same as same_weights
+from lightning_bbox.models.tuning import Knee, batch_sizes, find_batch_size, find_knee
+from lightning_bbox.pictures.places import Room
+from tests.runs import (
+    SCENES,
+    fit,
+    frozen,
+    interfered,
+    resume,
+    same,
+    scenes,
+    trained_quietly,
+    weights,
+)
 
 AUTO = [option for option in SCENES if "batch_size" not in option] + ["--data.batch_size=auto"]
 
@@ -79,12 +89,6 @@ def test_sizes_are_powers_of_two_within_an_epoch(draws, world_size, sizes):
     assert batch_sizes(draws, world_size) == sizes
 
 
-def train(model, data):
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    quiet |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": 1}
-    pl.Trainer(accelerator="cpu", **quiet).fit(model, data)
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """Measure for no longer than it takes to measure at all."""
@@ -108,7 +112,7 @@ def test_auto_trains_as_the_size_it_found_would_and_a_resumed_run_keeps_it(
     kept = read_checkpoint(tmp_path / "auto/checkpoints/last.ckpt")["lightning_bbox"]["run"]
     assert kept["data.batch_size"] == 16
     told = fit(tmp_path, "told", "--data.batch_size=16", "--model.backbone.dropout=0.5")
-    assert same_weights(weights(tmp_path / "auto"), weights(told))
+    assert same(weights(tmp_path / "auto"), weights(told))
 
 
 @pytest.mark.usefixtures("quick")
@@ -118,44 +122,58 @@ def test_the_solver_and_cached_features_find_a_size_too(kind, capsys):
     model = frozen(cache="memory")
     if kind == "solver":
         model = RidgeRegressor(ShallowConvNet(channels=(4,), fc=(8,)), compile=False)
-    train(model, data)
+    trained_quietly(model, data, max_epochs=1, num_sanity_val_steps=0)
     assert capsys.readouterr().out.count("batch_size: ") == 1
     assert data.batch_size in (16, 32, 64)
 
 
-def test_a_step_that_does_not_fit_ends_the_search(monkeypatch, capsys):
-    monkeypatch.setattr(tuning, "_SECONDS", 0.0)
-    steps = tuning._Meter._seconds
+class Greedy(ShallowConvNet):
+    """A convnet that takes more memory for more than 16 crops than there is."""
 
-    def seconds(meter):
-        if meter.data.batch_size > 16:
+    def forward(self, crops):
+        if len(crops) > 16:
             raise torch.OutOfMemoryError
-        return steps(meter)
+        return super().forward(crops)
 
-    monkeypatch.setattr(tuning._Meter, "_seconds", seconds)
+
+@pytest.mark.usefixtures("quick")
+def test_a_step_that_does_not_fit_ends_the_search(capsys):
     data = scenes(batch_size="auto")
-    train(BoxRegressor(ShallowConvNet(channels=(4,), fc=(8,)), compile=False), data)
+    model = BoxRegressor(Greedy(channels=(4,), fc=(8,)), compile=False)
+    trained_quietly(model, data, max_epochs=1, num_sanity_val_steps=0)
     assert data.batch_size == 16
     assert "32 don't fit into memory" in capsys.readouterr().out
 
 
-def test_memory_that_twice_the_batch_would_exceed_ends_it_before(monkeypatch):
-    taken = [0]
-    monkeypatch.setattr(tuning._Meter, "_peak", lambda _: taken[0])
-    meter = tuning._Meter.__new__(tuning._Meter)
-    meter._free, meter._start = 1000, 0
-    meter.data = type("Data", (), {})()
-    monkeypatch.setattr(meter, "_seconds", lambda: [2.0], raising=False)
-    assert meter.rate(16) == 8.0
-    taken[0] = 501
-    assert meter.rate(32) is None
-    assert meter.data.batch_size == 16
+@pytest.fixture
+def data():
+    """What a run is about to find the batch size of."""
+    data = scenes(batch_size="auto")
+    data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
+    return data
 
 
 @pytest.mark.usefixtures("quick")
-def test_what_the_first_process_found_is_what_all_take():
-    data = scenes(batch_size="auto")
-    data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
+@pytest.mark.parametrize(("taken", "size"), [(500, 64), (501, 16)])
+def test_memory_that_twice_the_batch_would_exceed_ends_the_search_before(
+    taken, size, data, monkeypatch, capsys
+):
+    monkeypatch.setattr(tuning, "NEAR", 1.0)
+    monkeypatch.setattr(tuning, "measure_room", lambda _: Room(1000, 1000, shared=False))
+    held, sizes = [0], []
+
+    def step(batch):
+        held[0] = taken
+        sizes.append(len(batch.crops))
+
+    monkeypatch.setattr(tuning, "peak_memory", lambda _: held[0])
+    find_batch_size(data, step)
+    assert max(sizes) == size
+    assert ("32 don't fit into memory" in capsys.readouterr().out) == (size == 16)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_the_first_process_found_is_what_all_take(data):
     data.trainer.strategy.broadcast = lambda found: {16: 64, 32: 64, 64: 64}[found]
-    tuning.settle_batch_size(data, lambda batch: batch.crops.sum())
+    find_batch_size(data, lambda batch: batch.crops.sum())
     assert data.batch_size == 64

@@ -15,8 +15,12 @@ from PIL import Image
 from scipy import stats
 
 from lightning_bbox import BadInput
-from lightning_bbox.evaluation.intervals import crossed_bootstrap, t_interval, t_quantile
-from lightning_bbox.evaluation.metrics import bootstrap_interval
+from lightning_bbox.evaluation.intervals import (
+    bootstrap_interval,
+    crossed_bootstrap,
+    t_interval,
+    t_quantile,
+)
 from lightning_bbox.studies.charts import draw_comparison, mean_curve
 from lightning_bbox.studies.comparison import compare, figures_of, paired_difference, steps_to_reach
 from lightning_bbox.studies.page import CHARTS, write_comparison

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 from torch.optim import Optimizer
-
-from lightning_bbox.data.loader import Rows
 
 WARM_STEPS = 3
 """Steps made as usual before one is recorded: they compile, and choose algorithms."""
@@ -23,59 +23,78 @@ class StepGraph(Generic[Result]):
     decides in a step stays as it was.
 
     Args:
-        step: Makes a step from rows on the device, forward to the update of the weights, without
-            waiting for the device, and returns tensors.
-        optimizer: Whose rates the step follows.
+        optimizer: Whose rates the steps follow.
 
     References:
         The CUDA programming guide, CUDA graphs; PyTorch's notes on CUDA semantics, whole-network
         capture.
     """
 
-    def __init__(self, step: Callable[[Rows], Result], optimizer: Optimizer) -> None:
-        self._step, self._optimizer = step, optimizer
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
         self._made = 0
-        self._replay: Callable[[], None] | None = None
+        self._launch: Callable[[], None] | None = None
 
     @property
     def is_warm(self) -> bool:
         """Whether steps are replayed from now on, the next one recorded first if none is."""
         return self._made >= WARM_STEPS
 
-    def warm_up(self, step: Callable[[Rows], Result], rows: Rows) -> Result:
+    def warm_up(self, step: Callable[[], Result], device: torch.device) -> Result:
         """Make a step as usual, beside the stream that everything else is on."""
         self._made += 1
-        with beside(rows.rows.device):
-            return step(rows)
+        with beside(device):
+            return step()
 
-    def replay(self, rows: Rows) -> Result:
-        """Make a step by replaying the recorded one; its results last until the next."""
-        if self._replay is None:
-            self._record(rows)
-        self._rows.copy_(rows.rows)
+    def replay(self, step: Callable[[Tensor], Result], rows: Int64[Tensor, " b"]) -> Result:
+        """Make a step by replaying the recorded one; its results last until the next.
+
+        Args:
+            step: Makes a step from rows on the device, forward to the update of the weights,
+                without waiting for the device, and returns tensors.
+            rows: What the step is of.
+        """
+        if self._launch is None:
+            self._launch = self._record(step, rows)
+        self._rows.copy_(rows)
         for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
-        assert self._replay is not None
-        self._replay()
+        self._launch()
         return self._result
 
-    def _record(self, rows: Rows) -> None:
-        device, groups = rows.rows.device, self._optimizer.param_groups
-        self._rows = rows.rows.clone()
-        self._rates = [torch.full((), group["lr"], device=device) for group in groups]
+    def _record(self, step: Callable[[Tensor], Result], rows: Tensor) -> Callable[[], None]:
+        groups = self._optimizer.param_groups
+        self._rows = rows.clone()
+        self._rates = [torch.full((), group["lr"], device=rows.device) for group in groups]
         for state in self._optimizer.state.values():
             if "step" in state:  # some optimizers count on the host, unless told to before
-                state["step"] = state["step"].to(device)
+                state["step"] = state["step"].to(rows.device)
 
         def body() -> None:
-            self._result = self._step(rows._replace(rows=self._rows))
+            self._result = step(self._rows)
 
         with capturable(self._optimizer, self._rates):
-            self._replay = record(body)
+            return self.record(body)
+
+    @staticmethod
+    def record(body: Callable[[], None]) -> Callable[[], None]:
+        """Record what a function launches on the current CUDA device, without running it.
+
+        Args:
+            body: Must not wait for the device.
+
+        Returns:
+            What replays it.
+        """
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile; TensorBoard's doesn't, a user's could.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            body()
+        return graph.replay
 
 
 @contextmanager
-def capturable(optimizer: Optimizer, rates: list[torch.Tensor]) -> Iterator[None]:
+def capturable(optimizer: Optimizer, rates: list[Tensor]) -> Iterator[None]:
     """Have an optimizer take its learning rates from the device, and count its steps there.
 
     Args:
@@ -119,23 +138,3 @@ def beside(device: torch.device) -> Iterator[None]:
     with torch.cuda.stream(other):
         yield
     here.wait_stream(other)
-
-
-def record(body: Callable[[], None]) -> Callable[[], None]:
-    """Record what a function launches on the current CUDA device, without running it.
-
-    Args:
-        body: Must not wait for the device.
-
-    Returns:
-        What replays it.
-
-    Examples:
-        >>> callable(record)
-        True
-    """
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may use the device meanwhile; TensorBoard's doesn't, a user's could.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        body()
-    return graph.replay

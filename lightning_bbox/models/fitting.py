@@ -1,0 +1,76 @@
+"""What is fitted before training begins: codec, preprocessing and head, on training draws alone."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.data.samples import Samples
+from lightning_bbox.geometry.codecs import DeltaCodec
+from lightning_bbox.nn.network import OffsetNet
+
+
+def fit_parts(
+    net: OffsetNet, codec: DeltaCodec, data: CropDataModule, device: torch.device
+) -> None:
+    """Fit the parts of a model that was just built, in the order in which they need each other.
+
+    Args:
+        net: The network; its weights stay what they are, but for a head that begins at a solution.
+        codec: Boxes to targets and back.
+        data: Where the training draws come from.
+        device: Where to cut crops and compute features.
+
+    Examples:
+        >>> from lightning_bbox import BinHead, ChannelNorm, MeanStdCodec, SceneDataModule
+        >>> from lightning_bbox import ShallowConvNet
+        >>> data = SceneDataModule(num_scenes=10, eval_draws=20, compile=False)
+        >>> backbone, codec = ShallowConvNet((4,)).build(45), MeanStdCodec().build(data.spec())
+        >>> head = BinHead().build(backbone.out_features, data.spec())
+        >>> net = OffsetNet(ChannelNorm().build(45), backbone, head)
+        >>> fit_parts(net, codec, data, torch.device("cpu"))
+        >>> bool((codec.std > 0).all())
+        True
+    """
+    samples = data.samples("train", epoch=0)
+    codec.fit(samples.gt_boxes, samples.proposals)
+    preprocess, head = net.preprocess, net.head
+    with torch.no_grad():
+        preprocess.fit(data.cut(data.samples("train_eval", draws=preprocess.draws).to(device)))
+    head.fit(codec.space())
+    if head.takes_features:
+        samples = data.samples("train_eval", draws=head.draws)
+        fit_head(net, codec, _first_features(net, data, samples.to(device)), samples)
+
+
+def fit_head(
+    net: OffsetNet, codec: DeltaCodec, features: Float[Tensor, "n f"], samples: Samples
+) -> None:
+    """Fit the head on the features of training draws; nothing else in the network changes.
+
+    Examples:
+        >>> from lightning_bbox import ChannelNorm, LinearHead, MeanStdCodec, SceneDataModule
+        >>> from lightning_bbox import ShallowConvNet
+        >>> data = SceneDataModule(num_scenes=10, draws_per_epoch=20, batch_size=20, compile=False)
+        >>> head = LinearHead(standardize=True).build(1, data.spec())
+        >>> net = OffsetNet(ChannelNorm(), ShallowConvNet(), head)
+        >>> codec = MeanStdCodec().build(data.spec())
+        >>> fit_head(net, codec, torch.arange(20.0)[:, None], data.samples("train"))
+        >>> head.feature_mean
+        tensor([9.5000])
+    """
+    own, theirs = codec.mean.device, features.device
+    targets = codec.encode(samples.gt_boxes.to(own), samples.proposals.to(own))
+    net.head.fit_features(features, targets.to(theirs), samples.labels.to(theirs))
+
+
+def _first_features(net: OffsetNet, data: CropDataModule, samples: Samples) -> Float[Tensor, "n f"]:
+    """Return features as they are when training begins, with batch norm's statistics of then."""
+    device, count = samples.items.device, len(samples.items)
+    rows = torch.arange(count, device=device).chunk(math.ceil(count / data.batch_size))
+    net.to(device)
+    net.settle_norms(data.crops_of(samples.take(some)) for some in rows)
+    with net.evaluating():
+        return torch.cat([net.features(data.crops_of(samples.take(some))) for some in rows])
