@@ -555,8 +555,8 @@ def test_weights_spoilt_by_the_last_step_of_an_epoch_are_not_saved(
 class NoPlace(ExpectationDecoder):
     """Says nothing, as a network does that overflows in evaluation only."""
 
-    def forward(self, probs: Tensor, centers: Tensor, widths: Tensor) -> Tensor:
-        return super().forward(probs, centers, widths) * torch.nan
+    def __call__(self, probs: Tensor, centers: Tensor, widths: Tensor) -> Tensor:
+        return super().__call__(probs, centers, widths) * torch.nan
 
 
 def test_boxes_that_are_none_end_a_run_whose_losses_are_finite(
