@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 
 from lightning_bbox import BoxDataModule, BoxRegressor
 from lightning_bbox.core.files import save_picture
-from lightning_bbox.reports.sheets import COLUMNS, LEGEND, draw_rows, draw_sheet, random_rows
+from lightning_bbox.reports.sheets import COLUMNS, draw_rows, draw_sheet, random_rows
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -187,7 +187,7 @@ def draw_crops(data: Path, runs: Path, arm: str = "bccd") -> None:
     trainer.test(model, datamodule=module, verbose=False)
     evaluation = model.evaluations["test"]
     panels = draw_rows(module, evaluation, random_rows(evaluation, 2 * COLUMNS))
-    save_picture(RESULTS / "crops.png", draw_sheet([("", panels)], LEGEND, COLUMNS))
+    save_picture(RESULTS / "crops.png", draw_sheet([("", panels)]))
 
 
 def read_curve(folder: Path, tag: str) -> tuple[list[int], list[float]]:

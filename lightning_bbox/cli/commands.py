@@ -23,7 +23,8 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import find_class, flatten
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.geometry.codecs import OffsetSpec
-from lightning_bbox.insight.probe import ProbingTrainer, save_readings
+from lightning_bbox.insight.probe import ProbingTrainer
+from lightning_bbox.insight.report import save_readings
 from lightning_bbox.models.advice import refuse_equal_passes
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import AtomicCheckpointIO, RunCheckpoint

@@ -1,22 +1,17 @@
 """Where in a network the offset can be read: an exact ridge on the output of every layer."""
 
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from jaxtyping import Float
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import Precision
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import save_picture, write_atomically
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.randomness import keyed_generator, stream_seed
 from lightning_bbox.core.recipes import from_plain
@@ -28,14 +23,7 @@ from lightning_bbox.evaluation.intervals import bootstrap_interval
 from lightning_bbox.evaluation.metrics import error_px
 from lightning_bbox.geometry.codecs import DeltaCodec
 from lightning_bbox.insight.layers import Projection, layer_order, tapped
-from lightning_bbox.insight.readings import (
-    Estimate,
-    LayerReading,
-    Reading,
-    Readings,
-    as_plain,
-    format_readings,
-)
+from lightning_bbox.insight.readings import Estimate, LayerReading, Reading, Readings
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.regressor import BoxRegressor
 from lightning_bbox.nn.backbones.convnet import Backbone
@@ -239,9 +227,14 @@ class ProbingTrainer(pl.Trainer):
         trained = self._make_ready(model, datamodule)
         say("\n".join([*datamodule.source.notes, *describe(datamodule)]))
         reader = LayerReader(
-            datamodule, model.codec, draws, width, lambda_by,
-            self.precision_plugin, model.device,
-        )  # fmt: skip
+            datamodule,
+            model.codec,
+            draws=draws,
+            width=width,
+            lambda_by=lambda_by,
+            precision=self.precision_plugin,
+            device=model.device,
+        )
         with torch.no_grad():
             found = reader.read(model.net, "the network")
             random = reader.read(self._control(model.net, datamodule), "random weights")
@@ -298,44 +291,3 @@ def untrained(backbone: Backbone, crop_size: int, key: str, seed: int) -> Backbo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(key, seed))
         return built.build(crop_size)
-
-
-def save_readings(readings: Readings, folder: Path, logger: Logger | None) -> str:
-    """Write what a probe has read: `probe.json`, `probe.md` and `probe.png`, and for TensorBoard.
-
-    Args:
-        readings: What was read.
-        folder: The run's folder.
-        logger: The run's logger.
-
-    Returns:
-        The table and the verdict.
-
-    Examples:
-        >>> import tempfile
-        >>> chance = Reading(Estimate(0.0, 0.0, 0.0), Estimate(2.5, 2.5, 2.5), lam=1.0)
-        >>> layers = (LayerReading("pixels", 6075, 2048, chance, chance, None),)
-        >>> readings = Readings(layers, True, {"test": 2000}, chance.mae_px, "val")
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> save_readings(readings, folder, logger=None)[:10]
-        '| layer  |'
-        >>> sorted(path.name for path in folder.iterdir())
-        ['probe.json', 'probe.md', 'probe.png']
-    """
-    from lightning_bbox.insight.chart import draw_readings  # matplotlib takes its time
-
-    table, chart = format_readings(readings), draw_readings(readings)
-    figures = as_plain(readings)
-    write_atomically(folder / "probe.json", json.dumps(figures, indent=2).encode())
-    write_atomically(folder / "probe.md", f"{table}\n".encode())
-    save_picture(folder / "probe.png", chart)
-    if isinstance(logger, TensorBoardLogger):
-        writer = logger.experiment
-        writer.add_image("probe/layers", np.asarray(chart), 0, dataformats="HWC")
-        writer.add_text("probe/table", table, 0)
-        for place, layer in enumerate(readings.layers):
-            for name, reading in layer.readings.items():
-                writer.add_scalar(f"probe/r2/{name}", reading.r2.value, place)
-                writer.add_scalar(f"probe/mae_px/{name}", reading.mae_px.value, place)
-        logger.save()
-    return table

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning_bbox.core.errors import listed
 
@@ -16,6 +16,15 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        """Write two digits of the value."""
+        return _two_digits(self.value)
+
+    @property
+    def interval(self) -> str:
+        """Both ends in two digits."""
+        return f"{_two_digits(self.low)} to {_two_digits(self.high)}"
 
 
 class Reading(NamedTuple):
@@ -111,134 +120,28 @@ def verdict(layers: Sequence[LayerReading], trained: bool) -> str:
     """
     fooled = [layer for layer in layers if layer.shuffled.r2.low > READABLE]
     if fooled:
-        at, r2 = fooled[0].layer, _number(fooled[0].shuffled.r2.value)
+        at, r2 = fooled[0].layer, fooled[0].shuffled.r2
         return f"nothing can be said: with shuffled targets too {at} reaches R2 {r2}"
     if any(layer.readable for layer in layers):
         clauses = [_pixels(layers[0]), *_course(layers)]
     else:
         best = max(layers, key=_r2)
         surely = "" if all(layer.absent for layer in layers) else "surely "
-        clauses = [f"no layer {surely}shows the offset linearly (at most {_told(best)})"]
+        at_most = f"(at most R2 {best.net.r2} at {best.layer})"
+        clauses = [f"no layer {surely}shows the offset linearly {at_most}"]
     return "; ".join(clause for clause in [*clauses, _random(layers, trained)] if clause)
-
-
-def format_readings(readings: Readings) -> str:
-    """Format the table of a probe, which is Markdown too, and the verdict.
-
-    Args:
-        readings: What was read.
-
-    Examples:
-        >>> chance = Reading(Estimate(0.0, 0.0, 0.0), Estimate(2.5, 2.5, 2.5), lam=1.0)
-        >>> layers = (LayerReading("pixels", 6075, 2048, chance, chance, None),)
-        >>> draws = {"train": 5000, "val": 2000, "test": 2000}
-        >>> print(format_readings(Readings(layers, True, draws, chance.mae_px, "val")))
-        | layer  | size | width |                  R2 | error, px | random weights | ... |
-        |:-------|-----:|------:|--------------------:|----------:|---------------:|-...:|
-        | pixels | 6075 |  2048 | 0.00 (0.00 to 0.00) |      2.50 |              - | ... |
-        <BLANKLINE>
-        predict the mean: 2.50 px; draws: 5000 train, 2000 val, 2000 test; lambda by ...
-        R2 is against the training mean, with its 95 % interval over pictures or groups
-        readable is what lies, interval and all, above 0.1 and above shuffled targets
-        <BLANKLINE>
-        Verdict: no layer shows the offset linearly (at most R2 0.00 at pixels).
-    """
-    names = ["layer", "size", "width", "R2", "error, px", "random weights", "shuffled", "lambda"]
-    table = [names, *(_cells(layer) for layer in readings.layers)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(names))]
-    lines = [
-        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
-        for row in table
-    ]
-    rule = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
-    lines.insert(1, "|" + "|".join(rule) + "|")
-    draws = ", ".join(f"{count} {split}" for split, count in readings.draws.items())
-    by = {"val": "the validation draws", "gcv": "cross-validation (GCV)"}[readings.lambda_by]
-    mean = f"{readings.predict_mean_px.value:.2f} px"
-    lines += [
-        "",
-        f"predict the mean: {mean}; draws: {draws}; lambda by {by}",
-        "R2 is against the training mean, with its 95 % interval over pictures or groups",
-        f"readable is what lies, interval and all, above {READABLE} and above shuffled targets",
-        "",
-        f"Verdict: {verdict(readings.layers, readings.trained)}.",
-    ]
-    return "\n".join(lines)
-
-
-def as_plain(readings: Readings) -> dict[str, Any]:
-    """Return every figure as plain data, with the verdict.
-
-    Examples:
-        >>> chance = Reading(Estimate(0.0, 0.0, 0.0), Estimate(2.5, 2.5, 2.5), lam=1.0)
-        >>> layers = (LayerReading("pixels", 6075, 2048, chance, chance, None),)
-        >>> plain = as_plain(Readings(layers, True, {"test": 2000}, chance.mae_px, "val"))
-        >>> plain["layers"][0]["net"]["r2"]
-        {'value': 0.0, 'low': 0.0, 'high': 0.0}
-    """
-    return {
-        "verdict": verdict(readings.layers, readings.trained),
-        "trained": readings.trained,
-        "draws": readings.draws,
-        "lambda_by": readings.lambda_by,
-        "readable_above": READABLE,
-        "predict_mean_px": readings.predict_mean_px._asdict(),
-        "layers": [
-            {"layer": layer.layer, "size": layer.size, "width": layer.width}
-            | {
-                name: {
-                    "r2": reading.r2._asdict(),
-                    "mae_px": reading.mae_px._asdict(),
-                    "lambda": reading.lam,
-                }
-                for name, reading in layer.readings.items()
-            }
-            for layer in readings.layers
-        ],
-    }
-
-
-def _cells(layer: LayerReading) -> list[str]:
-    r2 = layer.net.r2
-    return [
-        layer.layer,
-        str(layer.size),
-        str(layer.width),
-        f"{_number(r2.value)} ({_number(r2.low)} to {_number(r2.high)})",
-        f"{layer.net.mae_px.value:.2f}",
-        "-" if layer.random is None else _number(layer.random.r2.value),
-        _number(layer.shuffled.r2.value),
-        f"{layer.net.lam:.1e}",
-    ]
-
-
-def _number(value: float) -> str:
-    """Write two digits, and no minus before a zero."""
-    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _r2(layer: LayerReading) -> float:
     return layer.net.r2.value
 
 
-def _value(layer: LayerReading) -> str:
-    return f"R2 {_number(_r2(layer))}"
-
-
-def _told(layer: LayerReading) -> str:
-    return f"{_value(layer)} at {layer.layer}"
-
-
-def _spread(layer: LayerReading) -> str:
-    return f"R2 {_number(layer.net.r2.low)} to {_number(layer.net.r2.high)}"
-
-
 def _pixels(pixels: LayerReading) -> str:
     if pixels.readable:
-        return f"the pixels show the offset already ({_value(pixels)})"
+        return f"the pixels show the offset already (R2 {pixels.net.r2})"
     if pixels.absent:
-        return f"pixels alone don't show the offset ({_value(pixels)})"
-    return f"whether pixels alone show the offset can't be told ({_spread(pixels)})"
+        return f"pixels alone don't show the offset (R2 {pixels.net.r2})"
+    return f"whether pixels alone show the offset can't be told (R2 {pixels.net.r2.interval})"
 
 
 def _course(layers: Sequence[LayerReading]) -> Iterator[str]:
@@ -246,11 +149,11 @@ def _course(layers: Sequence[LayerReading]) -> Iterator[str]:
     shown = [place for place, layer in enumerate(layers) if layer.readable]
     first, last = layers[shown[0]], shown[-1]
     best = max((layers[place] for place in shown), key=_r2)
-    better = f"best at {best.layer} ({_value(best)})" * (best.net.r2.low > first.net.r2.high)
+    better = f"best at {best.layer} (R2 {best.net.r2})" * (best.net.r2.low > first.net.r2.high)
     if first is layers[0]:
         yield better
     else:
-        at = f"it becomes readable at {first.layer} ({_value(first)})"
+        at = f"it becomes readable at {first.layer} (R2 {first.net.r2})"
         yield f"{at}, {better}" if better else at
     missing = [layers[place].layer for place in range(shown[0], last) if place not in shown]
     if missing:
@@ -258,11 +161,11 @@ def _course(layers: Sequence[LayerReading]) -> Iterator[str]:
     if last + 1 < len(layers):
         after = layers[last + 1]
         if all(layer.absent for layer in layers[last + 1 :]):
-            yield f"after {after.layer} it is gone ({_value(after)})"
+            yield f"after {after.layer} it is gone (R2 {after.net.r2})"
         else:
-            yield f"from {after.layer} on it isn't surely readable ({_spread(after)})"
+            yield f"from {after.layer} on it isn't surely readable (R2 {after.net.r2.interval})"
     elif layers[last].net.r2.high < best.net.r2.low:
-        yield f"{_value(layers[last])} is left at {layers[last].layer}"
+        yield f"R2 {layers[last].net.r2} is left at {layers[last].layer}"
 
 
 def _random(layers: Sequence[LayerReading], trained: bool) -> str:
@@ -272,15 +175,20 @@ def _random(layers: Sequence[LayerReading], trained: bool) -> str:
         return ""
     theirs, ours = max(controls), max(layer.net.r2 for layer in layers if layer.random is not None)
     if not trained:
-        return f"another draw of the random weights reaches {_number(theirs.value)}"
-    against = f"({_number(theirs.value)} against {_number(ours.value)})"
+        return f"another draw of the random weights reaches {theirs}"
+    against = f"({theirs} against {ours})"
     if max(theirs.high, ours.high) < READABLE:
-        return f"nor do random weights (R2 {_number(theirs.value)})"
+        return f"nor do random weights (R2 {theirs})"
     if theirs.low > ours.high:
         return f"random weights do better {against}"
     if theirs.value >= ours.low:
         return f"random weights do as well {against}"
     if theirs.high >= ours.low:
         return f"random weights may do as well {against}"
-    gain = _number(ours.value - theirs.value)
-    return f"random weights reach {_number(theirs.value)}, so training adds {gain}"
+    gain = _two_digits(ours.value - theirs.value)
+    return f"random weights reach {theirs}, so training adds {gain}"
+
+
+def _two_digits(value: float) -> str:
+    """Write two digits, and no minus before a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"

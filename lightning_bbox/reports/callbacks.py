@@ -22,17 +22,15 @@ from lightning_bbox.evaluation.evaluation import Evaluation
 from lightning_bbox.evaluation.metrics import error_px
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.divergence import OUTCOME, DivergedError
-from lightning_bbox.reports.preprocess_pictures import draw_preprocess
 from lightning_bbox.reports.sheets import (
     COLUMNS,
-    LEGEND,
-    as_array,
     draw_data,
+    draw_preprocess,
     draw_results,
     draw_rows,
     draw_sheet,
-    format_table,
 )
+from lightning_bbox.reports.tables import format_metrics
 
 _HPARAM_METRICS = ("mae_px", "mae_px_predict_mean", "p95_px", "iou_before", "iou_after")
 
@@ -80,16 +78,12 @@ class RunReport(pl.Callback):
         self._since = time.monotonic()
 
     @rank_zero_only
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what a trained model is tested on; after a fit it has been said."""
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what a trained model is measured on; after a fit it has been said."""
         if not self._said:
             self._say_what_is_there(_offset_model(pl_module).data)
 
-    @rank_zero_only
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what a trained model is validated on."""
-        if not self._said:
-            self._say_what_is_there(_offset_model(pl_module).data)
+    on_test_start = on_validation_start
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -98,7 +92,7 @@ class RunReport(pl.Callback):
         if trainer.state.fn == "fit":
             self._curve.append((trainer.global_step, metrics["mae_px"]))
         else:
-            say("\n" + format_table(metrics, [], title="validation"))
+            say("\n" + format_metrics(metrics, [], title="validation"))
 
     def _say_what_is_there(self, data: CropDataModule) -> list[str]:
         """Describe the data, and list the boxes that were skipped."""
@@ -127,10 +121,9 @@ class RunReport(pl.Callback):
             outcome = {"status": "diverged", "step": exception.step, "detail": str(exception)}
             write_atomically(self.folder / OUTCOME, json.dumps(outcome).encode())
 
+    @rank_zero_only
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the results and show them."""
-        if not trainer.is_global_zero:
-            return
         model = _offset_model(pl_module)
         evaluation = model.evaluations["test"]
         make_folder(self.folder)
@@ -143,7 +136,7 @@ class RunReport(pl.Callback):
         write_atomically(self.folder / "metrics.json", json.dumps(self.metrics, indent=2).encode())
         save_picture(self.folder / "crops.png", draw_results(model.data, evaluation))
         say(
-            f"\n{format_table(evaluation.metrics, evaluation.rows)}\n\n"
+            f"\n{format_metrics(evaluation.metrics, evaluation.rows)}\n\n"
             f"worst and random crops  {self.folder / 'crops.png'}\n"
             f"run folder              {self.folder}\n"
             f"curves and pictures     tensorboard --logdir {self.folder.parent}\n"
@@ -200,7 +193,7 @@ class TensorBoardPictures(pl.Callback):
         crops = model.data.crops_of(shown.to(model.device))
         if (sheet := draw_preprocess(model.net.preprocess, crops)) is not None:
             writer = trainer.logger.experiment
-            writer.add_image("train/preprocess", as_array(sheet), 0, dataformats="HWC")
+            writer.add_image("train/preprocess", np.asarray(sheet), 0, dataformats="HWC")
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -211,8 +204,8 @@ class TensorBoardPictures(pl.Callback):
         evaluation = model.evaluations["val"]
         writer, step = trainer.logger.experiment, trainer.global_step
         panels = draw_rows(model.data, evaluation, range(min(16, len(evaluation.samples.items))))
-        sheet = draw_sheet([("first validation draws", panels)], LEGEND, COLUMNS)
-        writer.add_image("val/crops", as_array(sheet), step, dataformats="HWC")
+        sheet = draw_sheet([("first validation draws", panels)])
+        writer.add_image("val/crops", np.asarray(sheet), step, dataformats="HWC")
         samples = evaluation.samples
         px = model.data.geometry.px(samples.proposals)
         for name, boxes in (("true", samples.gt_boxes), ("predicted", evaluation.refined.boxes)):
@@ -232,7 +225,7 @@ class TensorBoardPictures(pl.Callback):
         metrics = {f"test/{name}": evaluation.metrics[name] for name in _HPARAM_METRICS}
         trainer.logger.log_hyperparams(self.settings, metrics)
         sheet = draw_results(model.data, evaluation)
-        trainer.logger.experiment.add_image("test/crops", as_array(sheet), 0, dataformats="HWC")
+        trainer.logger.experiment.add_image("test/crops", np.asarray(sheet), 0, dataformats="HWC")
         trainer.logger.save()
 
 

@@ -1,11 +1,10 @@
-"""What a person sees: sheets of crops with their boxes, and the table at the end of a run."""
+"""Sheets of crops: with their boxes, and of what a preprocessing makes of them."""
 
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -17,7 +16,11 @@ from lightning_bbox.data.scenes import SceneDataModule
 from lightning_bbox.evaluation.evaluation import Evaluation
 from lightning_bbox.evaluation.metrics import Refined, error_px
 from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.nn.calibration import LEVELS
+from lightning_bbox.nn.preprocess import Preprocess
+
+Colour = tuple[int, int, int]
+Section = tuple[str, Sequence[Image.Image]]
+"""A title and the panels under it."""
 
 RED, GREEN, BLUE = (235, 64, 52), (40, 200, 80), (70, 130, 255)
 INK, PAPER = (30, 30, 30), (250, 250, 250)
@@ -25,60 +28,22 @@ PANEL, GAP, LINE = 144, 10, 18
 COLUMNS = 8
 LEGEND = (("proposal", RED), ("truth", GREEN), ("prediction", BLUE))
 
-
-def boxes_in_crops(boxes: Boxes, crop_boxes: Boxes, side: float) -> Boxes:
-    """Express boxes in the pixels of crops shown with a given side.
-
-    Examples:
-        >>> crop_boxes = torch.tensor([[5.0, 5, 25, 25]])
-        >>> boxes_in_crops(torch.tensor([[10.0, 10, 20, 20]]), crop_boxes, side=40)
-        tensor([[10., 10., 30., 30.]])
-    """
-    sizes = crop_boxes[:, 2:] - crop_boxes[:, :2]
-    corners = (boxes.view(-1, 2, 2) - crop_boxes[:, None, :2]) / sizes[:, None]
-    return corners.reshape(-1, 4) * side
-
-
-def draw_crop(
-    crop: Float[Tensor, "3 s s"],
-    boxes: Sequence[tuple[Float[Tensor, " 4"], tuple[int, int, int]]],
-    caption: str,
-) -> Image.Image:
-    """Draw one crop, enlarged, with coloured boxes (given in panel pixels) and a line beneath.
-
-    Examples:
-        >>> box = torch.tensor([10.0, 10, 60, 60])
-        >>> draw_crop(torch.zeros(3, 8, 8), [(box, RED)], "0.4 px").size
-        (144, 162)
-    """
-    rgb = (crop.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    panel = Image.new("RGB", (PANEL, PANEL + LINE), PAPER)
-    panel.paste(Image.fromarray(rgb).resize((PANEL, PANEL), Image.Resampling.NEAREST))
-    draw = ImageDraw.Draw(panel)
-    for box, colour in boxes:
-        if not bool(box.isfinite().all()):  # of a model that diverged
-            continue
-        draw.rectangle([round(value) for value in box.tolist()], outline=colour, width=2)
-    draw.rectangle([0, PANEL, PANEL, PANEL + LINE], fill=PAPER)
-    draw.text((2, PANEL + 2), caption, fill=INK, font=_font(12))
-    return panel
+_SHARE = 0.995  # of preprocessed values that are shown as they are; the others are black or white
 
 
 def draw_sheet(
-    sections: Sequence[tuple[str, Sequence[Image.Image]]],
-    legend: Sequence[tuple[str, tuple[int, int, int]]],
-    columns: int,
+    sections: Sequence[Section], legend: Sequence[tuple[str, Colour]] = LEGEND
 ) -> Image.Image:
     """Lay panels out in titled rows under a legend.
 
     Examples:
-        >>> panel = draw_crop(torch.zeros(3, 8, 8), [], "")
-        >>> draw_sheet([("worst", [panel] * 3)], LEGEND, columns=2).size[0]
-        318
+        >>> panels = draw_rows(*_unrefined_scenes(4), range(3))
+        >>> draw_sheet([("the first", panels)]).size
+        (1242, 236)
     """
-    width = columns * (PANEL + GAP) + GAP
+    width = COLUMNS * (PANEL + GAP) + GAP
     heights = [
-        _title_height(title) + math.ceil(len(panels) / columns) * (PANEL + LINE + GAP)
+        _title_height(title) + math.ceil(len(panels) / COLUMNS) * (PANEL + LINE + GAP)
         for title, panels in sections
     ]
     sheet = Image.new("RGB", (width, 34 + sum(heights)), PAPER)
@@ -91,37 +56,12 @@ def draw_sheet(
     y = 34
     for (title, panels), height in zip(sections, heights, strict=True):
         draw.multiline_text((GAP, y + 4), title, fill=INK, font=_font(14), spacing=4)
+        top = y + _title_height(title)
         for index, panel in enumerate(panels):
-            row, column = divmod(index, columns)
-            sheet.paste(
-                panel,
-                (
-                    GAP + column * (PANEL + GAP),
-                    y + _title_height(title) + row * (PANEL + LINE + GAP),
-                ),
-            )
+            row, column = divmod(index, COLUMNS)
+            sheet.paste(panel, (GAP + column * (PANEL + GAP), top + row * (PANEL + LINE + GAP)))
         y += height
     return sheet
-
-
-def distances_px(
-    data: CropDataModule, evaluation: Evaluation
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Return how far the centres of proposals and of refined boxes lie from the truth, in px.
-
-    Examples:
-        >>> data, evaluation = _unrefined_scenes(4)
-        >>> before, after = distances_px(data, evaluation)
-        >>> before.equal(after)
-        True
-    """
-    samples = evaluation.samples
-    px = data.geometry.px(samples.proposals)
-    before, after = (
-        error_px(boxes, samples.gt_boxes, px).norm(dim=1)
-        for boxes in (samples.proposals, evaluation.refined.boxes)
-    )
-    return before, after
 
 
 def draw_rows(
@@ -138,27 +78,19 @@ def draw_rows(
         >>> len(draw_rows(*_unrefined_scenes(4), range(3)))
         3
     """
-    samples = evaluation.samples
-    device = data.source.store.device
-    crops = data.crops_of(samples.take(torch.tensor(list(rows))).to(device)).cpu()
-    crop_boxes = data.geometry.crop_boxes(samples.proposals)
-    before, after = distances_px(data, evaluation)
-    layers = [
-        (boxes_in_crops(boxes, crop_boxes, PANEL), colour)
-        for boxes, colour in (
-            (samples.proposals, RED),
-            (samples.gt_boxes, GREEN),
-            (evaluation.refined.boxes, BLUE),
-        )
-    ]
-    return [
-        draw_crop(
-            crop,
-            [(boxes[row], colour) for boxes, colour in layers],
-            f"{before[row]:.1f} to {after[row]:.2f} px",
-        )
-        for crop, row in zip(crops, rows, strict=True)
-    ]
+    chosen = torch.tensor(list(rows))
+    shown = evaluation.samples.take(chosen)
+    predicted = evaluation.refined.boxes[chosen]
+    px = data.geometry.px(shown.proposals)
+    before, after = (
+        error_px(boxes, shown.gt_boxes, px).norm(dim=1) for boxes in (shown.proposals, predicted)
+    )
+    return _draw_panels(
+        data.crops_of(shown.to(data.source.store.device)),
+        data.geometry.crop_boxes(shown.proposals),
+        [(shown.proposals, RED), (shown.gt_boxes, GREEN), (predicted, BLUE)],
+        [f"{old:.1f} to {new:.2f} px" for old, new in zip(before, after, strict=True)],
+    )
 
 
 def random_rows(evaluation: Evaluation, count: int) -> list[int]:
@@ -182,7 +114,9 @@ def draw_results(data: CropDataModule, evaluation: Evaluation, count: int = 24) 
         >>> draw_results(*_unrefined_scenes(30), count=8).size
         (1242, 438)
     """
-    after = distances_px(data, evaluation)[1]
+    samples = evaluation.samples
+    px = data.geometry.px(samples.proposals)
+    after = error_px(evaluation.refined.boxes, samples.gt_boxes, px).norm(dim=1)
     worst = after.argsort(descending=True)[:count].tolist()
     random = random_rows(evaluation, count)
     title = f"the {len(worst)} worst of {len(after)} draws (distance before to after)"
@@ -190,7 +124,7 @@ def draw_results(data: CropDataModule, evaluation: Evaluation, count: int = 24) 
         (title, draw_rows(data, evaluation, worst)),
         (f"{len(random)} random draws", draw_rows(data, evaluation, random)),
     ]
-    return draw_sheet(sections, LEGEND, COLUMNS)
+    return draw_sheet(sections)
 
 
 def draw_data(data: CropDataModule, title: str) -> Image.Image:
@@ -209,24 +143,16 @@ def draw_data(data: CropDataModule, title: str) -> Image.Image:
         device = data.source.store.device
         rows = torch.arange(min(count, data.eval_draws, data.draws_per_epoch), device=device)
         batch = data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))
-        crop_boxes = data.geometry.crop_boxes(batch.proposals)
-        layers = [
-            (boxes_in_crops(boxes, crop_boxes, PANEL), colour)
-            for boxes, colour in ((batch.proposals, RED), (batch.gt_boxes, GREEN))
-        ]
-        distance = error_px(
-            batch.proposals, batch.gt_boxes, data.geometry.px(batch.proposals)
-        ).abs()
-        panels = [
-            draw_crop(
-                batch.crops[row],
-                [(boxes[row], colour) for boxes, colour in layers],
-                f"off by {distance[row, 0]:.1f}, {distance[row, 1]:.1f} px",
-            )
-            for row in rows.tolist()
-        ]
+        px = data.geometry.px(batch.proposals)
+        distances = error_px(batch.proposals, batch.gt_boxes, px).abs()
+        panels = _draw_panels(
+            batch.crops,
+            data.geometry.crop_boxes(batch.proposals),
+            [(batch.proposals, RED), (batch.gt_boxes, GREEN)],
+            [f"off by {x:.1f}, {y:.1f} px" for x, y in distances.tolist()],
+        )
         sections.append((name, panels))
-    return draw_sheet(sections, LEGEND[:2], COLUMNS)
+    return draw_sheet(sections, LEGEND[:2])
 
 
 def draw_changes(data: BoxDataModule, boxes: Boxes, chosen: Sequence[int]) -> Image.Image:
@@ -249,86 +175,96 @@ def draw_changes(data: BoxDataModule, boxes: Boxes, chosen: Sequence[int]) -> Im
         (1242, 236)
     """
     assert data.rough is not None
-    old = data.rough.table.boxes
+    every = data.rough.table.boxes
+    old, new = every[list(chosen)], boxes[list(chosen)]
     row_of = {at: row for row, at in enumerate(data.rough.chosen.tolist())}
     samples = data.samples("predict").take(torch.tensor([row_of[at] for at in chosen]).long())
-    crops = data.crops_of(samples.to(data.source.store.device)).cpu()
-    crop_boxes = data.geometry.crop_boxes(samples.proposals)
-    moved = error_px(boxes, old, data.geometry.px(old)).norm(dim=1)
-    layers = [
-        (boxes_in_crops(layer[list(chosen)], crop_boxes, PANEL), colour)
-        for layer, colour in ((old, RED), (boxes, BLUE))
-    ]
-    panels = [
-        draw_crop(
-            crop,
-            [(layer[row], colour) for layer, colour in layers],
-            f"{moved[at]:.2f} px, line {at + 2}",
-        )
-        for row, (crop, at) in enumerate(zip(crops, chosen, strict=True))
-    ]
-    title = f"the {len(chosen)} largest changes of {len(old)} boxes, and their lines in changes.csv"
-    return draw_sheet([(title, panels)], (("rough box", RED), ("refined box", BLUE)), COLUMNS)
+    moved = error_px(new, old, data.geometry.px(old)).norm(dim=1)
+    panels = _draw_panels(
+        data.crops_of(samples.to(data.source.store.device)),
+        data.geometry.crop_boxes(samples.proposals),
+        [(old, RED), (new, BLUE)],
+        [f"{px:.2f} px, line {at + 2}" for px, at in zip(moved, chosen, strict=True)],
+    )
+    title = f"the {len(chosen)} largest changes of {len(every)} boxes"
+    section = (f"{title}, and their lines in changes.csv", panels)
+    return draw_sheet([section], (("rough box", RED), ("refined box", BLUE)))
 
 
-def as_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Return a picture's pixels.
-
-    Examples:
-        >>> as_array(Image.new("RGB", (3, 2))).shape
-        (2, 3, 3)
-    """
-    return np.asarray(image)
-
-
-def format_table(
-    metrics: dict[str, float], rows: Sequence[tuple[str, str, int, float]], title: str = "test"
-) -> str:
-    """Format the end of a run: the model beside predicting the mean, then the parts of the set.
+@torch.no_grad()
+def draw_preprocess(preprocess: Preprocess, crops: Float[Tensor, "n 3 h w"]) -> Image.Image | None:
+    """Draw what a preprocessing learnt, and crops before and after it; None where it has none.
 
     Args:
-        metrics: Metrics of the test, by their names without a prefix.
-        rows: Parts of the set: (kind, name, samples, mae_px).
-        title: What was measured on.
+        preprocess: Fitted.
+        crops: Some to show, in [0, 1], on its device.
 
     Examples:
-        >>> metrics = {"mae_px": 0.8, "mae_px_predict_mean": 2.5, "iou_after": 0.9}
-        >>> print(format_table(metrics | {"iou_before": 0.7}, []))
-        test                            model   predict the mean
-        error of the centre, px         0.800              2.500
-        IoU after (before: 0.700)       0.900                  -
+        >>> from lightning_bbox.nn.preprocess import ChannelNorm, MeanNorm
+        >>> crops = torch.rand(10, 3, 9, 9)
+        >>> draw_preprocess(ChannelNorm(), crops)
+        >>> norm = MeanNorm("pixel").build(9)
+        >>> norm.fit(crops)
+        >>> draw_preprocess(norm, crops[:4]).size
+        (1242, 640)
     """
-    lines = [(title, "model", "predict the mean")]
-    for name, words in (
-        ("mae_px", "error of the centre, px"),
-        ("mae_edge_px", "error of the edges, px"),
-        ("error_fraction", "  as a fraction of the box"),
-        ("error_picture", "  in picture pixels"),
-        ("iou_after", f"IoU after (before: {metrics.get('iou_before', math.nan):.3f})"),
-    ):
-        if name in metrics:
-            baseline = metrics.get(f"{name}_predict_mean")
-            lines.append(
-                (words, f"{metrics[name]:.3f}", "-" if baseline is None else f"{baseline:.3f}")
-            )
-    text = [f"{words:<28}{model:>9}{mean:>19}" for words, model, mean in lines]
-    if "mae_px_low" in metrics:
-        low, high = metrics["mae_px_low"], metrics["mae_px_high"]
-        text.append(f"95 % interval over pictures  {low:.3f} to {high:.3f} px")
-    if "cramer_rao_mae_px" in metrics:
-        text.append(f"Cramer-Rao bound             {metrics['cramer_rao_mae_px']:.3f} px")
-    if "coverage_90" in metrics:
-        text.append(_calibration_line(metrics))
-    text += [
-        f"  {kind} {name:<20} {count:>6} draws {mae:>9.3f} px" for kind, name, count, mae in rows
+    learnt = preprocess.pictures()
+    if not learnt:
+        return None
+    single = {name: found[0] for name, found in learnt.items() if len(found) == 1}
+    sections = [("what the training crops say of each pixel", _draw_named(single))]
+    for name, found in learnt.items():
+        if len(found) > 1:
+            numbered = {str(at): each for at, each in enumerate(found, start=1)}
+            sections.append((name, _draw_named(numbered)))
+    after = f"the same after {type(preprocess).__name__}, 0 shown grey"
+    for name, found in {"crops": crops, after: _made_visible(preprocess(crops))}.items():
+        sections.append((name, [_draw_panel(crop, [], "") for crop in found]))
+    return draw_sheet(sections, legend=())
+
+
+def _made_visible(pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Scale pictures alike, so that nearly all of them lies in [0, 1], and 0 is grey."""
+    magnitudes = pictures.abs().flatten().sort().values
+    limit = magnitudes[round(_SHARE * (len(magnitudes) - 1))].clamp(min=1e-6)
+    return 0.5 + pictures / (2 * limit)
+
+
+def _draw_named(pictures: dict[str, Tensor]) -> list[Image.Image]:
+    return [_draw_panel(each, [], name) for name, each in pictures.items()]
+
+
+def _draw_panels(
+    crops: Float[Tensor, "n 3 s s"],
+    crop_boxes: Boxes,
+    layers: Sequence[tuple[Boxes, Colour]],
+    captions: Sequence[str],
+) -> list[Image.Image]:
+    """Draw crops with the boxes of each layer, which are in the picture's pixels."""
+    corner, size = crop_boxes[:, None, :2], crop_boxes[:, None, 2:] - crop_boxes[:, None, :2]
+    drawn = [((boxes.view(-1, 2, 2) - corner) / size * PANEL, colour) for boxes, colour in layers]
+    return [
+        _draw_panel(crop, [(boxes[row].flatten(), colour) for boxes, colour in drawn], caption)
+        for row, (crop, caption) in enumerate(zip(crops, captions, strict=True))
     ]
-    return "\n".join(text)
 
 
-def _calibration_line(metrics: dict[str, float]) -> str:
-    held = "/".join(f"{100 * metrics[f'coverage_{100 * level:.0f}']:.0f}" for level in LEVELS)
-    density = f", NLL {metrics['nll']:.3f}" if "nll" in metrics else ""
-    return f"50/90/95 % intervals hold    {held} %, std {metrics['std_px']:.3f} px{density}"
+def _draw_panel(
+    crop: Float[Tensor, "3 s s"],
+    boxes: Sequence[tuple[Float[Tensor, " 4"], Colour]],
+    caption: str,
+) -> Image.Image:
+    """Draw one crop, enlarged, with coloured boxes (given in panel pixels) and a line beneath."""
+    rgb = (crop.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    panel = Image.new("RGB", (PANEL, PANEL + LINE), PAPER)
+    panel.paste(Image.fromarray(rgb).resize((PANEL, PANEL), Image.Resampling.NEAREST))
+    draw = ImageDraw.Draw(panel)
+    for box, colour in boxes:
+        if bool(box.isfinite().all()):  # not so of a model that diverged
+            draw.rectangle([round(value) for value in box.tolist()], outline=colour, width=2)
+    draw.rectangle([0, PANEL, PANEL, PANEL + LINE], fill=PAPER)
+    draw.text((2, PANEL + 2), caption, fill=INK, font=_font(12))
+    return panel
 
 
 def _title_height(title: str) -> int:

@@ -1,10 +1,7 @@
 """Charts of a comparison, drawn without a display: curves, errors, main effects, a heat map."""
 
 import math
-import textwrap
 from collections.abc import Sequence
-from io import BytesIO
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,15 +12,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lightning_bbox.evaluation.intervals import Mean
+from lightning_bbox.reports.charts import (
+    PREDICT_MEAN,
+    new_chart,
+    put_legend_beside,
+    render,
+    wrap_label,
+)
 from lightning_bbox.studies.comparison import Comparison, figures_of
 
 BEST = 6
 """How many of the best arms have a colour of their own among the curves."""
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 _GREY = "0.75"
-_PREDICT_MEAN: dict[str, Any] = {
-    "color": "black", "linewidth": 0.8, "linestyle": "--", "label": "predict the mean",
-}  # fmt: skip
 
 
 def draw_comparison(comparison: Comparison) -> dict[str, Image.Image]:
@@ -38,19 +39,19 @@ def draw_comparison(comparison: Comparison) -> dict[str, Image.Image]:
     Examples:
         >>> from lightning_bbox.studies.comparison import compare
         >>> from lightning_bbox.studies.study import Arm, Study
-        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> study = Study("few", (Arm("base"), Arm("L1")), seeds=(0,))
         >>> draw_comparison(compare(study, []))
         {}
     """
     if not any(comparison.ranked_by in arm.figures for arm in comparison.arms):
         return {}
-    charts = {"errors": _finish(_draw_errors(comparison))}
+    charts = {"errors": render(_draw_errors(comparison))}
     if any(result.curve for arm in comparison.arms for result in arm.results):
-        charts["curves"] = _finish(_draw_curves(comparison))
+        charts["curves"] = render(_draw_curves(comparison))
     if any(effect.ratio for effect in comparison.effects):
-        charts["effects"] = _finish(_draw_effects(comparison))
+        charts["effects"] = render(_draw_effects(comparison))
     if _crosses_two_axes(comparison):
-        charts["heat"] = _finish(_draw_heat(comparison))
+        charts["heat"] = render(_draw_heat(comparison))
     return charts
 
 
@@ -75,7 +76,7 @@ def mean_curve(
 
 def _draw_curves(comparison: Comparison) -> Figure:
     """Draw the mean over runs by step; the base and the best arms with the range of their runs."""
-    figure = Figure(figsize=(11.0, 5.5), dpi=110, layout="constrained")
+    figure = new_chart(11.0, 5.5)
     axes = figure.subplots()
     drawn = [arm for arm in comparison.arms if any(result.curve for result in arm.results)]
     others = [arm for arm in drawn if arm.arm is not comparison.base]
@@ -85,7 +86,7 @@ def _draw_curves(comparison: Comparison) -> Figure:
         curves = [result.curve for result in arm.results if result.curve]
         steps, errors = mean_curve(curves)
         colour = colours.get(arm.arm.name)
-        label = _wrapped(arm.arm.name, 44) if colour else "_"
+        label = wrap_label(arm.arm.name, 44) if colour else "_"
         (line,) = axes.plot(steps, errors.mean(axis=0), color=colour or _GREY, label=label)
         line.set(linewidth=1.8 if colour else 0.8, zorder=3 if colour else 1)
         if colour and len(curves) > 1:
@@ -96,7 +97,7 @@ def _draw_curves(comparison: Comparison) -> Figure:
     reach = comparison.study.reach_px
     axes.axhline(reach, color="black", linewidth=0.6, linestyle=":", label=f"{reach:g} px")
     if not math.isnan(comparison.predict_mean_px):
-        axes.axhline(comparison.predict_mean_px, **_PREDICT_MEAN)
+        axes.axhline(comparison.predict_mean_px, **PREDICT_MEAN)
     axes.set(xlabel="step", ylabel="validation error, px", xlim=(0, None))
     axes.set_yscale("log")
     axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * _limit(comparison)))
@@ -104,14 +105,14 @@ def _draw_curves(comparison: Comparison) -> Figure:
     if any(len(arm.done) > 1 for arm in drawn):
         axes.set_title("mean over runs; bands from the lowest to the highest", fontsize=9)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    put_legend_beside(axes)
     return figure
 
 
 def _draw_errors(comparison: Comparison) -> Figure:
     """Draw every arm's error with its interval and single runs, the best on top."""
     arms, ranked_by = comparison.arms, comparison.ranked_by
-    figure = Figure(figsize=(11.0, 1.4 + 0.42 * len(arms)), dpi=110, layout="constrained")
+    figure = new_chart(11.0, 1.4 + 0.42 * len(arms))
     axes = figure.subplots()
     limit = _limit(comparison)
     for place, arm in enumerate(arms):
@@ -128,8 +129,8 @@ def _draw_errors(comparison: Comparison) -> Figure:
         values = [value for value in runs if value is not None]
         axes.plot(values, [place] * len(values), ".", color="0.5", markersize=4, zorder=1)
     if not math.isnan(comparison.predict_mean_px):
-        axes.axvline(comparison.predict_mean_px, **_PREDICT_MEAN)
-    names = [_wrapped(arm.arm.name, 60, most=3) for arm in arms]
+        axes.axvline(comparison.predict_mean_px, **PREDICT_MEAN)
+    names = [wrap_label(arm.arm.name, 60, most=3) for arm in arms]
     axes.set_yticks(range(len(arms)), names, fontsize=8)
     for label, arm in zip(axes.get_yticklabels(), arms, strict=True):
         label.set_fontweight("bold" if arm.arm is comparison.base else "normal")
@@ -158,20 +159,20 @@ def _draw_effects(comparison: Comparison) -> Figure:
     base = comparison.base.levels
     axis_names = list(dict.fromkeys(effect.axis for effect in effects))
     rows = len(effects) + len(axis_names)
-    figure = Figure(figsize=(11.0, 1.2 + 0.34 * rows), dpi=110, layout="constrained")
+    figure = new_chart(11.0, 1.2 + 0.34 * rows)
     axes = figure.subplots()
     names: list[str] = []
     for axis in axis_names:
         axes.axhline(len(names) - 0.5, color="0.85", linewidth=0.8)
         axes.plot(1.0, len(names), "o", color="black", markerfacecolor="white", zorder=3)
-        names.append(_wrapped(f"{axis}: {base[axis]}", 50))
+        names.append(wrap_label(f"{axis}: {base[axis]}", 50))
         for effect in (effect for effect in effects if effect.axis == axis):
             if effect.ratio is not None:
                 _draw_mean(axes, len(names), effect.ratio, _verdict_colour(effect.ratio))
             told = f"{effect.ratio.value:.3f}" if effect.ratio else "not told"
             lost = f"   {effect.diverged} of {effect.runs} diverged" * (effect.diverged > 0)
             _note(axes, len(names), told + lost, "tab:red" if lost else "0.3")
-            names.append(_wrapped(effect.level, 50))
+            names.append(wrap_label(effect.level, 50))
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -208,7 +209,7 @@ def _draw_heat(comparison: Comparison) -> Figure:
         mean = arm.figures.get(comparison.ranked_by)
         means[rows.index(row), columns.index(column)] = mean.value if mean else np.nan
     size = (4.0 + 1.5 * len(columns), 2.2 + 0.7 * len(rows))
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = new_chart(*size)
     axes = figure.subplots()
     low, high = float(np.nanmin(means)), min(float(np.nanmax(means)), _limit(comparison))
     picture = axes.imshow(means, cmap="viridis_r", vmin=low, vmax=high, aspect="auto")
@@ -217,11 +218,11 @@ def _draw_heat(comparison: Comparison) -> Figure:
     for (row, column), mean in np.ndenumerate(means):
         cell = cells.get((rows[row], columns[column]))
         status = "-" if cell is None else cell.status
-        text = f"{mean:.3f}" if math.isfinite(mean) else _wrapped(status, 16)
+        text = f"{mean:.3f}" if math.isfinite(mean) else wrap_label(status, 16)
         colour = "white" if mean > (low + high) / 2 else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(len(columns)), [_wrapped(label, 18) for label in columns], fontsize=8)
-    axes.set_yticks(range(len(rows)), [_wrapped(label, 24) for label in rows], fontsize=8)
+    axes.set_xticks(range(len(columns)), [wrap_label(label, 18) for label in columns], fontsize=8)
+    axes.set_yticks(range(len(rows)), [wrap_label(label, 24) for label in rows], fontsize=8)
     axes.set(xlabel=second, ylabel=first)
     return figure
 
@@ -241,18 +242,3 @@ def _tick_log(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(8) if high < 4 * low else FixedLocator(decades))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _wrapped(text: str, width: int, most: int = 2) -> str:
-    """Break a name into lines, of which the first are shown; a dollar sign isn't mathematics."""
-    lines = textwrap.wrap(text, width, max_lines=most, placeholder=" …")
-    return "\n".join(lines).replace("$", r"\$")
-
-
-def _finish(figure: Figure) -> Image.Image:
-    """Take a chart's frame away, and render it."""
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")

@@ -9,8 +9,7 @@ import numpy as np
 
 from lightning_bbox.evaluation.intervals import Mean, crossed_bootstrap, t_interval, t_quantile
 from lightning_bbox.studies.designs import effects_of, main_effects_matrix
-from lightning_bbox.studies.results import Result
-from lightning_bbox.studies.study import Arm, Study
+from lightning_bbox.studies.study import Arm, Result, Study
 
 FIGURES = (
     *("val_mae_px", "test_mae_px", "test_p95_px", "share_of_predict_mean"),
@@ -47,7 +46,7 @@ class ArmSummary:
 
         Examples:
             >>> from lightning_bbox.studies.study import Run
-            >>> run = Run(Arm("base", {}, {}), seed=0)
+            >>> run = Run(Arm("base"), seed=0)
             >>> ends = (Result(run, "done"), Result(run, "diverged", step=40))
             >>> ArmSummary(run.arm, ends, {}, None).status
             '1 of 2, 1 diverged (step 40)'
@@ -114,7 +113,7 @@ def compare(study: Study, results: Sequence[Result]) -> Comparison:
         results: What became of the runs, in any order.
 
     Examples:
-        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> study = Study("few", (Arm("base"), Arm("L1")), seeds=(0,))
         >>> [arm.status for arm in compare(study, []).arms]
         ['0 of 1, 1 missing', '0 of 1, 1 missing']
     """
@@ -131,7 +130,7 @@ def compare(study: Study, results: Sequence[Result]) -> Comparison:
         study=study,
         ranked_by=ranked_by,
         arms=tuple(sorted(summaries, key=lambda arm: _value(arm, ranked_by))),
-        effects=tuple(main_effects(summaries, ranked_by)),
+        effects=tuple(_main_effects(summaries, ranked_by)),
         predict_mean_px=math.fsum(means) / len(means) if means else math.nan,
     )
 
@@ -145,7 +144,7 @@ def figures_of(result: Result, reach_px: float) -> dict[str, float]:
 
     Examples:
         >>> from lightning_bbox.studies.study import Run
-        >>> run = Run(Arm("base", {}, {}), seed=0)
+        >>> run = Run(Arm("base"), seed=0)
         >>> metrics = {"test/mae_px": 0.5, "test/mae_px_predict_mean": 2.5}
         >>> figures_of(Result(run, "done", metrics=metrics), 1.0)
         {'test_mae_px': 0.5, 'share_of_predict_mean': 0.2}
@@ -157,26 +156,14 @@ def figures_of(result: Result, reach_px: float) -> dict[str, float]:
         "test_mae_px": error,
         "test_p95_px": metrics.get("test/p95_px"),
         "share_of_predict_mean": error / mean if error is not None and mean else None,
-        "steps_to_reach": steps_to_reach(result.curve, reach_px),
+        "steps_to_reach": _steps_to_reach(result.curve, reach_px),
         "train_seconds": metrics.get("train_seconds"),
     }
     return {name: x for name, x in figures.items() if x is not None and math.isfinite(x)}
 
 
-def steps_to_reach(curve: Sequence[tuple[int, float]], threshold: float) -> float | None:
-    """Return when a curve is first at or below a threshold, linear between its points.
-
-    Args:
-        curve: (step, error) in order.
-        threshold: In the error's unit.
-
-    Returns:
-        The step; None if the curve stays above.
-
-    Examples:
-        >>> steps_to_reach([(100, 2.0), (200, 1.2), (300, 0.8)], 1.0)
-        250.0
-    """
+def _steps_to_reach(curve: Sequence[tuple[int, float]], threshold: float) -> float | None:
+    """Return when a curve is first at or below a threshold, linear between its points."""
     for place, (step, error) in enumerate(curve):
         if error <= threshold:
             before, above = curve[place - 1] if place else (step, math.inf)
@@ -186,7 +173,7 @@ def steps_to_reach(curve: Sequence[tuple[int, float]], threshold: float) -> floa
     return None
 
 
-def paired_difference(arm: Sequence[Result], base: Sequence[Result]) -> Mean | None:
+def _paired_difference(arm: Sequence[Result], base: Sequence[Result]) -> Mean | None:
     """Return how much an arm's error lies above the base's, over runs of the same seed and fold.
 
     Args:
@@ -195,17 +182,6 @@ def paired_difference(arm: Sequence[Result], base: Sequence[Result]) -> Mean | N
 
     Returns:
         In px, with the interval of `crossed_bootstrap`; None where no two runs have the same draws.
-
-    Examples:
-        >>> from lightning_bbox.studies.study import Run
-        >>> run = Run(Arm("base", {}, {}), seed=0)
-        >>> import torch
-        >>> low, high = (
-        ...     Result(run, "done", errors=torch.tensor([x, x]), pictures=torch.tensor([0, 1]))
-        ...     for x in (1.0, 1.5)
-        ... )
-        >>> paired_difference([high], [low])
-        Mean(value=0.5, low=0.5, high=0.5, n=1)
     """
     both = [
         (mine, its)
@@ -219,7 +195,7 @@ def paired_difference(arm: Sequence[Result], base: Sequence[Result]) -> Mean | N
     return crossed_bootstrap(differences, [mine.pictures for mine, _ in both])
 
 
-def main_effects(arms: Sequence[ArmSummary], figure: str) -> list[Effect]:
+def _main_effects(arms: Sequence[ArmSummary], figure: str) -> list[Effect]:
     """Return the main effects of the axes on an error, by least squares on its logarithm.
 
     Args:
@@ -232,15 +208,6 @@ def main_effects(arms: Sequence[ArmSummary], figure: str) -> list[Effect]:
 
     References:
         Box, Hunter and Hunter, Statistics for experimenters (2005), chapters 5 and 6.
-
-    Examples:
-        >>> cells = [{"a": a, "b": b} for a in "01" for b in "01"]
-        >>> arms = [
-        ...     ArmSummary(Arm("", c, {}), (), {"test_mae_px": Mean(x, x, x, 1)}, None)
-        ...     for c, x in zip(cells, [1.0, 0.5, 2.0, 1.0])
-        ... ]
-        >>> [(e.axis, e.level, round(e.ratio.value, 3)) for e in main_effects(arms, "test_mae_px")]
-        [('a', '1', 2.0), ('b', '1', 0.5)]
     """
     crossed = [arm for arm in arms if arm.arm.levels]
     if not crossed:
@@ -273,7 +240,7 @@ def _summary(arm: Arm, results: list[Result], base: list[Result], reach_px: floa
     rows = [figures_of(result, reach_px) for result in results if result.status == "done"]
     columns = {name: [row[name] for row in rows if name in row] for name in FIGURES}
     figures = {name: t_interval(values) for name, values in columns.items() if values}
-    difference = None if results is base else paired_difference(results, base)
+    difference = None if results is base else _paired_difference(results, base)
     return ArmSummary(arm, tuple(results), figures, difference)
 
 

@@ -1,9 +1,55 @@
-"""Fractional designs: few arms that tell the main effects of many axes apart."""
+"""Designs: how axes are crossed, and which few arms tell the main effects of many axes apart."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.studies.study import Levels, Options
+
+Axes = dict[str, dict[str, Options]]
+"""For each axis its levels, the base's first, and what they set."""
+
+DESIGNS = "one_at_a_time, full, or fraction: N"
+"""What there is to choose from."""
+
+
+def cross_axes(place: str, axes: Axes, design: object, excluded: Sequence[Levels]) -> list[Levels]:
+    """Return the levels of the crossed arms, the base's first.
+
+    Args:
+        place: The study's file, for a refusal.
+        axes: What is crossed.
+        design: One of `DESIGNS`.
+        excluded: Levels that don't go together.
+
+    Raises:
+        BadInput: There is no such design, or it has no room for the base or for all effects.
+
+    Examples:
+        >>> axes = {"loss": {"L2": {}, "L1": {}}, "norm": {"none": {}, "batch": {}}}
+        >>> [tuple(arm.values()) for arm in cross_axes("s.yaml", axes, "one_at_a_time", [])]
+        [('L2', 'none'), ('L1', 'none'), ('L2', 'batch')]
+    """
+    base = {axis: next(iter(levels)) for axis, levels in axes.items()}
+    if design == "one_at_a_time":
+        changed = [{axis: label} for axis, levels in axes.items() for label in [*levels][1:]]
+        return [base, *(base | change for change in changed)]
+    every = [dict(zip(axes, labels, strict=True)) for labels in itertools.product(*axes.values())]
+    allowed = [c for c in every if not any(partial.items() <= c.items() for partial in excluded)]
+    if base not in allowed:
+        raise BadInput.at(place, "exclude rules the base out", "put another level first")
+    if design == "full":
+        return allowed
+    if isinstance(design, dict) and design.keys() == {"fraction"}:
+        count, needed = design["fraction"], 1 + sum(len(levels) - 1 for levels in axes.values())
+        if type(count) is not int or not needed <= count <= len(allowed):
+            problem = f"design fraction is {count!r}"
+            raise BadInput.at(place, problem, f"give {needed} to {len(allowed)} arms")
+        return [allowed[row] for row in fractional_design(allowed, count)]
+    raise BadInput.at(place, f"design is {design!r}", f"give {DESIGNS}")
 
 
 def main_effects_matrix(cells: Sequence[Mapping[str, str]]) -> NDArray[np.float64]:

@@ -13,8 +13,7 @@ from PIL import Image
 from lightning_bbox.core.files import make_folder, save_picture, write_atomically
 from lightning_bbox.studies.charts import draw_comparison
 from lightning_bbox.studies.comparison import Comparison, compare
-from lightning_bbox.studies.results import Result
-from lightning_bbox.studies.study import Options, Study
+from lightning_bbox.studies.study import Options, Result, Study
 from lightning_bbox.studies.tables import (
     Cell,
     Table,
@@ -22,9 +21,8 @@ from lightning_bbox.studies.tables import (
     as_csv,
     as_markdown,
     as_text,
-    effects_table,
+    further_tables,
     notes,
-    stopped_table,
 )
 
 CHARTS = ("errors", "curves", "effects", "heat")
@@ -48,7 +46,7 @@ def write_comparison(study: Study, results: Sequence[Result], folder: Path) -> s
     Examples:
         >>> import tempfile
         >>> from lightning_bbox.studies.study import Arm
-        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
+        >>> study = Study("few", (Arm("base"), Arm("L1")), seeds=(0,))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     text = write_comparison(study, [], Path(folder))
         ...     sorted(path.name for path in Path(folder).iterdir())
@@ -64,23 +62,12 @@ def write_comparison(study: Study, results: Sequence[Result], folder: Path) -> s
             (folder / f"{name}.png").unlink(missing_ok=True)
     write_atomically(folder / "comparison.md", as_markdown(comparison).encode())
     write_atomically(folder / "comparison.csv", as_csv(comparison).encode())
-    write_atomically(folder / "comparison.html", as_page(comparison, charts).encode())
+    write_atomically(folder / "comparison.html", _page(comparison, charts).encode())
     return as_text(comparison)
 
 
-def as_page(comparison: Comparison, charts: dict[str, Image.Image]) -> str:
-    """Write a comparison as one HTML page: tables that sort, charts, every arm's options.
-
-    Args:
-        comparison: What a study has found.
-        charts: Its charts by name.
-
-    Examples:
-        >>> from lightning_bbox.studies.study import Arm
-        >>> study = Study("a < b", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
-        >>> as_page(compare(study, []), {}).partition("<h1>")[2].partition("</h1>")[0]
-        'a &lt; b'
-    """
+def _page(comparison: Comparison, charts: dict[str, Image.Image]) -> str:
+    """Write a comparison as one HTML page: tables that sort, charts, every arm's options."""
     study = comparison.study
     title = html.escape(study.name)
     pictures = [_picture(name, charts[name]) for name in CHARTS if name in charts]
@@ -90,13 +77,8 @@ def as_page(comparison: Comparison, charts: dict[str, Image.Image]) -> str:
         _table(arms_table(comparison)),
     ]
     sections += [f"<ul>{said}</ul>", *pictures]
-    for head, table in (
-        ("Main effects", effects_table(comparison)),
-        ("What did not arrive", stopped_table(comparison)),
-        ("Options of every arm", _options_table(comparison)),
-    ):
-        if table.rows:
-            sections.append(f"<h2>{head}</h2>{_table(table)}")
+    further = further_tables(comparison) | {"Options of every arm": _options_table(comparison)}
+    sections += [f"<h2>{head}</h2>{_table(table)}" for head, table in further.items()]
     return _FRAME.format(title=title, style=_STYLE, body="\n".join(sections), script=_SORT)
 
 

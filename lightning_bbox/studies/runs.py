@@ -24,8 +24,8 @@ from lightning_bbox.core.memory import keep_freed_memory
 from lightning_bbox.core.messages import say
 from lightning_bbox.models.divergence import OUTCOME
 from lightning_bbox.studies.page import write_comparison
-from lightning_bbox.studies.results import Result, read_result
-from lightning_bbox.studies.study import Run, Study, read_study
+from lightning_bbox.studies.study import Result, Run, Study, read_result
+from lightning_bbox.studies.study_file import read_study
 
 Fit = Callable[[list[str]], int]
 """The command line: arguments to an exit code."""
@@ -75,20 +75,18 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
     own, options = parser.parse_known_args(arguments)
     study = read_study(own.config[0])
     study = replace(study, configs=(*study.configs, *own.config[1:]))
-    if own.jobs is not None and own.jobs < 1:
-        msg = f"--jobs is {own.jobs}; give 1 or more"
-        raise BadInput(msg)
-    if own.steps is not None:
-        if own.steps < 1:
-            msg = f"--steps is {own.steps}; give 1 or more"
+    for name, value in (("jobs", own.jobs), ("steps", own.steps)):
+        if value is not None and value < 1:
+            msg = f"--{name} is {value}; give 1 or more"
             raise BadInput(msg)
+    if own.steps is not None:
         study = replace(study, steps=own.steps, seconds=None)
     for run in study.runs()[: len(study.arms)]:
         if reason := rehearse(["fit", *study.arguments(run, options)]):
             msg = f"{own.config[0]}: arm {run.arm.name!r}: {reason}"
             raise BadInput(msg)
     folder = Path(own.runs) / (own.name or study.name)
-    results = _run_study(study, options, folder, own.jobs or default_jobs(), fit)
+    results = _run_study(study, options, folder, own.jobs or _default_jobs(), fit)
     say(f"\n{write_comparison(study, results, folder)}\n\nthe same with charts: {folder}")
     broken = [result for result in results if result.status in ("refused", "failed")]
     if broken:
@@ -100,13 +98,8 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
         raise BadInput(msg)
 
 
-def default_jobs() -> int:
-    """Return how many runs go side by side: one on each GPU, else one on each CPU core.
-
-    Examples:
-        >>> default_jobs() >= 1
-        True
-    """
+def _default_jobs() -> int:
+    """Return how many runs go side by side: one on each GPU, else one on each CPU core."""
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 

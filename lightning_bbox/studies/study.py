@@ -1,4 +1,4 @@
-"""A study: one base configuration, what is changed in it, and how often each change is run."""
+"""A study: one base configuration, what is changed in it, its runs, and what became of them."""
 
 import itertools
 import json
@@ -6,21 +6,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import yaml
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
-from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.recipes import Plain
-from lightning_bbox.studies.designs import fractional_design
+from lightning_bbox.models.divergence import OUTCOME
 
 Levels = dict[str, str]
 """The level of each axis, by their labels."""
 Options = dict[str, Plain]
 """Options of `fit`, by dotted name."""
 
-BASE = "base"
-"""The name of the arm that all others are compared with."""
+Status = Literal["done", "diverged", "refused", "failed", "missing"]
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,15 @@ class Arm:
     """
 
     name: str
-    levels: Levels
-    options: Options
+    levels: Levels = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
         """The name as one of a folder.
 
         Examples:
-            >>> Arm("loss: smooth L1", {}, {}).folder
+            >>> Arm("loss: smooth L1").folder
             'loss-smooth-L1'
         """
         return re.sub(r"[^\w.+-]+", "-", self.name).strip("-.")
@@ -69,9 +70,9 @@ class Study:
 
     Attributes:
         name: The study's name, that of its folder.
+        arms: The arms, the base first.
         configs: The base configuration: files, or presets.
         options: What every arm changes in it.
-        arms: The arms, the base first.
         axes: Labels of the levels of each axis, the base's first.
         seeds: Each arm is run with each.
         folds: Over how many tenths of the training pictures validation goes, where it is a
@@ -82,9 +83,9 @@ class Study:
     """
 
     name: str
-    configs: tuple[str, ...]
-    options: Options
     arms: tuple[Arm, ...]
+    configs: tuple[str, ...] = ()
+    options: Options = field(default_factory=dict)
     axes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
     folds: int | None = None
@@ -109,7 +110,7 @@ class Study:
         if self.steps is not None:
             options |= {"trainer.max_steps": self.steps, "trainer.max_epochs": -1}
         if self.seconds is not None:
-            options |= {"trainer.max_time": clock(self.seconds), "trainer.max_epochs": -1}
+            options |= {"trainer.max_time": _clock(self.seconds), "trainer.max_epochs": -1}
         if run.fold is not None:
             options |= {"data.val_fold": run.fold}
         seed = f"--seed_everything={run.seed}"
@@ -117,246 +118,67 @@ class Study:
         return [*configs, seed, *_written(options), *given, *_written(run.arm.options)]
 
 
-def _written(options: Options) -> list[str]:
-    return [f"--{name}={as_argument(value)}" for name, value in options.items()]
+@dataclass(frozen=True)
+class Result:
+    """What became of one run.
+
+    Attributes:
+        run: Which one.
+        status: Whether it arrived, diverged, was refused for its settings, failed, or isn't there.
+        detail: Why it did not arrive.
+        step: The step at which it diverged.
+        metrics: Numbers of the test, and `train_seconds` and `train_steps`.
+        curve: (step, error on the validation draws in px), in order.
+        errors: Absolute error of each test draw in px, the mean of x and y.
+        pictures: Which picture, or group, each test draw is of.
+    """
+
+    run: Run
+    status: Status
+    detail: str = ""
+    step: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    errors: Float[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0))
+    pictures: Int64[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
-def clock(seconds: float) -> str:
-    """Return a time as Lightning reads it.
+def read_result(run: Run, folder: Path) -> Result:
+    """Read what a run left in its folder.
+
+    Args:
+        run: Which one.
+        folder: Its folder, there or not.
 
     Examples:
-        >>> clock(3725)
-        '00:01:02:05'
+        >>> read_result(Run(Arm("base"), seed=0), Path("runs/none")).status
+        'missing'
     """
+    if (folder / OUTCOME).is_file():
+        outcome = json.loads((folder / OUTCOME).read_text())
+        return Result(run, outcome["status"], detail=outcome["detail"], step=outcome["step"])
+    if not (folder / "metrics.json").is_file():
+        return Result(run, "missing")
+    found = json.loads((folder / "metrics.json").read_text())
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    with np.load(folder / "test_errors.npz") as file:
+        errors = torch.from_numpy(file["error_px"]).abs().mean(dim=1)
+        pictures = torch.from_numpy(file["picture"])
+    curve = [(int(step), float(error)) for step, error in found["val/curve"]]
+    return Result(run, "done", metrics=numbers, curve=curve, errors=errors, pictures=pictures)
+
+
+def _written(options: Options) -> list[str]:
+    """Write options as the command line takes them."""
+    return [
+        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in options.items()
+    ]
+
+
+def _clock(seconds: float) -> str:
+    """Return a time as Lightning reads it: days, hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     return f"{days:02d}:{hours:02d}:{minutes:02d}:{seconds:02d}"
-
-
-def as_argument(value: Plain) -> str:
-    """Write a value as the command line takes it.
-
-    Examples:
-        >>> as_argument([16, 32]), as_argument("L1Loss"), as_argument(None)
-        ('[16, 32]', 'L1Loss', 'null')
-    """
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def read_study(path: str | Path) -> Study:
-    """Read a study from its YAML file.
-
-    `base` names the base configuration, one or several files relative to this one or `preset:NAME`;
-    `options` what every arm changes in it. `axes` holds for each axis its levels, and for each
-    level the options it sets, the base's first (`{}` sets none). `design` says how they are
-    crossed: `one_at_a_time` (the default), `full`, or `fraction: N`; `exclude` lists what doesn't
-    go together, and `arms` adds single ones beside the axes. `seeds`, `folds`, `steps`, `seconds`,
-    `reach_px` and `name` are those of `Study`.
-
-    Raises:
-        BadInput: The file can't be read, or says what can't be done.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        ...     print('{base: "preset:quickstart", axes: {loss: {L2: {}, L1: {model: 1}}}}',
-        ...           file=file, flush=True)
-        ...     [arm.name for arm in read_study(file.name).arms]
-        ['base', 'loss: L1']
-    """
-    path = Path(path)
-    text = _read(path)
-    _refuse_misread(path, text)
-    axes = {str(axis): _levels(path, str(axis), levels) for axis, levels in text["axes"].items()}
-    base = text["base"] if isinstance(text["base"], list) else [text["base"]]
-    return Study(
-        name=text.get("name", path.stem),
-        configs=tuple(_config(path, name) for name in base),
-        options=_options(path, "options", text.get("options", {})),
-        arms=_arms(path, axes, text),
-        axes={axis: tuple(levels) for axis, levels in axes.items()},
-        seeds=tuple(text.get("seeds", Study.seeds)),
-        folds=text.get("folds"),
-        steps=text.get("steps"),
-        seconds=text.get("seconds"),
-        reach_px=text.get("reach_px", Study.reach_px),
-    )
-
-
-def _refuse_misread(path: Path, text: dict[str, Any]) -> None:
-    """Refuse what no study has, and numbers out of range."""
-    unknown = sorted(text.keys() - _KEYS.keys())
-    if unknown:
-        known = ", ".join(_KEYS)
-        raise BadInput.at(str(path), f"{listed(unknown)} is no part of a study", f"use {known}")
-    for key, value in text.items():
-        kind, what = _KEYS[key]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise BadInput.at(str(path), f"{key} is {value!r}", f"give {what}")
-    seeds, folds = text.get("seeds", [0]), text.get("folds", 2)
-    refused = (
-        ("base" not in text, "has no base", "name the configuration that arms change"),
-        ("/" in text.get("name", ""), f"name is {text.get('name')!r}", "give one of a folder"),
-        (
-            not seeds or any(type(seed) is not int or seed < 0 for seed in seeds),
-            f"seeds is {seeds!r}",
-            "give a list of whole numbers",
-        ),
-        (
-            "steps" in text and "seconds" in text,
-            "has a budget of both steps and seconds",
-            "give one of them",
-        ),
-        (
-            min(text.get("steps", 1), text.get("seconds", 1)) <= 0,
-            "has no budget to train with",
-            "give steps or seconds above 0",
-        ),
-        (
-            text.get("reach_px", 1) <= 0,
-            f"reach_px is {text.get('reach_px')}",
-            "give an error above 0",
-        ),
-        (not 2 <= folds <= 10, f"folds is {folds}", "give 2 to 10 tenths"),
-    )
-    for wrong, problem, remedy in refused:
-        if wrong:
-            raise BadInput.at(str(path), problem, remedy)
-
-
-_KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "name": (str, "a name for the study's folder"),
-    "base": ((str, list), "a configuration's file, preset:NAME, or a list of them"),
-    "options": (dict, "options of fit with their values"),
-    "axes": (dict, "levels for each axis"),
-    "design": ((str, dict), "one_at_a_time, full, or fraction: N"),
-    "exclude": (list, "a list of levels by axis"),
-    "arms": (dict, "options for each arm"),
-    "seeds": (list, "a list of whole numbers"),
-    "folds": (int, "how many tenths to validate on"),
-    "steps": (int, "a whole number"),
-    "seconds": ((int, float), "a number"),
-    "reach_px": ((int, float), "an error in px"),
-}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text"
-        raise BadInput.at(str(path), f"can't be read ({reason})", "name a study's file") from error
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        problem = getattr(error, "problem", None) or "isn't YAML"
-        place = f"{path}:{line}"
-        raise BadInput.at(place, problem, "correct the YAML") from error
-    if not isinstance(text, dict):
-        raise BadInput.at(str(path), "isn't a study", "give a mapping with base and axes")
-    return {"axes": {}} | {str(key): value for key, value in text.items()}
-
-
-def _config(path: Path, name: object) -> str:
-    """Return a configuration's path, which is relative to the study's file."""
-    if str(name).startswith("preset:"):
-        return str(name)
-    config = path.parent / str(name)
-    if not config.is_file():
-        raise BadInput.at(str(path), f"base {name} is missing", "name a file, or preset:NAME")
-    return str(config)
-
-
-def _levels(path: Path, axis: str, levels: object) -> dict[str, Options]:
-    if not isinstance(levels, dict) or len(levels) < 2:
-        problem = f"axis {axis!r} has no two levels"
-        raise BadInput.at(str(path), problem, "give options for each of two different labels")
-    return {
-        _label(path, label): _options(path, f"{axis}: {label}", o) for label, o in levels.items()
-    }
-
-
-def _label(path: Path, label: object) -> str:
-    if isinstance(label, bool) or label is None:
-        problem = f"a label reads as {label!r}"
-        raise BadInput.at(str(path), problem, "quote it: YAML takes no, yes, on and off for others")
-    return str(label)
-
-
-def _options(path: Path, name: str, options: object) -> Options:
-    if not isinstance(options, dict):
-        problem = f"{name!r} has {options!r} for options"
-        raise BadInput.at(str(path), problem, "give a mapping, {} where nothing changes")
-    if nothing := [str(option) for option, value in options.items() if value is None]:
-        problem = f"{name!r} sets {listed(nothing)} to nothing"
-        raise BadInput.at(str(path), problem, "write a value behind it")
-    return {str(option): value for option, value in options.items()}
-
-
-def _arms(path: Path, axes: dict[str, dict[str, Options]], text: dict[str, Any]) -> tuple[Arm, ...]:
-    """Cross the axes as the design says, and add the single arms."""
-    excluded = [_known_levels(path, axes, partial) for partial in text.get("exclude", [])]
-    cells = _cells(path, axes, text.get("design", "one_at_a_time"), excluded)
-    arms = [_crossed(axes, cell) for cell in cells]
-    beside = text.get("arms", {})
-    arms += [
-        Arm(_label(path, name), {}, _options(path, str(name), beside[name])) for name in beside
-    ]
-    if len(arms) < 2:
-        raise BadInput.at(str(path), "compares nothing", "give axes or arms")
-    folders = [arm.folder for arm in arms]
-    if len(set(folders)) < len(folders):
-        twice = sorted({name for name in folders if folders.count(name) > 1})
-        raise BadInput.at(str(path), f"{listed(twice)} names two arms", "give them other labels")
-    for first, second in itertools.combinations(arms, 2):
-        if first.options == second.options:
-            problem = f"{first.name!r} and {second.name!r} are the same"
-            raise BadInput.at(str(path), problem, "leave one out, or set what differs")
-    return tuple(arms)
-
-
-def _cells(
-    path: Path, axes: dict[str, dict[str, Options]], design: object, excluded: list[Levels]
-) -> list[Levels]:
-    """Return the levels of the crossed arms, the base's first."""
-    base = {axis: next(iter(levels)) for axis, levels in axes.items()}
-    if design == "one_at_a_time":
-        changed = [{axis: label} for axis, levels in axes.items() for label in [*levels][1:]]
-        return [base, *(base | change for change in changed)]
-    product = itertools.product(*axes.values())
-    every = [dict(zip(axes, map(str, labels), strict=True)) for labels in product]
-    allowed = [c for c in every if not any(partial.items() <= c.items() for partial in excluded)]
-    if base not in allowed:
-        raise BadInput.at(str(path), "exclude rules the base out", "put another level first")
-    if design == "full":
-        return allowed
-    if isinstance(design, dict) and design.keys() == {"fraction"}:
-        count, needed = design["fraction"], 1 + sum(len(levels) - 1 for levels in axes.values())
-        if type(count) is not int or not needed <= count <= len(allowed):
-            problem = f"design fraction is {count!r}"
-            raise BadInput.at(str(path), problem, f"give {needed} to {len(allowed)} arms")
-        return [allowed[row] for row in fractional_design(allowed, count)]
-    raise BadInput.at(str(path), f"design is {design!r}", f"give {_KEYS['design'][1]}")
-
-
-def _known_levels(path: Path, axes: dict[str, dict[str, Options]], partial: object) -> Levels:
-    levels = (
-        {str(axis): str(label) for axis, label in dict(partial).items()}
-        if isinstance(partial, dict)
-        else {}
-    )
-    if levels and all(label in axes.get(axis, {}) for axis, label in levels.items()):
-        return levels
-    problem = f"exclude has {partial!r}"
-    known = "; ".join(f"{axis}: {listed([*levels])}" for axis, levels in axes.items())
-    raise BadInput.at(str(path), problem, f"give labels of levels by axis ({known})")
-
-
-def _crossed(axes: dict[str, dict[str, Options]], cell: Levels) -> Arm:
-    """Return the arm of some levels, named after those that aren't the base's."""
-    base = {axis: next(iter(levels)) for axis, levels in axes.items()}
-    changed = [f"{axis}: {label}" for axis, label in cell.items() if label != base[axis]]
-    options: Options = {}
-    for axis, label in cell.items():
-        options |= axes[axis][label]
-    return Arm(", ".join(changed) or BASE, cell, options)

@@ -1,16 +1,16 @@
-"""A comparison as tables: aligned Markdown, and a CSV of every run."""
+"""A comparison as tables: aligned Markdown, text for a terminal, and a CSV of every run."""
 
 import csv
 import io
 import json
 import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from lightning_bbox.evaluation.intervals import Mean
-from lightning_bbox.studies.comparison import FIGURES, ArmSummary, Comparison, figures_of
-from lightning_bbox.studies.study import Run
+from lightning_bbox.reports.tables import format_markdown, format_spaced
+from lightning_bbox.studies.comparison import FIGURES, ArmSummary, Comparison, compare, figures_of
+from lightning_bbox.studies.study import Arm, Run, Study
 
 
 class Cell(NamedTuple):
@@ -25,17 +25,20 @@ class Table(NamedTuple):
 
     names: list[str]
     rows: list[list[Cell]]
-    words: int = 1
+    words: int
+
+    def texts(self, columns: Sequence[int] | None = None) -> list[list[str]]:
+        """Return what some or all columns show, their names first."""
+        every = [self.names, *([cell.text for cell in row] for row in self.rows)]
+        chosen = range(len(self.names)) if columns is None else columns
+        return [[row[column] for column in chosen] for row in every]
 
 
 def arms_table(comparison: Comparison) -> Table:
     """Return the table of all arms in their order, the base marked.
 
     Examples:
-        >>> from lightning_bbox.studies.comparison import compare
-        >>> from lightning_bbox.studies.study import Arm, Study
-        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
-        >>> [row[1].text for row in arms_table(compare(study, [])).rows]
+        >>> [row[1].text for row in arms_table(_without_runs()).rows]
         ['0 of 1, 1 missing', '0 of 1, 1 missing']
     """
     study = comparison.study
@@ -52,16 +55,22 @@ def arms_table(comparison: Comparison) -> Table:
     return Table(names, rows, words=2)
 
 
-def effects_table(comparison: Comparison) -> Table:
-    """Return the table of main effects: each level against the base's of its axis.
+def further_tables(comparison: Comparison) -> dict[str, Table]:
+    """Return the tables of main effects and of what didn't arrive, by title, where there is any.
 
     Examples:
-        >>> from lightning_bbox.studies.comparison import compare
-        >>> from lightning_bbox.studies.study import Arm, Study
-        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
-        >>> effects_table(compare(study, [])).rows
-        []
+        >>> further_tables(_without_runs())
+        {}
     """
+    tables = {
+        "Main effects": _effects_table(comparison),
+        "What did not arrive": _stopped_table(comparison),
+    }
+    return {title: table for title, table in tables.items() if table.rows}
+
+
+def _effects_table(comparison: Comparison) -> Table:
+    """Return the table of main effects: each level against the base's of its axis."""
     names = ["axis", "level", "against", "error times", "95 % interval", "diverged"]
     rows = []
     for effect in comparison.effects:
@@ -79,19 +88,8 @@ def effects_table(comparison: Comparison) -> Table:
     return Table(names, rows, words=3)
 
 
-def stopped_table(comparison: Comparison) -> Table:
-    """Return the table of the runs that didn't arrive, but for those that aren't there yet.
-
-    Examples:
-        >>> from lightning_bbox.studies.comparison import compare
-        >>> from lightning_bbox.studies.results import Result
-        >>> from lightning_bbox.studies.study import Arm, Run, Study
-        >>> arms = (Arm("base", {}, {}), Arm("L1", {}, {}))
-        >>> ends = [Result(Run(arms[1], 0), "diverged", "the loss is inf", 40)]
-        >>> comparison = compare(Study("few", (), {}, arms, seeds=(0,)), ends)
-        >>> [[cell.text for cell in row] for row in stopped_table(comparison).rows]
-        [['L1', 'diverged', '0', '40', 'the loss is inf']]
-    """
+def _stopped_table(comparison: Comparison) -> Table:
+    """Return the table of the runs that didn't arrive, but for those that aren't there yet."""
     rows = []
     for arm in comparison.arms:
         stopped = [r for r in arm.results if r.status not in ("done", "missing")]
@@ -108,10 +106,7 @@ def notes(comparison: Comparison) -> list[str]:
     """Say what the tables' figures are.
 
     Examples:
-        >>> from lightning_bbox.studies.comparison import compare
-        >>> from lightning_bbox.studies.study import Arm, Study
-        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
-        >>> notes(compare(study, []))[0]
+        >>> notes(_without_runs())[0]
         'Ranked by the test error: absolute, mean of x and y, mean over 1 seed.'
     """
     study = comparison.study
@@ -144,21 +139,15 @@ def as_markdown(comparison: Comparison) -> str:
     """Write a comparison as Markdown whose tables are aligned, so that they read as text too.
 
     Examples:
-        >>> from lightning_bbox.studies.comparison import compare
-        >>> from lightning_bbox.studies.study import Arm, Study
-        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
-        >>> print(as_markdown(compare(study, [])).splitlines()[0])
+        >>> print(as_markdown(_without_runs()).splitlines()[0])
         # few: 2 arms
     """
     study = comparison.study
-    parts = [f"# {study.name}: {len(study.arms)} arms", _aligned(arms_table(comparison))]
+    arms = arms_table(comparison)
+    parts = [f"# {study.name}: {len(study.arms)} arms", format_markdown(arms.texts(), arms.words)]
     parts.append("\n".join(notes(comparison)))
-    for title, table in (
-        ("Main effects", effects_table(comparison)),
-        ("What did not arrive", stopped_table(comparison)),
-    ):
-        if table.rows:
-            parts += [f"## {title}", _aligned(table)]
+    for title, table in further_tables(comparison).items():
+        parts += [f"## {title}", format_markdown(table.texts(), table.words)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -166,17 +155,14 @@ def as_text(comparison: Comparison) -> str:
     """Write the ranking for a terminal: names come last, so that long ones do no harm.
 
     Examples:
-        >>> from lightning_bbox.studies.comparison import compare
-        >>> from lightning_bbox.studies.study import Arm, Study
-        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
-        >>> print(as_text(compare(study, [])).splitlines()[1])
+        >>> print(as_text(_without_runs()).splitlines()[1])
         -                -                          0 of 1, 1 missing   base
     """
-    arms, effects = arms_table(comparison), effects_table(comparison)
+    arms, effects = arms_table(comparison), _effects_table(comparison)
     error = arms.names.index(_heads(comparison.study.reach_px)[comparison.ranked_by])
-    parts = [_spaced(arms, [error, len(arms.names) - 1, 1, 0])]
+    parts = [format_spaced(arms.texts([error, len(arms.names) - 1, 1, 0])), ""]
     if effects.rows:
-        parts.append(_spaced(effects, [3, 4, 5, 0, 1]))
+        parts += [format_spaced(effects.texts([3, 4, 5, 0, 1])), ""]
     return "\n".join([*parts, *notes(comparison)])
 
 
@@ -184,10 +170,7 @@ def as_csv(comparison: Comparison) -> str:
     """Write every run as a line: its arm, status and figures, and all that its test measured.
 
     Examples:
-        >>> from lightning_bbox.studies.comparison import compare
-        >>> from lightning_bbox.studies.study import Arm, Study
-        >>> study = Study("few", (), {}, (Arm("base", {}, {}), Arm("L1", {}, {})), seeds=(0,))
-        >>> print(as_csv(compare(study, [])).splitlines()[1])
+        >>> print(as_csv(_without_runs()).splitlines()[1])
         1,base,True,0,,missing,,,,,,,,,{}
     """
     study, results = comparison.study, [r for arm in comparison.arms for r in arm.results]
@@ -250,29 +233,6 @@ def _replicate(run: Run) -> str:
     return str(run.seed) if run.fold is None else f"{run.seed} fold {run.fold}"
 
 
-def _spaced(table: Table, columns: Sequence[int]) -> str:
-    """Write some columns of a table between spaces."""
-    rows = [table.names, *([cell.text for cell in row] for row in table.rows)]
-    rows = [[row[column] for column in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join("   ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
-
-
-def _aligned(table: Table) -> str:
-    """Write a table as Markdown, its words to the left and its numbers to the right."""
-    rows = [table.names, *([_escaped(cell.text) for cell in row] for row in table.rows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        left = [*map(str.ljust, cells[: table.words], widths)]
-        right = map(str.rjust, cells[table.words :], widths[table.words :])
-        return "| " + " | ".join([*left, *right]) + " |"
-
-    rule = [":" + "-" * (width + 1) for width in widths[: table.words]]
-    rule += ["-" * (width + 1) + ":" for width in widths[table.words :]]
-    return "\n".join([line(rows[0]), "|" + "|".join(rule) + "|", *map(line, rows[1:])])
-
-
-def _escaped(text: str) -> str:
-    """Keep text from being read as Markdown's table or as HTML."""
-    return re.sub(r"([|<])", r"\\\1", text)
+def _without_runs() -> Comparison:
+    """Return a comparison of two arms before anything has run, for the examples."""
+    return compare(Study("few", (Arm("base"), Arm("L1")), seeds=(0,)), [])

@@ -16,18 +16,10 @@ from torch import nn
 from lightning_bbox import BadInput, BoxRegressor, SceneDataModule, ShallowConvNet
 from lightning_bbox.cli.main import main
 from lightning_bbox.evaluation.metrics import error_px
-from lightning_bbox.insight.chart import draw_readings
 from lightning_bbox.insight.layers import Projection, layer_order, tapped
 from lightning_bbox.insight.probe import LayerReader, LayerRows, ProbingTrainer, untrained
-from lightning_bbox.insight.readings import (
-    Estimate,
-    LayerReading,
-    Reading,
-    Readings,
-    as_plain,
-    format_readings,
-    verdict,
-)
+from lightning_bbox.insight.readings import Estimate, LayerReading, Reading, Readings, verdict
+from lightning_bbox.insight.report import draw_readings, format_readings
 from lightning_bbox.nn.backbones.convnet import Backbone
 from lightning_bbox.solvers.least_squares import score_lambdas
 from lightning_bbox.solvers.sums import RidgeSums, gather
@@ -268,7 +260,7 @@ def test_one_probe_repeats_to_the_bit():
     first, again = (
         probe(ConvPool(4), scenes("bright", 50, 50), draws=100, width=64) for _ in range(2)
     )
-    assert as_plain(first) == as_plain(again)
+    assert first == again
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])

@@ -5,7 +5,7 @@ import torch
 from lightning_bbox import PCA, PCAWhitening, ZCAWhitening
 from lightning_bbox.core.recipes import from_plain
 from lightning_bbox.nn.preprocess import CaffeNorm, ChannelNorm, ImageNetNorm, MeanNorm, RangeNorm
-from lightning_bbox.reports.preprocess_pictures import draw_preprocess
+from lightning_bbox.reports.sheets import draw_preprocess
 
 
 def draw_crops(num=200, seed=0):

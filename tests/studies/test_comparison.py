@@ -22,11 +22,11 @@ from lightning_bbox.evaluation.intervals import (
     t_quantile,
 )
 from lightning_bbox.studies.charts import draw_comparison, mean_curve
-from lightning_bbox.studies.comparison import compare, figures_of, paired_difference, steps_to_reach
+from lightning_bbox.studies.comparison import compare, figures_of
 from lightning_bbox.studies.page import CHARTS, write_comparison
-from lightning_bbox.studies.results import Result
-from lightning_bbox.studies.study import Arm, Run, Study, read_study
-from lightning_bbox.studies.tables import arms_table, as_csv, as_markdown, as_text, stopped_table
+from lightning_bbox.studies.study import Arm, Result, Run, Study
+from lightning_bbox.studies.study_file import read_study
+from lightning_bbox.studies.tables import arms_table, as_csv, as_markdown, as_text, further_tables
 
 AXES = {"loss": ("L2", "L1"), "head": ("linear", "bins", "soft-argmax")}
 FACTORS = {"L1": 0.8, "bins": 0.7, "soft-argmax": 1.3}
@@ -40,8 +40,9 @@ def arm_of(**levels):
 
 def crossed_study(seeds=(0, 1, 2), folds=None, beside=()):
     arms = [arm_of(loss=loss, head=head) for loss, head in itertools.product(*AXES.values())]
-    arms += [Arm(name, {}, {}) for name in beside]
-    return Study("crossed", ("preset:quickstart",), {}, tuple(arms), AXES, seeds, folds)
+    arms += [Arm(name) for name in beside]
+    configs = ("preset:quickstart",)
+    return Study("crossed", tuple(arms), configs, axes=AXES, seeds=seeds, folds=folds)
 
 
 def finished(run, error=1.0, pictures=PICTURES, noise=0.0):
@@ -52,7 +53,7 @@ def finished(run, error=1.0, pictures=PICTURES, noise=0.0):
     metrics = {"test/mae_px": error, "test/p95_px": 2 * error, "test/mae_px_predict_mean": 2.5}
     curve = [(step, error + 1.5 * 0.5 ** (step / 100)) for step in range(100, 1001, 100)]
     metrics |= {"train_seconds": 10.0, "train_steps": 1000.0}
-    return Result(run, "done", "", None, metrics, curve, errors, pictures)
+    return Result(run, "done", metrics=metrics, curve=curve, errors=errors, pictures=pictures)
 
 
 def planted(run):
@@ -128,7 +129,8 @@ def test_bootstrap_of_one_run_is_the_one_over_pictures():
 @given(st.lists(st.floats(0.1, 3), min_size=1, max_size=8), st.floats(0.2, 2.5))
 def test_the_step_of_a_threshold_is_where_the_line_first_meets_it(errors, threshold):
     curve = [(100 * place, error) for place, error in enumerate(errors, start=1)]
-    step = steps_to_reach(curve, threshold)
+    result = Result(Run(Arm("base"), 0), "done", curve=curve)
+    step = figures_of(result, threshold).get("steps_to_reach")
     if min(errors) > threshold:
         assert step is None
     elif errors[0] <= threshold:
@@ -168,21 +170,28 @@ def test_folds_are_ranked_by_validation():
     assert "validation error, px" in arms_table(comparison).names
 
 
+def difference(mine, its):
+    """Return how far the runs of an arm lie from those of the base."""
+    arms = (its[0].run.arm, mine[0].run.arm)
+    seeds = tuple(result.run.seed for result in its)
+    comparison = compare(Study("two", arms, seeds=seeds), [*its, *mine])
+    return next(arm.difference for arm in comparison.arms if arm.arm is arms[1])
+
+
 def test_difference_is_taken_draw_by_draw_over_the_runs_that_both_have():
-    base, other = (arm_of(loss=loss, head="linear") for loss in AXES["loss"])
+    base, other = Arm("base"), Arm("L1")
     its = [finished(Run(base, seed)) for seed in range(3)]
     mine = [finished(Run(other, seed), 0.8) for seed in range(3)]
     its[0] = Result(its[0].run, "diverged", "the loss is nan", 12)
     mine[2] = Result(mine[2].run, "missing")
-    difference = paired_difference(mine, its)
-    assert difference.n == 1
-    assert difference.value == pytest.approx(float((mine[1].errors - its[1].errors).mean()))
+    found = difference(mine, its)
+    assert found.n == 1
+    assert found.value == pytest.approx(float((mine[1].errors - its[1].errors).mean()))
 
 
 def test_other_draws_are_not_paired():
-    base, other = (arm_of(loss=loss, head="linear") for loss in AXES["loss"])
-    mine = [finished(Run(other, 0), pictures=PICTURES + 1)]
-    assert paired_difference(mine, [finished(Run(base, 0))]) is None
+    other = finished(Run(Arm("L1"), 0), pictures=PICTURES + 1)
+    assert difference([other], [finished(Run(Arm("base"), 0))]) is None
 
 
 def test_planted_main_effects_are_found():
@@ -240,7 +249,7 @@ def test_effects_are_told_where_the_base_diverged():
 def test_one_at_a_time_has_no_main_effects():
     arms = [arm_of(loss="L2", head="linear"), arm_of(loss="L1", head="linear")]
     arms.append(arm_of(loss="L2", head="bins"))
-    study = Study("single", (), {}, tuple(arms), AXES)
+    study = Study("single", tuple(arms), axes=AXES)
     assert compare(study, [planted(run) for run in study.runs()]).effects == ()
 
 
@@ -265,7 +274,8 @@ def test_no_arm_is_dropped_from_the_tables():
     rows = {row[0].text: row[1].text for row in arms_table(comparison).rows}
     assert rows.keys() == {" ".join(arm.name.split()) for arm in study.arms}
     assert rows[study.arms[3].name] == "0 of 3, 3 diverged (step 40, 41, 42)"
-    assert {row[1].text for row in stopped_table(comparison).rows} == {"diverged", "refused"}
+    stopped = further_tables(comparison)["What did not arrive"]
+    assert {row[1].text for row in stopped.rows} == {"diverged", "refused"}
     for text in (as_markdown(comparison), as_text(comparison)):
         assert "3 diverged (step 40, 41, 42)" in text
 
@@ -334,7 +344,7 @@ def test_a_chart_without_anything_to_show_does_not_stay(tmp_path):
 
 def test_there_is_no_heat_map_where_axes_are_not_crossed():
     arms = (arm_of(loss="L2", head="linear"), arm_of(loss="L1", head="linear"))
-    study = Study("single", (), {}, arms, AXES, seeds=(0,))
+    study = Study("single", arms, axes=AXES, seeds=(0,))
     charts = draw_comparison(compare(study, [planted(run) for run in study.runs()]))
     assert charts.keys() == {"errors", "curves"}
 

@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from lightning_bbox import BoxRegressor
-from lightning_bbox.cli.main import main, rehearse
+from lightning_bbox.cli.main import main
+from lightning_bbox.cli.run import rehearse
 from lightning_bbox.core.messages import plain_warnings
-from lightning_bbox.studies.results import read_result
-from lightning_bbox.studies.runs import default_jobs
-from lightning_bbox.studies.study import Arm, Run, read_study
+from lightning_bbox.studies.study import Arm, Run, read_result
+from lightning_bbox.studies.study_file import read_study
 
 pytestmark = pytest.mark.slow  # fits and campaigns in processes of their own
 
@@ -147,8 +147,7 @@ def test_what_can_not_be_run_is_said_at_once(arguments, sentence, capsys):
 
 
 def test_a_run_that_is_not_there_is_missing(tmp_path):
-    assert read_result(Run(Arm("base", {}, {}), 0), tmp_path).status == "missing"
-    assert default_jobs() >= 1
+    assert read_result(Run(Arm("base"), 0), tmp_path).status == "missing"
 
 
 def test_a_stopped_study_leaves_no_process_and_goes_on(tmp_path):

@@ -1,0 +1,69 @@
+"""The frame that all charts have, drawn without a display."""
+
+import textwrap
+from io import BytesIO
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+PREDICT_MEAN: dict[str, Any] = {
+    "color": "black", "linewidth": 0.8, "linestyle": "--", "label": "predict the mean",
+}  # fmt: skip
+"""How a line of the error of predicting the mean looks."""
+
+
+def new_chart(width: float, height: float) -> Figure:
+    """Begin a chart of a size in inches, 110 pixels each.
+
+    Examples:
+        >>> figure = new_chart(4.0, 2.0)
+        >>> _ = figure.subplots().plot([0, 1], [2.5, 0.5], label="error")
+        >>> render(figure).size
+        (440, 220)
+    """
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def put_legend_beside(axes: Axes) -> None:
+    """Put the legend to the right of what is drawn, so that it hides nothing.
+
+    Examples:
+        >>> axes = new_chart(4.0, 2.0).subplots()
+        >>> _ = axes.plot([0, 1], [2.5, 0.5], label="error")
+        >>> put_legend_beside(axes)
+        >>> axes.get_legend().get_texts()[0].get_text()
+        'error'
+    """
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def wrap_label(text: str, width: int, most: int = 2) -> str:
+    r"""Break a name into lines, of which the first are shown; a dollar sign isn't mathematics.
+
+    Args:
+        text: The name.
+        width: Characters of a line.
+        most: How many lines are shown.
+
+    Examples:
+        >>> wrap_label("loss: L1, head: soft-argmax", 10)
+        'loss: L1,\nhead: …'
+    """
+    lines = textwrap.wrap(text, width, max_lines=most, placeholder=" …")
+    return "\n".join(lines).replace("$", r"\$")
+
+
+def render(figure: Figure) -> Image.Image:
+    """Render a chart, without a frame above it and to its right.
+
+    Examples:
+        >>> render(new_chart(2.0, 1.0)).mode
+        'RGB'
+    """
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")

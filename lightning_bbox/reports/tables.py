@@ -1,0 +1,112 @@
+"""Tables as text: aligned Markdown, columns between spaces, and what a run has measured."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from lightning_bbox.nn.calibration import LEVELS
+
+Rows = Sequence[Sequence[str]]
+"""The cells of each row, those of the head first."""
+
+
+def format_markdown(rows: Rows, words: int = 1) -> str:
+    r"""Write a table as Markdown that is aligned, so that it reads as text too.
+
+    Args:
+        rows: Its cells.
+        words: How many columns, the first ones, hold words and stand to the left. The others hold
+            numbers and stand to the right.
+
+    Examples:
+        >>> print(format_markdown([["layer", "R2"], ["conv1", "0.25"], ["a|b", "-"]]))
+        | layer |   R2 |
+        |:------|-----:|
+        | conv1 | 0.25 |
+        | a\|b  |    - |
+    """
+    rows = [[_escaped(cell) for cell in row] for row in rows]
+    widths = _widths(rows)
+
+    def line(cells: Sequence[str]) -> str:
+        left = map(str.ljust, cells[:words], widths)
+        right = map(str.rjust, cells[words:], widths[words:])
+        return "| " + " | ".join([*left, *right]) + " |"
+
+    rule = [":" + "-" * (width + 1) for width in widths[:words]]
+    rule += ["-" * (width + 1) + ":" for width in widths[words:]]
+    return "\n".join([line(rows[0]), "|" + "|".join(rule) + "|", *map(line, rows[1:])])
+
+
+def format_spaced(rows: Rows) -> str:
+    """Write a table between spaces, for a terminal.
+
+    Args:
+        rows: Its cells; the last column may be of any length.
+
+    Examples:
+        >>> print(format_spaced([["error", "arm"], ["0.5", "a long name"]]))
+        error   arm
+        0.5     a long name
+    """
+    widths = _widths(rows)
+    return "\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def format_metrics(
+    metrics: dict[str, float], rows: Sequence[tuple[str, str, int, float]], title: str = "test"
+) -> str:
+    """Write what a run has measured: the model beside predicting the mean, then parts of the set.
+
+    Args:
+        metrics: Metrics of a split, by their names without a prefix.
+        rows: Parts of the set: (kind, name, draws, mae_px).
+        title: What was measured on.
+
+    Examples:
+        >>> metrics = {"mae_px": 0.8, "mae_px_predict_mean": 2.5, "iou_after": 0.9}
+        >>> print(format_metrics(metrics | {"iou_before": 0.7}, []))
+        test                            model   predict the mean
+        error of the centre, px         0.800              2.500
+        IoU after (before: 0.700)       0.900                  -
+    """
+    lines = [(title, "model", "predict the mean")]
+    for name, words in (
+        ("mae_px", "error of the centre, px"),
+        ("mae_edge_px", "error of the edges, px"),
+        ("error_fraction", "  as a fraction of the box"),
+        ("error_picture", "  in picture pixels"),
+        ("iou_after", f"IoU after (before: {metrics.get('iou_before', math.nan):.3f})"),
+    ):
+        if name in metrics:
+            baseline = metrics.get(f"{name}_predict_mean")
+            lines.append(
+                (words, f"{metrics[name]:.3f}", "-" if baseline is None else f"{baseline:.3f}")
+            )
+    text = [f"{words:<28}{model:>9}{mean:>19}" for words, model, mean in lines]
+    if "mae_px_low" in metrics:
+        low, high = metrics["mae_px_low"], metrics["mae_px_high"]
+        text.append(f"95 % interval over pictures  {low:.3f} to {high:.3f} px")
+    if "cramer_rao_mae_px" in metrics:
+        text.append(f"Cramer-Rao bound             {metrics['cramer_rao_mae_px']:.3f} px")
+    if "coverage_90" in metrics:
+        text.append(_calibration_line(metrics))
+    text += [
+        f"  {kind} {name:<20} {count:>6} draws {mae:>9.3f} px" for kind, name, count, mae in rows
+    ]
+    return "\n".join(text)
+
+
+def _calibration_line(metrics: dict[str, float]) -> str:
+    held = "/".join(f"{100 * metrics[f'coverage_{100 * level:.0f}']:.0f}" for level in LEVELS)
+    density = f", NLL {metrics['nll']:.3f}" if "nll" in metrics else ""
+    return f"50/90/95 % intervals hold    {held} %, std {metrics['std_px']:.3f} px{density}"
+
+
+def _widths(rows: Rows) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _escaped(text: str) -> str:
+    """Keep text from being read as Markdown's table or as HTML."""
+    return re.sub(r"([|<])", r"\\\1", text)
