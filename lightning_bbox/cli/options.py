@@ -4,7 +4,7 @@ import argparse
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -65,10 +65,14 @@ class OneSentenceParser(LightningArgumentParser):
             raise BadInput.at(wrong.option, wrong.problem, wrong.remedy) from ex
         raise wrong from ex
 
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any) -> Any:  # type: ignore[override] # noqa: ANN401 (jsonargparse's)
+        """Parse a command line, whatever module a class of ours goes by on it."""
+        words = None if args is None else [_by_public_paths(word) for word in args]
+        return super().parse_args(words, *more, **kwargs)
+
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (jsonargparse's)
         """Parse a config, whatever module a class of ours went by when it was written."""
-        public = _BY_MODULE.sub(lambda found: public_path(found[0]), content)
-        return super().parse_string(public, *args, **kwargs)
+        return super().parse_string(_by_public_paths(content), *args, **kwargs)
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (jsonargparse's)
         """Parse a config, and name it in a refusal."""
@@ -113,6 +117,10 @@ class OneSentenceParser(LightningArgumentParser):
             return SEE_HELP
         remedy = "name the class that has it first"
         return f"choose from {listed(own)}, or {remedy}" if own else remedy
+
+
+def _by_public_paths(text: str) -> str:
+    return _BY_MODULE.sub(lambda found: public_path(found[0]), text)
 
 
 def cause(error: BaseException | None, *kinds: type[E]) -> E | None:

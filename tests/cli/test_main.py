@@ -109,6 +109,11 @@ def test_the_saved_config_repeats_the_run(tmp_path: Path) -> None:
     assert same(weights(first), weights(tmp_path / "again"))
 
 
+def test_a_class_may_go_by_the_module_it_lay_in(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "run", "--model.head=lightning_bbox.heads.LinearHead")
+    assert "class_path: lightning_bbox.LinearHead" in (folder / "config.yaml").read_text()
+
+
 def test_without_checkpoints_the_model_is_tested_as_it_is(tmp_path: Path) -> None:
     folder = fit(tmp_path, "run", "--trainer.enable_checkpointing=false")
     assert json.loads((folder / "metrics.json").read_text())["test/mae_px"] > 0
