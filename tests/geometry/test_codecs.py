@@ -6,11 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import from_plain
-from lightning_bbox.geometry.boxes import box_centers, box_sizes, mirror_boxes, shift_boxes
-from lightning_bbox.geometry.codecs import (
-    MAX_LOG_SIZE,
+from lightning_bbox import (
+    BadInput,
+    CropGeometry,
     DeltaCodec,
     FixedStdCodec,
     MaxShiftCodec,
@@ -18,19 +16,20 @@ from lightning_bbox.geometry.codecs import (
     OffsetSpec,
     PixelCodec,
     WhitenedCodec,
-    decode_deltas,
-    encode_deltas,
 )
-from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.core.recipes import from_plain
+from lightning_bbox.geometry.boxes import box_centers, box_sizes, mirror_boxes, shift_boxes
+from lightning_bbox.geometry.codecs import MAX_LOG_SIZE, decode_deltas, encode_deltas
 from tests import reference
 from tests.draws import THOROUGH, box_sets
+from tests.parts import CODECS, two_or_four
 
 GEOMETRY = CropGeometry(context=1.5, reference_size=45.0)
 MAX_SHIFT, MAX_LOG = 5.0, 0.2
-CODECS = [DeltaCodec, FixedStdCodec, MeanStdCodec, MaxShiftCodec, PixelCodec, WhitenedCodec]
-each_codec = pytest.mark.parametrize("kind", CODECS)
-each_unmixed_codec = pytest.mark.parametrize("kind", CODECS[:-1])
-two_or_four = pytest.mark.parametrize("num_targets", [2, 4])
+STDS = (0.2, 0.3, 0.4, 0.5)
+BOUNDS = [MAX_SHIFT, MAX_SHIFT, MAX_LOG, MAX_LOG]
+each_codec = pytest.mark.parametrize("kind", [*CODECS, WhitenedCodec])
+each_unmixed_codec = pytest.mark.parametrize("kind", CODECS)
 
 
 def made_up_anchors(count):
@@ -51,8 +50,7 @@ def drawn_offsets(count, num_targets):
     """Uniform up to the bounds, off centre, so that means are not zero."""
     generator = torch.Generator().manual_seed(1)
     unit = 2 * torch.rand(count, 4, generator=generator, dtype=torch.float64) ** 0.8 - 1
-    bounds = torch.tensor([MAX_SHIFT] * 2 + [MAX_LOG * (num_targets == 4)] * 2)
-    return unit * bounds
+    return unit * torch.tensor(BOUNDS) * (torch.arange(4) < num_targets)
 
 
 def fitted(kind, num_targets, count=400):
@@ -88,32 +86,18 @@ def test_deltas_take_any_leading_dimensions():
     assert decode_deltas(deltas[:0], anchors[:0]).shape == (0, 4)
 
 
-@given(box_sets(2))
-@THOROUGH
-def test_decoding_inverts_encoding(drawn):
-    boxes, anchors = drawn
-    torch.testing.assert_close(decode_deltas(encode_deltas(boxes, anchors), anchors), boxes)
-
-
 @each_codec
+@two_or_four
 @given(drawn=box_sets(2))
 @THOROUGH
-def test_decode_inverts_encode(kind, drawn):
-    codec = fitted(kind, 4)[0]
+def test_decode_inverts_encode(kind, num_targets, drawn):
+    """With two targets the anchor moves onto the centre, and keeps its size."""
+    codec = fitted(kind, num_targets)[0]
     boxes, anchors = (tensor.float() for tensor in drawn)
     decoded = codec.decode(codec.encode(boxes, anchors), anchors)
-    torch.testing.assert_close(decoded, boxes, rtol=1e-5, atol=1e-2)
-
-
-@each_codec
-@given(drawn=box_sets(2))
-@THOROUGH
-def test_decode_with_two_targets_moves_the_anchor_onto_the_centre(kind, drawn):
-    codec = fitted(kind, 2)[0]
-    boxes, anchors = (tensor.float() for tensor in drawn)
-    decoded = codec.decode(codec.encode(boxes, anchors), anchors)
+    sizes = box_sizes(boxes if num_targets == 4 else anchors)
     torch.testing.assert_close(box_centers(decoded), box_centers(boxes), rtol=1e-5, atol=1e-2)
-    torch.testing.assert_close(box_sizes(decoded), box_sizes(anchors), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(box_sizes(decoded), sizes, rtol=1e-4, atol=1e-3)
 
 
 @each_codec
@@ -145,62 +129,36 @@ def test_the_space_knows_the_training_targets_spread_and_the_bounds(kind, num_ta
     targets, space = codec.encode(gt_boxes, anchors), codec.space()
     torch.testing.assert_close(space.std, targets.std(dim=0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(codec.mean, targets.mean(dim=0), rtol=1e-3, atol=1e-5)
-    bounds = [MAX_SHIFT, MAX_SHIFT, MAX_LOG, MAX_LOG]
-    torch.testing.assert_close(space.bound, torch.tensor(bounds[:num_targets]))
+    torch.testing.assert_close(space.bound, torch.tensor(BOUNDS[:num_targets]))
     assert bool((space.unit > 0).all())
+    assert space.mixed == (kind is WhitenedCodec)
 
 
-@each_unmixed_codec
+@each_codec
 @two_or_four
-def test_a_perfect_proposal_has_the_origin_as_target(kind, num_targets):
-    codec, _, anchors, _ = fitted(kind, num_targets)
-    targets = codec.encode(anchors, anchors)
-    torch.testing.assert_close(targets, codec.space().origin.expand_as(targets))
-
-
-@two_or_four
-def test_mean_std_targets_have_mean_zero_and_std_one(num_targets):
-    codec, gt_boxes, anchors, offsets = fitted(MeanStdCodec, num_targets)
-    assert bool((offsets.mean(dim=0)[:num_targets].abs() > 0.01).all())
+def test_targets_equal_the_codecs_formula(kind, num_targets):
+    codec, gt_boxes, anchors, offsets = fitted(kind, num_targets)
+    deltas = reference.each(reference.encode, gt_boxes, anchors)[:, :num_targets]
+    centred = deltas - deltas.mean(axis=0)
+    px = offsets[:, :num_targets].numpy()
+    values, axes = np.linalg.eigh(np.cov(deltas.T))
+    expected = {
+        DeltaCodec: deltas,
+        FixedStdCodec: deltas / np.array([0.1, 0.1, 0.2, 0.2])[:num_targets],
+        MeanStdCodec: centred / deltas.std(axis=0, ddof=1),
+        MaxShiftCodec: px / np.array(BOUNDS)[:num_targets],
+        PixelCodec: px,
+        WhitenedCodec: centred @ axes @ np.diag((values + 0.001 * values.mean()) ** -0.5) @ axes.T,
+    }
     targets = codec.encode(gt_boxes, anchors)
-    torch.testing.assert_close(targets.mean(dim=0), torch.zeros(num_targets), rtol=0, atol=1e-4)
-    torch.testing.assert_close(targets.std(dim=0), torch.ones(num_targets), rtol=1e-4, atol=0)
+    np.testing.assert_allclose(targets, expected[kind], rtol=1e-4, atol=1e-4)
 
 
 @two_or_four
-def test_max_shift_targets_reach_one_at_the_bound_and_stay_within(num_targets):
-    codec, gt_boxes, anchors, _ = fitted(MaxShiftCodec, num_targets)
-    targets = codec.encode(gt_boxes, anchors)
-    assert float(targets.abs().max()) <= 1
-    assert float(targets.abs().max()) > 0.95
-    bounds = torch.tensor([[MAX_SHIFT, -MAX_SHIFT, MAX_LOG, -MAX_LOG]])
-    extreme = codec.encode(moved_by(anchors[:1], bounds), anchors[:1])
-    expected = torch.tensor([[1.0, -1.0, 1.0, -1.0]])[:, :num_targets]
-    torch.testing.assert_close(extreme, expected, rtol=1e-4, atol=1e-4)
-
-
-@two_or_four
-def test_pixel_targets_are_px(num_targets):
-    codec, gt_boxes, anchors, offsets = fitted(PixelCodec, num_targets)
-    expected = offsets[:, :num_targets].float()
-    torch.testing.assert_close(codec.encode(gt_boxes, anchors), expected, rtol=1e-4, atol=1e-4)
-
-
-@two_or_four
-def test_fixed_std_targets_are_deltas_over_the_stds(num_targets):
-    codec, gt_boxes, anchors, _ = fitted(FixedStdCodec, num_targets)
-    deltas = encode_deltas(gt_boxes, anchors)[:, :num_targets]
-    expected = deltas / torch.tensor([0.1, 0.1, 0.2, 0.2])[:num_targets]
-    torch.testing.assert_close(
-        codec.encode(gt_boxes, anchors), expected.float(), rtol=1e-4, atol=1e-5
-    )
-
-
-@two_or_four
-def test_delta_targets_are_girshicks(num_targets):
-    codec, gt_boxes, anchors, _ = fitted(DeltaCodec, num_targets)
-    expected = encode_deltas(gt_boxes, anchors)[:, :num_targets].float()
-    torch.testing.assert_close(codec.encode(gt_boxes, anchors), expected, rtol=1e-4, atol=1e-5)
+def test_whitened_targets_have_unit_covariance(num_targets):
+    codec, gt_boxes, anchors, _ = fitted(WhitenedCodec, num_targets)
+    covariance = codec.encode(gt_boxes, anchors).T.cov()
+    torch.testing.assert_close(covariance, torch.eye(num_targets), rtol=0, atol=0.01)
 
 
 @given(st.integers(-9, 9), st.integers(-9, 9))
@@ -278,14 +236,6 @@ def test_statistics_travel_in_the_state(kind, num_targets):
     )
 
 
-def test_a_recipe_keeps_the_fixed_stds():
-    stds = (0.2, 0.3, 0.4, 0.5)
-    codec = from_plain(FixedStdCodec(stds).recipe()).build(OffsetSpec(GEOMETRY, 4, 5.0, 0.2))
-    _, gt_boxes, anchors, _ = fitted(DeltaCodec, 4)
-    codec.fit(gt_boxes, anchors)
-    torch.testing.assert_close(codec.scale, torch.tensor(stds))
-
-
 @each_codec
 @two_or_four
 def test_targets_that_are_all_the_same_are_refused(kind, num_targets):
@@ -315,10 +265,24 @@ def test_fewer_than_two_samples_are_refused(count):
         codec.fit(moved_by(anchors, drawn_offsets(count, 2)), anchors)
 
 
-@pytest.mark.parametrize("stds", [(0.1, 0.1, 0.0, 0.2), (0.1, -0.1, 0.2, 0.2)])
-def test_stds_that_are_not_positive_are_refused(stds):
-    with pytest.raises(BadInput, match="must be positive"):
-        FixedStdCodec(stds)
+def test_fixed_stds_are_those_given_and_kept_by_the_recipe():
+    _, gt_boxes, anchors, _ = fitted(DeltaCodec, 4)
+    codec = from_plain(FixedStdCodec(STDS).recipe()).build(OffsetSpec(GEOMETRY, 4, 5.0, 0.2))
+    codec.fit(gt_boxes, anchors)
+    torch.testing.assert_close(codec.scale, torch.tensor(STDS))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FixedStdCodec((0.1, 0.1, 0.0, 0.2)), "must be positive"),
+        (lambda: FixedStdCodec((0.1, -0.1, 0.2, 0.2)), "must be positive"),
+        (lambda: WhitenedCodec(eps=-1.0), r"WhitenedCodec eps is -1\.0"),
+    ],
+)
+def test_impossible_codecs_are_refused(make, message):
+    with pytest.raises(BadInput, match=message):
+        make()
 
 
 def test_a_square_crop_leaves_the_size_of_a_shifted_box_alone():
@@ -331,17 +295,6 @@ def test_a_square_crop_leaves_the_size_of_a_shifted_box_alone():
     torch.testing.assert_close(codec.decode(targets, proposals), boxes)
 
 
-@two_or_four
-def test_whitened_targets_have_unit_covariance_and_equal_the_formula(num_targets):
-    codec, gt_boxes, anchors, _ = fitted(WhitenedCodec, num_targets)
-    targets = codec.encode(gt_boxes, anchors).double().numpy()
-    deltas = reference.each(reference.encode, gt_boxes, anchors)[:, :num_targets]
-    values, axes = np.linalg.eigh(np.cov(deltas.T))
-    whitening = axes @ np.diag((values + 0.001 * values.mean()) ** -0.5) @ axes.T
-    np.testing.assert_allclose(targets, (deltas - deltas.mean(axis=0)) @ whitening, atol=1e-4)
-    np.testing.assert_allclose(np.cov(targets.T), np.eye(num_targets), atol=0.01)
-
-
 def test_whitening_takes_out_a_correlation():
     shifts = drawn_offsets(400, 2)[:, :2]
     shifts[:, 1] = shifts[:, 0] + 0.1 * shifts[:, 1]
@@ -352,13 +305,3 @@ def test_whitening_takes_out_a_correlation():
     targets = codec.encode(gt_boxes, anchors)
     torch.testing.assert_close(targets.T.cov(), torch.eye(2), atol=1e-3, rtol=0)
     torch.testing.assert_close(codec.decode(targets, anchors), gt_boxes.float())
-
-
-def test_whitened_targets_mix_the_coordinates():
-    assert fitted(WhitenedCodec, 4)[0].space().mixed
-    assert not fitted(MeanStdCodec, 4)[0].space().mixed
-
-
-def test_whitening_with_a_negative_eps_is_refused():
-    with pytest.raises(BadInput, match=r"WhitenedCodec eps is -1\.0"):
-        WhitenedCodec(eps=-1.0)
