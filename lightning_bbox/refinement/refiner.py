@@ -16,7 +16,6 @@ from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.models.base import OffsetModel
-from lightning_bbox.models.regressor import BoxRegressor
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.store import ImageStore, decode_image, to_rgb
 
@@ -55,12 +54,13 @@ class Refiner:
         device: Where to run.
         batch_size: How many crops the network sees at once.
         max_shift: Largest shift of an edge to believe, in px; boxes that would move farther stay.
+        trust: Modules or packages of your own that may be imported for the checkpoint.
 
     Raises:
-        BadInput: The checkpoint isn't one of ours.
+        BadInput: The checkpoint isn't one of ours, or needs code that isn't trusted.
 
     Examples:
-        >>> from lightning_bbox.geometry.codecs import OffsetSpec
+        >>> from lightning_bbox import BoxRegressor, OffsetSpec
         >>> model = BoxRegressor()
         >>> model.build(OffsetSpec(CropGeometry(), 2, max_shift=5.0, max_log_size=0.0), seed=0)
         >>> picture, box = np.zeros((60, 80, 3), np.uint8), np.array([[20.0, 10, 50, 40]])
@@ -74,9 +74,10 @@ class Refiner:
         device: str | torch.device = "cpu",
         batch_size: int = 512,
         max_shift: float | None = None,
+        trust: Sequence[str] = (),
     ) -> None:
         if not isinstance(checkpoint, OffsetModel):
-            checkpoint = BoxRegressor.load_from_checkpoint(checkpoint)
+            checkpoint = OffsetModel.load_from_checkpoint(checkpoint, trust=trust)
         if checkpoint.spec is None:
             msg = "the model isn't trained; train it, or give the path of a checkpoint"
             raise BadInput(msg)

@@ -1,6 +1,7 @@
 """Boxes refined on pictures at hand."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from lightning_bbox import (
     BoxRegressor,
     CropGeometry,
     LinearHead,
+    OffsetModel,
     Refiner,
+    RidgeRegressor,
     SceneDataModule,
     ShallowConvNet,
     refine,
@@ -23,10 +26,10 @@ from lightning_bbox.refinement.refiner import as_rgb, settle
 from tests.parts import spec_with
 
 
-def built_model(num_targets=2, head=None, average_flips=False, seed=0):
+def built_model(num_targets=2, head=None, average_flips=False, seed=0, kind=BoxRegressor, **parts):
     """Make a model that moves boxes by something: its head's weights are random."""
     backbone = ShallowConvNet(channels=(4, 8), convs_per_scale=1, fc=(16,))
-    model = BoxRegressor(backbone, head, average_flips=average_flips)
+    model = kind(backbone, head, average_flips=average_flips, **parts)
     geometry = CropGeometry(size=32, context=1.5, supersample=2)
     model.build(OffsetSpec(geometry, num_targets, max_shift=5.0, max_log_size=0.2), seed)
     random = torch.Generator().manual_seed(seed)
@@ -175,16 +178,59 @@ def test_a_model_that_was_not_trained_is_refused():
         Refiner(BoxRegressor())
 
 
-def test_refine_loads_the_checkpoint_of_a_path(tmp_path, monkeypatch):
-    loaded = []
+class Careful(BoxRegressor):
+    """Move boxes half as far."""
 
-    def load(path):
-        loaded.append(path)
-        return built_model()
+    def _decode(self, outputs, proposals):
+        return (super()._decode(outputs, proposals) + proposals) / 2
 
-    monkeypatch.setattr(BoxRegressor, "load_from_checkpoint", load)
-    assert refine(picture(), BOXES, tmp_path).shape == (3, 4)
-    assert loaded == [tmp_path]
+
+def saved(model, path):
+    """Write what a run would write of a model."""
+    checkpoint = {"state_dict": model.state_dict()}
+    OffsetModel.on_save_checkpoint(model, checkpoint)
+    torch.save(checkpoint, path)
+    return path
+
+
+def test_a_model_of_ones_own_class_is_that_again_from_its_path(tmp_path):
+    own = built_model(kind=Careful)
+    path = saved(own, tmp_path / "own.ckpt")
+    expected = Refiner(own).refine(picture(), BOXES)
+    np.testing.assert_array_equal(refine(picture(), BOXES, path), expected)
+    usual = refine(picture(), BOXES, saved(built_model(), tmp_path / "usual.ckpt"))
+    np.testing.assert_allclose(2 * (expected - BOXES), usual - BOXES, atol=1e-4)
+    for kind in (OffsetModel, BoxRegressor, Careful):
+        assert type(kind.load_from_checkpoint(path)) is Careful
+    for model in (RidgeRegressor(), BoxRegressor()):
+        with pytest.raises(BadInput, match=r"is a tests\..*\.Careful, and .*Regressor lacks what"):
+            model.restore(path)
+
+
+STRANGE = """
+from lightning_bbox import BoxRegressor, Preprocess
+class Own(BoxRegressor): ...
+class Plain(Preprocess):
+    def forward(self, crops):
+        return crops
+"""
+
+
+@pytest.mark.parametrize("what", ["the model", "a part"])
+def test_a_checkpoint_has_nothing_imported_that_is_not_trusted(what, tmp_path, monkeypatch):
+    (tmp_path / "strange.py").write_text(STRANGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import strange
+
+    kind = strange.Own if what == "the model" else BoxRegressor
+    model = built_model(kind=kind, preprocess=None if what == "the model" else strange.Plain())
+    path = saved(model, tmp_path / "strange.ckpt")
+    del sys.modules["strange"]
+    with pytest.raises(BadInput, match=r"needs strange\.\w+, and .* pass trust=\['strange'\]"):
+        Refiner(path)
+    assert "strange" not in sys.modules
+    again = Refiner(path, trust=["strange"]).refine(picture(), BOXES)
+    np.testing.assert_array_equal(again, Refiner(model).refine(picture(), BOXES))
 
 
 def test_the_standard_deviation_of_bins_is_that_of_their_distribution():
