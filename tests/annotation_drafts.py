@@ -83,7 +83,7 @@ def intervals(side):
 good_boxes = st.tuples(intervals(WIDTH), intervals(HEIGHT)).map(
     lambda sides: (sides[0][0], sides[1][0], sides[0][1], sides[1][1])
 )
-# One in some is none: its left side lies right of its right one.
+# Some are invalid: their left side lies right of their right one.
 box_lists = st.lists(
     st.tuples(good_boxes, st.sampled_from((False, False, False, True))).map(
         lambda drawn: (drawn[0][2], drawn[0][1], drawn[0][0], drawn[0][3]) if drawn[1] else drawn[0]

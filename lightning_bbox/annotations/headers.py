@@ -1,4 +1,4 @@
-"""What the header of a picture says: its size once it is upright, or that it is none."""
+"""What the header of a picture says: its size once it is upright, or what is wrong."""
 
 import struct
 from pathlib import Path

@@ -290,7 +290,7 @@ def group_pictures(found: Mapping[str, Picture], pattern: str | None) -> tuple[s
         pattern: Regular expression to search in a path, whose first group is the picture's group.
 
     Raises:
-        BadInput: If the pattern is none, or doesn't fit a path.
+        BadInput: If the pattern is no regular expression with a group, or doesn't fit a path.
 
     Examples:
         >>> group_pictures({"a_1.png": Picture("b.csv", "b.csv:2")}, r"^(.)_")

@@ -149,7 +149,7 @@ def _table(
     sides = box_sizes(values) if kind.convention.inclusive else None
     faults = box_faults(table.boxes, sizes[image_index], sides)
     faults |= {at: record.fault for at, record in enumerate(records) if record.fault}
-    return _without_faulty(table, faults, records, kind.convention.fields, on_bad)
+    return _without_invalid(table, faults, records, kind.convention.fields, on_bad)
 
 
 def _repeated(table: BoxTable) -> list[str]:
@@ -164,14 +164,14 @@ def _repeated(table: BoxTable) -> list[str]:
     return repeated
 
 
-def _without_faulty(
+def _without_invalid(
     table: BoxTable,
     faults: Mapping[int, str],
     records: Sequence[Record],
     fields: Sequence[str],
     on_bad: Literal["skip", "error"],
 ) -> BoxTable:
-    """Leave the faulty boxes out and say so, or refuse the first of them."""
+    """Leave the invalid boxes out and say so, or refuse the first of them."""
     skipped = []
     for at in sorted(faults):
         place, values = records[at].place, records[at].values

@@ -1,5 +1,6 @@
 import inspect
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,10 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from lightning_bbox.annotations import read
+from lightning_bbox.annotations.formats.coco import COCO
+from lightning_bbox.annotations.formats.csv import CSV
 from lightning_bbox.annotations.formats.known import FormatName, known_formats
+from lightning_bbox.annotations.formats.voc import voc_format
+from lightning_bbox.annotations.formats.yolo import YOLO
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import usual_split
 from lightning_bbox.annotations.validity import box_faults
+from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.data.boxes import BoxDataModule
 from tests.annotation_files import (
@@ -39,6 +46,22 @@ FORMATS = {
     write_yolo: ("labels/a.txt:2", "YOLO text, centre and size as fractions"),
     write_csv: ("boxes.csv:3", "CSV, corners as pixel edges, read from boxes.csv"),
 }
+
+
+def has_columns(path):
+    return "x1" in path.read_text()
+
+
+def test_a_new_format_is_read_and_written_once_it_is_known(tmp_path, monkeypatch):
+    toy = replace(CSV, name="toy", suffixes=(".json",), looks_like=has_columns)
+    monkeypatch.setattr(read, "known_formats", lambda base: (*known_formats(base), toy))
+    text = "image,x1,y1,x2,y2\na.png,1,1,5,5"
+    write(tmp_path, {"a.png": (64, 48), "boxes.json": text, "settings.json": "{}"})
+    for arguments in ({}, {"annotations": "boxes.json"}):
+        table = read_annotations(tmp_path, **arguments)
+        assert (table.format, table.files, table.ids) == (toy, ("boxes.json",), ("boxes.json:2",))
+    (path,) = write_boxes(table, table.boxes + 1, tmp_path / "out")
+    assert path.read_text() == text.replace("1,1,5,5", "2,2,6,6")
 
 
 @pytest.mark.parametrize(("writer", "words"), FORMATS.items())
@@ -83,20 +106,18 @@ def test_arguments_that_are_no_choice_are_refused(tmp_path, name):
         read_annotations(tmp_path, **{name: value})
 
 
-VOC, COCO, YOLO, CSV = (kind.convention for kind in known_formats())
-VOC_FROM_0 = known_formats(voc_base=0)[0].convention
 finite = st.floats(-1e4, 1e4, width=32)
 sides = st.integers(1, 5000)
 
 
 @given(st.tuples(finite, finite, finite, finite), sides, sides)
-def test_conversions_equal_hand_arithmetic(numbers, height, width):
+def test_conversions_equal_hand_arithmetic_and_are_inverted(numbers, height, width):
     a, b, c, d = numbers
     values = torch.tensor([numbers], dtype=torch.float64)
     sizes = torch.tensor([[height, width]])
     expected = {
-        VOC: (a - 1, b - 1, c, d),
-        VOC_FROM_0: (a, b, c + 1, d + 1),
+        voc_format(1): (a - 1, b - 1, c, d),
+        voc_format(0): (a, b, c + 1, d + 1),
         COCO: (a, b, a + c, b + d),
         YOLO: tuple(
             side * centre + sign * side * extent / 2
@@ -105,10 +126,12 @@ def test_conversions_equal_hand_arithmetic(numbers, height, width):
         ),
         CSV: numbers,
     }
-    for convention, edges in expected.items():
-        found = convention.edges(values, sizes)
+    for kind, edges in expected.items():
+        found = kind.convention.edges(values, sizes)
         assert found.dtype == torch.float64
         torch.testing.assert_close(found, torch.tensor([edges], dtype=torch.float64))
+        back = kind.convention.numbers(found, sizes)
+        torch.testing.assert_close(back, values, rtol=0, atol=1e-7)
 
 
 @given(
@@ -118,7 +141,9 @@ def test_conversions_equal_hand_arithmetic(numbers, height, width):
 def test_yolo_returns_whole_pixels_to_float32(xs, ys):
     (x1, x2), (y1, y2) = xs, ys
     values = [(x1 + x2) / 200, (y1 + y2) / 160, (x2 - x1) / 100, (y2 - y1) / 80]
-    edges = YOLO.edges(torch.tensor([values], dtype=torch.float64), torch.tensor([[80, 100]]))
+    edges = YOLO.convention.edges(
+        torch.tensor([values], dtype=torch.float64), torch.tensor([[80, 100]])
+    )
     torch.testing.assert_close(edges.float(), torch.tensor([[x1, y1, x2, y2]]).float())
 
 

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_bbox.annotations.formats.known import known_formats
 from lightning_bbox.annotations.formats.yolo import YOLO
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.write import write_boxes
@@ -73,17 +72,6 @@ def test_moved_boxes_read_back_within_a_thousandth_of_a_pixel(tmp_path, writer, 
         assert getattr(found, name) == getattr(table, name)
     for name in ("labels", "sizes", "image_index"):
         assert getattr(found, name).equal(getattr(table, name))
-
-
-@given(st.tuples(*[st.floats(-1e4, 1e4)] * 4), st.integers(1, 20_000), st.integers(1, 20_000))
-def test_numbers_and_edges_are_inverses(four, height, width):
-    given_, sizes = torch.tensor([four], dtype=torch.float64), torch.tensor([[height, width]])
-    for kind in {*known_formats(), *known_formats(voc_base=0)}:
-        convention = kind.convention
-        back = convention.numbers(convention.edges(given_, sizes), sizes)
-        torch.testing.assert_close(back, given_, rtol=0, atol=1e-7)
-        there = convention.edges(convention.numbers(given_, sizes), sizes)
-        torch.testing.assert_close(there, given_, rtol=0, atol=1e-7)
 
 
 def numbers_apart(content):

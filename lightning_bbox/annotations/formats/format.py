@@ -25,7 +25,7 @@ class Record(NamedTuple):
         label: Name of its class.
         file: The file it stands in, relative to the root.
         number: Which of that file's boxes it is, from 0.
-        fault: Why it is unfit whatever its numbers are, or nothing.
+        fault: Why it is invalid whatever its numbers are, or nothing.
     """
 
     place: str
