@@ -35,6 +35,7 @@ compare: install ## replay the question on scenes and, where DATA holds bccd, on
 	test ! -d $(DATA)/bccd || $(bin)/lightning-bbox $(question) --name question-bccd \
 	    -c configs/bccd.yaml --data.root=$(DATA)/bccd --data.crop.supersample=1 $(ARGS)
 
+# ARGS=--precision=32-true, or bf16-mixed, runs the tests as on a CPU of that kind.
 # The signature pass leaves out `compile`: a checked function cannot be traced in one graph.
 test: install-test ## run the tests and the examples, then the signature checks
 	$(pytest) -m "not slow" $(ARGS)

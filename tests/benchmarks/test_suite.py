@@ -1,7 +1,9 @@
 """Every question of the benchmark suite runs, its arms agree, and its report tells verdicts."""
 
 import json
+import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -151,13 +153,27 @@ def test_an_arm_that_times_itself_is_believed() -> None:
     assert difference(Timed(1.0, 3.0), Timed(9.0, 3.5)) == 0.5
 
 
-def test_the_time_of_worker_processes_counts() -> None:
+def work(pipe: Connection) -> None:
+    """Compute, tell the CPU time that this process took so far, and wait."""
+    sum(range(5_000_000))
+    pipe.send(time.process_time())
+    pipe.recv()
+
+
+def test_the_time_of_worker_processes_counts_while_they_live_and_after() -> None:
+    def of_workers() -> float:
+        return cpu_seconds() - time.thread_time()
+
     context = torch.multiprocessing.get_context("fork")
-    before = cpu_seconds()
-    worker = context.Process(target=sum, args=(range(20_000_000),))
+    here, there = context.Pipe()
+    before = of_workers()
+    worker = context.Process(target=work, args=(there,))
     worker.start()
+    told = here.recv()
+    assert of_workers() - before >= told
+    here.send("done")
     worker.join()
-    assert cpu_seconds() > before
+    assert of_workers() - before >= told
 
 
 def test_rows_are_kept_by_machine_and_replaced_by_case(tmp_path: Path) -> None:
