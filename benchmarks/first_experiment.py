@@ -33,8 +33,8 @@ PICTURES = "DeepPCB, split by picture"
 DATA = {
     # The groups are boards; here every picture is its own, and boards lie on both sides.
     PICTURES: [
-        "deeppcb", "--data.test_groups=null", "--data.group_pattern=(.+)",
-        "--data.train_split=trainval", "--data.test_split=test",
+        "deeppcb", "--data.splits.test_groups=null", "--data.splits.group_pattern=(.+)",
+        "--data.splits.train=trainval", "--data.splits.test=test",
     ],
     "DeepPCB, unseen boards": ["deeppcb"],
     "BCCD": ["bccd"],
@@ -42,7 +42,7 @@ DATA = {
 SIZES = (67, 131, 227)
 PROTOCOL = [
     "--data.classes=[RBC]", "--data.min_size=20", "--data.batch_size=256",
-    "--data.train_split=ImageSets/Main/trainval.txt", "--data.test_split=ImageSets/Main/test.txt",
+    "--data.splits.train=ImageSets/Main/trainval.txt", "--data.splits.test=ImageSets/Main/test.txt",
 ]  # fmt: skip
 SGD = ["--trainer.max_epochs=10", "--model.schedule=Constant"]
 DECAY = "2 lambda / n"

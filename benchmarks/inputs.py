@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from benchmarks.runner import Setting
-from lightning_bbox import Augment, CropGeometry, PatchDataModule, UniformJitter
+from lightning_bbox import Augment, CropGeometry, PatchDataModule
 from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Items, Samples, Source
@@ -48,7 +48,12 @@ class RandomPictures(CropDataModule):
         augment: Augment = FLIPS,
     ) -> None:
         super().__init__(
-            crop, UniformJitter(), 2, augment, batch_size, draws, 64, seed=0, compile="auto"
+            crop=crop,
+            num_targets=2,
+            augment=augment,
+            batch_size=batch_size,
+            draws_per_epoch=draws,
+            eval_draws=64,
         )
         self.pictures, self.height, self.width = pictures, height, width
         self.boxes, self.sides = boxes, sides

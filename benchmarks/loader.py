@@ -23,7 +23,7 @@ from benchmarks.inputs import (
 )
 from benchmarks.peers import PatchDataset, loader
 from benchmarks.runner import Arm, Case, Setting, Timed, process_clock
-from lightning_bbox import BoxDataModule
+from lightning_bbox import BoxDataModule, Storage
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.pictures.places import Place
 
@@ -70,8 +70,7 @@ def places(setting: Setting, folder: Path, batch: int, batches: int) -> Case:
             crop=ONE_SAMPLE,
             batch_size=batch,
             draws_per_epoch=batch * batches,
-            store=place,
-            store_folder=str(folder / "store"),
+            store=Storage(place, str(folder / "store")),
         )
         arms.append(Arm(f"store: {place}", partial(walk, data, setting), 1e-6))
     return epoch_case(f"{PLACES}, batch {batch}", batch * batches, arms)

@@ -20,7 +20,7 @@ from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.geometry.boxes import box_centers
-from lightning_bbox.pictures.store import decode_image
+from lightning_bbox.pictures.decode import decode_image
 
 SIDE, SHIFT = 45, 5
 

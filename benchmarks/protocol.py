@@ -20,7 +20,7 @@ import lightning.pytorch as pl
 import torch
 from matplotlib import pyplot as plt
 
-from lightning_bbox import BoxDataModule, BoxRegressor
+from lightning_bbox import BoxDataModule, BoxRegressor, Splits
 from lightning_bbox.core.files import save_picture
 from lightning_bbox.reports.sheets import COLUMNS, draw_rows, draw_sheet, random_rows
 
@@ -179,8 +179,7 @@ def draw_crops(data: Path, runs: Path, arm: str = "bccd") -> None:
         str(data / arm),
         classes=["RBC"],
         min_size=20,
-        train_split="ImageSets/Main/trainval.txt",
-        test_split="ImageSets/Main/test.txt",
+        splits=Splits(train="ImageSets/Main/trainval.txt", test="ImageSets/Main/test.txt"),
     )
     model = BoxRegressor.load_from_checkpoint(folder / "checkpoints" / "best.ckpt")
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)

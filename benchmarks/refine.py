@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> int:
             command = ["predict", "--ckpt_path", str(options.checkpoint)]
             command += ["--data.root", str(work / "rough"), "--runs", str(work), "--name", name]
             if options.annotations:
-                command += ["--data.annotations", json.dumps(options.annotations)]
+                command += ["--data.reading.annotations", json.dumps(options.annotations)]
             if code := lightning_bbox(command):
                 return code
         results = compare(truth, work)

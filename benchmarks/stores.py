@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 from benchmarks.ranks import machine, summary
-from lightning_bbox import BoxDataModule, BoxRegressor
+from lightning_bbox import BoxDataModule, BoxRegressor, Storage
 
 RESULTS = Path(__file__).parent / "results"
 HEIGHT, WIDTH, BOXES = 768, 1024, 12
@@ -209,7 +209,7 @@ def train(root: str, steps: int, batch: int, store: Any, folder: str | None = No
     sys.stdin.readline()
     windows = Windows(steps)
     data = BoxDataModule(
-        root, store=store, store_folder=folder, batch_size=batch, draws_per_epoch=100_000
+        root, store=Storage(store, folder), batch_size=batch, draws_per_epoch=100_000
     )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from lightning_bbox.core.recipes import Part as Part
     from lightning_bbox.data.boxes import BoxDataModule as BoxDataModule
     from lightning_bbox.data.module import CropDataModule as CropDataModule
+    from lightning_bbox.data.options import Reading as Reading
+    from lightning_bbox.data.options import Shares as Shares
+    from lightning_bbox.data.options import Splits as Splits
     from lightning_bbox.data.patches import PatchDataModule as PatchDataModule
     from lightning_bbox.data.scenes import SceneDataModule as SceneDataModule
     from lightning_bbox.geometry.codecs import DeltaCodec as DeltaCodec
@@ -104,6 +107,7 @@ if TYPE_CHECKING:
     from lightning_bbox.nn.whitening import PCAWhitening as PCAWhitening
     from lightning_bbox.nn.whitening import ZCAWhitening as ZCAWhitening
     from lightning_bbox.pictures.augment import Augment as Augment
+    from lightning_bbox.pictures.places import Storage as Storage
     from lightning_bbox.refinement.refiner import Refiner as Refiner
     from lightning_bbox.refinement.refiner import refine as refine
     from lightning_bbox.solvers.sums import ridge as ridge
@@ -115,6 +119,7 @@ _HOMES = {
     "core.recipes": "Part",
     "data.boxes": "BoxDataModule",
     "data.module": "CropDataModule",
+    "data.options": "Reading Shares Splits",
     "data.patches": "PatchDataModule",
     "data.scenes": "SceneDataModule",
     "geometry.codecs": "DeltaCodec FixedStdCodec MaxShiftCodec MeanStdCodec "
@@ -147,6 +152,7 @@ _HOMES = {
     "nn.schedules": "Constant Cosine OneCycle Schedule",
     "nn.whitening": "PCA PCAWhitening ZCAWhitening",
     "pictures.augment": "Augment",
+    "pictures.places": "Storage",
     "refinement.refiner": "Refiner refine",
     "solvers.sums": "ridge",
 }

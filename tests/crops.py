@@ -1,8 +1,9 @@
-"""Pictures, boxes and crops of them that several tests cut and compare."""
+"""Pictures, boxes, rows and crops that several tests cut and compare."""
 
 import numpy as np
 import torch
 
+from lightning_bbox.data.loader import Rows
 from lightning_bbox.pictures.store import ImageStore
 
 SIZE = 9
@@ -52,3 +53,20 @@ def planes(picture):
 
 def close(found, expected, atol=1e-4):
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+def rows_of(split, num, epoch=0):
+    return Rows(split, epoch, torch.arange(num), torch.ones(num, dtype=torch.bool))
+
+
+def batch_of(data, split):
+    """Return all samples of a split's first epoch as one batch."""
+    return data.make_batch(rows_of(split, data.num_draws(split)))
+
+
+def interleaved(shares):
+    """Undo the ranks' shares of one global batch."""
+    whole = torch.empty(sum(map(len, shares)), *shares[0].shape[1:], dtype=shares[0].dtype)
+    for rank, share in enumerate(shares):
+        whole[rank :: len(shares)] = share
+    return whole

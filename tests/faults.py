@@ -40,7 +40,7 @@ FLAT_NAMES = {
     "nn/heads/bins/test_labels": "test_bins",
     "nn/heads/test_likelihood": "test_likelihoods",
     "pictures/test_cut": "test_crops",
-    "pictures/test_places": "test_stores",
+    "pictures/test_disk": "test_stores",
 }
 
 
@@ -65,7 +65,7 @@ FAULTS = (
         "keyed files: a file with a wrong checksum counts as whole",
         "if _checksum(self.path) != checksum:",
         "if not checksum:",
-        ("pictures/test_places",),
+        ("pictures/test_disk",),
     ),
     # geometry
     Fault(

@@ -223,7 +223,7 @@ def hold_out_groups(groups: Set[str], fraction: float, seed: int, fold: int = 0)
     folds = round(1 / fraction) if fraction else 1
     if not 0 <= fold < folds:
         msg = (
-            f"val_fold is {fold}, but a fraction of {fraction:g} makes {folds} folds, from 0; "
+            f"splits.fold is {fold}, but a fraction of {fraction:g} makes {folds} folds, from 0; "
             f"choose one of them"
         )
         raise BadInput(msg)

@@ -1,9 +1,10 @@
 """What people write on the command line, made into what LightningCLI takes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_bbox.cli.moved_keys import told, with_new_options
 from lightning_bbox.core.errors import BadInput
 
 COMMANDS = {
@@ -52,13 +53,14 @@ def options(arguments: Sequence[str]) -> Iterator[Option]:
         rest = rest[len(words) :]
 
 
-def resolve(arguments: Sequence[str]) -> list[str]:
+def resolve(arguments: Sequence[str], tell: Callable[[str], object] = lambda _: None) -> list[str]:
     """Replace presets by their files, and what names a run's folder by the options it stands for.
 
     `--resume FOLDER` goes on with a run; `--ckpt_path FOLDER` without a config takes the run's own.
 
     Args:
         arguments: The command, and its options.
+        tell: Called with what is to be said of options that have an old name.
 
     Raises:
         BadInput: There is no such preset, or no run to resume.
@@ -80,7 +82,10 @@ def resolve(arguments: Sequence[str]) -> list[str]:
             if name == "--ckpt_path" and not any(other.name == "--config" for other in given):
                 of_run = of_run or _config_of_run(value)
     # First, so that what else the command line says wins.
-    return [*arguments[:1], *of_run, *words]
+    resolved, moved = with_new_options([*arguments[:1], *of_run, *words])
+    if moved:
+        tell(told(moved))
+    return resolved
 
 
 def _config_of_run(folder: str) -> list[str]:

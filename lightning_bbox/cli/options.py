@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
 from lightning_bbox.cli.first_look import NO_SUCH_OPTION, SEE_HELP
+from lightning_bbox.cli.moved_keys import with_new_keys
 from lightning_bbox.core.errors import BadInput, listed, nearest
 from lightning_bbox.core.recipes import find_class, public_path
 
@@ -71,8 +72,8 @@ class OneSentenceParser(LightningArgumentParser):
         return super().parse_args(words, *more, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (jsonargparse's)
-        """Parse a config, whatever module a class of ours went by when it was written."""
-        return super().parse_string(_by_public_paths(content), *args, **kwargs)
+        """Parse a config, whatever classes and options of ours were called when it was written."""
+        return super().parse_string(with_new_keys(_by_public_paths(content)), *args, **kwargs)
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (jsonargparse's)
         """Parse a config, and name it in a refusal."""

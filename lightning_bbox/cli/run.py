@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_bbox
@@ -104,7 +105,7 @@ def _lightning_cli(cli: type[BoxCLI], arguments: list[str], begun: Begun) -> Non
         begun=begun,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        args=resolve(arguments),
+        args=resolve(arguments, tell=rank_zero_warn),
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from lightning_bbox.annotations.formats.known import FormatName
 from lightning_bbox.annotations.pictures import pictures_named
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import (
@@ -18,7 +17,6 @@ from lightning_bbox.annotations.splits import (
     ROLES,
     SplitNames,
     all_names,
-    check_names,
     held_out,
     image_sets,
     roles_of,
@@ -28,17 +26,13 @@ from lightning_bbox.annotations.splits import (
     usual_names,
 )
 from lightning_bbox.annotations.table import BoxTable
-from lightning_bbox.core.compiling import CutCompile
 from lightning_bbox.core.errors import BadInput, listed
-from lightning_bbox.data.draws import BatchSize
 from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.data.options import Reading, Splits
 from lightning_bbox.data.samples import Items, Source
 from lightning_bbox.geometry.boxes import box_sizes
-from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.jitter import Jitter
-from lightning_bbox.pictures.augment import Augment
-from lightning_bbox.pictures.places import Store, open_store, usual_folder
-from lightning_bbox.pictures.store import PictureFiles
+from lightning_bbox.pictures.disk import open_disk_store, usual_folder
+from lightning_bbox.pictures.store import ImageStore, PictureFiles
 
 
 class BoxDataModule(CropDataModule):
@@ -50,45 +44,11 @@ class BoxDataModule(CropDataModule):
 
     Args:
         root: Folder of the data set.
-        format: Format of the annotations.
-        annotations: Annotation files or folders, relative to the root, where the usual places don't
-            hold them.
-        images: Folder of the pictures, relative to the root.
         classes: Classes to keep; all by default.
         min_size: Least width and height in pixels of the boxes to keep.
-        train_split: Split names, or split files relative to the root; all that isn't named
-            otherwise by default.
-        val_split: The same for validation.
-        test_split: The same for the test.
-        test_groups: Groups to test on, instead of `test_split`.
-        val_fraction: Share of the training groups to validate on, where no validation split is
-            there.
-        test_fraction: Share of the groups to test on, where no test split is there.
-        split_seed: Seed of these shares; not the seed of the run, so that runs stay comparable.
-        group_pattern: Regular expression whose first group, found in a picture's path, names its
-            group.
-        voc_base: Coordinate of the first pixel in VOC files.
-        on_bad: Leave bad boxes out (`predict`: as they are) and list them, or refuse the first.
-        allow_outside: Whether files may lie outside the root, as links do.
-        crop: How proposals become crops; a trained model knows, others take `CropGeometry()`.
-        jitter: Law of the proposals; uniform shifts of 5 px by default.
-        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh); a trained model
-            knows, others learn 2.
-        augment: What happens to training crops; flips by default.
-        batch_size: Size of the global batch, over all processes; `auto` takes the smallest within
-            5 % of the most crops a second, measured when training begins.
-        draws_per_epoch: Training samples in an epoch; boxes are used evenly.
-        eval_draws: Samples of each evaluation.
-        seed: Seed of order, proposals and augmentation.
-        compile: Compile the cut; `auto` does where there is a compiler, `triton` cuts by a kernel
-            written in Triton instead (CUDA; its speed is not measured yet).
-        val_fold: Which share of the training groups validates, from 0, for cross-validation: the
-            folds share no group, and together they are all.
-        store: Where the pixels are kept: on the `device`; in the memory of the host (`pinned`),
-            where crops are cut ahead and sent over; in a file on `disk` that is mapped, for sets
-            that exceed the memory; `auto` takes the first of these that has room.
-        store_folder: Folder of that file, which later runs use again; one for this root in the
-            user's cache folder by default.
+        splits: Which pictures train, validate and test.
+        reading: How the annotation files are found and read.
+        common: What all data modules take (see `CropDataModule`).
     """
 
     keeps_on_disk = True
@@ -96,71 +56,19 @@ class BoxDataModule(CropDataModule):
     def __init__(
         self,
         root: str,
-        format: FormatName = "auto",  # noqa: A002 (users' word)
-        annotations: str | list[str] | None = None,
-        images: str | None = None,
+        *,
         classes: list[str] | None = None,
         min_size: float = 0.0,
-        train_split: str | list[str] | None = None,
-        val_split: str | list[str] | None = None,
-        test_split: str | list[str] | None = None,
-        test_groups: list[str] | None = None,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        split_seed: int = 0,
-        group_pattern: str | None = None,
-        voc_base: Literal[0, 1] = 1,
-        on_bad: Literal["skip", "error"] = "skip",
-        allow_outside: bool = False,
-        crop: CropGeometry | None = None,
-        jitter: Jitter | None = None,
-        num_targets: Literal[2, 4] | None = None,
-        augment: Augment = Augment(),
-        batch_size: BatchSize = 128,
-        draws_per_epoch: int = 20_000,
-        eval_draws: int = 2_000,
-        seed: int = 0,
-        compile: CutCompile = "auto",  # noqa: A002 (the name of the option everywhere)
-        val_fold: int = 0,
-        store: Store = "auto",
-        store_folder: str | None = None,
+        splits: Splits = Splits(),
+        reading: Reading = Reading(),
+        **common: Any,  # noqa: ANN401 (typed there)
     ) -> None:
-        super().__init__(
-            crop,
-            jitter,
-            num_targets,
-            augment,
-            batch_size,
-            draws_per_epoch,
-            eval_draws,
-            seed,
-            compile,
-            store=store,
-        )
-        if test_split and test_groups:
-            msg = "data test_split and test_groups are both set; name the test one way"
-            raise BadInput(msg)
-        self.root, self.allow_outside = Path(root), allow_outside
-        self.store_folder = Path(store_folder) if store_folder else usual_folder(self.root)
+        super().__init__(**common)
+        self.root, self.splits, self.reading = Path(root), splits, reading
         self.rough: RoughBoxes | None = None
         self.classes, self.min_size = classes, min_size
-        self.splits = SplitNames(
-            *(_as_list(names) for names in (train_split, val_split, test_split))
-        )
-        check_names(self.splits)
-        self.test_groups = test_groups or []
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.split_seed, self.val_fold = split_seed, val_fold
         self.read_table = partial(
-            read_annotations,
-            root,
-            format=format,
-            annotations=annotations,
-            images=images,
-            group_pattern=group_pattern,
-            voc_base=voc_base,
-            on_bad=on_bad,
-            allow_outside=allow_outside,
+            read_annotations, root, group_pattern=splits.group_pattern, **vars(reading)
         )
 
     def read(self) -> Source:
@@ -176,8 +84,7 @@ class BoxDataModule(CropDataModule):
         place = torch.full((len(table.images),), -1)
         place[used] = torch.arange(len(used))
         paths, sizes = [table.root / table.images[at] for at in used], table.sizes[used]
-        home = self.place(needed=4 * int(sizes.prod(dim=1).sum()))
-        store = open_store(home, self.store_folder, paths, sizes)
+        store = self._open_store(paths, sizes)
         splits = {}
         for role in ROLES:
             chosen = torch.tensor([role == name for name in roles])
@@ -190,6 +97,16 @@ class BoxDataModule(CropDataModule):
                 index, table.boxes[mine], table.labels[mine], index, skipped=skipped, ids=ids
             )
         return Source(store, splits, table.classes, (table.note, *notes))
+
+    def _open_store(self, paths: list[Path], sizes: Int64[Tensor, "n 2"]) -> ImageStore:
+        """Decode the pictures to where they are kept; on disk they may be already."""
+        place = self.placement.place_of(4 * int(sizes.prod(dim=1).sum()), self.trainer)
+        if place == "disk":
+            asked = self.placement.folder
+            return open_disk_store(Path(asked) if asked else usual_folder(self.root), paths, sizes)
+        store = ImageStore.from_files(paths, sizes)
+        store.on_host = place == "pinned"
+        return store
 
     def read_rough(self) -> Source:
         """Read every box that the annotation files hold, of whatever split, as a proposal."""
@@ -215,8 +132,8 @@ class BoxDataModule(CropDataModule):
 
     def _split_table(self) -> tuple[BoxTable, list[str], list[str]]:
         """Read the table and give each picture a role; return notes on how."""
-        names, notes = self.splits, list[str]()
-        usual = not (all_names(names) or self.test_groups)
+        names, notes = self.splits.names(), list[str]()
+        usual = not (all_names(names) or self.splits.test_groups)
         if usual:
             names = image_sets(self.root)
         if split_files(names):
@@ -246,7 +163,7 @@ class BoxDataModule(CropDataModule):
         """Read all pictures, those first that split files name, and tell which file names each."""
         table, named = self.read_table(), dict[str, str]()
         for file in split_files(names):
-            images = pictures_named(table.images, table.root, file, self.allow_outside)
+            images = pictures_named(table.images, table.root, file, self.reading.allow_outside)
             if twice := [image for image in images if image in named]:
                 problem = f"{twice[0]} is named in {named[twice[0]]} too"
                 raise BadInput.at(file, problem, "put each picture into one split")
@@ -258,20 +175,19 @@ class BoxDataModule(CropDataModule):
 
     def _carve(self, table: BoxTable, roles: list[str]) -> None:
         """Fill in the test and validation roles that nobody named, from the training pictures."""
-        if self.test_groups:
-            for at in held_out(table.groups, self.test_groups)[1]:
-                roles[at] = "test"
-        carved = ("test", self.test_fraction, 0), ("val", self.val_fraction, self.val_fold)
+        asked = self.splits
+        for at in held_out(table.groups, asked.test_groups or [])[1]:
+            roles[at] = "test"
+        carved = ("test", asked.test_fraction, 0), ("val", asked.val_fraction, asked.fold)
         for role, fraction, fold in carved:
             if role in roles:
                 if fold:
-                    msg = f"data.val_fold is {fold}, but the {role} split is there; leave one out"
+                    msg = f"splits.fold is {fold}, but the {role} split is there; leave one out"
                     raise BadInput(msg)
                 continue
             train = [at for at, name in enumerate(roles) if name == "train"]
-            for at in split_pictures(
-                [table.groups[at] for at in train], fraction, self.split_seed, fold
-            )[1]:
+            groups = [table.groups[at] for at in train]
+            for at in split_pictures(groups, fraction, asked.seed, fold)[1]:
                 roles[train[at]] = role
 
 
@@ -323,7 +239,3 @@ def _check_splits(whole: BoxTable, kept: BoxTable, roles: Sequence[str]) -> None
                 f"{had} not kept by classes and min_size); change these or the splits"
             )
             raise BadInput(msg)
-
-
-def _as_list(names: str | list[str] | None) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or [])

@@ -42,8 +42,8 @@ class HostCrops:
 class Rows(NamedTuple):
     """What a loader yields: rows of an epoch, for a step or, a row of rows each, for several.
 
-    `valid` is false where a row only fills up the batch. `crops` are there where the
-    pictures stay on the host.
+    `valid` is false where a row only fills up the batch. `crops` are there where they were cut on
+    the host, ahead of the step.
     """
 
     split: Split
@@ -98,7 +98,7 @@ class PlanLoader:
         world_size: Number of processes.
         position: Called at the first batch: the epoch and the global batch to begin with.
         full: Leave out a short last batch, instead of filling it up.
-        attach: What is put on the rows as they come, such as crops.
+        prefetch: What makes ready what the rows stand for, ahead of the steps.
         steps: How many global batches are yielded at once, the last ones of an epoch perhaps fewer;
             the position counts them as one. Only where all are full.
 
@@ -117,13 +117,13 @@ class PlanLoader:
         world_size: int,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
         full: bool = False,
-        attach: Callable[[Walk], Walk] = lambda walk: walk,
+        prefetch: Callable[[Walk], Walk] = lambda walk: walk,
         steps: int = 1,
     ) -> None:
         assert full or steps == 1
         self.split, self.num_rows, self.batch_size = split, num_rows, batch_size
         self.rank, self.world_size, self.position, self.full = rank, world_size, position, full
-        self.attach, self.steps = attach, steps
+        self.prefetch, self.steps = prefetch, steps
 
     def __len__(self) -> int:
         """Return how often something is yielded in a whole epoch."""
@@ -145,7 +145,7 @@ class PlanLoader:
 
     def __iter__(self) -> Walk:
         """Walk from the position to the end of the epoch."""
-        return self.attach(self._walk())
+        return self.prefetch(self._walk())
 
     def _walk(self) -> Walk:
         epoch, first = self.position()

@@ -1,4 +1,4 @@
-"""The base of all data modules: from samples to batches of crops on the device.
+"""The base of all data modules: from items to batches of crops on the device.
 
 A loader yields row numbers only. The samples of an epoch are moved to the device once, and the
 crops are cut there, or on the host, ahead of the steps, where the pictures stay there.
@@ -7,33 +7,48 @@ crops are cut there, or on the host, ahead of the steps, where the pictures stay
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from itertools import chain
 from typing import ClassVar, Literal
-from weakref import WeakSet
 
+import lightning.pytorch as pl
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightning_bbox.core.compiling import CutCompile
-from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.messages import say
-from lightning_bbox.core.prefetch import ahead
-from lightning_bbox.core.randomness import stream_seed
-from lightning_bbox.data.draws import BatchSize, SampleDataModule
-from lightning_bbox.data.loader import HostCrops, PlanLoader, Rows, Split, Walk
-from lightning_bbox.data.samples import Batch, Samples
+from lightning_bbox.core.randomness import EpochPlan, keyed_generator, stream_seed
+from lightning_bbox.data.draws import (
+    draw_samples,
+    flipped_crop_boxes,
+    offset_spec,
+    with_supersample,
+)
+from lightning_bbox.data.loader import PlanLoader, Rows, Split, Walk
+from lightning_bbox.data.prefetch import CropPrefetch, HostCutter
+from lightning_bbox.data.samples import Batch, Samples, Source
+from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.geometry.codecs import OffsetSpec, encode_deltas, refuse_other_crops
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.jitter import Jitter
-from lightning_bbox.pictures.augment import Augment, adjust_photometry, compiled_photometry
+from lightning_bbox.geometry.jitter import Jitter, UniformJitter
+from lightning_bbox.pictures.augment import (
+    Augment,
+    NoiseBank,
+    adjust_photometry,
+    compiled_photometry,
+)
 from lightning_bbox.pictures.cut import cut_crops, is_compiled, kernel_for
-from lightning_bbox.pictures.places import Place, Store, choose_place, measure_room
+from lightning_bbox.pictures.places import Place, Placement, Storage, device_of
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
+
+BatchSize = int | Literal["auto"]
+USUAL_BATCH = 128
+"""Of evaluations, and before training begins, where `auto` is to find the size."""
 
 _CPU = torch.device("cpu")
 
 
-class CropDataModule(SampleDataModule):
+class CropDataModule(pl.LightningDataModule):
     """Cut shifted crops on the device, in an order and with random numbers fixed by the seed.
 
     Subclasses read the pictures and boxes in `read`.
@@ -44,15 +59,13 @@ class CropDataModule(SampleDataModule):
         num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh); a trained model
             knows how many, others learn 2.
         augment: What happens to training crops; flips by default.
-        batch_size: Size of the global batch, over all processes; `auto` finds it when training
-            begins.
-        draws_per_epoch: Training samples in an epoch; boxes are used evenly.
+        batch_size: Size of the global batch, over all processes; `auto` takes the smallest within
+            5 % of the most crops a second, measured when training begins.
+        draws_per_epoch: Training samples in an epoch; items are used evenly.
         eval_draws: Samples of each evaluation, the same for every model and epoch.
         seed: Seed of order, proposals and augmentation; validation and test don't depend on it.
         compile: Compile the cut; `auto` does where there is a compiler, `triton` cuts by a kernel
             written in Triton instead (CUDA; its speed is not measured yet).
-        sensor_noise: Standard deviation of the noise added to every crop, as a fraction of the
-            range.
         store: Where the pixels are kept.
 
     Attributes:
@@ -60,34 +73,82 @@ class CropDataModule(SampleDataModule):
             device of the batches: those hold it instead of crops. Training needs fixed draws.
         steps_per_call: How many steps of training the rows are for that its loader yields at once;
             a model says so in its setup, and has the crops cut itself where there are several.
+        sensor_noise: Standard deviation of the noise added to every crop, as a fraction of the
+            range.
     """
 
-    keeps_on_disk: ClassVar[bool] = False  # whether `auto` may choose so
+    keeps_on_disk: ClassVar[bool] = False  # whether pixels may be kept there
+    sensor_noise = 0.0
 
     def __init__(
         self,
-        crop: CropGeometry | None,
-        jitter: Jitter | None,
-        num_targets: Literal[2, 4] | None,
-        augment: Augment,
-        batch_size: BatchSize,
-        draws_per_epoch: int,
-        eval_draws: int,
-        seed: int,
-        compile: CutCompile,  # noqa: A002 (the name of the option everywhere)
-        sensor_noise: float = 0.0,
-        store: Store = "device",
+        *,
+        crop: CropGeometry | None = None,
+        jitter: Jitter | None = None,
+        num_targets: Literal[2, 4] | None = None,
+        augment: Augment = Augment(),
+        batch_size: BatchSize = 128,
+        draws_per_epoch: int = 20_000,
+        eval_draws: int = 2_000,
+        seed: int = 0,
+        compile: CutCompile = "auto",  # noqa: A002 (the name of the option everywhere)
+        store: Storage = Storage(),
     ) -> None:
-        super().__init__(
-            crop, jitter, num_targets, augment, batch_size, draws_per_epoch, eval_draws, seed
-        )
-        self.compile, self.sensor_noise, self.store = compile, sensor_noise, store
+        super().__init__()
+        self.finds_batch_size = batch_size == "auto"
+        size = max(1, min(USUAL_BATCH, draws_per_epoch)) if batch_size == "auto" else batch_size
+        _check_counts(size, draws_per_epoch, eval_draws, num_targets)
+        self._crop, self._num_targets = crop, num_targets
+        self.geometry = crop or CropGeometry()
+        self.jitter = jitter or UniformJitter()
+        self.num_targets: int = num_targets or 2
+        self.augment, self.seed, self.compile = augment, seed, compile
+        self.batch_size, self.draws_per_epoch, self.eval_draws = size, draws_per_epoch, eval_draws
+        self.noise = _noise_for(self.geometry)
+        self.failed_draws: dict[str, int] = {}
         self.features: dict[Split, Tensor] = {}
         self.steps_per_call = 1
-        self._place: Place | None = None if store == "auto" else store
-        self._placed_for: torch.device | None = None
+        self.placement = Placement(store, disk=self.keeps_on_disk)
+        self._prefetch = CropPrefetch()
+        self._source: Source | None = None
+        self._rough = self._fixed = False
+        self._known_classes: tuple[str, ...] | None = None
         self._laid_out: dict[tuple[Split, torch.device], tuple[int, Samples, Tensor]] = {}
-        self._walks: WeakSet[Walk] = WeakSet()
+
+    # What there is to draw from.
+
+    def read(self) -> Source:
+        """Read pictures and boxes; called once."""
+        raise NotImplementedError
+
+    def read_rough(self) -> Source:
+        """Read the boxes to refine, as the only split, `predict`."""
+        msg = (
+            f"{type(self).__name__} has no rough boxes to refine; give annotated pictures, as with "
+            f"--data BoxDataModule --data.root DIR"
+        )
+        raise BadInput(msg)
+
+    @property
+    def source(self) -> Source:
+        """The pictures and items, read at the first use."""
+        if self._source is None:
+            source = self.read_rough() if self._rough else self.read()
+            for name, items in source.splits.items():
+                if not len(items):
+                    msg = (
+                        f"the {name} split has no boxes left; check splits, classes and least size"
+                    )
+                    raise BadInput(msg)
+            self._source = source
+            if self.geometry.supersample is None and "train" in source.splits:
+                self.geometry = with_supersample(self.geometry, source.splits["train"])
+        return self._source
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the pixels stay in the memory of the host, so that crops are cut there."""
+        return self.source.store.on_host
 
     def store_on(self, device: torch.device) -> ImageStore | PictureFiles:
         """Return the pictures, moved to a device once."""
@@ -96,78 +157,169 @@ class CropDataModule(SampleDataModule):
             self._source = source = replace(source, store=source.store.to(device))
         return source.store
 
-    def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
-        """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
-        goal, store = samples.proposals.device, self.source.store
-        if isinstance(store, ImageStore) and store.stays:
-            samples = samples.to(_CPU)
-            store.expect(samples.image_index, samples.crop_boxes)
-        device, boxes = samples.crop_boxes.device, samples.crop_boxes
-        kernel = kernel_for(self.compile, device, on_host=self.stays)
-        size, supersample = self.geometry.size, self.geometry.supersample or 1
-        crops, start = list[Tensor](), 0
-        for store, index in self.store_on(device).parts(samples.image_index):
-            rows = slice(start, start + len(index))
-            crops.append(cut_crops(store, index, boxes[rows], size, supersample, kernel))
-            start += len(index)
-        return (torch.cat(crops) if len(crops) > 1 else crops[0]).to(goal)
+    def follow(self, spec: OffsetSpec, needs_class: bool = False) -> None:
+        """Cut crops as a trained model knows them; what was not asked for is taken from it.
 
-    def make_batch(self, rows: Rows) -> Batch:
-        """Cut and augment the crops of some rows, on the rows' device, or take their features."""
-        return self.batch_of(rows, *self.lay_out(rows))
+        Args:
+            spec: What the model was trained on.
+            needs_class: Whether it can only refine the classes it was trained on, and numbers.
 
-    @torch.no_grad()
-    def batch_of(self, rows: Rows, samples: Samples, draws: Int64[Tensor, " n"]) -> Batch:
-        """Do the same, given what `lay_out` returns."""
-        samples, features = samples.take(rows.rows), None
-        if rows.split in self.features:
-            features = self.features[rows.split][draws[rows.rows]]
-            crops = samples.proposals.new_zeros(len(rows.rows), 3, 0, 0)
-        else:
-            cut = None if rows.crops is None else rows.crops.tensor
-            crops = self.crops_of(samples, augment=rows.split == "train", crops=cut)
-        boxes = samples.gt_boxes, samples.proposals
-        return Batch(crops, *boxes, rows.rows, rows.valid, samples.labels, features)
+        Raises:
+            BadInput: Other crops were asked for, or there are other classes.
+        """
+        geometry, num_targets = self._crop or spec.geometry, self._num_targets or spec.num_targets
+        refuse_other_crops(spec, geometry, num_targets)
+        if geometry.supersample is None:
+            geometry = replace(geometry, supersample=spec.geometry.supersample)
+        self.geometry, self.num_targets, self.noise = geometry, num_targets, _noise_for(geometry)
+        self._known_classes = spec.classes if needs_class else None
+        splits = self.source.splits.values() if needs_class else ()
+        present = {label for items in splits for label in items.labels.tolist()}
+        if others := {self.source.classes[label] for label in present} - set(spec.classes):
+            msg = (
+                f"the model has a regressor for each of {listed(spec.classes)}, but none for "
+                f"{listed(sorted(others))}; choose the former by data.classes"
+            )
+            raise BadInput(msg)
 
-    def batches(self, split: Split, epoch: int, device: torch.device) -> Iterator[Batch]:
-        """Walk through an epoch outside of the trainer's own loops: this process's share of it."""
-        loader = self._loader(split, lambda: (epoch, 0))
-        with closing(iter(loader)) as walk:
-            for index, rows in enumerate(walk):
-                if split == "train":
-                    self.seed_step(epoch * len(loader) + index)
-                yield self.make_batch(rows.to(device))
+    @property
+    def label_numbers(self) -> Int64[Tensor, " c"]:
+        """The number that the model knows each class of the data by; -1 where it doesn't."""
+        classes = self.source.classes
+        known = self._known_classes or classes
+        numbers = [known.index(name) if name in known else -1 for name in classes]
+        return torch.tensor(numbers, dtype=torch.int64)
 
-    def _loader(
-        self,
-        split: Split,
-        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
-        steps: int = 1,
-    ) -> PlanLoader:
-        counts = self.num_draws(split), self.batch_size
-        return PlanLoader(
-            split, *counts, *self.ranks(), position, split == "train", self.attach_crops, steps
+    def spec(self) -> OffsetSpec:
+        """Return what a model must know of the data."""
+        train, classes = self.source.splits["train"], tuple(self.source.classes)
+        return offset_spec(
+            train,
+            geometry=self.geometry,
+            jitter=self.jitter,
+            num_targets=self.num_targets,
+            classes=classes,
         )
 
-    def seed_step(self, step: int) -> None:
-        """Seed what can't be keyed by sample."""
-        torch.manual_seed(stream_seed("step", self.seed, step, self.ranks()[0]))
+    def describe(self) -> list[str]:
+        """Say what there is, in a line a split: pictures, boxes, skipped, spread of the targets."""
+        size, k = self.geometry.size, self.geometry.supersample
+        lines = [f"crops of {size} x {size} pixels, each the mean of {k} x {k} samples"]
+        names: tuple[Split, ...] = ("train", "val", "test")
+        for name in names:
+            items, samples = self.source.splits[name], self.samples(name)
+            anchors = self.geometry.anchors(samples.proposals)
+            deltas = encode_deltas(samples.gt_boxes, anchors)[:, : self.num_targets]
+            units = deltas.new_tensor(self.spec().units)
+            spread = [f"{value:.2f}" for value in (deltas.std(dim=0) / units).tolist()]
+            sizes = f", {', '.join(spread[2:])} in log size" if spread[2:] else ""
+            line = (
+                f"{name}: {len(set(items.image_index.tolist()))} pictures, {len(items)} boxes, "
+                f"{len(items.skipped)} skipped, target std {', '.join(spread[:2])} px{sizes}"
+            )
+            failed = self.failed_draws.get(name, 0)
+            lines.append(
+                line + (f", {failed} of {len(deltas)} draws left unjittered" if failed else "")
+            )
+        return lines
+
+    def error_floor(self, samples: Samples) -> dict[str, float]:
+        """Return what is known of the least possible error, to stand beside the metrics."""
+        return {}
+
+    # What an epoch draws.
+
+    def num_draws(self, split: Split) -> int:
+        """Return how many samples an epoch of a split has; the training probe is a quarter."""
+        if split == "train":
+            return self.draws_per_epoch
+        if split == "predict":
+            return len(self.source.splits[split])
+        return -(-self.eval_draws // 4) if split == "train_eval" else self.eval_draws
+
+    def fix_draws(self) -> None:
+        """Train on the draws of epoch 0 in every epoch, in a fresh order each."""
+        self._fixed = True
+        self._laid_out.clear()
+
+    def samples(self, split: Split, epoch: int = 0, draws: int | None = None) -> Samples:
+        """Lay out all samples of an epoch: a pure function of the seed, on the CPU.
+
+        Args:
+            split: Of which split.
+            epoch: Of which epoch of training.
+            draws: How many; as many as the split's epochs have by default.
+        """
+        items = self.source.splits["train" if split.startswith("train") else split]
+        training = split == "train"
+        if training and self._fixed and epoch:
+            return self.samples("train").take(self._draws(split, epoch))
+        seed, epoch = (self.seed, epoch) if training else (stream_seed("evaluation", split), 0)
+        plan = EpochPlan(seed, epoch, len(items), draws or self.num_draws(split))
+        samples, self.failed_draws[split] = draw_samples(
+            replace(items, labels=self.label_numbers[items.labels]),
+            torch.arange(len(items)) if split == "predict" else plan.order,
+            plan,
+            geometry=self.geometry,
+            jitter=self.jitter,
+            resize=self.num_targets == 4,
+            augment=self.augment if training else None,
+            noise=self.noise,
+        )
+        return samples
+
+    def crop_boxes(self, proposals: Boxes, flips: Float[Tensor, "n 2"]) -> Boxes:
+        """Return where crops are cut, with swapped corners where they are mirrored."""
+        return flipped_crop_boxes(self.geometry, proposals, flips)
+
+    def lay_out(self, rows: Rows) -> tuple[Samples, Int64[Tensor, " n"]]:
+        """Return an epoch's samples, and their draws, on the device of some rows."""
+        device = rows.rows.device
+        known = self._laid_out.get((rows.split, device))
+        if known is None or known[0] != rows.epoch:
+            samples = self.samples(rows.split, rows.epoch).to(device)
+            draws = self._draws(rows.split, rows.epoch).to(device)
+            self._laid_out[rows.split, device] = known = (rows.epoch, samples, draws)
+        return known[1], known[2]
+
+    def _draws(self, split: Split, epoch: int) -> Int64[Tensor, " n"]:
+        """Return which draw of epoch 0 each row of an epoch is, where draws are fixed."""
+        if split != "train" or not epoch:
+            return torch.arange(self.num_draws(split))
+        generator = keyed_generator("fixed draws", self.seed, epoch)
+        return torch.randperm(self.draws_per_epoch, generator=generator)
+
+    # From samples to batches.
+
+    def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
+        """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
+        goal = samples.proposals.device
+        device = _CPU if self.on_host else goal
+        crops = cut_crops(
+            self.store_on(device),
+            samples.image_index.to(device),
+            samples.crop_boxes.to(device),
+            self.geometry.size,
+            self.geometry.supersample or 1,
+            kernel_for(self.compile, device, self.on_host),
+        )
+        return crops.to(goal)
 
     @torch.no_grad()
     def crops_of(
         self,
         samples: Samples,
         augment: bool = False,
-        crops: Float[Tensor, "b 3 s s"] | None = None,
+        raw: Float[Tensor, "b 3 s s"] | None = None,
     ) -> Float[Tensor, "b 3 s s"]:
         """Return the crops of samples as a model sees them.
 
         Args:
             samples: Which.
             augment: Whether they are training crops.
-            crops: What was cut already.
+            raw: What was cut already.
         """
-        crops = self.cut(samples) if crops is None else crops
+        crops = self.cut(samples) if raw is None else raw
         if augment:
             factors = samples.factors if samples.factors.shape[1] else None
             fast = is_compiled(self.compile, crops.device)
@@ -181,6 +333,61 @@ class CropDataModule(SampleDataModule):
         """Return the standard deviation of the noise added to crops."""
         level: float = (self.sensor_noise**2 + (self.augment.noise**2 if augment else 0)) ** 0.5
         return level
+
+    def make_batch(self, rows: Rows) -> Batch:
+        """Cut and augment the crops of some rows, on the rows' device, or take their features."""
+        return self.batch_of(rows, *self.lay_out(rows))
+
+    @torch.no_grad()
+    def batch_of(self, rows: Rows, samples: Samples, draws: Int64[Tensor, " n"]) -> Batch:
+        """Do the same, given what `lay_out` returns."""
+        samples, features = samples.take(rows.rows), None
+        if rows.split in self.features:
+            features = self.features[rows.split][draws[rows.rows]]
+            crops = samples.proposals.new_zeros(len(rows.rows), 3, 0, 0)
+        else:
+            raw = None if rows.crops is None else rows.crops.tensor
+            crops = self.crops_of(samples, augment=rows.split == "train", raw=raw)
+        boxes = samples.gt_boxes, samples.proposals
+        return Batch(crops, *boxes, rows.rows, rows.valid, samples.labels, features)
+
+    def batches(self, split: Split, epoch: int, device: torch.device) -> Iterator[Batch]:
+        """Walk through an epoch outside of the trainer's own loops: this process's share of it."""
+        loader = self.loader(split, lambda: (epoch, 0))
+        with closing(iter(loader)) as walk:
+            for index, rows in enumerate(walk):
+                if split == "train":
+                    self.seed_step(epoch * len(loader) + index)
+                yield self.make_batch(rows.to(device))
+
+    def seed_step(self, step: int) -> None:
+        """Seed what can't be keyed by sample."""
+        torch.manual_seed(stream_seed("step", self.seed, step, self.ranks()[0]))
+
+    # Lightning's hooks.
+
+    def setup(self, stage: str) -> None:
+        """Read the data where that hasn't been done: for `predict` the boxes to refine.
+
+        For another device than before, `auto` chooses anew where the pixels are kept.
+        """
+        store = self._source.store if self._source else None
+        if isinstance(store, ImageStore) and self.placement.was_for_another(self.trainer):
+            self._keep_in(self.placement.choose(4 * len(store.pixels), self.trainer))
+        self.teardown(stage)  # what a run before left that was stopped
+        if self._rough != (stage == "predict"):
+            self._rough, self._source = stage == "predict", None
+        _ = self.source
+
+    def teardown(self, stage: str) -> None:
+        """Forget what one model wanted and made of crops, and end what is done ahead."""
+        self._prefetch.stop()
+        self._fixed, self.features, self.steps_per_call = False, {}, 1
+        self._laid_out.clear()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End what is done ahead."""
+        self._prefetch.stop()
 
     def on_after_batch_transfer(self, batch: Rows, dataloader_idx: int) -> Batch | Rows:
         """Turn rows into crops, after seeding what can't be keyed by sample with the step.
@@ -206,23 +413,64 @@ class CropDataModule(SampleDataModule):
                 f"expected at least a sample for each"
             )
             raise BadInput(msg)
-        return self._loader("train", self._position, self.steps_per_call)
+        return self.loader("train", self._position, self.steps_per_call)
 
     def val_dataloader(self) -> list[PlanLoader]:
         """Walk through the validation draws, then the fixed training draws."""
-        return [self._loader("val"), self._loader("train_eval")]
+        return [self.loader("val"), self.loader("train_eval")]
 
     def test_dataloader(self) -> PlanLoader:
         """Walk through the test draws."""
-        return self._loader("test")
+        return self.loader("test")
 
     def predict_dataloader(self) -> PlanLoader:
         """Walk through the boxes to refine."""
-        return self._loader("predict")
+        return self.loader("predict")
 
-    def error_floor(self, samples: Samples) -> dict[str, float]:
-        """Return what is known of the least possible error, to stand beside the metrics."""
-        return {}
+    def loader(
+        self,
+        split: Split,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        steps: int = 1,
+    ) -> PlanLoader:
+        """Return what walks through a split's rows that this process takes (see `PlanLoader`)."""
+        return PlanLoader(
+            split,
+            self.num_draws(split),
+            self.batch_size,
+            *self.ranks(),
+            position,
+            full=split == "train",
+            prefetch=self.prefetch_crops,
+            steps=steps,
+        )
+
+    def ranks(self) -> tuple[int, int]:
+        """Return the number of this process, and of all."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def state_dict(self) -> dict[str, Place]:
+        """Return where the pixels are kept, so that a run that goes on keeps them there."""
+        return {"store": self.placement.place} if self.placement.place else {}
+
+    def load_state_dict(self, state: dict[str, Place]) -> None:
+        """Keep the pixels where the run kept them, unless another place is asked for by name."""
+        kept, training = state.get("store"), self.trainer and self.trainer.state.fn == "fit"
+        asked, place = self.placement.asked, self.placement.place
+        if training and asked == "auto" and kept not in (None, place):
+            say(f"store: {kept}, as this run began")
+            self._keep_in(kept)
+
+    def prefetch_crops(self, walk: Walk) -> Walk:
+        """Have crops cut ahead where that is done on the host."""
+        return self._prefetch.start(walk, self._cutter) if self.on_host else walk
+
+    def _cutter(self, first: Rows) -> HostCutter | None:
+        if first.split in self.features:
+            return None
+        cutter = HostCutter(self.cut, self.lay_out(first)[0], device_of(self.trainer))
+        cutter.warm_up(first, self.trainer)
+        return cutter
 
     def _position(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -230,85 +478,9 @@ class CropDataModule(SampleDataModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         return self.trainer.current_epoch, progress.current.ready
 
-    def lay_out(self, rows: Rows) -> tuple[Samples, Int64[Tensor, " n"]]:
-        """Return an epoch's samples, and their draws, on the device of some rows."""
-        device = rows.rows.device
-        known = self._laid_out.get((rows.split, device))
-        if known is None or known[0] != rows.epoch:
-            samples = self.samples(rows.split, rows.epoch).to(device)
-            draws = self._draws(rows.split, rows.epoch).to(device)
-            self._laid_out[rows.split, device] = known = (rows.epoch, samples, draws)
-        return known[1], known[2]
-
-    @property
-    def stays(self) -> bool:
-        """Whether the pixels stay in the memory of the host, so that crops are cut there."""
-        store = self.source.store
-        return isinstance(store, ImageStore) and store.stays
-
-    def attach_crops(self, walk: Walk) -> Walk:
-        """Have crops cut ahead where that is done on the host."""
-        if not self.stays:
-            return walk
-        with_crops = self._with_crops(walk)
-        self._walks.add(with_crops)
-        return with_crops
-
-    def _with_crops(self, walk: Walk) -> Walk:
-        first = next(walk, None)
-        if first is None or first.split in self.features:
-            yield from chain([first] if first else [], walk)
-            return
-        cut = self._cutter(first)
-        if self.trainer and self.trainer.precision in ("64-true", "bf16-true", "16-true"):
-            # While such a network steps, torch's default type is another, and what is compiled is
-            # compiled anew for it: here, not in the thread (see `ahead`).
-            with self.trainer.precision_plugin.train_step_context():
-                cut(first)
-        # Two at once: while one waits for the disk, the other cuts.
-        with closing(ahead(chain([first], walk), cut, depth=2, threads=2)) as pairs:
-            for rows, crops in pairs:
-                yield rows._replace(crops=crops)
-
-    def _cutter(self, first: Rows) -> Callable[[Rows], HostCrops]:
-        """Return what cuts crops of an epoch in another thread: nothing in it changes any more."""
-        samples, device = self.lay_out(first)[0], self._device()
-
-        def cut(rows: Rows) -> HostCrops:
-            # As compiled kernels know these modes, they have to be the same in all threads.
-            with torch.inference_mode(mode=False), torch.no_grad():
-                crops = self.cut(samples.take(rows.rows.flatten()))
-            crops = crops.view(*rows.rows.shape, *crops.shape[1:])
-            if device.type == "cuda":
-                with torch.cuda.device(device):  # a thread begins with the first one
-                    crops = crops.pin_memory()  # so that they are sent while others train
-            return HostCrops(crops)
-
-        return cut
-
-    def _device(self) -> torch.device:
-        return self.trainer.strategy.root_device if self.trainer else _CPU
-
-    def place(self, needed: int) -> Place:
-        """Return where so many bytes of pixels are kept; `auto` chooses once for a run."""
-        if self._place is None:
-            self._place = self._choose_place(needed)
-        return self._place
-
-    def _choose_place(self, needed: int) -> Place:
-        self._placed_for = self._device()
-        processes = self.trainer.num_devices if self.trainer else 1
-        room = measure_room(self._placed_for)
-        place, why = choose_place(needed, room, processes, disk=self.keeps_on_disk)
-        if self.trainer:  # one for all processes
-            place, why = self.trainer.strategy.broadcast((place, why))
-        if self.trainer or place != "device":
-            say(f"store: auto is {place} here ({why})")
-        return place
-
     def _keep_in(self, place: Place) -> None:
         """Keep the pixels elsewhere; what is in memory is not read again for that."""
-        before, self._place = self._place, place
+        before, self.placement.place = self.placement.place, place
         if self._source is None or self._rough or place == before:
             return
         if "disk" in (before, place):
@@ -316,43 +488,27 @@ class CropDataModule(SampleDataModule):
             return
         store = self._source.store.to(_CPU)
         assert isinstance(store, ImageStore)
-        store.stays = place == "pinned"
+        store.on_host = place == "pinned"
         self._source = replace(self._source, store=store)
 
-    def setup(self, stage: str) -> None:
-        """Read the data where that hasn't been done; for another device `auto` chooses again."""
-        store = self._source.store if self._source else None
-        if self._placed_for not in (None, self._device()) and isinstance(store, ImageStore):
-            self._keep_in(self._choose_place(4 * len(store.pixels)))
-        super().setup(stage)
 
-    def fix_draws(self) -> None:
-        """Train on the draws of epoch 0 in every epoch, in a fresh order each."""
-        super().fix_draws()
-        self._laid_out.clear()
+def _noise_for(geometry: CropGeometry) -> NoiseBank:
+    return NoiseBank(("noise",), window=3 * geometry.size**2)
 
-    def teardown(self, stage: str) -> None:
-        """Forget what one model wanted and made of crops, and end what is done ahead."""
-        super().teardown(stage)
-        self._stop_walks()
-        self.features, self.steps_per_call = {}, 1
-        self._laid_out.clear()
 
-    def on_exception(self, exception: BaseException) -> None:
-        """End what is done ahead."""
-        self._stop_walks()
-
-    def _stop_walks(self) -> None:
-        for walk in list(self._walks):
-            walk.close()
-
-    def state_dict(self) -> dict[str, Place]:
-        """Return where the pixels are kept, so that a run that goes on keeps them there."""
-        return {"store": self._place} if self._place else {}
-
-    def load_state_dict(self, state: dict[str, Place]) -> None:
-        """Keep the pixels where the run kept them, unless another place is asked for by name."""
-        kept, training = state.get("store"), self.trainer and self.trainer.state.fn == "fit"
-        if training and self.store == "auto" and kept not in (None, self._place):
-            say(f"store: {kept}, as this run began")
-            self._keep_in(kept)
+def _check_counts(
+    batch_size: int, draws_per_epoch: int, eval_draws: int, num_targets: int | None
+) -> None:
+    for name, value in (("batch_size", batch_size), ("eval_draws", eval_draws)):
+        if value < 1:
+            msg = f"data {name} is {value}; expected at least 1"
+            raise BadInput(msg)
+    if num_targets not in (None, 2, 4):
+        msg = f"data num_targets is {num_targets}; expected 2 (dx, dy) or 4 (dx, dy, dw, dh)"
+        raise BadInput(msg)
+    if draws_per_epoch < batch_size:
+        msg = (
+            f"data draws_per_epoch {draws_per_epoch} is below batch_size {batch_size}, "
+            f"so no batch is full; lower batch_size"
+        )
+        raise BadInput(msg)

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -10,15 +10,13 @@ import torch
 from jaxtyping import Float32, Shaped, UInt8
 
 from lightning_bbox.annotations.splits import hold_out_groups
-from lightning_bbox.core.compiling import CutCompile
 from lightning_bbox.core.errors import BadInput, listed
-from lightning_bbox.data.draws import BatchSize
 from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.data.options import Shares
 from lightning_bbox.data.samples import Items, Source
 from lightning_bbox.geometry.boxes import shift_boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import Jitter, UniformJitter
-from lightning_bbox.pictures.augment import Augment
 from lightning_bbox.pictures.store import ImageStore
 
 
@@ -34,24 +32,11 @@ class PatchDataModule(CropDataModule):
         file: The patches.
         crop_size: Side of the crops; by default 10 less than the patches' where shifts are cut from
             the margin, the patches' own where they are shifted already.
-        val_fraction: Share of the groups that validate.
-        test_fraction: Share of the groups that test.
-        split_seed: Seed of the split.
+        splits: Which groups train, validate and test.
         jitter: Law of the shifts; whole px up to the margin by default, so that nothing is
             resampled.
-        augment: What happens to training crops; flips by default.
-        batch_size: Size of the global batch, over all processes; `auto` takes the smallest within
-            5 % of the most crops a second, measured when training begins.
-        draws_per_epoch: Training samples in an epoch.
-        eval_draws: Samples of each evaluation.
-        seed: Seed of order, shifts and augmentation.
-        compile: Compile the cut; `auto` does where there is a compiler, `triton` cuts by a kernel
-            written in Triton instead (CUDA; its speed is not measured yet).
-        val_fold: Which share of the training groups validates, from 0, for cross-validation: the
-            folds share no group, and together they are all.
-        store: Where the pixels are kept: on the `device`; in the memory of the host (`pinned`),
-            where crops are cut ahead and sent over; `auto` takes the first that has room. There is
-            no `disk`: the file is read whole.
+        common: What all data modules take (see `CropDataModule`), but for `crop` and `num_targets`.
+            There is no `disk` to keep pixels on: the file is read whole.
 
     Raises:
         BadInput: The file isn't such an array, or the margin is too small for the shifts.
@@ -60,19 +45,11 @@ class PatchDataModule(CropDataModule):
     def __init__(
         self,
         file: str,
+        *,
         crop_size: int | None = None,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        split_seed: int = 0,
+        splits: Shares = Shares(),
         jitter: Jitter | None = None,
-        augment: Augment = Augment(),
-        batch_size: BatchSize = 128,
-        draws_per_epoch: int = 20_000,
-        eval_draws: int = 2_000,
-        seed: int = 0,
-        compile: CutCompile = "auto",  # noqa: A002 (the name of the option everywhere)
-        val_fold: int = 0,
-        store: Literal["auto", "device", "pinned"] = "auto",
+        **common: Any,  # noqa: ANN401 (typed there)
     ) -> None:
         self.file = file
         self.patches, self.groups, self.offsets = _load_patches(Path(file))
@@ -96,8 +73,7 @@ class PatchDataModule(CropDataModule):
         if self.offsets is None:
             jitter = jitter or UniformJitter(shift=float(max(margin, 1)), integer=True)
         geometry = CropGeometry(size=size, context=1.0, reference_size=float(size), supersample=1)
-        draws = draws_per_epoch, eval_draws, seed
-        super().__init__(geometry, jitter, 2, augment, batch_size, *draws, compile, store=store)
+        super().__init__(crop=geometry, jitter=jitter, num_targets=2, **common)
         largest = self.jitter.bounds(geometry)[0]
         if self.offsets is None and largest > margin:
             msg = (
@@ -106,8 +82,7 @@ class PatchDataModule(CropDataModule):
                 f"crop_size"
             )
             raise BadInput(msg)
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.split_seed, self.val_fold = split_seed, val_fold
+        self.splits = splits
 
     def read(self) -> Source:
         """Lay the true boxes in the middle (or where the offsets say), and split by group."""
@@ -118,9 +93,10 @@ class PatchDataModule(CropDataModule):
         offsets = self.offsets
         boxes = middle if offsets is None else shift_boxes(middle, torch.from_numpy(offsets))
         names, groups = np.unique([str(group) for group in self.groups], return_inverse=True)
-        held = {"test": hold_out_groups(set(names), self.test_fraction, self.split_seed)}
+        asked = self.splits
+        held = {"test": hold_out_groups(set(names), asked.test_fraction, asked.seed)}
         rest = set(names) - held["test"]
-        held["val"] = hold_out_groups(rest, self.val_fraction, self.split_seed, self.val_fold)
+        held["val"] = hold_out_groups(rest, asked.val_fraction, asked.seed, asked.fold)
         held["train"] = rest - held["val"]
         splits = {}
         for name, chosen in held.items():
@@ -136,7 +112,8 @@ class PatchDataModule(CropDataModule):
             "shifts cut from the margin" if offsets is None else "already shifted"
         )
         store = ImageStore.from_array(self.patches)
-        store.stays = self.place(needed=4 * len(store.pixels)) == "pinned"
+        place = self.placement.place_of(4 * len(store.pixels), self.trainer)
+        store.on_host = place == "pinned"
         return Source(store, splits, ("patch",), (note,))
 
 

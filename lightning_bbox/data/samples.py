@@ -1,4 +1,16 @@
-"""What data modules hand on: the items of a split, the samples of an epoch, a batch."""
+"""What data modules hand on: the items of a split, the samples of an epoch, a batch.
+
+The words, in the order in which pixels take that way:
+
+- **px**: 1/45 of the crop box's side (of `reference_size`), whatever size crops are cut at.
+- **proposal**: a rough box that is to be corrected; drawn around a true one, or given.
+- **displacement**: how far the true box lies from its proposal, in px.
+- **item**: what a split holds: a picture, a true box in it, its class, perhaps its own proposal.
+- **draw**: one use of an item in an epoch, with random numbers of its own.
+- **sample**: what a draw gives: the item's boxes with a proposal, flips, photometry and noise.
+- **row**: the number of a sample in its epoch; a loader yields nothing else.
+- **crop**: the pixels that are cut around a sample's proposal, as a network sees them.
+"""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,14 +1,13 @@
 """Synthetic scenes as training data, with the Cramer-Rao bound of their shifts."""
 
 import math
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from lightning_bbox.core.compiling import CutCompile
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.randomness import stream_seed
 from lightning_bbox.data.drawing import (
@@ -18,13 +17,10 @@ from lightning_bbox.data.drawing import (
     make_scenes,
     make_template,
 )
-from lightning_bbox.data.draws import BatchSize
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Items, Samples, Source
 from lightning_bbox.geometry.boxes import shift_boxes
-from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.jitter import Jitter
-from lightning_bbox.pictures.augment import Augment
+from lightning_bbox.pictures.places import Storage
 from lightning_bbox.pictures.store import ImageStore
 
 Pictures = UInt8[np.ndarray, "n h w 3"]
@@ -43,18 +39,7 @@ class SceneDataModule(CropDataModule):
         plain: Discs on a flat background without clutter, the textbook case.
         num_scenes: Training scenes; validation and test have a tenth and a fifth of it more.
         noise: Standard deviation of the noise, as a fraction of the range.
-        crop: How proposals become crops; a trained model knows, others take `CropGeometry()`.
-        jitter: Law of the proposals; uniform shifts of 5 px by default.
-        num_targets: 2 learns the centre (dx, dy), 4 the size too (dx, dy, dw, dh); a trained model
-            knows, others learn 2.
-        augment: What happens to training crops; flips by default.
-        batch_size: Size of the global batch, over all processes; `auto` takes the smallest within
-            5 % of the most crops a second, measured when training begins.
-        draws_per_epoch: Training samples in an epoch.
-        eval_draws: Samples of each evaluation.
-        seed: Seed of order, proposals and augmentation; the scenes don't depend on it.
-        compile: Compile the cut; `auto` does where there is a compiler, `triton` cuts by a kernel
-            written in Triton instead (CUDA; its speed is not measured yet).
+        common: What all data modules take (see `CropDataModule`), but for `store`.
 
     Examples:
         >>> data = SceneDataModule(num_scenes=100, compile=False)
@@ -66,18 +51,11 @@ class SceneDataModule(CropDataModule):
     def __init__(
         self,
         kind: SceneKind = "bright",
+        *,
         plain: bool = False,
         num_scenes: int = 4_000,
         noise: float = 0.05,
-        crop: CropGeometry | None = None,
-        jitter: Jitter | None = None,
-        num_targets: Literal[2, 4] | None = None,
-        augment: Augment = Augment(),
-        batch_size: BatchSize = 128,
-        draws_per_epoch: int = 20_000,
-        eval_draws: int = 2_000,
-        seed: int = 0,
-        compile: CutCompile = "auto",  # noqa: A002 (the name of the option everywhere)
+        **common: Any,  # noqa: ANN401 (typed there)
     ) -> None:
         if num_scenes < 10:
             msg = f"data num_scenes is {num_scenes}; expected at least 10, for three splits"
@@ -85,18 +63,8 @@ class SceneDataModule(CropDataModule):
         if noise <= 0:
             msg = f"data noise is {noise}; expected above 0, so that the Cramer-Rao bound exists"
             raise BadInput(msg)
-        super().__init__(
-            crop,
-            jitter,
-            num_targets,
-            augment,
-            batch_size,
-            draws_per_epoch,
-            eval_draws,
-            seed,
-            compile,
-            noise,
-        )
+        super().__init__(store=Storage("device"), **common)
+        self.sensor_noise = noise
         self.style = SceneStyle(kind, plain)
         self.num_scenes = num_scenes
 

@@ -15,7 +15,6 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.randomness import keyed_generator, stream_seed
 from lightning_bbox.core.recipes import from_plain
-from lightning_bbox.data.describe import describe
 from lightning_bbox.data.loader import PlanLoader, Split
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Samples
@@ -225,7 +224,7 @@ class ProbingTrainer(pl.Trainer):
             msg = f"probe lambda_by is {lambda_by!r}; expected 'val' or 'gcv'"
             raise BadInput(msg)
         trained = self._make_ready(model, datamodule)
-        say("\n".join([*datamodule.source.notes, *describe(datamodule)]))
+        say("\n".join([*datamodule.source.notes, *datamodule.describe()]))
         reader = LayerReader(
             datamodule,
             model.codec,

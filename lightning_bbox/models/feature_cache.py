@@ -52,7 +52,7 @@ def compute_features(data: CropDataModule, split: Split, net: OffsetNet) -> Floa
     assert trainer is not None
     device, table = trainer.strategy.root_device, None
     counts = data.num_draws(split), data.batch_size, rank, world_size
-    for rows in PlanLoader(split, *counts, attach=data.attach_crops):
+    for rows in PlanLoader(split, *counts, prefetch=data.prefetch_crops):
         batch = data.make_batch(rows.to(device))
         with net.evaluating(), trainer.precision_plugin.forward_context():
             features = net.fast_features(batch.crops)

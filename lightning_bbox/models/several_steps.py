@@ -63,7 +63,9 @@ class SeveralSteps:
             "it takes model.steps_per_call of 2 or more": self.count < 2,
             f"there are {trainer.world_size} processes": trainer.world_size > 1,
             "16-mixed looks at each step's gradients": trainer.precision == "16-mixed",
-            f"crops are cut on the host (data.store is {data.store})": known and data.stays,
+            f"crops are cut on the host (store.place is {data.placement.asked})": (
+                known and data.on_host
+            ),
             "augment.extra draws on the host": bool(data.augment.extra),
             f"{name} has no option capturable": lacking,
         }

@@ -7,11 +7,11 @@ from torch import Tensor
 from lightning_bbox.core.compiling import CutCompile, should_compile
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.pictures.kernels import Kernel, compiled_bilinear, sample_bilinear
-from lightning_bbox.pictures.store import ImageStore
+from lightning_bbox.pictures.store import ImageStore, PictureFiles
 
 
 def cut_crops(
-    store: ImageStore,
+    store: ImageStore | PictureFiles,
     image_index: Int64[Tensor, " b"],
     crop_boxes: Boxes,
     size: int,
@@ -38,9 +38,14 @@ def cut_crops(
         >>> cut_crops(store, torch.tensor([0]), box, size=2).unique()
         tensor([1.])
     """
-    offsets, heights = store.offsets[image_index], store.heights[image_index]
-    widths = store.widths[image_index]
-    return kernel(store.pixels, offsets, heights, widths, crop_boxes, size, supersample)
+    crops, start = list[Tensor](), 0
+    for part, index in store.parts(image_index):
+        boxes = crop_boxes[start : start + len(index)]
+        part.expect(index, boxes)
+        pictures = part.offsets[index], part.heights[index], part.widths[index]
+        crops.append(kernel(part.pixels, *pictures, boxes, size, supersample))
+        start += len(index)
+    return torch.cat(crops) if len(crops) > 1 else crops[0]
 
 
 def kernel_for(choice: CutCompile, device: torch.device, on_host: bool = False) -> Kernel:

@@ -1,42 +1,39 @@
-"""Where packed pixels are kept: on the device, in host memory or on disk; and who decides.
+"""Where packed pixels are kept: on the device, in host memory or on disk; and who decides."""
 
-What stays on the host is cut there, ahead of the steps that train on it.
-"""
-
-import fcntl
-import hashlib
-import mmap
 import os
-import shutil
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import lightning.pytorch as pl
 import torch
-from jaxtyping import Int64
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import KeyedFile, cannot_write, make_folder
 from lightning_bbox.core.messages import say
-from lightning_bbox.core.prefetch import ahead
-from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.pictures.store import ImageStore, decode_sized, pack_rgb
 
 Place = Literal["device", "pinned", "disk"]
-Store = Literal["auto"] | Place
-"""`auto` is the first place of `device`, `pinned` and `disk` that has room."""
+"""`pinned` is the memory of the host, where crops are cut ahead of the steps."""
 
 DEVICE_SHARE = 0.5
 """Share of a GPU's free memory that pixels may take: networks and their batches need the rest."""
 HOST_SHARE = 0.75
 
-_OPTION = "--data.store_folder"
-_THREADS = 8  # that decode; Pillow does so outside the interpreter's lock
-_PACKING = "r + 256 g + 65536 b, float32, little-endian"
+
+@dataclass(frozen=True)
+class Storage:
+    """Where pixels are kept.
+
+    Args:
+        place: On the `device`; in the memory of the host (`pinned`), where crops are cut ahead and
+            sent over; in a file on `disk` that is mapped, for sets that exceed the memory; `auto`
+            takes the first of these that has room.
+        folder: Folder of that file, which later runs use again; one for this data set in the user's
+            cache folder by default.
+    """
+
+    place: Literal["auto", "device", "pinned", "disk"] = "auto"
+    folder: str | None = None
 
 
 class Room(NamedTuple):
@@ -51,6 +48,67 @@ class Room(NamedTuple):
     device: int
     host: int
     shared: bool
+
+
+class Placement:
+    """Decide where the pixels of a run are kept, once.
+
+    Args:
+        storage: What the user asked for.
+        disk: Whether they may be kept there.
+
+    Attributes:
+        asked: The place asked for, or `auto`.
+        folder: Where a disk's pixels are kept; None where nobody said.
+        place: Where they are kept; None while `auto` has not chosen.
+
+    Raises:
+        BadInput: A disk is asked for and no pixels are kept there.
+
+    Examples:
+        >>> placement = Placement(Storage(), disk=False)
+        >>> placement.place_of(1_000_000, trainer=None)
+        'device'
+    """
+
+    def __init__(self, storage: Storage, disk: bool) -> None:
+        if storage.place == "disk" and not disk:
+            msg = "data.store.place is disk, but these pixels aren't kept there; choose auto"
+            raise BadInput(msg)
+        self.asked, self.folder, self.disk = storage.place, storage.folder, disk
+        self.place: Place | None = None if storage.place == "auto" else storage.place
+        self._chosen_for: torch.device | None = None
+
+    def place_of(self, needed: int, trainer: pl.Trainer | None) -> Place:
+        """Return where so many bytes of pixels are kept; `auto` chooses now if it hasn't."""
+        if self.place is None:
+            self.place = self.choose(needed, trainer)
+        return self.place
+
+    def choose(self, needed: int, trainer: pl.Trainer | None) -> Place:
+        """Choose for a trainer's device, the same on all its processes, and say so."""
+        self._chosen_for = device_of(trainer)
+        processes = trainer.num_devices if trainer else 1
+        place, why = choose_place(needed, measure_room(self._chosen_for), processes, self.disk)
+        if trainer:
+            place, why = trainer.strategy.broadcast((place, why))
+        if trainer or place != "device":
+            say(f"store: auto is {place} here ({why})")
+        return place
+
+    def was_for_another(self, trainer: pl.Trainer | None) -> bool:
+        """Tell whether `auto` has chosen for another device than the trainer's."""
+        return self._chosen_for not in (None, device_of(trainer))
+
+
+def device_of(trainer: pl.Trainer | None) -> torch.device:
+    """Return the device that a trainer's batches are on; the CPU without one.
+
+    Examples:
+        >>> device_of(None)
+        device(type='cpu')
+    """
+    return trainer.strategy.root_device if trainer else torch.device("cpu")
 
 
 def measure_room(device: torch.device) -> Room:
@@ -82,18 +140,18 @@ def choose_place(
         >>> choose_place(6 << 30, Room(8 << 30, 64 << 30, shared=False))
         ('pinned', '6.44 GB of pixels are more than half of the 8.59 GB free on the device')
     """
-    pixels = f"{_told(needed)} of pixels"
+    pixels = f"{told(needed)} of pixels"
     if disk and needed * processes > HOST_SHARE * room.host:
         each = f" in each of {processes} processes" if processes > 1 else ""
         return "disk", (
-            f"{pixels}{each} are more than three quarters of the {_told(room.host)} free in memory"
+            f"{pixels}{each} are more than three quarters of the {told(room.host)} free in memory"
         )
     if not room.shared and needed > DEVICE_SHARE * room.device:
         return (
             "pinned",
-            f"{pixels} are more than half of the {_told(room.device)} free on the device",
+            f"{pixels} are more than half of the {told(room.device)} free on the device",
         )
-    return "device", f"{pixels}, {_told(room.device)} free"
+    return "device", f"{pixels}, {told(room.device)} free"
 
 
 def free_host_memory(root: Path = Path("/")) -> int:
@@ -140,155 +198,11 @@ def _free_in_groups(root: Path) -> Iterator[int]:
             break
 
 
-class DiskStore(ImageStore):
-    """Pictures whose packed pixels are mapped from a file; pages are read when they are used.
-
-    Args:
-        path: Packed pixels of all pictures, as `ImageStore` has them.
-        sizes: Height and width of each picture.
-    """
-
-    def __init__(self, path: Path, sizes: Int64[Tensor, "n 2"]) -> None:
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-        # Not read-only: torch warns of memory that can't be written to. Nothing writes to it.
-        mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
-        if hasattr(mmap, "MADV_RANDOM"):
-            # `expect` knows better what to read: a fault alone would take megabytes around it
-            # (2.4 MB a crop from pictures of 1024 x 768, instead of 0.3).
-            mapped.madvise(mmap.MADV_RANDOM)
-        super().__init__(torch.frombuffer(mapped, dtype=torch.float32), sizes)
-        self.stays = True
-
-    def expect(self, image_index: Int64[Tensor, " b"], crop_boxes: Boxes) -> None:
-        """Have the disk read the rows of crops that will be cut next, all at once.
-
-        A cut alone would wait for one page after the other.
-        """
-        if not hasattr(os, "posix_fadvise"):  # macOS
-            return
-        highest, lowest = crop_boxes[:, 1::2].aminmax(dim=1)  # mirrored ones have swapped corners
-        top, low = highest.floor().long() - 1, lowest.ceil().long() + 1
-        heights, widths = self.heights[image_index].long(), self.widths[image_index].long()
-        top = top.clamp(min=0).minimum(heights - 1)
-        low = low.minimum(heights).maximum(top + 1)
-        starts = 4 * (self.offsets[image_index] + top * widths)
-        lengths = 4 * (low - top) * widths
-        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-            os.posix_fadvise(self._file, start, length, os.POSIX_FADV_WILLNEED)
-
-
-def open_store(
-    place: Place, folder: Path, paths: Sequence[Path], sizes: Int64[Tensor, "n 2"]
-) -> ImageStore:
-    """Decode pictures to where they are to be kept; on disk they may be already.
-
-    Args:
-        place: Where.
-        folder: Of the file, for `disk`.
-        paths: The pictures.
-        sizes: Height and width of each, as its header says.
-
-    Raises:
-        BadInput: A picture can't be decoded, or the folder can't be written to.
+def told(size: int) -> str:
+    """Say a number of bytes.
 
     Examples:
-        >>> import tempfile
-        >>> from PIL import Image
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "a.png"
-        ...     Image.new("L", (5, 4), 7).save(path)
-        ...     len(open_store("disk", Path(folder) / "store", [path], torch.tensor([[4, 5]])))
-        store: 1 pictures decoded into .../store
-        1
+        >>> told(6 << 30), told(5_000)
+        ('6.44 GB', '0.005 MB')
     """
-    if place != "disk":
-        store = ImageStore.from_files(paths, sizes)
-        store.stays = place == "pinned"
-        return store
-    make_folder(folder, _OPTION)
-    file = KeyedFile(folder / "pictures.rgbx", _key(paths, sizes), _OPTION)
-    with _locked(folder, fcntl.LOCK_SH):
-        problem = file.problem()
-        if problem is None:
-            say(f"store: {len(paths)} pictures read from {folder}")
-            return DiskStore(file.path, sizes)
-    if problem:
-        rank_zero_warn(f"the pictures in {folder} are {problem}: decoded anew")
-    with _locked(folder, fcntl.LOCK_EX):
-        if file.problem() is not None:  # nobody did it while this one waited
-            for leftover in folder.glob(f".{file.path.name}.*.tmp"):
-                leftover.unlink()
-            _refuse_full_disk(folder, 4 * int(sizes.prod(dim=1).sum()))
-            file.write(_packed(paths, sizes))
-            say(f"store: {len(paths)} pictures decoded into {folder}")
-        return DiskStore(file.path, sizes)
-
-
-def usual_folder(root: Path) -> Path:
-    """Return where pixels of a data set are kept on disk where nobody says.
-
-    Args:
-        root: Folder of the data set.
-
-    Examples:
-        >>> usual_folder(Path("/data/cells")).name
-        'cells-7054c6b6'
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = root.resolve()
-    name = f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"
-    return cache / "lightning_bbox" / name
-
-
-def _packed(paths: Sequence[Path], sizes: Int64[Tensor, "n 2"]) -> Iterator[memoryview]:
-    """Yield the packed pixels of one picture after another, a few decoded ahead."""
-
-    def load(index: int) -> memoryview:
-        packed = pack_rgb(decode_sized(paths[index], sizes[index]))
-        return packed.reshape(-1).data.cast("B")
-
-    for _, packed in ahead(range(len(paths)), load, depth=2 * _THREADS, threads=_THREADS):
-        yield packed
-
-
-def _key(paths: Sequence[Path], sizes: Int64[Tensor, "n 2"]) -> dict[str, str]:
-    """Return what packed pixels depend on: pictures are told as `make` tells files."""
-    names, contents = hashlib.sha256(), hashlib.sha256()
-    for path, size in zip(paths, sizes.tolist(), strict=True):
-        names.update(f"{path.name} {size}\n".encode())
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise BadInput.unreadable(str(path), error) from error
-        contents.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return {
-        "pictures": names.hexdigest(),
-        "contents": contents.hexdigest(),
-        "packing": _PACKING,
-    }
-
-
-def _refuse_full_disk(folder: Path, needed: int) -> None:
-    if needed > (free := shutil.disk_usage(folder).free):
-        problem = f"{_told(needed)} of pixels don't fit into the {_told(free)} that are free"
-        raise BadInput.at(str(folder), problem, f"make room, or name another with {_OPTION}")
-
-
-def _told(size: int) -> str:
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
-
-
-@contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    """Let nobody read while one writes: a run's processes and a study's arms share the folder."""
-    path = folder / "lock"
-    try:
-        lock = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise cannot_write(path, error, _OPTION) from error
-    try:
-        fcntl.flock(lock, how)
-        yield
-    finally:
-        os.close(lock)

@@ -9,109 +9,12 @@ from typing import Self
 import numpy as np
 import torch
 from jaxtyping import Float32, Int32, Int64, UInt8
-from PIL import ExifTags, Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_bbox.annotations.headers import FAULTS, fault_words, refuse_bomb
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What each EXIF orientation asks for; TIFFs are turned by Pillow, which then says 1."""
-
-
-def decode_image(path: str | PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode a picture to 8-bit RGB, upright.
-
-    EXIF orientation is applied, 16-bit pictures are divided by 257, grey ones repeated, alpha
-    dropped, and of an animation the first frame is taken.
-
-    Raises:
-        BadInput: The file is missing, truncated, not a picture, or a decompression bomb.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("L", (3, 2), 7).save(f"{folder}/a.png")
-        ...     decode_image(f"{folder}/a.png").shape
-        (2, 3, 3)
-    """
-    try:
-        with Image.open(path) as image:
-            return to_rgb(_upright(image))
-    except FileNotFoundError as error:
-        msg = f"{path}: no such picture; check the root folder and the annotations' file names"
-        raise BadInput(msg) from error
-    except FAULTS as error:
-        msg = f"{path}: the picture can't be decoded ({fault_words(error)}); replace or remove it"
-        raise BadInput(msg) from error
-
-
-def decode_sized(path: str | PathLike[str], size: Int64[Tensor, "2"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode a picture whose size was read before.
-
-    Args:
-        path: The file.
-        size: Height and width, as its header says.
-
-    Raises:
-        BadInput: The file can't be decoded, or its size isn't the stated one.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("L", (3, 2), 7).save(f"{folder}/a.png")
-        ...     decode_sized(f"{folder}/a.png", torch.tensor([2, 3])).shape
-        (2, 3, 3)
-    """
-    picture = decode_image(path)
-    if list(picture.shape[:2]) != size.tolist():
-        msg = (
-            f"{path}: decodes to {picture.shape[:2]} (height, width), but {tuple(size.tolist())} "
-            f"was expected; its header is wrong"
-        )
-        raise BadInput(msg)
-    return picture
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn a picture as EXIF says; only its pixels, for other EXIF entries may be broken."""
-    refuse_bomb(image)
-    image.load()
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return image if turn is None else image.transpose(turn)
-
-
-def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Return a Pillow image as 8-bit RGB.
-
-    Pictures of 16 bits are divided by 257, grey ones repeated, alpha dropped.
-
-    Raises:
-        BadInput: It has 32 bits a pixel, whose range nobody knows.
-
-    Examples:
-        >>> to_rgb(Image.new("L", (3, 2), 7)).shape
-        (2, 3, 3)
-    """
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        msg = f"its mode {image.mode!r} has 32 bits a pixel; save it with 8 or 16"
-        raise BadInput(msg)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+from lightning_bbox.pictures.decode import decode_sized
 
 
 def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
@@ -142,7 +45,7 @@ class ImageStore:
         offsets: Where each picture begins in `pixels`.
         heights: Rows of each picture.
         widths: Columns of each picture.
-        stays: Whether it stays in the memory of the host, so that crops are cut there.
+        on_host: Whether it stays in the memory of the host, so that crops are cut there.
 
     Examples:
         >>> store = ImageStore.from_array(np.zeros((2, 4, 5, 3), dtype=np.uint8))
@@ -160,7 +63,7 @@ class ImageStore:
         self.device = pixels.device
         self.heights: Int32[Tensor, " n"] = sizes[:, 0].int()
         self.widths: Int32[Tensor, " n"] = sizes[:, 1].int()
-        self.stays = False
+        self.on_host = False
 
     @classmethod
     def from_array(cls, pictures: UInt8[np.ndarray, "n h w 3"]) -> Self:
@@ -227,8 +130,8 @@ class ImageStore:
         """Make ready for crops that will be cut next; here they are."""
 
     def to(self, device: torch.device) -> Self:
-        """Move the store, once; one that is there already, or stays, is returned as it is."""
-        if self.stays or self.pixels.device == device:
+        """Move the store, once; one that is there already, or stays on the host, is returned."""
+        if self.on_host or self.pixels.device == device:
             return self
         sizes = torch.stack([self.heights, self.widths], dim=1).long().cpu()
         moved = type(self)(self.pixels.to(device), sizes)
@@ -254,12 +157,15 @@ class PictureFiles:
 
     Examples:
         >>> import tempfile
+        >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("L", (5, 4), 7).save(f"{folder}/a.png")
         ...     files = PictureFiles([f"{folder}/a.png"], torch.tensor([[4, 5]]))
         ...     [len(store) for store, _ in files.parts(torch.tensor([0, 0]))]
         [1]
     """
+
+    on_host = False
 
     def __init__(
         self,

@@ -17,7 +17,8 @@ from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.pictures.cut import cut_crops
-from lightning_bbox.pictures.store import ImageStore, decode_image, to_rgb
+from lightning_bbox.pictures.decode import decode_image, to_rgb
+from lightning_bbox.pictures.store import ImageStore
 
 Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
 """A file; a Pillow image; an array (h, w, 3), (h, w, 1) or (h, w); a tensor (3, h, w) or (1, h, w).

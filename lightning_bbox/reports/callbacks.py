@@ -16,7 +16,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_bbox.core.files import make_folder, save_picture, write_atomically
 from lightning_bbox.core.messages import say
-from lightning_bbox.data.describe import describe
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.evaluation.evaluation import Evaluation
 from lightning_bbox.evaluation.metrics import error_px
@@ -98,7 +97,7 @@ class RunReport(pl.Callback):
         """Describe the data, and list the boxes that were skipped."""
         self._said = True
         make_folder(self.folder)
-        lines = [*data.source.notes, *describe(data)]
+        lines = [*data.source.notes, *data.describe()]
         say("\n".join(lines))
         skipped = [sentence for items in data.source.splits.values() for sentence in items.skipped]
         if skipped:

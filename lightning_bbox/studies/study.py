@@ -112,7 +112,7 @@ class Study:
         if self.seconds is not None:
             options |= {"trainer.max_time": _clock(self.seconds), "trainer.max_epochs": -1}
         if run.fold is not None:
-            options |= {"data.val_fold": run.fold}
+            options |= {"data.splits.fold": run.fold}
         seed = f"--seed_everything={run.seed}"
         configs = [f"--config={config}" for config in self.configs]
         return [*configs, seed, *_written(options), *given, *_written(run.arm.options)]

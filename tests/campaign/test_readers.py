@@ -25,7 +25,7 @@ from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import box_sizes, scale_boxes
-from lightning_bbox.pictures.store import decode_image
+from lightning_bbox.pictures.decode import decode_image
 from tests.annotation_drafts import DRAFTS
 from tests.annotation_files import write
 from tests.campaign.damage import mutated, mutated_picture

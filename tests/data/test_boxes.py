@@ -9,11 +9,12 @@ from PIL import Image
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.data.boxes import BoxDataModule
-from lightning_bbox.data.describe import describe
 from lightning_bbox.data.loader import Rows
+from lightning_bbox.data.options import Reading, Splits
 from lightning_bbox.geometry.codecs import MeanStdCodec
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.nn.preprocess import ChannelNorm
+from lightning_bbox.pictures.places import Storage
 from tests.annotation_files import coco, csv_of, voc, write
 
 SIZE = (100, 48)
@@ -74,9 +75,10 @@ def write_csv(root, num, split=nothing, group=nothing, label=cell, boxes=()):
     return root
 
 
-def read(root, **arguments):
+def read(root, splits=Splits(), **arguments):
     small = {"batch_size": 4, "draws_per_epoch": 40, "eval_draws": 20, "compile": False}
-    return BoxDataModule(str(root), **{"crop": CropGeometry(size=16), **small, **arguments})
+    small |= {"crop": CropGeometry(size=16), "store": Storage("device")}
+    return BoxDataModule(str(root), splits=splits, **small | arguments)
 
 
 def pictures(data):
@@ -100,11 +102,8 @@ def test_vocs_image_sets_are_used_where_they_are(tmp_path):
     assert found["test"] == [0, 21, 22]
     assert sorted(found["train"] + found["val"]) == list(range(1, 21))
     assert len(found["val"]) == 2
-    named = {
-        "train_split": "ImageSets/Main/trainval.txt",
-        "test_split": ["ImageSets/Main/test.txt"],
-    }
-    assert pictures(read(tmp_path, **named)) == found
+    named = Splits(train="ImageSets/Main/trainval.txt", test=["ImageSets/Main/test.txt"])
+    assert pictures(read(tmp_path, named)) == found
 
 
 def test_pictures_that_no_split_file_names_are_counted(tmp_path):
@@ -164,7 +163,7 @@ def test_a_missing_validation_split_is_carved_from_the_training_pictures(tmp_pat
     assert found["test"] == list(range(20, 25))
     assert len(found["val"]) == 2
     assert sorted(found["train"] + found["val"]) == list(range(20))
-    assert len(pictures(read(tmp_path, val_fraction=0.5))["val"]) == 10
+    assert len(pictures(read(tmp_path, Splits(val_fraction=0.5)))["val"]) == 10
 
 
 def test_a_missing_test_split_is_carved_from_the_training_pictures(tmp_path):
@@ -181,27 +180,27 @@ def test_without_any_split_pictures_are_parted_by_a_seed_of_their_own(tmp_path):
     assert {name: len(found[name]) for name in SPLITS} == {"train": 22, "val": 2, "test": 6}
     assert together(found) == list(range(30))
     assert pictures(read(tmp_path, seed=5)) == found
-    assert pictures(read(tmp_path, split_seed=1)) != found
-    halves = pictures(read(tmp_path, test_fraction=0.5, val_fraction=0.2))
+    assert pictures(read(tmp_path, Splits(seed=1))) != found
+    halves = pictures(read(tmp_path, Splits(test_fraction=0.5, val_fraction=0.2)))
     assert {name: len(halves[name]) for name in SPLITS} == {"train": 12, "val": 3, "test": 15}
 
 
 def test_folds_of_validation_part_what_is_left_beside_the_test(tmp_path):
     write_yolo(tmp_path, all=range(30))
-    found = [pictures(read(tmp_path, val_fold=fold)) for fold in range(10)]
+    found = [pictures(read(tmp_path, Splits(fold=fold))) for fold in range(10)]
     assert found[0] == pictures(read(tmp_path))
     assert all(together(each) == list(range(30)) for each in found)
     assert all(each["test"] == found[0]["test"] for each in found)
     rest = sorted(set(range(30)) - set(found[0]["test"]))
     assert sorted(at for each in found for at in each["val"]) == rest
-    with pytest.raises(BadInput, match=r"val_fold is 10, but a fraction of 0\.1 makes 10 folds"):
-        _ = read(tmp_path, val_fold=10).source
+    with pytest.raises(BadInput, match=r"splits.fold is 10, but a fraction of 0\.1 makes 10 folds"):
+        _ = read(tmp_path, Splits(fold=10)).source
 
 
 def test_a_fold_is_refused_where_there_is_a_validation_split(tmp_path):
     write_coco(tmp_path, train=range(20), valid=range(20, 25))
-    with pytest.raises(BadInput, match="val_fold is 3, but the val split is there; leave one out"):
-        _ = read(tmp_path, val_fold=3).source
+    with pytest.raises(BadInput, match=r"splits\.fold is 3, but the val split is there"):
+        _ = read(tmp_path, Splits(fold=3)).source
 
 
 def test_splits_that_share_groups_are_replaced_by_groups_and_it_is_said(tmp_path):
@@ -218,7 +217,7 @@ def test_splits_that_share_groups_are_replaced_by_groups_and_it_is_said(tmp_path
 
 def test_splits_that_share_no_group_are_used_with_their_groups(tmp_path):
     write_csv(tmp_path, 30, lambda n: "test" if n < 10 else "train", lambda n: f"b{n // 5}")
-    data = read(tmp_path, val_fraction=0.25)
+    data = read(tmp_path, Splits(val_fraction=0.25))
     found = pictures(data)
     assert found["test"] == list(range(10))
     assert {n // 5 for n in found["val"]}.isdisjoint({n // 5 for n in found["train"]})
@@ -230,35 +229,35 @@ def test_splits_that_share_no_group_are_used_with_their_groups(tmp_path):
     ("arguments", "expected"),
     [
         (
-            {"train_split": "a", "val_split": "b", "test_split": "c"},
+            {"train": "a", "val": "b", "test": "c"},
             {"train": "a", "val": "b", "test": "c"},
         ),
-        ({"train_split": ["a", "d"], "val_split": "b", "test_split": "c"}, {"train": "ad"}),
-        ({"val_split": "b", "test_split": ["c", "d"]}, {"train": "a", "val": "b", "test": "cd"}),
-        ({"test_split": "d"}, {"test": "d"}),
-        ({"val_split": "a"}, {"val": "a"}),
+        ({"train": ["a", "d"], "val": "b", "test": "c"}, {"train": "ad"}),
+        ({"val": "b", "test": ["c", "d"]}, {"train": "a", "val": "b", "test": "cd"}),
+        ({"test": "d"}, {"test": "d"}),
+        ({"val": "a"}, {"val": "a"}),
     ],
 )
 def test_splits_are_those_named(tmp_path, arguments, expected):
     write_csv(tmp_path, 40, lambda n: "abcd"[n % 4])
-    found = pictures(read(tmp_path, **arguments))
+    found = pictures(read(tmp_path, Splits(**arguments)))
     for name, letters in expected.items():
         assert found[name] == [n for n in range(40) if "abcd"[n % 4] in letters]
-    if "train_split" not in arguments:
+    if "train" not in arguments:
         assert together(found) == list(range(40))
     assert len(set(together(found))) == len(together(found))
 
 
 def test_pictures_of_unnamed_splits_are_left_out_and_counted(tmp_path):
     write_csv(tmp_path, 40, lambda n: "abcd"[n % 4])
-    data = read(tmp_path, train_split="a", test_split="c")
+    data = read(tmp_path, Splits(train="a", test="c"))
     assert together(pictures(data)) == [n for n in range(40) if n % 2 == 0]
     assert "20 pictures are in none of the named splits" in data.source.notes
 
 
 def test_named_groups_are_tested_on(tmp_path):
     write_csv(tmp_path, 30, lambda n: "test" if n % 2 else "train", lambda n: f"b{n // 5}")
-    found = pictures(read(tmp_path, test_groups=["b1", "b4"]))
+    found = pictures(read(tmp_path, Splits(test_groups=["b1", "b4"])))
     assert found["test"] == [*range(5, 10), *range(20, 25)]
     assert len(found["val"]) == 5
     assert {n // 5 for n in found["val"]}.isdisjoint({n // 5 for n in found["train"]})
@@ -269,7 +268,7 @@ def test_a_group_pattern_keeps_copies_of_a_picture_on_one_side(tmp_path):
         draw(tmp_path / f"p{n // 3}.rf.{n}.png", n)
     lines = [f"p{n // 3}.rf.{n}.png,{n},5,{n + 20},30" for n in range(30)]
     write(tmp_path, {"boxes.csv": csv_of(*lines)})
-    found = pictures(read(tmp_path, group_pattern=r"([^/]+)\.rf\."))
+    found = pictures(read(tmp_path, Splits(group_pattern=r"([^/]+)\.rf\.")))
     copies = [{n // 3 for n in found[name]} for name in SPLITS]
     assert [len(found[name]) for name in SPLITS] == [21, 3, 6]
     assert [len(names) for names in copies] == [7, 1, 2]
@@ -329,10 +328,10 @@ def test_skipped_boxes_are_listed_with_their_split(tmp_path):
     assert "p8.png" in tested
     (trained,) = found["train"] + found["val"]
     assert "p3.png" in trained
-    line = next(line for line in describe(data) if line.startswith("test: "))
+    line = next(line for line in data.describe() if line.startswith("test: "))
     assert "3 pictures, 3 boxes, 1 skipped" in line
     with pytest.raises(BadInput, match=r"boxes\.csv:12"):
-        read(tmp_path, on_bad="error").setup("fit")
+        read(tmp_path, reading=Reading(on_bad="error")).setup("fit")
 
 
 def test_statistics_come_from_training_pictures_alone(tmp_path):
@@ -359,12 +358,12 @@ def test_statistics_come_from_training_pictures_alone(tmp_path):
 
 
 REFUSED = {
-    "unknown_split": ({"test_split": "tset"}, "no split tset; the files have test, train, val"),
-    "mixed": ({"train_split": "train", "test_split": "a.txt"}, "mix .txt files and names"),
+    "unknown_split": ({"test": "tset"}, "no split tset; the files have test, train, val"),
+    "mixed": ({"train": "train", "test": "a.txt"}, "mix .txt files and names"),
     "unknown_group": ({"test_groups": ["x"]}, "no group x; choose from"),
-    "split_and_groups": ({"test_split": "test", "test_groups": ["p1.png"]}, "are both set"),
-    "twice_in_one": ({"train_split": "train", "val_split": "val", "test_split": "val"}, "val"),
-    "train_is_test": ({"train_split": ["train", "val"], "test_split": "train"}, "train"),
+    "split_and_groups": ({"test": "test", "test_groups": ["p1.png"]}, "are both set"),
+    "twice_in_one": ({"train": "train", "val": "val", "test": "val"}, "val"),
+    "train_is_test": ({"train": ["train", "val"], "test": "train"}, "train"),
     "fraction": ({"test_groups": ["p1.png"], "val_fraction": 1.0}, r"1\.0"),
 }
 
@@ -373,14 +372,14 @@ REFUSED = {
 def test_impossible_splits_are_refused(tmp_path, arguments, message):
     write_csv(tmp_path, 30, three_splits)
     with pytest.raises(BadInput, match=message):
-        read(tmp_path, **arguments).setup("fit")
+        read(tmp_path, Splits(**arguments)).setup("fit")
 
 
 def test_named_splits_that_share_a_group_are_refused(tmp_path):
     write_csv(tmp_path, 30, three_splits, lambda n: f"b{n // 15}")
-    arguments = {"train_split": "train", "val_split": "val", "test_split": "test"}
+    named = Splits(train="train", val="val", test="test")
     with pytest.raises(BadInput, match="groups b0, b1 lie in more than one split"):
-        read(tmp_path, **arguments).setup("fit")
+        read(tmp_path, named).setup("fit")
 
 
 def test_a_split_whose_boxes_are_all_filtered_out_is_refused(tmp_path):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bbox.data.loader import PlanLoader, rank_share
+from tests.crops import interleaved
 
 
 @given(
@@ -26,14 +27,6 @@ def test_the_ranks_part_each_global_batch(num_rows, batch_size, world_size):
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
         seen += expected
     assert seen == list(range(num_rows))
-
-
-def interleaved(shares):
-    """Undo the ranks' shares of one global batch."""
-    whole = torch.empty(sum(map(len, shares)), *shares[0].shape[1:], dtype=shares[0].dtype)
-    for rank, share in enumerate(shares):
-        whole[rank :: len(shares)] = share
-    return whole
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.data.describe import describe
 from lightning_bbox.data.loader import PlanLoader, Rows
 from lightning_bbox.data.patches import PatchDataModule
-from lightning_bbox.data.scenes import SceneDataModule
 from lightning_bbox.geometry.boxes import box_centers, box_sizes
 from lightning_bbox.geometry.codecs import encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import OverlapJitter, UniformJitter
 from lightning_bbox.pictures.augment import Augment
+from tests import runs
+from tests.crops import interleaved, rows_of
+from tests.runs import same
 
 ALL_ON = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "noise": 0.1}
 
@@ -32,16 +33,7 @@ def patches(tmp_path):
     )
 
 
-def scenes(**arguments):
-    small = {
-        "num_scenes": 30,
-        "crop": CropGeometry(size=24),
-        "batch_size": 8,
-        "draws_per_epoch": 64,
-        "eval_draws": 30,
-        "compile": False,
-    }
-    return SceneDataModule(**{**small, **arguments})
+scenes = partial(runs.scenes, batch_size=8, eval_draws=30)
 
 
 def walk(data, split, epoch=0, world_size=1):
@@ -54,23 +46,6 @@ def walk(data, split, epoch=0, world_size=1):
         ]
         for rank in range(world_size)
     ]
-
-
-def same(first, second):
-    pairs = zip(first, second, strict=True)
-    return all(torch.equal(a, b) for a, b in pairs if a is not None)
-
-
-def rows_of(split, num, epoch=0):
-    return Rows(split, epoch, torch.arange(num), torch.ones(num, dtype=torch.bool))
-
-
-def interleaved(shares):
-    """Undo the ranks' shares of one global batch."""
-    whole = torch.empty(sum(map(len, shares)), *shares[0].shape[1:], dtype=shares[0].dtype)
-    for rank, share in enumerate(shares):
-        whole[rank :: len(shares)] = share
-    return whole
 
 
 @pytest.mark.parametrize("split", ["val", "test", "train_eval"])
@@ -307,13 +282,13 @@ def test_failed_draws_keep_the_true_box_are_counted_and_told():
     kept = (samples.proposals == samples.gt_boxes).all(dim=1).sum().item()
     assert 0 < kept < 200
     assert data.failed_draws["val"] == kept
-    line = next(line for line in describe(data) if line.startswith("val: "))
+    line = next(line for line in data.describe() if line.startswith("val: "))
     assert line.endswith(f"{kept} of 200 draws left unjittered")
 
 
 def test_description_counts_pictures_boxes_and_the_spread_of_targets():
     data = scenes(eval_draws=2_000, draws_per_epoch=2_000)
-    cut, *lines = describe(data)
+    cut, *lines = data.describe()
     assert cut.startswith("crops of ")
     for line, name, count in zip(lines, ("train", "val", "test"), (30, 3, 6), strict=True):
         assert line.startswith(f"{name}: {count} pictures, {count} boxes, 0 skipped, target std ")

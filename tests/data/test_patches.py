@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.data.loader import Rows
+from lightning_bbox.data.options import Shares
 from lightning_bbox.data.patches import PatchDataModule
 from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.geometry.codecs import MeanStdCodec
 from lightning_bbox.geometry.jitter import UniformJitter
 from lightning_bbox.nn.preprocess import ChannelNorm
+from tests.crops import batch_of
 
 SPLITS = ("train", "val", "test")
 
@@ -32,11 +33,6 @@ def write(path, patches, **arrays):
 def read(path, **arguments):
     small = {"batch_size": 8, "draws_per_epoch": 200, "eval_draws": 50, "compile": False}
     return PatchDataModule(str(path), **{**small, **arguments})
-
-
-def batch_of(data, split):
-    rows = torch.arange(data.num_draws(split))
-    return data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))
 
 
 def slices(patches, samples, size):
@@ -109,7 +105,7 @@ def test_sub_pixel_shifts_are_there_for_the_asking(tmp_path):
 def test_groups_never_cross_splits(tmp_path, seed):
     groups = np.arange(60) // 4
     path = write(tmp_path / "p.npz", draw_patches(60), groups=groups)
-    splits = read(path, split_seed=seed).source.splits
+    splits = read(path, splits=Shares(seed=seed)).source.splits
     found = {name: set(groups[splits[name].image_index].tolist()) for name in SPLITS}
     assert {name: len(names) for name, names in found.items()} == {"train": 11, "val": 1, "test": 3}
     assert set.union(*found.values()) == set(range(15))
@@ -122,7 +118,7 @@ def test_groups_never_cross_splits(tmp_path, seed):
 
 def test_folds_of_validation_share_no_group(tmp_path):
     path = write(tmp_path / "p.npz", draw_patches(60), groups=np.arange(60) // 2)
-    folds = [read(path, val_fold=fold).source.splits for fold in range(10)]
+    folds = [read(path, splits=Shares(fold=fold)).source.splits for fold in range(10)]
     images = [set(splits["val"].image_index.tolist()) for splits in folds]
     first = read(path).source.splits
     assert images[0] == set(first["val"].image_index.tolist())

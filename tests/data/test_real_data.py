@@ -11,22 +11,20 @@ from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import held_out
 from lightning_bbox.cli.main import main
 from lightning_bbox.data.boxes import BoxDataModule
+from lightning_bbox.data.options import Splits
 
 SPLITS = ("train", "val", "test")
 
 
-def read(root, **arguments):
-    return BoxDataModule(str(root), compile=False, **arguments)
+def read(root, splits=Splits(), **arguments):
+    return BoxDataModule(str(root), splits=splits, compile=False, **arguments)
 
 
-BCCD = {
-    "train_split": "ImageSets/Main/trainval.txt",
-    "test_split": "ImageSets/Main/test.txt",
-}
+BCCD = Splits(train="ImageSets/Main/trainval.txt", test="ImageSets/Main/test.txt")
 
 
 def test_the_published_split_of_bccd_is_used(real_data):
-    splits = read(real_data / "bccd", **BCCD).source.splits
+    splits = read(real_data / "bccd", BCCD).source.splits
     counts = {name: len(splits[name].image_index.unique()) for name in SPLITS}
     assert counts["test"] == 72
     assert counts["train"] + counts["val"] == 292
@@ -39,10 +37,10 @@ def test_the_published_split_of_bccd_is_used(real_data):
 
 def test_bccd_trains_and_tests_on_red_cells_of_20_px_and_more(real_data):
     root = real_data / "bccd"
-    data = read(root, classes=["RBC"], min_size=20, **BCCD)
+    data = read(root, BCCD, classes=["RBC"], min_size=20)
     trainval, test = (
         read_annotations(root, split_file=file).of_min_size(20).of_classes(["RBC"]).boxes
-        for file in BCCD.values()
+        for file in (BCCD.train, BCCD.test)
     )
     boxes = {name: data.source.splits[name].boxes for name in SPLITS}
     torch.testing.assert_close(boxes["test"], test, rtol=0, atol=0)
@@ -52,8 +50,8 @@ def test_bccd_trains_and_tests_on_red_cells_of_20_px_and_more(real_data):
 
 def test_copies_of_a_picture_of_rbc_stay_together(real_data):
     root, pattern = real_data / "rbc", r"([^/]+)\.rf\."
-    arguments = {"train_split": "train", "test_split": ["valid", "test"], "group_pattern": pattern}
-    data = read(root, classes=["rbc"], min_size=20, **arguments)
+    named = Splits(train="train", test=["valid", "test"], group_pattern=pattern)
+    data = read(root, named, classes=["rbc"], min_size=20)
     table = read_annotations(root, group_pattern=pattern).of_min_size(20).of_classes(["rbc"])
     splits = data.source.splits
     tested = [at for at, split in enumerate(table.splits) if split != "train"]
@@ -82,7 +80,8 @@ def groups_of(items, table):
 
 def test_three_boards_of_deeppcb_are_held_out(real_data):
     root, boards = real_data / "deeppcb", ["group77000", "group90100", "group92000"]
-    data = read(root, test_groups=boards, min_size=60)  # few boxes, so few pictures to decode
+    # Few boxes, so few pictures to decode.
+    data = read(root, Splits(test_groups=boards), min_size=60)
     table = read_annotations(root).of_min_size(60)
     kept, held = (table.pictures(side).boxes for side in held_out(table.groups, boards))
     splits = data.source.splits

@@ -6,11 +6,11 @@ import torch
 
 from benchmarks.noise_bound import matched_errors
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.data.loader import Rows
 from lightning_bbox.data.scenes import SceneDataModule
 from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import UniformJitter
+from tests.crops import batch_of
 
 SPLITS = ("train", "val", "test")
 
@@ -18,11 +18,6 @@ SPLITS = ("train", "val", "test")
 def scenes(**arguments):
     small = {"num_scenes": 30, "batch_size": 8, "draws_per_epoch": 64, "compile": False}
     return SceneDataModule(**{**small, "eval_draws": 60, **arguments})
-
-
-def batch_of(data, split):
-    rows = torch.arange(data.num_draws(split))
-    return data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))
 
 
 def test_splits_hold_scenes_of_their_own():

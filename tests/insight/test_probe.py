@@ -105,7 +105,9 @@ class Broken(ConvPool):
 
 
 def scenes(kind="polar", num_scenes=2000, eval_draws=500):
-    return SceneDataModule(kind, True, num_scenes, eval_draws=eval_draws, compile=False)
+    return SceneDataModule(
+        kind, plain=True, num_scenes=num_scenes, eval_draws=eval_draws, compile=False
+    )
 
 
 def trainer(precision="32-true"):

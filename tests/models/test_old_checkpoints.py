@@ -15,6 +15,8 @@ from lightning_bbox.cli.main import main
 OLD = Path(__file__).parents[1] / "fixtures" / "v0.1"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
 every_kind = pytest.mark.parametrize("kind", ["bins", "flow", "ridge", "alexnet"])
+# One warning tells all new names of the options in a config.
+pytestmark = pytest.mark.filterwarnings("ignore:data.format is data.reading.format now")
 
 # Kinds of CPU sum in another order, so that fp32 differs in its last bits: whole runs of SSE4, AVX2
 # and AVX-512 end within 1.2e-5 px of each other. Bits are compared where one machine makes both.

@@ -20,6 +20,7 @@ from lightning_bbox import (
     RidgeRegressor,
     SceneDataModule,
     ShallowConvNet,
+    Splits,
     UniformJitter,
     WhitenedCodec,
 )
@@ -181,7 +182,7 @@ def two_classes(csv_folder):
 
 def boxes(folder, **arguments):
     options = {"batch_size": 16, "draws_per_epoch": 320, "eval_draws": 40, "compile": False}
-    return BoxDataModule(str(folder), test_split="test", **(options | arguments))
+    return BoxDataModule(str(folder), splits=Splits(test="test"), **(options | arguments))
 
 
 @pytest.mark.parametrize("fc", [(24,), (150,)])

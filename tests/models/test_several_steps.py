@@ -113,7 +113,7 @@ def test_each_step_is_that_of_one_a_batch(options, tmp_path):
 def test_crops_cut_on_the_host_serve_several_steps(csv_folder, tmp_path):
     csv = ["fit", "-c", str(CONFIGS / "csv.yaml"), f"--data.root={csv_folder}", *BASE[4:]]
     one = fit(tmp_path, "one", base=csv)
-    several = fit(tmp_path, "several", THREE, "--data.store=pinned", base=csv)
+    several = fit(tmp_path, "several", THREE, "--data.store.place=pinned", base=csv)
     assert same(weights(several), weights(one))
 
 
@@ -153,8 +153,8 @@ def test_with_all_that_is_fast_losses_follow_the_plain_run_for_100_steps(csv_fol
     base += ["--data.batch_size=16", "--data.draws_per_epoch=800"]
     base += [f"--data.augment.{what}=0.2" for what in ("brightness", "contrast")]
     base += ["--data.augment.noise=0.02", "--model.backbone.batch_norm=true"]
-    plain = fit(tmp_path, "plain", "--data.store=device", base=base)
-    fast = ["--data.compile=true", "--model.compile=true", "--data.store=pinned"]
+    plain = fit(tmp_path, "plain", "--data.store.place=device", base=base)
+    fast = ["--data.compile=true", "--model.compile=true", "--data.store.place=pinned"]
     fast = fit(tmp_path, "fast", *fast, "--model.steps_per_call=7", base=base)
     steps, losses = read_curve(fast, "train/loss")
     assert steps == list(range(100))

@@ -11,7 +11,8 @@ from PIL import Image
 
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.pictures.store import ImageStore, decode_image
+from lightning_bbox.pictures.decode import decode_image
+from lightning_bbox.pictures.store import ImageStore
 from tests.annotation_files import csv_of, write
 
 RGB = np.array(

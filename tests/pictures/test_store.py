@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.pictures.store import ImageStore, PictureFiles, decode_image, pack_rgb
+from lightning_bbox.pictures.decode import decode_image
+from lightning_bbox.pictures.store import ImageStore, PictureFiles, pack_rgb
 from tests.pictures.test_picture_modes import RGB, made_up_picture, save
 
 

@@ -61,7 +61,7 @@ def write_set(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
 def predict(run: Path, root: Path, name: str, *options: str) -> Path:
     """Refine the boxes of a folder and return what was written."""
     command = ["predict", "-c", str(CONFIGS / "coco.yaml"), f"--ckpt_path={run}"]
-    command += ["--data.format=auto", f"--data.root={root}", "--data.compile=false"]
+    command += ["--data.reading.format=auto", f"--data.root={root}", "--data.compile=false"]
     command += ["--trainer.precision=32-true", f"--runs={root.parent}", f"--name={name}"]
     assert main([*command, *options]) == 0
     return root.parent / name
@@ -218,7 +218,7 @@ def test_results_of_a_detector_are_refined_with_scores_and_order_kept(
         for n, score, box in ((1, 0.25, [10.0, 11.0, 20.0, 30.0]), (0, 0.75, [5, 6, 25, 24]))
     ]
     (root / "results.json").write_text(json.dumps(results))
-    option = "--data.annotations=[_annotations.coco.json,results.json]"
+    option = "--data.reading.annotations=[_annotations.coco.json,results.json]"
     written = json.loads((predict(run, root, "out", option) / "refined/results.json").read_text())
     for new, old in zip(written, results, strict=True):
         assert new.pop("bbox") != old.pop("bbox")
@@ -259,7 +259,7 @@ def test_on_bad_error_refuses_bad_boxes(
     root = write_set(tmp_path / "data", "yolo", monkeypatch)
     (root / "labels" / "b.txt").write_text("0 0.5 0.5 0 0.1\n")
     command = ["predict", "-c", str(CONFIGS / "yolo.yaml"), f"--ckpt_path={run}"]
-    command += [f"--data.root={root}", "--data.on_bad=error", f"--runs={tmp_path}"]
+    command += [f"--data.root={root}", "--data.reading.on_bad=error", f"--runs={tmp_path}"]
     assert main(command) == 2
     message = capsys.readouterr().err
     assert (

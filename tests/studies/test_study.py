@@ -57,7 +57,7 @@ def test_every_arm_runs_with_every_seed_and_fold_round_by_round(tmp_path):
     assert len(runs) == 4 * 2 * 2
     assert [run.name for run in runs[:2]] == ["base-seed3-fold0", "loss-L1-seed3-fold0"]
     assert len({run.name for run in runs}) == len(runs)
-    assert "--data.val_fold=1" in study.arguments(runs[4])
+    assert "--data.splits.fold=1" in study.arguments(runs[4])
 
 
 def test_an_arms_options_win_over_given_ones_and_these_over_the_studys(tmp_path):

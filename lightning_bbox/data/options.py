@@ -1,0 +1,92 @@
+"""What belongs together of a data module's options: how files are read, and who trains."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_bbox.annotations.formats.known import FormatName
+from lightning_bbox.annotations.splits import SplitNames, check_names
+from lightning_bbox.core.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How annotation files are found and read.
+
+    Args:
+        format: Format of the annotations.
+        annotations: Annotation files or folders, relative to the root, where the usual places don't
+            hold them.
+        images: Folder of the pictures, relative to the root.
+        voc_base: Coordinate of the first pixel in VOC files.
+        on_bad: Leave bad boxes out (`predict`: as they are) and list them, or refuse the first.
+        allow_outside: Whether files may lie outside the root, as links do.
+    """
+
+    format: FormatName = "auto"
+    annotations: str | list[str] | None = None
+    images: str | None = None
+    voc_base: Literal[0, 1] = 1
+    on_bad: Literal["skip", "error"] = "skip"
+    allow_outside: bool = False
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much validates and tests where no split says so, by group.
+
+    Args:
+        val_fraction: Share of the training groups to validate on, where no validation split is
+            there.
+        test_fraction: Share of the groups to test on, where no test split is there.
+        seed: Seed of these shares; not the seed of the run, so that runs stay comparable.
+        fold: Which share of the training groups validates, from 0, for cross-validation: the folds
+            share no group, and together they are all.
+    """
+
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    seed: int = 0
+    fold: int = 0
+
+
+@dataclass(frozen=True)
+class Splits(Shares):
+    """Which pictures train, validate and test.
+
+    Args:
+        train: Split names, or split files relative to the root; all that isn't named otherwise by
+            default.
+        val: The same for validation.
+        test: The same for the test.
+        test_groups: Groups to test on, instead of `test`.
+        group_pattern: Regular expression whose first group, found in a picture's path, names its
+            group.
+
+    Raises:
+        BadInput: Names contradict each other.
+
+    Examples:
+        >>> Splits(train="a", val=["b"]).names()
+        SplitNames(train=['a'], val=['b'], test=[])
+    """
+
+    train: str | list[str] | None = None
+    val: str | list[str] | None = None
+    test: str | list[str] | None = None
+    test_groups: list[str] | None = None
+    group_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        if self.test and self.test_groups:
+            msg = "data.splits: test and test_groups are both set; name the test one way"
+            raise BadInput(msg)
+        check_names(self.names())
+
+    def names(self) -> SplitNames:
+        """Return which of the files' splits serve which role."""
+        return SplitNames(*(_as_list(names) for names in (self.train, self.val, self.test)))
+
+
+def _as_list(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])

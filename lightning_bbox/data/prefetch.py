@@ -1,0 +1,87 @@
+"""Crops that are cut on the host, ahead of the steps that train on them."""
+
+from collections.abc import Callable
+from contextlib import closing
+from itertools import chain
+from weakref import WeakSet
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_bbox.core.prefetch import ahead
+from lightning_bbox.data.loader import HostCrops, Rows, Walk
+from lightning_bbox.data.samples import Samples
+
+Cut = Callable[[Samples], Float[Tensor, "b 3 s s"]]
+
+
+class HostCutter:
+    """Cut the crops of an epoch's rows in another thread.
+
+    Args:
+        cut: What cuts the crops of samples.
+        samples: Those of the epoch: nothing in them changes any more.
+        device: Where the crops will be used.
+    """
+
+    def __init__(self, cut: Cut, samples: Samples, device: torch.device) -> None:
+        self.cut, self.samples, self.device = cut, samples, device
+
+    def __call__(self, rows: Rows) -> HostCrops:
+        """Cut the crops of rows."""
+        # As compiled kernels know these modes, they have to be the same in all threads.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            crops = self.cut(self.samples.take(rows.rows.flatten()))
+        crops = crops.view(*rows.rows.shape, *crops.shape[1:])
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):  # a thread begins with the first one
+                crops = crops.pin_memory()  # so that they are sent while others train
+        return HostCrops(crops)
+
+    def warm_up(self, rows: Rows, trainer: pl.Trainer | None) -> None:
+        """Compile here, not in a thread, what is compiled anew for the network's precision.
+
+        While a network of true half or double precision steps, torch's default type is another.
+        """
+        if trainer and trainer.precision in ("64-true", "bf16-true", "16-true"):
+            with trainer.precision_plugin.train_step_context():
+                self(rows)
+
+
+class CropPrefetch:
+    """Walks through rows whose crops are cut ahead, and their end."""
+
+    def __init__(self) -> None:
+        self._walks: WeakSet[Walk] = WeakSet()
+
+    def start(self, walk: Walk, cutter_for: Callable[[Rows], HostCutter | None]) -> Walk:
+        """Yield rows with their crops.
+
+        Args:
+            walk: The rows.
+            cutter_for: Called with the first of them: what cuts, or None where nothing is to be.
+        """
+        prefetched = _with_crops(walk, cutter_for)
+        self._walks.add(prefetched)
+        return prefetched
+
+    def stop(self) -> None:
+        """End all that is done ahead."""
+        for walk in list(self._walks):
+            walk.close()
+
+
+def _with_crops(walk: Walk, cutter_for: Callable[[Rows], HostCutter | None]) -> Walk:
+    first = next(walk, None)
+    if first is None:
+        return
+    cutter, rest = cutter_for(first), chain([first], walk)
+    if cutter is None:
+        yield from rest
+        return
+    # Two at once: while one waits for the disk, the other cuts.
+    with closing(ahead(rest, cutter, depth=2, threads=2)) as pairs:
+        for rows, crops in pairs:
+            yield rows._replace(crops=crops)

@@ -1,0 +1,172 @@
+"""Pixels on disk: pictures decoded once into a file that is mapped, by this run and later ones."""
+
+import fcntl
+import hashlib
+import mmap
+import os
+import shutil
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import KeyedFile, cannot_write, make_folder
+from lightning_bbox.core.messages import say
+from lightning_bbox.core.prefetch import ahead
+from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.pictures.decode import decode_sized
+from lightning_bbox.pictures.places import told
+from lightning_bbox.pictures.store import ImageStore, pack_rgb
+
+_OPTION = "--data.store.folder"
+_THREADS = 8  # that decode; Pillow does so outside the interpreter's lock
+_PACKING = "r + 256 g + 65536 b, float32, little-endian"
+
+
+class DiskStore(ImageStore):
+    """Pictures whose packed pixels are mapped from a file; pages are read when they are used.
+
+    Args:
+        path: Packed pixels of all pictures, as `ImageStore` has them.
+        sizes: Height and width of each picture.
+    """
+
+    def __init__(self, path: Path, sizes: Int64[Tensor, "n 2"]) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        # Not read-only: torch warns of memory that can't be written to. Nothing writes to it.
+        mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
+        if hasattr(mmap, "MADV_RANDOM"):
+            # `expect` knows better what to read: a fault alone would take megabytes around it
+            # (2.4 MB a crop from pictures of 1024 x 768, instead of 0.3).
+            mapped.madvise(mmap.MADV_RANDOM)
+        super().__init__(torch.frombuffer(mapped, dtype=torch.float32), sizes)
+        self.on_host = True
+
+    def expect(self, image_index: Int64[Tensor, " b"], crop_boxes: Boxes) -> None:
+        """Have the disk read the rows of crops that will be cut next, all at once.
+
+        A cut alone would wait for one page after the other.
+        """
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
+        highest, lowest = crop_boxes[:, 1::2].aminmax(dim=1)  # mirrored ones have swapped corners
+        top, low = highest.floor().long() - 1, lowest.ceil().long() + 1
+        heights, widths = self.heights[image_index].long(), self.widths[image_index].long()
+        top = top.clamp(min=0).minimum(heights - 1)
+        low = low.minimum(heights).maximum(top + 1)
+        starts = 4 * (self.offsets[image_index] + top * widths)
+        lengths = 4 * (low - top) * widths
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            os.posix_fadvise(self._file, start, length, os.POSIX_FADV_WILLNEED)
+
+
+def open_disk_store(folder: Path, paths: Sequence[Path], sizes: Int64[Tensor, "n 2"]) -> DiskStore:
+    """Map the pictures of a folder's file, which they are decoded into where that isn't done yet.
+
+    Args:
+        folder: Of the file.
+        paths: The pictures.
+        sizes: Height and width of each, as its header says.
+
+    Raises:
+        BadInput: A picture can't be decoded, or the folder can't be written to.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "a.png"
+        ...     Image.new("L", (5, 4), 7).save(path)
+        ...     len(open_disk_store(Path(folder) / "store", [path], torch.tensor([[4, 5]])))
+        store: 1 pictures decoded into .../store
+        1
+    """
+    make_folder(folder, _OPTION)
+    file = KeyedFile(folder / "pictures.rgbx", _key(paths, sizes), _OPTION)
+    with _locked(folder, fcntl.LOCK_SH):
+        problem = file.problem()
+        if problem is None:
+            say(f"store: {len(paths)} pictures read from {folder}")
+            return DiskStore(file.path, sizes)
+    if problem:
+        rank_zero_warn(f"the pictures in {folder} are {problem}: decoded anew")
+    with _locked(folder, fcntl.LOCK_EX):
+        if file.problem() is not None:  # nobody did it while this one waited
+            for leftover in folder.glob(f".{file.path.name}.*.tmp"):
+                leftover.unlink()
+            _refuse_full_disk(folder, 4 * int(sizes.prod(dim=1).sum()))
+            file.write(_packed(paths, sizes))
+            say(f"store: {len(paths)} pictures decoded into {folder}")
+        return DiskStore(file.path, sizes)
+
+
+def usual_folder(root: Path) -> Path:
+    """Return where pixels of a data set are kept on disk where nobody says.
+
+    Args:
+        root: Folder of the data set.
+
+    Examples:
+        >>> usual_folder(Path("/data/cells")).name
+        'cells-7054c6b6'
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = root.resolve()
+    name = f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"
+    return cache / "lightning_bbox" / name
+
+
+def _packed(paths: Sequence[Path], sizes: Int64[Tensor, "n 2"]) -> Iterator[memoryview]:
+    """Yield the packed pixels of one picture after another, a few decoded ahead."""
+
+    def load(index: int) -> memoryview:
+        packed = pack_rgb(decode_sized(paths[index], sizes[index]))
+        return packed.reshape(-1).data.cast("B")
+
+    for _, packed in ahead(range(len(paths)), load, depth=2 * _THREADS, threads=_THREADS):
+        yield packed
+
+
+def _key(paths: Sequence[Path], sizes: Int64[Tensor, "n 2"]) -> dict[str, str]:
+    """Return what packed pixels depend on: pictures are told as `make` tells files."""
+    names, contents = hashlib.sha256(), hashlib.sha256()
+    for path, size in zip(paths, sizes.tolist(), strict=True):
+        names.update(f"{path.name} {size}\n".encode())
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise BadInput.unreadable(str(path), error) from error
+        contents.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return {
+        "pictures": names.hexdigest(),
+        "contents": contents.hexdigest(),
+        "packing": _PACKING,
+    }
+
+
+def _refuse_full_disk(folder: Path, needed: int) -> None:
+    if needed > (free := shutil.disk_usage(folder).free):
+        problem = f"{told(needed)} of pixels don't fit into the {told(free)} that are free"
+        raise BadInput.at(str(folder), problem, f"make room, or name another with {_OPTION}")
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Let nobody read while one writes: a run's processes and a study's arms share the folder."""
+    path = folder / "lock"
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise cannot_write(path, error, _OPTION) from error
+    try:
+        fcntl.flock(lock, how)
+        yield
+    finally:
+        os.close(lock)
