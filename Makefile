@@ -13,9 +13,11 @@ empty :=
 space := $(empty) $(empty)
 comma := ,
 # The modules whose signatures are checked while these tests run.
-shaped := geometry.boxes geometry.codecs pictures.cut pictures.kernels evaluation.metrics
+shaped := geometry.boxes geometry.codecs pictures.cut pictures.kernels evaluation.metrics \
+    evaluation.intervals
 shaped_packages := $(subst $(space),$(comma),$(shaped:%=lightning_bbox.%))
-shaped_tests := geometry/test_boxes geometry/test_codecs pictures/test_cut evaluation/test_metrics
+shaped_tests := geometry/test_boxes geometry/test_codecs pictures/test_cut evaluation/test_metrics \
+    evaluation/test_intervals
 
 question := compare -c configs/compare/question.yaml --steps 400 \
     --data.draws_per_epoch=6400 --data.eval_draws=1000

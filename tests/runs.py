@@ -156,13 +156,16 @@ def frozen(**arguments):
 
 
 def trained_quietly(
-    model: pl.LightningModule, data: pl.LightningDataModule, **options: Any
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
+    ckpt_path: Path | None = None,
+    **options: Any,
 ) -> pl.Trainer:
     """Train on the CPU without files or a word, and return the trainer."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     quiet |= {"enable_model_summary": False, "accelerator": "cpu", "devices": 1}
     trainer = pl.Trainer(**quiet | options)
-    trainer.fit(model, datamodule=data)
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
 

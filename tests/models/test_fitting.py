@@ -11,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_bbox import (
     PCA,
-    BinHead,
     BoxDataModule,
     BoxRegressor,
     ChannelNorm,
@@ -31,10 +30,9 @@ from lightning_bbox import (
     ZCAWhitening,
     ridge,
 )
-from lightning_bbox.cli.main import main
-from lightning_bbox.solvers.least_squares import score_lambdas
+from lightning_bbox.solvers.least_squares import score_lambdas, usual_deviations
 from lightning_bbox.solvers.sums import gather
-from tests.runs import SCENES, TINY, frozen, scenes, trained
+from tests.runs import fit, frozen, scenes, told, trained, trained_quietly
 
 PREPROCESSES = {
     "channel": ChannelNorm,
@@ -141,20 +139,15 @@ def test_nothing_but_the_training_split_of_scenes_enters_any_statistic():
 # The exact start.
 
 
+def standing_still(parameters):
+    return torch.optim.SGD(parameters, lr=0.0)
+
+
 def first_errors(model, data):
     """Return the validation errors before any step: the model's, and predicting the mean's."""
-    metrics = {}
-
-    class Before(pl.Callback):
-        def on_validation_end(self, trainer, pl_module):
-            if not metrics:
-                metrics.update(pl_module.evaluations["val"].metrics)
-
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Before()], max_steps=1, num_sanity_val_steps=-1,
-    )  # fmt: skip
-    trainer.fit(model, data)
+    model.optimizer = standing_still
+    trained_quietly(model, data, max_steps=1, num_sanity_val_steps=-1)
+    metrics = model.evaluations["val"].metrics
     return metrics["mae_px"], metrics["mae_px_predict_mean"]
 
 
@@ -177,7 +170,7 @@ def test_an_exact_start_holds_for_a_backbone_with_batch_norm_that_learns():
         BoxRegressor(
             ShallowConvNet((8, 16), fc=(), downsample="max"),
             LinearHead(L2Loss(), exact_start=1000),
-            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
+            optimizer=standing_still,
             compile=False,
         ),
         data,
@@ -211,9 +204,8 @@ def test_the_head_takes_the_ridge_solution_of_each_regressor(per_class, count):
 
 
 def test_kept_features_are_all_solved_for():
-    model, data = frozen(head=LinearHead(L2Loss(), exact_start=10), cache="memory"), scenes()
-    model.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
-    seen = {}
+    head, data, seen = LinearHead(L2Loss(), exact_start=10), scenes(), {}
+    model = frozen(head=head, cache="memory", optimizer=standing_still)
 
     class Keep(pl.Callback):
         def on_train_end(self, trainer, pl_module):
@@ -231,26 +223,56 @@ def test_kept_features_are_all_solved_for():
 
 
 def test_a_run_that_goes_on_keeps_the_head_it_had(tmp_path):
-    def run(epochs, **arguments):
-        model = frozen(head=LinearHead(exact_start=50))
-        model.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0, momentum=0.0)
-        trainer = pl.Trainer(
-            accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
-        )  # fmt: skip
-        trainer.fit(model, scenes(), **arguments)
-        return model, trainer
+    def model():
+        return frozen(head=LinearHead(exact_start=50), optimizer=standing_still)
 
-    model, trainer = run(1)
+    first, resumed = model(), model()
+    trainer = trained_quietly(first, scenes(), max_epochs=1)
     with torch.no_grad():
-        model.net.head.linear.weight.fill_(0.25)
+        first.net.head.linear.weight.fill_(0.25)
     trainer.save_checkpoint(tmp_path / "stopped.ckpt")
-    resumed, _ = run(2, ckpt_path=tmp_path / "stopped.ckpt")
+    trained_quietly(resumed, scenes(), tmp_path / "stopped.ckpt", max_epochs=2)
     assert (resumed.net.head.linear.weight == 0.25).all()
 
 
-def test_bins_take_nothing_of_features():
-    assert not BinHead().takes_features
+# Statistics of the head's features.
+
+
+def test_a_new_head_is_fitted_on_features_that_change_nothing():
+    model, data = frozen(head=LinearHead(standardize=True)), scenes()
+    trained(model, data, epochs=1)
+    features = model.net.eval().features(data.crops_of(data.samples("train_eval")))
+    torch.testing.assert_close(model.net.head.feature_mean, features.mean(dim=0))
+    spread = usual_deviations(features.var(dim=0, correction=0))
+    torch.testing.assert_close(model.net.head.feature_std, spread)
+    assert all(module.num_batches_tracked == 0 for module in norms(model))
+
+
+def test_a_new_head_is_fitted_on_all_features_that_are_kept():
+    model, data = frozen(head=LinearHead(standardize=True), cache="memory"), scenes()
+    trained(model, data, epochs=1)
+    with torch.no_grad():
+        features = model.net.eval().features(data.crops_of(data.samples("train"), augment=True))
+    torch.testing.assert_close(model.net.head.feature_mean, features.mean(dim=0))
+
+
+def norms(model):
+    return [module for module in model.modules() if hasattr(module, "num_batches_tracked")]
+
+
+def test_a_backbone_that_learns_keeps_its_statistics_while_the_head_is_fitted():
+    model = BoxRegressor(ShallowConvNet(channels=(4, 8), fc=(16,)), LinearHead(standardize=True))
+    trained(model, epochs=1)
+    assert all(module.num_batches_tracked == 4 for module in norms(model))
+
+
+def test_a_restored_head_keeps_its_statistics(tmp_path):
+    model = frozen(head=LinearHead(standardize=True))
+    trainer = trained_quietly(model, scenes(), max_epochs=1, log_every_n_steps=1)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    restored = BoxRegressor.load_from_checkpoint(tmp_path / "model.ckpt")
+    told(restored, scenes(seed=5), epochs=1)
+    assert torch.equal(restored.net.head.feature_mean, model.net.head.feature_mean)
 
 
 # Whole runs.
@@ -264,9 +286,8 @@ CHOICES = [
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice[0].rpartition("=")[2])
 def test_a_run_with_each_preprocessing_shows_what_it_learnt(choice, tmp_path):
-    options = [*SCENES[: -len(TINY)], *TINY, "--trainer.max_epochs=1", "--data.crop.size=16"]
-    assert main([*options, *choice, f"--runs={tmp_path}", "--name=run"]) == 0
-    restored = BoxRegressor.load_from_checkpoint(tmp_path / "run")
+    folder = fit(tmp_path, "run", "--trainer.max_epochs=1", "--data.crop.size=16", *choice)
+    restored = BoxRegressor.load_from_checkpoint(folder)
     assert type(restored.net.preprocess).__name__ == choice[0].rpartition("=")[2]
-    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    events = EventAccumulator(str(folder)).Reload()
     assert len(events.Images("train/preprocess")) == 1

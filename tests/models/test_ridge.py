@@ -1,9 +1,7 @@
 """The closed form as a model: what scikit-learn would find, however the pass was run."""
 
 import signal
-from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -26,28 +24,23 @@ from lightning_bbox import (
 )
 from lightning_bbox.cli.main import main
 from lightning_bbox.models.checkpoints import CHECKPOINT_KEY, read_checkpoint
-from tests.runs import CONFIGS, PYTHON, assert_equal_runs, interfered, ranks, run, run_well, strike
+from tests.runs import (
+    CONFIGS,
+    PYTHON,
+    SCENES,
+    assert_equal_runs,
+    fit,
+    interfered,
+    ranks,
+    run,
+    run_well,
+    strike,
+    trained_quietly,
+)
 
 # Lightning 2.6.6 hasn't followed torch 2.13's pytree, and `pytest.warns` lets others pass.
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")
-RIDGE = [
-    "fit",
-    "-c",
-    str(CONFIGS / "quickstart.yaml"),
-    "--model=RidgeRegressor",
-    "--model.backbone=ShallowConvNet",
-    "--model.backbone.channels=[4,8]",
-    "--model.backbone.convs_per_scale=1",
-    "--model.backbone.fc=[24]",
-    "--trainer.max_epochs=2",
-    "--trainer.log_every_n_steps=1",
-    "--trainer.precision=32-true",
-    "--data.num_scenes=60",
-    "--data.batch_size=16",
-    "--data.draws_per_epoch=72",
-    "--data.eval_draws=40",
-    "--data.compile=false",
-]
+RIDGE = [*SCENES[:3], "--model=RidgeRegressor", *SCENES[3:]]
 
 
 def small_net(fc=(24,)):
@@ -61,11 +54,7 @@ def scenes(**arguments):
 
 def fitted(model, data, epochs=1, **options):
     """Fit a model for some epochs, without files."""
-    trainer = pl.Trainer(
-        max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, accelerator="cpu", **options,
-    )  # fmt: skip
-    trainer.fit(model, datamodule=data)
+    trained_quietly(model, data, max_epochs=epochs, **options)
     return model
 
 
@@ -221,20 +210,29 @@ def test_boxes_at_hand_are_refined_by_their_class(two_classes):
     torch.testing.assert_close(by_part.boxes[0], found.boxes[1])
 
 
-def test_predict_refines_each_box_by_its_class(two_classes, tmp_path):
+def predicted(folder, runs, *options):
+    """Fit on two classes, predict the same boxes, and return the lines before and after."""
+    paths = [f"--data.root={folder}", f"--runs={runs}"]
     base = ["fit", "-c", str(CONFIGS / "csv.yaml"), *RIDGE[3:], "--model.per_class=true"]
     base.remove("--data.num_scenes=60")
-    options = [f"--data.root={two_classes}", f"--runs={tmp_path}"]
-    assert main([*base, *options, "--name=run"]) == 0
-    apply = ["predict", f"--ckpt_path={tmp_path / 'run'}", *options, "--name=out"]
-    assert main(apply) == 0
-    model = BoxRegressor.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
-    assert model.net.head.per_class
-    lines = (tmp_path / "out" / "refined" / "boxes.csv").read_text().splitlines()
-    rough = (two_classes / "boxes.csv").read_text().splitlines()
-    name, *corners, label, _ = rough[4].split(",")
-    refined = Refiner(model).refine(two_classes / name, np.array([corners], dtype=float), [label])
-    np.testing.assert_allclose(refined[0], [float(x) for x in lines[4].split(",")[1:5]], atol=2e-3)
+    assert main([*base, *paths, *options, "--name=run"]) == 0
+    assert main(["predict", f"--ckpt_path={runs / 'run'}", *paths, "--name=out"]) == 0
+    files = folder / "boxes.csv", runs / "out" / "refined" / "boxes.csv"
+    return zip(*(path.read_text().splitlines() for path in files), strict=True)
+
+
+def test_predict_refines_each_box_by_its_class(two_classes, tmp_path):
+    _, *lines = predicted(two_classes, tmp_path)
+    rough, refined = (line.split(",") for line in lines[3])
+    name, *corners, label, _ = rough
+    box = np.array([corners], dtype=float)
+    found = Refiner(tmp_path / "run").refine(two_classes / name, box, [label])
+    np.testing.assert_allclose(found[0], [float(x) for x in refined[1:5]], atol=2e-3)
+
+
+def test_classes_that_are_left_out_of_predict_stay_as_they_were(two_classes, tmp_path):
+    lines = predicted(two_classes, tmp_path, "--data.classes=[rare]")
+    assert {old.split(",")[5] for old, new in lines if old != new} == {"rare"}
 
 
 def test_classes_go_by_name_not_by_number(two_classes):
@@ -246,18 +244,6 @@ def test_classes_go_by_name_not_by_number(two_classes):
     path.write_text(path.read_text().replace(",rare,", ",other,"))
     with pytest.raises(BadInput, match=r"regressor for each of part, rare, but none for other"):
         boxes(two_classes).follow(model.spec, needs_class=True)
-
-
-def test_classes_that_are_left_out_of_predict_stay_as_they_were(two_classes, tmp_path):
-    options = [f"--data.root={two_classes}", f"--runs={tmp_path}"]
-    base = ["fit", "-c", str(CONFIGS / "csv.yaml"), *RIDGE[3:], "--model.per_class=true"]
-    base.remove("--data.num_scenes=60")
-    assert main([*base, *options, "--data.classes=[rare]", "--name=run"]) == 0
-    assert main(["predict", f"--ckpt_path={tmp_path / 'run'}", *options, "--name=out"]) == 0
-    rough = (two_classes / "boxes.csv").read_text().splitlines()
-    refined = (tmp_path / "out" / "refined" / "boxes.csv").read_text().splitlines()
-    changed = {old.split(",")[5] for old, new in zip(rough, refined, strict=True) if old != new}
-    assert changed == {"rare"}
 
 
 def test_a_ridge_keeps_the_features_of_any_backbone():
@@ -282,17 +268,14 @@ def test_a_class_without_draws_is_moved_by_the_mean(two_classes):
     assert not torch.allclose(moved[~rare], mean[~rare])
 
 
-def begin(folder: Path, *options: str) -> int:
+def begin(folder, *options):
     return main([*RIDGE, f"--runs={folder.parent}", f"--name={folder.name}", *options])
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory):
     """A run on the command line, never stopped."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert begin(folder) == 0
-    return folder
+    return fit(tmp_path_factory.mktemp("runs"), "whole", base=RIDGE)
 
 
 def test_a_run_leaves_a_model_like_any_other(whole, csv_folder):
@@ -315,12 +298,12 @@ def test_a_run_leaves_a_model_like_any_other(whole, csv_folder):
 
 
 def test_one_epoch_is_enough_where_none_is_asked_for(tmp_path):
-    command = [option for option in RIDGE if option != "--trainer.max_epochs=2"]
-    command[2] = str(tmp_path / "scenes.yaml")
-    Path(command[2]).write_text("data: lightning_bbox.SceneDataModule\n")
-    assert main([*command, f"--runs={tmp_path}", "--name=run"]) == 0
-    assert "  max_epochs: 1\n" in (tmp_path / "run" / "config.yaml").read_text()
-    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["epoch"] == 0
+    config = tmp_path / "scenes.yaml"
+    config.write_text("data: lightning_bbox.SceneDataModule\n")
+    options = [option for option in RIDGE[3:] if option != "--trainer.max_epochs=2"]
+    folder = fit(tmp_path, "run", *options, base=["fit", "-c", str(config)])
+    assert "  max_epochs: 1\n" in (folder / "config.yaml").read_text()
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["epoch"] == 0
 
 
 def test_finished_checkpoints_carry_no_sums(whole):
