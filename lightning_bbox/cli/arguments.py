@@ -1,11 +1,11 @@
 """What people write on the command line, made into what LightningCLI takes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from lightning_bbox.cli.moved_keys import told, with_new_options
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import read_yaml
 
 COMMANDS = {
     "fit": "Train a model, and test its best checkpoint.",
@@ -53,14 +53,44 @@ def options(arguments: Sequence[str]) -> Iterator[Option]:
         rest = rest[len(words) :]
 
 
-def resolve(arguments: Sequence[str], tell: Callable[[str], object] = lambda _: None) -> list[str]:
+def chosen_class(group: str, given: Sequence[Option]) -> str:
+    """Return the class path that a command line chooses for `model` or `data`, the last one.
+
+    Raises:
+        BadInput: A config can't be read.
+    """
+    class_path = ""
+    for option in given:
+        if option.name == f"--{group}":
+            class_path = option.value
+        elif option.name == "--config":
+            class_path = class_in(content_of(option.value), group) or class_path
+    return class_path
+
+
+def class_in(config: dict[str, Any], group: str) -> str:
+    """Return the class path that a config names for `model` or `data`, or nothing."""
+    chosen = config.get(group)
+    chosen = chosen.get("class_path") if isinstance(chosen, dict) else chosen
+    return chosen if isinstance(chosen, str) else ""
+
+
+def content_of(config: str) -> dict[str, Any]:
+    """Return what a config holds.
+
+    Raises:
+        BadInput: It can't be read.
+    """
+    return read_yaml(Path(config), "write options as in trainer: {max_epochs: 9}")
+
+
+def resolve(arguments: Sequence[str]) -> list[str]:
     """Replace presets by their files, and what names a run's folder by the options it stands for.
 
     `--resume FOLDER` goes on with a run; `--ckpt_path FOLDER` without a config takes the run's own.
 
     Args:
         arguments: The command, and its options.
-        tell: Called with what is to be said of options that have an old name.
 
     Raises:
         BadInput: There is no such preset, or no run to resume.
@@ -82,10 +112,7 @@ def resolve(arguments: Sequence[str], tell: Callable[[str], object] = lambda _: 
             if name == "--ckpt_path" and not any(other.name == "--config" for other in given):
                 of_run = of_run or _config_of_run(value)
     # First, so that what else the command line says wins.
-    resolved, moved = with_new_options([*arguments[:1], *of_run, *words])
-    if moved:
-        tell(told(moved))
-    return resolved
+    return [*arguments[:1], *of_run, *words]
 
 
 def _config_of_run(folder: str) -> list[str]:

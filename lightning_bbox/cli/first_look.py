@@ -10,12 +10,11 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import lightning_bbox
-from lightning_bbox.cli.arguments import Option, options, resolve
+from lightning_bbox.cli.arguments import chosen_class, options, resolve
+from lightning_bbox.cli.moved_keys import with_new_options
 from lightning_bbox.core.errors import BadInput, nearest
-from lightning_bbox.core.files import read_yaml
 
 NO_SUCH_OPTION = "there is no such option"
 SEE_HELP = "`lightning-bbox fit --help` lists the options"
@@ -47,9 +46,10 @@ def look_first(arguments: Sequence[str]) -> None:
     """
     if arguments[0] == "compare":  # its options are those of every arm's own classes
         return
-    given = list(options(resolve(arguments)[1:]))
+    words, _ = with_new_options(resolve(arguments))
+    given = list(options(words[1:]))
     own = {*OPTIONS, *OPTIONS_OF.get(arguments[0], ()), "trainer", *_GROUPS}
-    chosen = {group: _chosen_class(group, given) for group in _GROUPS}
+    chosen = {group: chosen_class(group, given) for group in _GROUPS}
     for option in given:
         first, *rest = (word.rstrip("+") for word in option.name[2:].split("."))
         if first not in own:
@@ -72,24 +72,6 @@ def _no_such(name: str, known: set[str], group: str = "") -> BadInput:
     shown = group if group == "trainer." else ""
     near = nearest(shown + name, [shown + word for word in sorted(known)])
     return BadInput.at(group + name, NO_SUCH_OPTION, near or SEE_HELP)
-
-
-def _chosen_class(group: str, given: Sequence[Option]) -> str:
-    """Return the class path that a command line chooses for `model` or `data`, the last one."""
-    class_path = ""
-    for option in given:
-        if option.name == f"--{group}":
-            class_path = option.value
-        elif option.name == "--config":
-            chosen = _content(option.value).get(group)
-            chosen = chosen.get("class_path") if isinstance(chosen, dict) else chosen
-            class_path = str(chosen) if chosen else class_path
-    return class_path
-
-
-@cache
-def _content(config: str) -> dict[str, Any]:
-    return read_yaml(Path(config), "write options as in trainer: {max_epochs: 9}")
 
 
 def _known(class_path: str) -> set[str]:

@@ -1,11 +1,12 @@
 """Options that have other names since 0.2: the old ones go on working for one version."""
 
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
+
+from lightning_bbox.cli.arguments import chosen_class, class_in, content_of, options
 
 MOVED = {
     "annotations": "reading.annotations",
@@ -28,8 +29,8 @@ MOVED = {
 }
 """Old names of what `data` takes, and the new ones."""
 
-_OURS = ("BoxDataModule", "PatchDataModule")  # a user's own class may have an option of such a name
-_OPTION = re.compile(r"--data\.(?:init_args\.)?(\w+)(\+?)(=.*)?", re.DOTALL)
+_OURS = ("", "BoxDataModule", "PatchDataModule")  # a user's own class may have such an option
+_OPTION = re.compile(r"--data\.(?:init_args\.)?(\w+)")
 
 
 def with_new_options(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -41,25 +42,25 @@ def with_new_options(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     Returns:
         The command line, and which options were renamed, in the configs too.
 
+    Raises:
+        BadInput: A config can't be read.
+
     Examples:
         >>> with_new_options(["fit", "--data.batch_size=8", "--data.val_fold", "1"])
         (['fit', '--data.batch_size=8', '--data.splits.fold', '1'], {'val_fold': 'splits.fold'})
     """
-    configs = [_loaded(text) for text in _configs(words)]
-    if not all(map(_is_ours, [*_values(words, "--data"), *map(_class_in, configs)])):
-        return list(words), {}
-    moved = dict[str, str]()
-    for config in configs:
-        moved |= _rename(config)
-    renamed = []
-    for word, following in _pairs(words):
-        found = _OPTION.fullmatch(word)
-        value = found[3][1:] if found and found[3] else following
-        if found and (new := _new_name(found[1], value)):
+    given, renamed, moved = list(options(words[1:])), list(words[:1]), dict[str, str]()
+    if not _is_ours(chosen_class("data", given)):
+        return list(words), moved
+    for option in given:
+        first, *more = option.words
+        if option.name == "--config":
+            moved |= _rename(content_of(option.value))
+        found = _OPTION.match(first)
+        if found and (new := _new_name(found[1], option.value)):
             moved[found[1]] = new
-            renamed.append(f"--data.{new}{found[2]}{found[3] or ''}")
-        else:
-            renamed.append(word)
+            first = f"--data.{new}{first[found.end() :]}"
+        renamed += [first, *more]
     return renamed, moved
 
 
@@ -74,8 +75,13 @@ def with_new_keys(text: str) -> str:
             splits:
               fold: 2
     """
-    config = _loaded(text)
-    if not _is_ours(_class_in(config)) or not _rename(config):
+    try:
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text  # the parser says what is wrong with it
+    if not isinstance(config, dict) or not _is_ours(class_in(config, "data")):
+        return text
+    if not _rename(config):
         return text
     return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
@@ -114,41 +120,4 @@ def _rename(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _is_ours(class_path: str) -> bool:
-    return not class_path or class_path.rpartition(".")[2] in _OURS
-
-
-def _class_in(config: dict[str, Any]) -> str:
-    """Return the class of data that a config asks for, or nothing."""
-    data = config.get("data")
-    name = data.get("class_path") if isinstance(data, dict) else data
-    return name if isinstance(name, str) else ""
-
-
-def _configs(words: Sequence[str]) -> Iterator[str]:
-    """Yield the text of each config; what can't be read is refused by the parser."""
-    for value in _values(words, "-c", "--config"):
-        try:
-            yield Path(value).read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            yield value
-
-
-def _values(words: Sequence[str], *options: str) -> Iterator[str]:
-    for word, following in _pairs(words):
-        name, given, value = word.partition("=")
-        if name in options:
-            yield value if given else following
-
-
-def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each word with the one behind it."""
-    return zip(words, [*words[1:], ""], strict=True)
-
-
-def _loaded(text: str) -> dict[str, Any]:
-    """Read YAML; what is none is refused by the parser."""
-    try:
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
+    return class_path.rpartition(".")[2] in _OURS

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import lightning_bbox
 from lightning_bbox.cli.arguments import COMMANDS, resolve
 from lightning_bbox.cli.commands import BoxCLI
+from lightning_bbox.cli.moved_keys import told, with_new_options
 from lightning_bbox.cli.options import OneSentenceParser, cause
 from lightning_bbox.cli.processes import default_devices, one_of_a_run, say_once
 from lightning_bbox.cli.run_folders import Begun
@@ -99,13 +100,16 @@ def _carry_out(arguments: list[str], begun: Begun) -> None:
 
 
 def _lightning_cli(cli: type[BoxCLI], arguments: list[str], begun: Begun) -> None:
+    words, moved = with_new_options(resolve(arguments))
+    if moved:
+        rank_zero_warn(told(moved))
     cli(
         OffsetModel,
         CropDataModule,
         begun=begun,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        args=resolve(arguments, tell=rank_zero_warn),
+        args=words,
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
