@@ -103,3 +103,25 @@ def default_precision() -> str:
     else:
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if fast else "32-true"
+
+
+def compiled_for_any_batch(function: Callable[P, R], **options: int) -> Callable[P, R]:
+    """Compile a kernel to one graph that serves tensors of any length.
+
+    Args:
+        function: What to compile; the first axis of its tensors is dynamic.
+        options: Inductor's (see `compiled`).
+
+    Examples:
+        >>> compiled_for_any_batch(torch.sin) is torch.sin
+        False
+    """
+    fast = compiled(function, **options)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for value in args:
+            if isinstance(value, torch.Tensor):
+                torch._dynamo.maybe_mark_dynamic(value, 0)
+        return fast(*args, **kwargs)
+
+    return call

@@ -6,12 +6,12 @@ Nothing here knows a trainer: samples are a function of items, laws and the epoc
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from lightning_bbox.core.randomness import EpochPlan
 from lightning_bbox.data.samples import Items, Samples
-from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, mirror_boxes, swap_corners
+from lightning_bbox.geometry.boxes import box_centers, box_sizes, mirror_boxes
 from lightning_bbox.geometry.codecs import OffsetSpec, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import Jitter
@@ -72,22 +72,9 @@ def draw_samples(
         flips=flips,
         factors=torch.zeros(len(order), 0) if factors is None else factors,
         noise=noise.offsets(plan),
-        crop_boxes=flipped_crop_boxes(geometry, proposals, flips),
+        crop_boxes=proposals,
     )
-    return samples, failed
-
-
-def flipped_crop_boxes(
-    geometry: CropGeometry, proposals: Boxes, flips: Float[Tensor, "n 2"]
-) -> Boxes:
-    """Return where crops are cut, with swapped corners where they are mirrored.
-
-    Examples:
-        >>> proposal, across = torch.tensor([[15.0, 15.0, 45.0, 45.0]]), torch.tensor([[1.0, 0.0]])
-        >>> flipped_crop_boxes(CropGeometry(context=2.0), proposal, across)
-        tensor([[60.,  0.,  0., 60.]])
-    """
-    return swap_corners(geometry.crop_boxes(proposals), *(flips > 0).T)
+    return samples.cut_at(geometry, proposals, flips), failed
 
 
 def offset_spec(

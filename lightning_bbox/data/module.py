@@ -20,14 +20,12 @@ from lightning_bbox.core.messages import say
 from lightning_bbox.core.randomness import EpochPlan, keyed_generator, stream_seed
 from lightning_bbox.data.draws import (
     draw_samples,
-    flipped_crop_boxes,
     offset_spec,
     with_supersample,
 )
 from lightning_bbox.data.loader import PlanLoader, Rows, Split, Walk
 from lightning_bbox.data.prefetch import CropPrefetch, HostCutter
 from lightning_bbox.data.samples import Batch, Samples, Source
-from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import OffsetSpec, encode_deltas, refuse_other_crops
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import Jitter, UniformJitter
@@ -267,10 +265,6 @@ class CropDataModule(pl.LightningDataModule):
             noise=self.noise,
         )
         return samples
-
-    def crop_boxes(self, proposals: Boxes, flips: Float[Tensor, "n 2"]) -> Boxes:
-        """Return where crops are cut, with swapped corners where they are mirrored."""
-        return flipped_crop_boxes(self.geometry, proposals, flips)
 
     def lay_out(self, rows: Rows) -> tuple[Samples, Int64[Tensor, " n"]]:
         """Return an epoch's samples, and their draws, on the device of some rows."""

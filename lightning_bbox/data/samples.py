@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.geometry.boxes import Boxes, swap_corners
+from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
 
 
@@ -99,6 +100,14 @@ class Samples(NamedTuple):
     def take(self, rows: Int64[Tensor, " b"]) -> "Samples":
         """Return some rows."""
         return Samples(*(tensor[rows] for tensor in self))
+
+    def cut_at(
+        self, geometry: CropGeometry, proposals: Boxes, flips: Float[Tensor, "n 2"]
+    ) -> "Samples":
+        """Have the crops cut around these proposals, mirrored by swapped corners."""
+        return self._replace(
+            crop_boxes=swap_corners(geometry.crop_boxes(proposals), *(flips > 0).T)
+        )
 
     def to(self, device: torch.device) -> "Samples":
         """Move all rows."""

@@ -122,8 +122,8 @@ class SceneDataModule(CropDataModule):
             step[:, axis] = step_px * px[:, axis]
             moved = (shift_boxes(samples.proposals, sign * step) for sign in (1, -1))
             ahead, behind = (
-                self.cut(samples._replace(crop_boxes=self.crop_boxes(boxes, samples.flips)))
-                for boxes in moved
+                self.cut(samples.cut_at(self.geometry, proposals, samples.flips))
+                for proposals in moved
             )
             derivatives.append((ahead - behind) / (2 * step_px))
         return cramer_rao_std(derivatives[0].cpu(), derivatives[1].cpu(), self.sensor_noise)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from kornia import augmentation, enhance
 from torch import Tensor, nn
 
-from lightning_bbox.core.compiling import compiled
+from lightning_bbox.core.compiling import compiled_for_any_batch
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.randomness import EpochPlan, keyed_generator
 
@@ -133,19 +133,8 @@ def _grey(planes: Sequence[Tensor]) -> Tensor:
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-_compiled_adjust: Adjust = compiled(_adjust_planes)
-
-
-def compiled_photometry(crops: Crops, factors: Float[Tensor, "b 3"]) -> Crops:
-    """Adjust the crops faster: the compiled twin of `adjust_photometry`.
-
-    Examples:
-        >>> callable(compiled_photometry)
-        True
-    """
-    for tensor in (crops, factors):
-        torch._dynamo.maybe_mark_dynamic(tensor, 0)
-    return _compiled_adjust(crops, factors)
+compiled_photometry: Adjust = compiled_for_any_batch(_adjust_planes)
+"""The compiled twin of `adjust_photometry`."""
 
 
 class NoiseBank:

@@ -5,12 +5,14 @@ crop box with swapped corners gives a mirrored crop, so flips cost nothing.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
-from lightning_bbox.core.compiling import compiled
+from lightning_bbox.core.compiling import compiled_for_any_batch
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 
 Kernel = Callable[
@@ -71,18 +73,13 @@ def _sample_once(
 
 # On the CPU, what is made of more than five reads becomes a table, worked out once a crop.
 # Elsewhere all is worked out anew for each pixel, in one kernel.
-_once_on_cpu = compiled(_sample_once, realize_acc_reads_threshold=5)
-_once_elsewhere = compiled(_sample_once)
+_once_on_cpu = compiled_for_any_batch(_sample_once, realize_acc_reads_threshold=5)
+_once_elsewhere = compiled_for_any_batch(_sample_once)
 
 
-def _compiled_once(
-    pixels: Tensor, offsets: Tensor, heights: Tensor, widths: Tensor, boxes: Boxes, size: int
-) -> Tensor:
-    """Do the same by one graph that serves every store, and every batch of two or more."""
-    for tensor in (pixels, offsets, heights, widths, boxes):
-        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+def _compiled_once(pixels: Tensor, *crops: Any) -> Tensor:  # noqa: ANN401 (as `_sample_once`)
     fast = _once_on_cpu if pixels.device.type == "cpu" else _once_elsewhere
-    return fast(pixels, offsets, heights, widths, boxes, size)
+    return fast(pixels, *crops)
 
 
 CPU_CHUNK = 32
@@ -97,6 +94,7 @@ def sample_bilinear(
     boxes: Boxes,
     size: int,
     supersample: int = 1,
+    sample: Sampler = _sample_once,
 ) -> Float[Tensor, "b 3 s s"]:
     """Cut crops from packed pixels: bilinear samples, averaged where there are several a pixel.
 
@@ -108,6 +106,7 @@ def sample_bilinear(
         boxes: Crop boxes; swapped corners mirror.
         size: Side of the crops.
         supersample: Each crop pixel averages this many samples squared, evenly spread over it.
+        sample: What takes one sample a crop pixel.
 
     Returns:
         Crops in [0, 1]. The content is undefined where a box isn't finite.
@@ -118,38 +117,6 @@ def sample_bilinear(
         >>> sample_bilinear(red, torch.tensor([0]), one, one, box, size=1).flatten()
         tensor([1., 0., 0.])
     """
-    return _average(_sample_once, pixels, offsets, heights, widths, boxes, size, supersample)
-
-
-def compiled_bilinear(
-    pixels: Float32[Tensor, " p"],
-    offsets: Int64[Tensor, " b"],
-    heights: Int32[Tensor, " b"],
-    widths: Int32[Tensor, " b"],
-    boxes: Boxes,
-    size: int,
-    supersample: int = 1,
-) -> Float[Tensor, "b 3 s s"]:
-    """Cut crops faster: the compiled twin of `sample_bilinear`, one graph for batches of any size.
-
-    Examples:
-        >>> callable(compiled_bilinear)
-        True
-    """
-    return _average(_compiled_once, pixels, offsets, heights, widths, boxes, size, supersample)
-
-
-def _average(
-    sample: Sampler,
-    pixels: Tensor,
-    offsets: Tensor,
-    heights: Tensor,
-    widths: Tensor,
-    boxes: Boxes,
-    size: int,
-    supersample: int,
-) -> Float[Tensor, "b 3 s s"]:
-    """Take all samples of a crop pixel, and their mean."""
     places = offsets, heights, widths
     if supersample == 1 or not len(boxes):
         return sample(pixels, *places, boxes, size)
@@ -164,6 +131,11 @@ def _average(
         samples = sample(pixels, offset, height, width, shifted, size)
         averaged.append(samples.view(-1, samples_per_pixel, *samples.shape[1:]).mean(dim=1))
     return torch.cat(averaged)
+
+
+compiled_bilinear = partial(sample_bilinear, sample=_compiled_once)
+"""The compiled twin of `sample_bilinear`: one graph serves every store, and every batch of two or
+more."""
 
 
 def _sample_shifts(supersample: int, boxes: Boxes, size: int) -> Float[Tensor, "b k 4"]:

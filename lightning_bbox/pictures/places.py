@@ -1,15 +1,13 @@
 """Where packed pixels are kept: on the device, in host memory or on disk; and who decides."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.memory import free_host_memory
 from lightning_bbox.core.messages import say
 
 Place = Literal["device", "pinned", "disk"]
@@ -152,50 +150,6 @@ def choose_place(
             f"{pixels} are more than half of the {told(room.device)} free on the device",
         )
     return "device", f"{pixels}, {told(room.device)} free"
-
-
-def free_host_memory(root: Path = Path("/")) -> int:
-    """Return how many bytes of memory are free: on the machine, or in this container.
-
-    Args:
-        root: Where `proc` and `sys` are.
-
-    Examples:
-        >>> free_host_memory() > 0
-        True
-    """
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([free, *_free_in_groups(root)])
-
-
-def _free_in_groups(root: Path) -> Iterator[int]:
-    """Yield what the control groups of this process leave it: containers are limited by those."""
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        if not controllers:
-            names = ("memory.max", "memory.current", "inactive_file")
-        base = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        for folder in (base / path.lstrip("/"), base):  # a container sees its own as the root
-            try:
-                limit, used = (int((folder / name).read_text()) for name in names[:2])
-                stat = (folder / "memory.stat").read_text().split()
-            except (OSError, ValueError):  # no such group, or no limit: `max`
-                continue
-            reclaimable = int(stat[stat.index(names[2]) + 1]) if names[2] in stat else 0
-            yield max(0, limit - used + reclaimable)
-            break
 
 
 def told(size: int) -> str:

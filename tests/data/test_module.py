@@ -222,8 +222,8 @@ def test_a_flipped_crop_is_the_flip_of_the_crop(square, supersample):
     data = scenes(crop=geometry, num_targets=4)
     samples = data.samples("train")
     assert len(samples.flips.unique(dim=0)) == 4
-    unflipped = data.crop_boxes(samples.proposals, torch.zeros(64, 2))
-    straight = data.cut(samples._replace(crop_boxes=unflipped))
+    unflipped = samples.cut_at(data.geometry, samples.proposals, torch.zeros(64, 2))
+    straight = data.cut(unflipped)
     # Positions near 100 px are rounded to 8e-6 px, so values to about that part of a step.
     torch.testing.assert_close(
         data.cut(samples), mirrored(straight, samples.flips), rtol=0, atol=1e-5
@@ -234,8 +234,8 @@ def test_a_flipped_crop_of_whole_pixels_is_bit_equal(patches):
     data = patches()
     samples = data.samples("train")
     assert len(samples.flips.unique(dim=0)) == 4
-    unflipped = data.crop_boxes(samples.proposals, torch.zeros(64, 2))
-    straight = data.cut(samples._replace(crop_boxes=unflipped))
+    unflipped = samples.cut_at(data.geometry, samples.proposals, torch.zeros(64, 2))
+    straight = data.cut(unflipped)
     assert torch.equal(data.cut(samples), mirrored(straight, samples.flips))
 
 

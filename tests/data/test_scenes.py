@@ -60,8 +60,7 @@ def test_noise_of_the_known_level_is_added_to_every_crop(noise, split):
 
 def cut_moved(data, samples, move):
     """Cut crops as if their proposals lay elsewhere."""
-    crop_boxes = data.crop_boxes(samples.proposals + move, samples.flips)
-    return data.cut(samples._replace(crop_boxes=crop_boxes))
+    return data.cut(samples.cut_at(data.geometry, samples.proposals + move, samples.flips))
 
 
 def floor_of(data):
