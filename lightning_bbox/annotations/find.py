@@ -50,17 +50,6 @@ def find_annotations(
 
     Raises:
         BadInput: If nothing is recognised, or there are several candidates.
-
-    Examples:
-        >>> import tempfile
-        >>> from lightning_bbox.annotations.formats.known import known_formats
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     (Path(folder) / "labels").mkdir()
-        ...     (Path(folder) / "labels/a.txt").touch()
-        ...     _ = (Path(folder) / "boxes.csv").write_text("image,x1,y1,x2,y2")
-        ...     found = find_annotations(Path(folder), known_formats(), "auto", None, False)
-        >>> [(source.format.name, source.files) for source in found]
-        [('yolo', ['labels/a.txt']), ('csv', ['boxes.csv'])]
     """
     names = [annotations] if isinstance(annotations, str) else list(annotations or ())
     if names:

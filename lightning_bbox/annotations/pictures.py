@@ -18,12 +18,7 @@ _ANNOTATION_FOLDERS = ("annotations", "labels")
 
 
 def is_picture(file: str) -> bool:
-    """Tell by its suffix whether a file is a picture, and not a hidden one.
-
-    Examples:
-        >>> is_picture("images/a.JPG"), is_picture("images/a.xml")
-        (True, False)
-    """
+    """Tell by its suffix whether a file is a picture, and not a hidden one."""
     name = PurePosixPath(file)
     return name.suffix.casefold() in _PICTURE_SUFFIXES and not name.name.startswith(".")
 
@@ -36,10 +31,6 @@ def split_of(*files: str) -> str:
 
     Returns:
         The folder's name as it is, or nothing.
-
-    Examples:
-        >>> split_of("boxes.csv", "images/Valid/a.png")
-        'Valid'
     """
     folders = (part for file in files for part in reversed(PurePosixPath(file).parts[:-1]))
     return next((part for part in folders if usual_split(part)), "")
@@ -56,10 +47,6 @@ def inside(root: Path, name: str, place: str, allow_outside: bool) -> str:
 
     Raises:
         BadInput: If it leads out and may not.
-
-    Examples:
-        >>> inside(Path("data"), "images/../a.png", "boxes.csv:2", allow_outside=False)
-        'a.png'
     """
     path = os.path.normpath(root / name)
     real = Path(os.path.realpath(path))
@@ -83,16 +70,6 @@ class PictureFinder:
         images: Folder of the pictures, relative to the root.
         by_stem: Whether a picture is found by the stem of its annotation file, not by its name.
         allow_outside: Whether pictures may lie outside the root.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     (Path(folder) / "images/val").mkdir(parents=True)
-        ...     (Path(folder) / "images/val/a.png").touch()
-        ...     finder = PictureFinder(Path(folder), None, by_stem=True, allow_outside=False)
-        ...     found = finder.find([Picture("labels/val/a.txt", "labels/val/a.txt")])
-        >>> {path: picture.split for path, picture in found.items()}
-        {'images/val/a.png': 'val'}
     """
 
     def __init__(self, root: Path, images: str | None, by_stem: bool, allow_outside: bool) -> None:
@@ -242,14 +219,6 @@ def pictures_named(
 
     Raises:
         BadInput: If a line names no picture, more than one, or one named before.
-
-    Examples:
-        >>> import tempfile
-        >>> images = [f"images/{name}.png" for name in "abc"]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = (Path(folder) / "val.txt").write_text("c\nimages/a.png")
-        ...     pictures_named(images, Path(folder), "val.txt", allow_outside=False)
-        ['images/c.png', 'images/a.png']
     """
     file = inside(root, split_file, "split_file", allow_outside)
     known: dict[str, list[str]] = {}
@@ -291,10 +260,6 @@ def group_pictures(found: Mapping[str, Picture], pattern: str | None) -> tuple[s
 
     Raises:
         BadInput: If the pattern is no regular expression with a group, or doesn't fit a path.
-
-    Examples:
-        >>> group_pictures({"a_1.png": Picture("b.csv", "b.csv:2")}, r"^(.)_")
-        ('a',)
     """
     if pattern is None:
         return tuple(picture.group or path for path, picture in found.items())

@@ -33,22 +33,12 @@ NO_NAMES = SplitNames([], [], [])
 
 
 def all_names(names: SplitNames) -> list[str]:
-    """Return the names of all roles.
-
-    Examples:
-        >>> all_names(SplitNames(["train"], [], ["test"]))
-        ['train', 'test']
-    """
+    """Return the names of all roles."""
     return [*names.train, *names.val, *names.test]
 
 
 def split_files(names: SplitNames) -> list[str]:
-    """Return the names that are split files.
-
-    Examples:
-        >>> split_files(SplitNames(["ImageSets/Main/train.txt"], [], ["test"]))
-        ['ImageSets/Main/train.txt']
-    """
+    """Return the names that are split files."""
     return [name for name in all_names(names) if name.endswith(".txt")]
 
 
@@ -57,11 +47,6 @@ def check_names(names: SplitNames) -> None:
 
     Raises:
         BadInput: If one is named twice, or only some of them are split files.
-
-    Examples:
-        >>> check_names(SplitNames(["a"], ["a"], []))
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: split a is named twice; name each once
     """
     named, files = all_names(names), split_files(names)
     if twice := sorted({name for name in named if named.count(name) > 1}):
@@ -81,12 +66,6 @@ def roles_of(origins: Sequence[str], names: SplitNames) -> list[str]:
 
     Raises:
         BadInput: If no picture is in a split that is named.
-
-    Examples:
-        >>> roles_of(["", "monday", "final"], SplitNames([], [], ["final"]))
-        ['train', 'train', 'test']
-        >>> roles_of(["", "monday", "final"], SplitNames(["monday"], [], ["final"]))
-        ['', 'train', 'test']
     """
     if unknown := [name for name in all_names(names) if name not in origins]:
         there = sorted({origin for origin in origins if origin})
@@ -102,15 +81,6 @@ def image_sets(root: Path) -> SplitNames:
 
     Args:
         root: Folder of the data set, which `ImageSets/Main` lies in.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     (Path(folder) / "ImageSets/Main").mkdir(parents=True)
-        ...     for name in ("train", "val", "trainval", "test"):
-        ...         (Path(folder) / f"ImageSets/Main/{name}.txt").touch()
-        ...     image_sets(Path(folder))
-        SplitNames(train=['ImageSets/Main/trainval.txt'], val=[], test=['ImageSets/Main/test.txt'])
     """
     folder = Path("ImageSets") / "Main"
     there = {path.stem: str(folder / path.name) for path in (root / folder).glob("*.txt")}
@@ -122,12 +92,7 @@ def image_sets(root: Path) -> SplitNames:
 
 
 def usual_names(there: Set[str]) -> SplitNames:
-    """Return the splits that go by the usual names, or none where nothing is left to train on.
-
-    Examples:
-        >>> usual_names({"", "Test"}), usual_names({"Test"})
-        (SplitNames(train=[], val=[], test=['Test']), SplitNames(train=[], val=[], test=[]))
-    """
+    """Return the splits that go by the usual names, or none where nothing is left to train on."""
     names = SplitNames(*(sorted(n for n in there if usual_split(n) == role) for role in ROLES))
     return names if names.train or there - set(all_names(names)) else NO_NAMES
 
@@ -138,10 +103,6 @@ def shared_groups(groups: Iterable[str], roles: Iterable[str]) -> list[str]:
     Args:
         groups: The group of each picture.
         roles: Its role; nothing where it has none.
-
-    Examples:
-        >>> shared_groups(["a", "b", "b", "c", "c"], ["train", "train", "test", "val", ""])
-        ['b']
     """
     seen: dict[str, set[str]] = {}
     for group, role in zip(groups, roles, strict=True):
@@ -154,10 +115,6 @@ def usual_split(name: str) -> Split | None:
 
     Args:
         name: Name of a split or of a folder.
-
-    Examples:
-        >>> [usual_split(name) for name in ("Train", "val2017", "validation", "testbed")]
-        ['train', 'val', 'val', None]
     """
     return _SPLIT_NAMES.get(re.sub(r"[ _-]?\d*$", "", name.casefold()))
 
@@ -167,11 +124,6 @@ def split_in_name(file: str) -> Split | None:
 
     Args:
         file: Path of a file that speaks of many pictures.
-
-    Examples:
-        >>> files = ("a/instances_train2017.json", "val/boxes.csv", "train_and_test.csv")
-        >>> [split_in_name(file) for file in files]
-        ['train', None, None]
     """
     words = _SPLIT_WORDS.findall(PurePosixPath(file).stem.casefold())
     found = {_SPLIT_NAMES[word] for word in words}
@@ -185,10 +137,6 @@ def split_pictures(
 
     Takes the group of each picture, and otherwise what `hold_out_groups` does. Returns the indices
     of the pictures kept, and of those held out.
-
-    Examples:
-        >>> split_pictures(["a", "b", "a"], 0.5, seed=1)
-        ([1], [0, 2])
     """
     return _parted(groups, hold_out_groups(set(groups), fraction, seed, fold))
 
@@ -210,12 +158,6 @@ def hold_out_groups(groups: Set[str], fraction: float, seed: int, fold: int = 0)
     Raises:
         BadInput: If the fraction is not in [0, 1), there is only one group to split, or no such
             fold.
-
-    Examples:
-        >>> hold_out_groups({"left", "right", "top"}, 0.1, seed=0)
-        {'right'}
-        >>> sorted(hold_out_groups({"left", "right", "top"}, 0.5, seed=0, fold=1))
-        ['left']
     """
     if not 0 <= fraction < 1:
         msg = f"the fraction to hold out is {fraction}; choose one in [0, 1)"
@@ -256,10 +198,6 @@ def held_out(groups: Sequence[str], names: Sequence[str]) -> tuple[list[int], li
 
     Raises:
         BadInput: If no picture is of a group that is named.
-
-    Examples:
-        >>> held_out(["a", "b", "a"], ["b"])
-        ([0, 2], [1])
     """
     if unknown := [name for name in names if name not in groups]:
         there = sorted(set(groups))

@@ -35,18 +35,6 @@ class BoxTable:
         note: Format and convention read, in one sentence.
         skipped: One sentence for each box left out.
         skipped_index: The picture of each box left out.
-
-    Examples:
-        >>> from lightning_bbox.annotations.formats.csv import CSV
-        >>> table = BoxTable(
-        ...     root=Path("data"), images=("a.png", "b.png"), groups=("a", "b"), splits=("", ""),
-        ...     sizes=torch.tensor([[50, 60], [50, 60]]), image_index=torch.tensor([0, 1, 1]),
-        ...     boxes=torch.tensor([[0., 0, 9, 9], [5, 5, 30, 20], [1, 1, 4, 4]]),
-        ...     labels=torch.tensor([0, 1, 0]), classes=("cell", "plate"),
-        ...     ids=("a:1", "b:1", "b:2"), entries=(("a", 0), ("b", 0), ("b", 1)), format=CSV,
-        ... )
-        >>> table.pictures([1]).of_min_size(3).of_classes(["cell"]).ids
-        ('b:2',)
     """
 
     root: Path

@@ -26,13 +26,6 @@ def box_faults(
             belong to a box.
         partly_outside: Whether a box may reach outside its picture by more than a pixel, as long as
             some of it lies inside.
-
-    Examples:
-        >>> boxes = torch.tensor([[10.0, 10, 10, 20], [50, 40, 62, 50]])
-        >>> box_faults(boxes, torch.tensor([[50, 60], [50, 60]]))
-        {0: 'has no positive width', 1: 'reaches 2 px outside the 60 x 50 picture'}
-        >>> box_faults(boxes, torch.tensor([[50, 60], [50, 50]]), partly_outside=True)
-        {0: 'has no positive width', 1: 'lies outside the picture'}
     """
     limits = sizes.flip(-1)
     finite = boxes.isfinite().all(dim=1)

@@ -38,18 +38,6 @@ def write_boxes(table: BoxTable, boxes: Boxes, folder: Path) -> list[Path]:
     Raises:
         BadInput: If a new box is not finite, a file has changed since it was read, or its numbers
             are written in a way that can't be exchanged, such as with XML's character references.
-
-    Examples:
-        >>> import tempfile
-        >>> from PIL import Image
-        >>> from lightning_bbox.annotations.read import read_annotations
-        >>> root = Path(tempfile.mkdtemp())
-        >>> Image.new("L", (60, 50)).save(root / "a.png")
-        >>> _ = (root / "boxes.csv").write_text("image,x1,y1,x2,y2,remark\na.png,5,6,20.5,30,dark")
-        >>> table = read_annotations(root)
-        >>> (path,) = write_boxes(table, table.boxes + 1, root / "moved")
-        >>> path.read_text().splitlines()[1]
-        'a.png,6,7,21.5,31,dark'
     """
     numbers = _numbers(table, boxes)
     moved = (boxes != table.boxes).any(dim=1)

@@ -260,12 +260,7 @@ def _as_list(value: object) -> list[object]:
 
 
 def default_name(config: Namespace) -> str:
-    """Name a run after its first config (a saved one: after the run it came from) and the time.
-
-    Examples:
-        >>> default_name(Namespace(config=["configs/voc.yaml"])).rpartition("-")[0][:4]
-        'voc-'
-    """
+    """Name a run after its first config (a saved one: after the run it came from) and the time."""
     files = config.get("config") or []
     first = Path(str(files[0])) if files else Path("run")
     stem = first.resolve().parent.name if first.name == "config.yaml" else first.stem

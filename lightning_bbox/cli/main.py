@@ -29,10 +29,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Args:
         args: The command line; that of the process by default.
-
-    Examples:
-        >>> main(["fit", "-c", "preset:no_such"])
-        2
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if arguments[:1] in (["-h"], ["--help"]):
@@ -69,11 +65,6 @@ def leave(code: int) -> NoReturn:
 
     Args:
         code: The exit code.
-
-    Examples:
-        >>> leave(0)
-        Traceback (most recent call last):
-        SystemExit: 0
     """
     distributed = sys.modules.get("torch.distributed")  # imported where there can be several
     if distributed is not None and distributed.is_available() and distributed.is_initialized():

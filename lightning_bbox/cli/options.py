@@ -125,29 +125,14 @@ def _by_public_paths(text: str) -> str:
 
 
 def cause(error: BaseException | None, *kinds: type[E]) -> E | None:
-    """Return an error of one of these kinds from among those that an error was made of.
-
-    Examples:
-        >>> try:
-        ...     raise RuntimeError from BadInput("context is -1; expected > 0")
-        ... except RuntimeError as error:
-        ...     print(cause(error, BadInput))
-        context is -1; expected > 0
-    """
+    """Return an error of one of these kinds from among those that an error was made of."""
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__ or error.__context__
     return error
 
 
 def expected_words(hint: object) -> list[str]:
-    """Say which values a type allows: choices, kinds of numbers, names of classes.
-
-    Examples:
-        >>> expected_words(Literal["auto"] | bool | None)
-        ["'auto'", 'true or false']
-        >>> expected_words(list[str] | BadInput)
-        ['a list', 'BadInput']
-    """
+    """Say which values a type allows: choices, kinds of numbers, names of classes."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         # A learning rate may be a tensor, but not one that can be written.
@@ -164,12 +149,7 @@ def expected_words(hint: object) -> list[str]:
 
 
 def class_names(base: type) -> list[str]:
-    """Name the classes derived from a class in its own package, or else the class itself.
-
-    Examples:
-        >>> class_names(ArithmeticError)
-        ['FloatingPointError', 'OverflowError', 'ZeroDivisionError']
-    """
+    """Name the classes derived from a class in its own package, or else the class itself."""
     package = base.__module__.partition(".")[0]
     names = set[str]()
     rest: list[type] = base.__subclasses__()

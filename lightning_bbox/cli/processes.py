@@ -31,11 +31,6 @@ def one_of_a_run() -> Iterator[None]:
 
     Whatever ends the launcher, a signal that can't be caught too: a process that waits for the
     others to come would wait for half an hour.
-
-    Examples:
-        >>> with one_of_a_run():
-        ...     os.environ["LIGHTNING_BBOX_FIRST"] == str(os.getpid())
-        True
     """
     first = os.environ.get(_FIRST) if "LOCAL_RANK" in os.environ else None
     if first is not None:
@@ -56,11 +51,6 @@ def shared_by_launched(folder: Path) -> Path:
 
     Args:
         folder: What this process would call it.
-
-    Examples:
-        >>> with one_of_a_run():
-        ...     shared_by_launched(Path("runs/a")), shared_by_launched(Path("runs/b"))
-        (PosixPath('runs/a'), PosixPath('runs/a'))
     """
     return Path(os.environ.setdefault(_FOLDER, str(folder)))
 
@@ -81,12 +71,6 @@ def say_once(sentence: str) -> None:
 
     Args:
         sentence: Why the run ends.
-
-    Examples:
-        >>> import contextlib
-        >>> with contextlib.redirect_stderr(sys.stdout):
-        ...     say_once("interrupted")
-        lightning-bbox: interrupted
     """
     if rank_zero_only.rank:  # type: ignore[attr-defined] # Lightning sets it
         time.sleep(PATIENCE)
@@ -99,9 +83,6 @@ def end_launched(trainer: pl.Trainer, patience: float) -> None:
     Args:
         trainer: What launched them.
         patience: Seconds to let them end by themselves.
-
-    Examples:
-        >>> end_launched(pl.Trainer(accelerator="cpu", devices=1, logger=False), patience=1.0)
     """
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, _SubprocessScriptLauncher):
@@ -129,10 +110,6 @@ def started_outside() -> Started | None:
 
     Raises:
         BadInput: SLURM wasn't told how many belong on a machine.
-
-    Examples:
-        >>> started_outside() is None
-        True
     """
     if TorchElasticEnvironment.detect():
         return Started(int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"]))
@@ -146,12 +123,7 @@ def started_outside() -> Started | None:
 
 
 def default_devices() -> int | str:
-    """Return a device for each process that another launcher started here, else `auto`.
-
-    Examples:
-        >>> default_devices()
-        'auto'
-    """
+    """Return a device for each process that another launcher started here, else `auto`."""
     started = started_outside()
     return "auto" if started is None else started.here
 
@@ -164,9 +136,6 @@ def refuse_other_count(trainer: pl.Trainer) -> None:
 
     Raises:
         BadInput: There are more devices than processes, or fewer.
-
-    Examples:
-        >>> refuse_other_count(pl.Trainer(accelerator="cpu", devices=1, logger=False))
     """
     started, devices = started_outside(), trainer.num_devices * trainer.num_nodes
     if started is not None and started.in_all != devices:

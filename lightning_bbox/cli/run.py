@@ -33,12 +33,7 @@ from lightning_bbox.reports.callbacks import ReusableConfig
 @one_of_a_run()
 @sigterm_raises()
 def run(arguments: list[str]) -> int:
-    """Run a command and return its exit code, as `main` does.
-
-    Examples:
-        >>> run(["fit", "-c", "preset:no_such"])
-        2
-    """
+    """Run a command and return its exit code, as `main` does."""
     for name in lightning_bbox.__all__:  # a part goes by its name alone once it is imported
         getattr(lightning_bbox, name)
     begun = Begun()
@@ -56,13 +51,7 @@ def run(arguments: list[str]) -> int:
 
 
 def rehearse(arguments: list[str]) -> str | None:
-    """Return why a command would refuse its settings, None where it would begin.
-
-    Examples:
-        >>> with plain_warnings():
-        ...     rehearse(["fit", "-c", "preset:quickstart", "--model.head=BoxHead"])
-        "model.head: is 'BoxHead'; expected ..."
-    """
+    """Return why a command would refuse its settings, None where it would begin."""
     try:
         _lightning_cli(Rehearsal, arguments, Begun())
     except (ValueError, OSError, MisconfigurationException, SystemExit) as leaving:

@@ -39,11 +39,6 @@ class Begun:
 
         Raises:
             BadInput: The folder holds another run, or no checkpoint is given or can be read.
-
-        Examples:
-            >>> Begun().begin("test", Path("runs/new"), None)
-            Traceback (most recent call last):
-            lightning_bbox.BadInput: test needs a trained model; add --ckpt_path and a checkpoint
         """
         resuming = command == "fit" and _is_of(folder, asked)
         checkpoint = _find_checkpoint(command, folder, asked)
@@ -70,17 +65,7 @@ class Begun:
 
     @rank_zero_only
     def undo(self) -> None:
-        """Remove the folder of a run that was refused before it began: it holds only its settings.
-
-        Examples:
-            >>> import tempfile
-            >>> begun = Begun(Path(tempfile.mkdtemp()) / "run")
-            >>> begun.make_folder()
-            >>> (begun.folder / "config.yaml").touch()
-            >>> begun.undo()
-            >>> begun.folder.exists()
-            False
-        """
+        """Remove the folder of a run that was refused before it began, with its settings."""
         if self.folder is None or not self.is_new:
             return
         files = [*self.folder.iterdir()]

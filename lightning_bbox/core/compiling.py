@@ -22,12 +22,7 @@ R = TypeVar("R")
 
 
 def has_cxx_compiler() -> bool:
-    """Tell whether the C++ compiler that torch.compile calls on the CPU is there.
-
-    Examples:
-        >>> isinstance(has_cxx_compiler(), bool)
-        True
-    """
+    """Tell whether the C++ compiler that torch.compile calls on the CPU is there."""
     return _is_found(os.environ.get("CXX", "g++"), os.environ.get("PATH"))
 
 
@@ -47,10 +42,6 @@ def should_compile(choice: Compile, device: torch.device, pays_on_cpu: bool) -> 
 
     Raises:
         BadInput: Compilation was asked for and there is no C++ compiler.
-
-    Examples:
-        >>> should_compile(False, torch.device("cpu"), pays_on_cpu=True)
-        False
     """
     if choice is False or (choice == "auto" and device.type not in ("cuda", "cpu")):
         return False
@@ -76,10 +67,6 @@ def compiled(function: Callable[P, R], **options: int) -> Callable[P, R]:
     Args:
         function: What to compile.
         options: Inductor's, beside that (see `torch.compile`).
-
-    Examples:
-        >>> callable(compiled(torch.sin))
-        True
     """
     return torch.compile(
         function, fullgraph=True, options={"assert_indirect_indexing": False, **options}
@@ -91,10 +78,6 @@ def default_precision() -> str:
 
     The environment variable `LIGHTNING_BBOX_PRECISION` says it instead where it is set, so that
     runs on machines of several kinds can be alike.
-
-    Examples:
-        >>> default_precision() in ("bf16-mixed", "32-true")
-        True
     """
     if asked := os.environ.get("LIGHTNING_BBOX_PRECISION"):
         return asked

@@ -32,13 +32,6 @@ def write_atomically(path: Path, *content: bytes | memoryview, option: str = "--
 
     Raises:
         BadInput: The folder can't be written to, or there is no room; what was there stays.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_atomically(Path(folder) / "a.txt", b"hello")
-        ...     (Path(folder) / "a.txt").read_text()
-        'hello'
     """
     write_pieces(path, content, option)
 
@@ -53,13 +46,6 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview], option: str =
 
     Raises:
         BadInput: The folder can't be written to, or there is no room; what was there stays.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_pieces(Path(folder) / "a.txt", (letter.encode() for letter in "hello"))
-        ...     (Path(folder) / "a.txt").read_text()
-        'hello'
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -84,10 +70,6 @@ def cannot_write(path: Path | str, error: OSError, option: str = "--runs") -> Ba
         path: What can't be written.
         error: Why.
         option: What names another folder.
-
-    Examples:
-        >>> print(cannot_write("runs/a", PermissionError(13, "Permission denied")))
-        runs/a: can't be written (Permission denied); make room, or name another folder with --runs
     """
     problem = f"can't be written ({error.strerror})"
     return BadInput.at(str(path), problem, f"make room, or name another folder with {option}")
@@ -102,11 +84,6 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
 
     Raises:
         BadInput: It can't be read, isn't YAML, or holds something else than a mapping.
-
-    Examples:
-        >>> read_yaml(Path("no.yaml"), "write options")
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: no.yaml: can't be read (No such file or directory); check its ...
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -135,11 +112,6 @@ def make_folder(folder: Path, option: str = "--runs") -> None:
 
     Raises:
         BadInput: It can't be made, or a file has its name.
-
-    Examples:
-        >>> make_folder(Path("/dev/null/run"))
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: /dev/null/run: can't be written (Not a directory); ...
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,30 +120,13 @@ def make_folder(folder: Path, option: str = "--runs") -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writes that were killed.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     (Path(folder) / ".last.ckpt.123.tmp").touch()
-        ...     remove_leftovers(Path(folder))
-        ...     list(Path(folder).iterdir())
-        []
-    """
+    """Remove the temporary files of writes that were killed."""
     for path in folder.rglob(".*.*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG whole or not at all.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_picture(Path(folder) / "a.png", Image.new("RGB", (2, 2)))
-        ...     (Path(folder) / "a.png").read_bytes()[1:4]
-        b'PNG'
-    """
+    """Write a PNG whole or not at all."""
     buffer = BytesIO()
     picture.save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
@@ -196,14 +151,6 @@ class KeyedFile:
         path: The file; the sidecar lies beside it.
         key: What the file's content depends on, by name.
         option: What names another folder.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "a.bin"
-        ...     KeyedFile(path, {"weights": "a"}, "--model.cache").write([b"12", b"3"])
-        ...     KeyedFile(path, {"weights": "b"}, "--model.cache").problem()
-        'stale (made of other weights)'
     """
 
     def __init__(self, path: Path, key: dict[str, str], option: str) -> None:

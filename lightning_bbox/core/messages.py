@@ -15,12 +15,7 @@ from lightning_bbox.core.files import CANNOT_WRITE
 
 @rank_zero_only
 def say(text: str) -> None:
-    """Print what a person wants to read, once for all processes.
-
-    Examples:
-        >>> say("training on 1 x cpu")
-        training on 1 x cpu
-    """
+    """Print what a person wants to read, once for all processes."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -30,11 +25,6 @@ def plain_warnings() -> Iterator[None]:
     r"""Say warnings as refusals are said, without the line of code that they come from.
 
     What Lightning says at every start is silenced for good; its warnings stay.
-
-    Examples:
-        >>> with plain_warnings():
-        ...     warnings.formatwarning("there is no box", UserWarning, "data.py", 7)
-        'lightning-bbox: there is no box\n'
     """
     _quieten()
     usual = warnings.formatwarning

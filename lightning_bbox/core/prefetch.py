@@ -23,10 +23,6 @@ def ahead(
         work: What to do, in another thread; for the first item it is done in the caller's.
         depth: How many items are worked on ahead.
         threads: How many at once.
-
-    Examples:
-        >>> list(ahead([1, 2, 3], lambda number: number**2, depth=1))
-        [(1, 1), (2, 4), (3, 9)]
     """
     source, waiting = iter(items), deque[tuple[T, "Future[R]"]]()
     pool = ThreadPoolExecutor(threads, "ahead")

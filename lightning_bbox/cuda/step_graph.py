@@ -100,14 +100,6 @@ def capturable(optimizer: Optimizer, rates: list[Tensor]) -> Iterator[None]:
     Args:
         optimizer: One that has the option `capturable`.
         rates: The rate of each group of parameters.
-
-    Examples:
-        >>> adam = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-        >>> with capturable(adam, [torch.tensor(0.2)]):
-        ...     adam.param_groups[0]["lr"], adam.param_groups[0]["capturable"]
-        (tensor(0.2000), True)
-        >>> adam.param_groups[0]["lr"], adam.param_groups[0]["capturable"]
-        (0.1, False)
     """
     asked = [
         {name: group[name] for name in ("lr", "capturable")} for group in optimizer.param_groups
@@ -123,13 +115,7 @@ def capturable(optimizer: Optimizer, rates: list[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def beside(device: torch.device) -> Iterator[None]:
-    """Launch on another stream of a CUDA device, between what came before and what comes after.
-
-    Examples:
-        >>> with beside(torch.device("cpu")):  # has no streams
-        ...     torch.ones(2).sum().item()
-        2.0
-    """
+    """Launch on another stream of a CUDA device, between what came before and what comes after."""
     if device.type != "cuda":
         yield
         return

@@ -125,13 +125,6 @@ def triton_bilinear(
     Raises:
         BadInput: Triton isn't there, or the store isn't on a CUDA device. With TRITON_INTERPRET=1
             set before this module is imported, Triton's interpreter takes the CPU too, slowly.
-
-    Examples:
-        >>> red, one = torch.tensor([255.0]), torch.tensor([1]).int()
-        >>> box = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-        >>> triton_bilinear(red, torch.tensor([0]), one, one, box, size=1, supersample=1)
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: the Triton kernel needs ...
     """
     if _kernel is None:
         msg = "the Triton kernel needs triton; install it, or cut with the compiled kernel"

@@ -58,16 +58,6 @@ def evaluate(
         refined: What the model made of them.
         predicted_mean: What predicting the training mean makes of them.
         law: How errors are spread, given the standard deviations of `refined`.
-
-    Examples:
-        >>> from lightning_bbox import SceneDataModule
-        >>> data = SceneDataModule(num_scenes=20, eval_draws=30, compile=False)
-        >>> samples = data.samples("val")
-        >>> zeros = torch.zeros(30)
-        >>> stds, nll = torch.zeros(2, 30, 2)
-        >>> perfect = Refined(samples.gt_boxes, zeros, stds, nll, zeros == 0)
-        >>> evaluate(data, "val", samples, perfect, samples.proposals).metrics["iou_after"]
-        1.0
     """
     px = data.geometry.px(samples.proposals)
     truth, proposals, count = samples.gt_boxes, samples.proposals, data.num_targets

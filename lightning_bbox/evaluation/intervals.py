@@ -30,10 +30,6 @@ def t_quantile(probability: float, dof: int) -> float:
 
     References:
         Abramowitz and Stegun, Handbook of mathematical functions (1964), 26.7.3 and 26.7.4.
-
-    Examples:
-        >>> round(t_quantile(0.975, 2), 4)
-        4.3027
     """
     low, high = 0.0, math.pi / 2
     while low < (middle := (low + high) / 2) < high:
@@ -62,11 +58,6 @@ def t_interval(values: Sequence[float]) -> Mean:
 
     References:
         Student, The probable error of a mean (1908).
-
-    Examples:
-        >>> mean = t_interval([1.0, 2.0, 3.0])
-        >>> f"{mean.value} ({mean.low:.2f} to {mean.high:.2f})"
-        '2.0 (-0.48 to 4.48)'
     """
     count = len(values)
     mean = math.fsum(values) / count
@@ -97,12 +88,6 @@ def bootstrap_interval(
 
     References:
         Efron and Tibshirani, An introduction to the bootstrap (1993), chapter 13.
-
-    Examples:
-        >>> bootstrap_interval(torch.ones(10), torch.arange(10))
-        (1.0, 1.0)
-        >>> bootstrap_interval(torch.ones(2), torch.arange(2), weights=torch.tensor([2.0, 2.0]))
-        (0.5, 0.5)
     """
     (sums,), (sizes,) = _totals([values], [clusters], None if weights is None else [weights])
     draws = _draws(len(sums), resamples, keyed_generator("bootstrap"))
@@ -129,11 +114,6 @@ def crossed_bootstrap(
     References:
         Owen, The pigeonhole bootstrap (2007): two crossed factors. Davison and Hinkley, Bootstrap
         methods and their application (1997), section 3.8: hierarchical data. The widening is ours.
-
-    Examples:
-        >>> apart = [torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])]
-        >>> crossed_bootstrap(apart, [torch.tensor([0, 1])] * 2)
-        Mean(value=1.5, low=1.0, high=2.0, n=2)
     """
     sums, sizes = _totals(values, pictures)
     count, num_pictures = sums.shape

@@ -24,14 +24,6 @@ class RefinedBoxes(Metric):
     Args:
         num_rows: How many samples the evaluation has.
         num_targets: How many coordinates are predicted.
-
-    Examples:
-        >>> metric = RefinedBoxes(3, num_targets=2)
-        >>> row, valid = torch.tensor([2]), torch.tensor([True])
-        >>> stds, nll = torch.ones(1, 2), torch.zeros(1, 2)
-        >>> metric.update(row, valid, torch.ones(1, 4), torch.ones(1), stds, nll)
-        >>> metric.compute().boxes[2]
-        tensor([1., 1., 1., 1.])
     """
 
     full_state_update = False
@@ -93,11 +85,6 @@ def error_px(boxes: Boxes, gt_boxes: Boxes, px: Float[Tensor, "n 2"]) -> Float[T
         boxes: Refined boxes.
         gt_boxes: True boxes.
         px: Size of a px in picture pixels.
-
-    Examples:
-        >>> truth, px = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[2.0, 2.0]])
-        >>> error_px(torch.tensor([[2.0, 0, 12, 10]]), truth, px)
-        tensor([[1., 0.]])
     """
     return (box_centers(boxes) - box_centers(gt_boxes)) / px
 
@@ -112,11 +99,6 @@ def coordinate_errors(
         gt_boxes: True boxes.
         px: Size of a px in picture pixels.
         num_targets: 4 adds the sizes' errors to the centre's.
-
-    Examples:
-        >>> truth, px = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[2.0, 2.0]])
-        >>> coordinate_errors(torch.tensor([[2.0, 0, 12, 10]]), truth, px, num_targets=4)
-        tensor([[1., 0., 0., 0.]])
     """
     return _offsets(boxes, gt_boxes, px)[:, :num_targets]
 
@@ -138,11 +120,6 @@ def calibration_metrics(
     Returns:
         `coverage_50`, `coverage_90` and `coverage_95`, the share of coordinates within the central
         interval; `std_px`, the mean standard deviation, and `nll`, in nats, both of x and y.
-
-    Examples:
-        >>> errors, ones = torch.tensor([[0.5, -1.8]]), torch.ones(1, 2)
-        >>> calibration_metrics(errors, ones, ones, "gaussian")["coverage_95"]
-        1.0
     """
     metrics = {}
     if can_tell(stds):
@@ -171,12 +148,6 @@ def box_metrics(
         of |x| and |y|), `error_fraction` (x by the true width, y by its height), `error_picture`
         (picture pixels), `iou_before`, `iou_after`, `mae_edge_px` with 4 targets, and for x and y
         the slope of the prediction on the truth and R2.
-
-    Examples:
-        >>> gt, px = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 10]]), torch.ones(2, 2)
-        >>> moved = gt + torch.tensor([[1.0, 0, 1, 0], [-1.0, 2, -1, 2]])
-        >>> box_metrics(moved, moved, gt, px, num_targets=2)["mae_px"]
-        1.0
     """
     boxes, proposals, gt_boxes, px = (t.double() for t in (boxes, proposals, gt_boxes, px))
     error = error_px(boxes, gt_boxes, px)

@@ -210,6 +210,21 @@ def test_mistakes_are_refused_with_exit_code_2(
     assert not list(tmp_path.glob("runs/*"))
 
 
+def test_a_refused_run_removes_no_folder_that_was_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "mine" / "config.yaml"
+    config.parent.mkdir()
+    config.write_text(
+        "{model: BoxRegressor, data: {class_path: BoxDataModule, init_args: {root: no}}}"
+    )
+    for name, is_left in (("mine", True), ("new", False)):
+        assert main(["fit", f"--config={config}", f"--runs={tmp_path}", f"--name={name}"]) == 2
+        assert "no: is no folder" in capsys.readouterr().err
+        assert (tmp_path / name).exists() == is_left
+    assert config.is_file()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -19,10 +19,6 @@ def known_formats(voc_base: Literal[0, 1] = 1) -> tuple[Format, ...]:
 
     Args:
         voc_base: Coordinate of the first pixel in VOC files.
-
-    Examples:
-        >>> [kind.convention.text for kind in known_formats(voc_base=0)][:2]
-        ['VOC XML, 0-based inclusive corners', 'COCO JSON, left top corner and size in pixels']
     """
     return (
         voc_format(voc_base),

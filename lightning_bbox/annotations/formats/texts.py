@@ -21,11 +21,6 @@ def read_bytes(root: Path, file: str) -> bytes:
 
     Raises:
         BadInput: If it can't be read.
-
-    Examples:
-        >>> read_bytes(Path("nowhere"), "boxes.json")
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: boxes.json: can't be read ...
     """
     try:
         return (root / file).read_bytes()
@@ -38,14 +33,6 @@ def read_text(root: Path, file: str) -> str:
 
     Raises:
         BadInput: If it can't be read as UTF-8.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = (Path(folder) / "a.txt").write_bytes(b"caf\xe9")
-        ...     read_text(Path(folder), "a.txt")
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: a.txt: is not UTF-8 text ...; save it as UTF-8
     """
     try:
         text = read_bytes(root, file).decode("utf-8")
@@ -55,12 +42,7 @@ def read_text(root: Path, file: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    r"""Take off a byte order mark, and make all line ends newlines.
-
-    Examples:
-        >>> plain_text("\ufeffcell\r\nplate\r")
-        'cell\nplate\n'
-    """
+    r"""Take off a byte order mark, and make all line ends newlines."""
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -69,13 +51,6 @@ def read_lines(root: Path, file: str) -> list[tuple[int, str]]:
 
     Raises:
         BadInput: If it can't be read as UTF-8.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = (Path(folder) / "train.txt").write_text("a.png\n\n  b.png  \n")
-        ...     read_lines(Path(folder), "train.txt")
-        [(1, 'a.png'), (3, 'b.png')]
     """
     lines = enumerate(read_text(root, file).split("\n"), 1)
     return [(number, line.strip()) for number, line in lines if line.strip()]
@@ -91,10 +66,6 @@ def parse_number(text: str, name: str, place: str) -> float:
 
     Raises:
         BadInput: If it is not a number.
-
-    Examples:
-        >>> parse_number("12.5", "xmin", "boxes.csv:2")
-        12.5
     """
     if not _NUMBER.fullmatch(text):
         raise BadInput.at(place, f"{name} is {reprlib.repr(text)}, not a number", "correct it")
@@ -110,11 +81,6 @@ def whole_text(text: str, place: str) -> str:
 
     Raises:
         BadInput: If it has half of a character.
-
-    Examples:
-        >>> whole_text("\ud83d", "data.yaml")
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: data.yaml: '\ud83d' has half of a character; write it whole
     """
     if re.search("[\ud800-\udfff]", text):
         problem = f"{reprlib.repr(text)} has half of a character"

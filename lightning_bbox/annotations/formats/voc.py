@@ -33,12 +33,6 @@ def voc_format(base: Literal[0, 1]) -> Format:
 
     Args:
         base: Coordinate of the first pixel.
-
-    Examples:
-        >>> import torch
-        >>> numbers = torch.tensor([[1.0, 1, 10, 20]])
-        >>> voc_format(1).convention.to_xyxy(numbers), voc_format(0).convention.to_xyxy(numbers)
-        (tensor([[ 0.,  0., 10., 20.]]), tensor([[ 1.,  1., 11., 21.]]))
     """
 
     def shift(values: Tensor) -> Tensor:
