@@ -209,6 +209,15 @@ def test_density_and_deviation_are_those_of_the_votes_and_nan_of_a_hinge(link, l
 
 
 @pytest.mark.parametrize("grids", [1, 4])
+def test_stds_are_those_of_the_truth_without_the_blur_of_the_labels(grids):
+    head = bin_head(grids=grids)
+    truths = torch.from_numpy(scipy.stats.norm.ppf((np.arange(10_000) + 0.5) / 10_000)).float()
+    labels = head.target_probs(truths[:, None] * torch.tensor([1.0, 0.5])).mean(dim=0)
+    stds = head.stds(labels.log().clamp(min=-100)[None])
+    torch.testing.assert_close(stds, torch.tensor([[1.0, 0.5]]), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("grids", [1, 4])
 def test_density_integrates_to_1(grids):
     head = bin_head(grids=grids)
     outputs = torch.randn(1, 2 * grids, head.centers.shape[1]) - head.centers.square()
@@ -219,9 +228,10 @@ def test_density_integrates_to_1(grids):
     torch.testing.assert_close(area, torch.ones(2), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("decoder", [MeanShiftDecoder(), MedianDecoder()], ids=repr)
 @pytest.mark.parametrize("grids", [2, 5])
-def test_shifted_grids_decode_any_offset_and_cost_as_much_at_chance(grids):
-    head = bin_head(grids=grids, decoder=MeanShiftDecoder())
+def test_shifted_grids_decode_any_offset_and_cost_as_much_at_chance(grids, decoder):
+    head = bin_head(grids=grids, decoder=decoder)
     offsets = torch.linspace(-5, 5, 501)[:, None].repeat(1, 2)
     logits = head.target_probs(offsets).log().clamp(min=-100)
     assert (head.decode(logits) - offsets).abs().max() < 0.01
