@@ -215,12 +215,11 @@ def test_a_refused_run_removes_no_folder_that_was_there(
 ) -> None:
     config = tmp_path / "mine" / "config.yaml"
     config.parent.mkdir()
-    config.write_text(
-        "{model: BoxRegressor, data: {class_path: BoxDataModule, init_args: {root: no}}}"
-    )
+    data = "{class_path: BoxDataModule, init_args: {root: nowhere}}"
+    config.write_text(f"{{model: BoxRegressor, data: {data}}}")
     for name, is_left in (("mine", True), ("new", False)):
         assert main(["fit", f"--config={config}", f"--runs={tmp_path}", f"--name={name}"]) == 2
-        assert "no: is no folder" in capsys.readouterr().err
+        assert "nowhere: is no folder" in capsys.readouterr().err
         assert (tmp_path / name).exists() == is_left
     assert config.is_file()
 
