@@ -19,7 +19,7 @@ from lightning_bbox.insight.readings import (
     Readings,
     verdict,
 )
-from lightning_bbox.reports.charts import PREDICT_MEAN, new_chart, put_legend_beside, render
+from lightning_bbox.reports.charts import LEGEND_BESIDE, PREDICT_MEAN, new_chart, render
 from lightning_bbox.reports.tables import format_markdown
 
 _CURVES = (
@@ -167,7 +167,7 @@ def draw_readings(readings: Readings) -> Image.Image:
     for axes in (above, below):
         axes.set_xlim(-0.5, max(len(layers) - 0.5, 0.5))
         axes.grid(axis="y", alpha=0.3)
-        put_legend_beside(axes)
+        axes.legend(**LEGEND_BESIDE)
     return render(figure)
 
 

@@ -267,9 +267,7 @@ class PlainProgress(pl.Callback):
         """Begin to time; an epoch that is resumed doesn't start again."""
         self._since = time.perf_counter()
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to time."""
-        self._since = time.perf_counter()
+    on_train_epoch_start = on_train_start
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

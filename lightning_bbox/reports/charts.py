@@ -4,7 +4,6 @@ import textwrap
 from io import BytesIO
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -13,30 +12,24 @@ PREDICT_MEAN: dict[str, Any] = {
 }  # fmt: skip
 """How a line of the error of predicting the mean looks."""
 
+LEGEND_BESIDE: dict[str, Any] = {
+    "fontsize": 8, "loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False,
+}  # fmt: skip
+"""Puts a legend to the right of what is drawn, so that it hides nothing."""
+
 
 def new_chart(width: float, height: float) -> Figure:
     """Begin a chart of a size in inches, 110 pixels each.
 
     Examples:
         >>> figure = new_chart(4.0, 2.0)
-        >>> _ = figure.subplots().plot([0, 1], [2.5, 0.5], label="error")
+        >>> axes = figure.subplots()
+        >>> lines = axes.plot([0, 1], [2.5, 0.5], label="error")
+        >>> legend = axes.legend(**LEGEND_BESIDE)
         >>> render(figure).size
         (440, 220)
     """
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
-
-
-def put_legend_beside(axes: Axes) -> None:
-    """Put the legend to the right of what is drawn, so that it hides nothing.
-
-    Examples:
-        >>> axes = new_chart(4.0, 2.0).subplots()
-        >>> _ = axes.plot([0, 1], [2.5, 0.5], label="error")
-        >>> put_legend_beside(axes)
-        >>> axes.get_legend().get_texts()[0].get_text()
-        'error'
-    """
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def wrap_label(text: str, width: int, most: int = 2) -> str:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from lightning_bbox.evaluation.intervals import Mean
 from lightning_bbox.reports.charts import (
+    LEGEND_BESIDE,
     PREDICT_MEAN,
     new_chart,
-    put_legend_beside,
     render,
     wrap_label,
 )
@@ -105,7 +105,7 @@ def _draw_curves(comparison: Comparison) -> Figure:
     if any(len(arm.done) > 1 for arm in drawn):
         axes.set_title("mean over runs; bands from the lowest to the highest", fontsize=9)
     axes.grid(axis="y", alpha=0.3)
-    put_legend_beside(axes)
+    axes.legend(**LEGEND_BESIDE)
     return figure
 
 

@@ -176,12 +176,7 @@ def _steps_to_reach(curve: Sequence[tuple[int, float]], threshold: float) -> flo
 def _paired_difference(arm: Sequence[Result], base: Sequence[Result]) -> Mean | None:
     """Return how much an arm's error lies above the base's, over runs of the same seed and fold.
 
-    Args:
-        arm: The arm's runs.
-        base: The base's runs, in the same order.
-
-    Returns:
-        In px, with the interval of `crossed_bootstrap`; None where no two runs have the same draws.
+    In px; None where no two runs have the same draws. Both have their runs in the same order.
     """
     both = [
         (mine, its)
@@ -198,13 +193,8 @@ def _paired_difference(arm: Sequence[Result], base: Sequence[Result]) -> Mean | 
 def _main_effects(arms: Sequence[ArmSummary], figure: str) -> list[Effect]:
     """Return the main effects of the axes on an error, by least squares on its logarithm.
 
-    Args:
-        arms: All arms; those beside the axes, and those without the figure, are left out of the
-            fit. The first has the base's levels.
-        figure: The error, by its name in `FIGURES`.
-
-    Returns:
-        None for designs that leave no residual degrees of freedom.
+    Arms beside the axes, and those without the figure, are left out of the fit; the first has the
+    base's levels. A design that leaves no residual degrees of freedom has none.
 
     References:
         Box, Hunter and Hunter, Statistics for experimenters (2005), chapters 5 and 6.

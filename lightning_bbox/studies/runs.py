@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -107,17 +107,7 @@ def _run_study(study: Study, options: list[str], folder: Path, jobs: int, fit: F
     """Make all runs of a study that aren't there yet, and return what became of all.
 
     What arrived or diverged is not run again; what was stopped goes on; what was refused or failed
-    is tried once more.
-
-    Args:
-        study: What to run.
-        options: Arguments of `fit` for every arm, as from the command line.
-        folder: Where the runs are kept.
-        jobs: How many go side by side; on GPUs they are dealt out in turn.
-        fit: The command line; it must be importable, as it is called in other processes.
-
-    Raises:
-        BadInput: The folder holds another study, or the base's settings are refused.
+    is tried once more. A folder that holds another study is refused.
     """
     make_folder(folder)
     runs = study.runs()
@@ -126,10 +116,7 @@ def _run_study(study: Study, options: list[str], folder: Path, jobs: int, fit: F
     found = [read_result(run, folder / run.name) for run in runs]
     pending = [result.run for result in found if result.status not in ("done", "diverged")]
     with Workers(folder, jobs, fit) as workers, Progress(study, len(pending), jobs) as progress:
-        for run in pending:
-            for result in workers.start(run, study.arguments(run, options)):
-                progress.show(_accepted(study, result))
-        for result in workers.wait():
+        for result in workers.results((run, study.arguments(run, options)) for run in pending):
             progress.show(_accepted(study, result))
     return [read_result(run, folder / run.name) for run in runs]
 
@@ -147,9 +134,8 @@ def _refuse_other(folder: Path, arguments: list[str]) -> None:
     kept = folder / _ARGUMENTS
     if kept.is_file() and kept.read_text() != given and any(folder.glob("checkpoints/*.ckpt")):
         before = json.loads(kept.read_text())["arguments"]
-        other = [a for a in before if a not in arguments] + [
-            a for a in arguments if a not in before
-        ]
+        other = [argument for argument in before if argument not in arguments]
+        other += [argument for argument in arguments if argument not in before]
         differ = f" ({listed(other)})" if other else " (its configuration's file)"
         problem = f"was run with other settings{differ}"
         raise BadInput.at(str(folder), problem, "give the study another --name, or remove its runs")
@@ -192,9 +178,16 @@ class Workers:
         for process in self._running:
             process.join()
 
-    def start(self, run: Run, arguments: list[str]) -> list[Result]:
-        """Start a run as soon as there is room, and return what has ended by then."""
-        ended = [] if self._free else self._end_some()
+    def results(self, runs: Iterable[tuple[Run, list[str]]]) -> Iterator[Result]:
+        """Start each run, with its arguments, as soon as there is room; yield those that end."""
+        for run, arguments in runs:
+            if not self._free:
+                yield from self._end_some()
+            self._start(run, arguments)
+        while self._running:
+            yield from self._end_some()
+
+    def _start(self, run: Run, arguments: list[str]) -> None:
         slot, folder = self._free.pop(0), self._folder / run.name
         going_on = [f"--ckpt_path={folder}"] * any(folder.glob("checkpoints/*.ckpt"))
         gpus = torch.cuda.device_count()
@@ -206,11 +199,6 @@ class Workers:
         )
         process.start()
         self._running[process] = (run, slot)
-        return ended
-
-    def wait(self) -> list[Result]:
-        """Return the results of all that still run, as they end."""
-        return [result for _ in range(len(self._running)) for result in self._end_some()]
 
     def _end_some(self) -> list[Result]:
         multiprocessing.connection.wait([process.sentinel for process in self._running])

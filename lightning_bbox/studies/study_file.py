@@ -1,6 +1,7 @@
 """A study's file: YAML that says what is compared, read whole or refused in one sentence."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def read_study(path: str | Path) -> Study:
     """
     path = Path(path)
     text = _read(path)
-    _refuse_misread(path, text)
+    for problem, remedy in itertools.chain(_misread(text), _out_of_range(text)):
+        raise BadInput.at(str(path), problem, remedy)
     axes = {str(axis): _levels(path, str(axis), levels) for axis, levels in text["axes"].items()}
     base = text["base"] if isinstance(text["base"], list) else [text["base"]]
     rest = {key: text[key] for key in ("folds", "steps", "seconds", "reach_px") if key in text}
@@ -83,45 +85,33 @@ def _read(path: Path) -> dict[str, Any]:
     return {"axes": {}} | {str(key): value for key, value in text.items()}
 
 
-def _refuse_misread(path: Path, text: dict[str, Any]) -> None:
-    """Refuse what no study has, and numbers out of range."""
-    unknown = sorted(text.keys() - _KEYS.keys())
-    if unknown:
-        known = ", ".join(_KEYS)
-        raise BadInput.at(str(path), f"{listed(unknown)} is no part of a study", f"use {known}")
+def _misread(text: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Find what no study has: each problem with its remedy."""
+    if unknown := sorted(text.keys() - _KEYS.keys()):
+        yield f"{listed(unknown)} is no part of a study", f"use {', '.join(_KEYS)}"
     for key, value in text.items():
         kind, what = _KEYS[key]
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise BadInput.at(str(path), f"{key} is {value!r}", f"give {what}")
-    seeds, folds = text.get("seeds", [0]), text.get("folds", 2)
-    refused = (
-        ("base" not in text, "has no base", "name the configuration that arms change"),
-        ("/" in text.get("name", ""), f"name is {text.get('name')!r}", "give one of a folder"),
-        (
-            not seeds or any(type(seed) is not int or seed < 0 for seed in seeds),
-            f"seeds is {seeds!r}",
-            "give a list of whole numbers",
-        ),
-        (
-            "steps" in text and "seconds" in text,
-            "has a budget of both steps and seconds",
-            "give one of them",
-        ),
-        (
-            min(text.get("steps", 1), text.get("seconds", 1)) <= 0,
-            "has no budget to train with",
-            "give steps or seconds above 0",
-        ),
-        (
-            text.get("reach_px", 1) <= 0,
-            f"reach_px is {text.get('reach_px')}",
-            "give an error above 0",
-        ),
-        (not 2 <= folds <= 10, f"folds is {folds}", "give 2 to 10 tenths"),
-    )
-    for wrong, problem, remedy in refused:
-        if wrong:
-            raise BadInput.at(str(path), problem, remedy)
+            yield f"{key} is {value!r}", f"give {what}"
+
+
+def _out_of_range(text: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Find what is missing, and values that can't be: each problem with its remedy."""
+    if "base" not in text:
+        yield "has no base", "name the configuration that arms change"
+    if "/" in text.get("name", ""):
+        yield f"name is {text['name']!r}", "give one of a folder"
+    seeds = text.get("seeds", [0])
+    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
+        yield f"seeds is {seeds!r}", "give a list of whole numbers"
+    if "steps" in text and "seconds" in text:
+        yield "has a budget of both steps and seconds", "give one of them"
+    if min(text.get("steps", 1), text.get("seconds", 1)) <= 0:
+        yield "has no budget to train with", "give steps or seconds above 0"
+    if text.get("reach_px", 1) <= 0:
+        yield f"reach_px is {text['reach_px']}", "give an error above 0"
+    if not 2 <= text.get("folds", 2) <= 10:
+        yield f"folds is {text['folds']}", "give 2 to 10 tenths"
 
 
 def _config(path: Path, name: object) -> str:
@@ -172,8 +162,7 @@ def _arms(path: Path, axes: Axes, text: dict[str, Any]) -> tuple[Arm, ...]:
     if len(arms) < 2:
         raise BadInput.at(str(path), "compares nothing", "give axes or arms")
     folders = [arm.folder for arm in arms]
-    if len(set(folders)) < len(folders):
-        twice = sorted({name for name in folders if folders.count(name) > 1})
+    if twice := sorted({name for name in folders if folders.count(name) > 1}):
         raise BadInput.at(str(path), f"{listed(twice)} names two arms", "give them other labels")
     for first, second in itertools.combinations(arms, 2):
         if first.options == second.options:
@@ -183,11 +172,8 @@ def _arms(path: Path, axes: Axes, text: dict[str, Any]) -> tuple[Arm, ...]:
 
 
 def _known_levels(path: Path, axes: Axes, partial: object) -> Levels:
-    levels = (
-        {str(axis): str(label) for axis, label in dict(partial).items()}
-        if isinstance(partial, dict)
-        else {}
-    )
+    given = partial if isinstance(partial, dict) else {}
+    levels = {str(axis): str(label) for axis, label in given.items()}
     if levels and all(label in axes.get(axis, {}) for axis, label in levels.items()):
         return levels
     problem = f"exclude has {partial!r}"

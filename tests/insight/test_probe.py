@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
@@ -23,6 +22,7 @@ from lightning_bbox.insight.report import draw_readings, format_readings
 from lightning_bbox.nn.backbones.convnet import Backbone
 from lightning_bbox.solvers.least_squares import score_lambdas
 from lightning_bbox.solvers.sums import RidgeSums, gather
+from tests.runs import SCENES, fit
 
 CPU = torch.device("cpu")
 
@@ -121,11 +121,6 @@ def probe(net, data, draws=3000, width=512, **options):
     return trainer().probe(BoxRegressor(net), data, draws=draws, width=width, **options)
 
 
-@functools.cache
-def read(kind):
-    return probe(ConvPool(), scenes(kind))
-
-
 def r2(readings):
     return {layer.layer: layer.net.r2.value for layer in readings.layers}
 
@@ -134,9 +129,15 @@ def words(readings):
     return verdict(readings.layers, readings.trained)
 
 
+@functools.cache
+def claimed(kind):
+    return probe(ConvPool(), scenes(kind))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["polar", "texture"])
 def test_pixels_are_blind_where_one_random_convolution_with_pooling_sees(kind):
-    readings = read(kind)
+    readings = claimed(kind)
     found = r2(readings)
     assert list(found) == ["pixels", "conv Conv2d", "relu ReLU", "pool AvgPool2d"]
     assert abs(found["pixels"]) < 0.05
@@ -147,31 +148,29 @@ def test_pixels_are_blind_where_one_random_convolution_with_pooling_sees(kind):
     assert "training adds" not in words(readings)
 
 
+@pytest.mark.slow
 def test_pixels_show_bright_objects():
-    readings = read("bright")
+    readings = claimed("bright")
     assert r2(readings)["pixels"] > 0.7
     assert words(readings).startswith("the pixels show the offset already (R2 0.9")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["polar", "texture", "bright"])
-def test_shuffled_targets_give_chance_and_their_error_is_the_means(kind):
-    readings = read(kind)
+def test_shuffled_targets_give_chance_and_another_draw_of_random_weights_does_as_well(kind):
+    readings = claimed(kind)
+    mean = readings.predict_mean_px.value
     for layer in readings.layers:
         assert abs(layer.shuffled.r2.value) < 0.05
-        assert layer.shuffled.mae_px.value == pytest.approx(
-            readings.predict_mean_px.value, rel=0.05
-        )
+        assert layer.shuffled.mae_px.value == pytest.approx(mean, rel=0.05)
         assert layer.net.r2.low <= layer.net.r2.value <= layer.net.r2.high
-
-
-def test_random_weights_of_another_draw_do_as_well_as_random_weights():
-    pixels, *layers = read("polar").layers
-    assert pixels.random is None
-    for layer in layers:
+    assert readings.layers[0].random is None
+    for layer in readings.layers[1:]:
         assert layer.random != layer.net
         assert layer.random.r2.value == pytest.approx(layer.net.r2.value, abs=0.1)
 
 
+@pytest.mark.slow
 def test_global_pooling_of_an_untrained_scale_loses_the_offset():
     net = ShallowConvNet(channels=(8,), fc=(), batch_norm=False, global_pool=True)
     readings = probe(net, scenes())
@@ -182,6 +181,7 @@ def test_global_pooling_of_an_untrained_scale_loses_the_offset():
     assert "; after global pooling it is gone (R2 0.00)" in words(readings)
 
 
+@pytest.mark.slow
 def test_zeros_at_the_border_tell_what_global_pooling_would_lose():
     arguments = {"channels": (8, 16, 32), "fc": (), "global_pool": True}
     zeros, wrapped = (
@@ -256,13 +256,18 @@ def test_gcv_chooses_a_lambda_of_its_own_and_reads_as_well():
     )
     assert r2(by_gcv)["pixels"] == pytest.approx(r2(by_val)["pixels"], abs=0.1)
     assert "cross-validation" in format_readings(by_gcv)
+    assert max(layer.shuffled.r2.value for layer in by_val.layers) < 0.1
 
 
-def test_one_probe_repeats_to_the_bit():
-    first, again = (
-        probe(ConvPool(4), scenes("bright", 50, 50), draws=100, width=64) for _ in range(2)
+def test_one_probe_repeats_to_the_bit_and_pretrained_weights_count_as_trained():
+    data = scenes("bright", 50, 50)
+    first, again, other = (
+        probe(net(4), data, draws=100, width=64) for net in (ConvPool, ConvPool, Pretrained)
     )
     assert first == again
+    assert not first.trained
+    assert other.trained
+    assert other.layers[-1].random.r2 != other.layers[-1].net.r2
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
@@ -276,13 +281,6 @@ def test_every_precision_reads_about_the_same(precision):
     )  # fmt: skip
     assert r2(other) == pytest.approx(r2(exact), abs=0.05)
     assert not other.trained
-
-
-def test_pretrained_weights_count_as_trained_and_have_a_control():
-    readings = probe(Pretrained(4), scenes("bright", 50, 50), draws=100, width=64)
-    assert readings.trained
-    assert not probe(ConvPool(4), scenes("bright", 50, 50), draws=100, width=64).trained
-    assert readings.layers[-1].random.r2 != readings.layers[-1].net.r2
 
 
 def test_training_draws_are_fixed_and_as_many_as_asked_for():
@@ -437,42 +435,13 @@ def test_the_chart_has_room_for_many_layers():
     assert many.height == few.height
 
 
-TINY = {
-    "model": {
-        "class_path": "lightning_bbox.BoxRegressor",
-        "init_args": {
-            "backbone": {
-                "class_path": "lightning_bbox.ShallowConvNet",
-                "init_args": {"channels": [4, 8], "fc": [8], "global_pool": True},
-            }
-        },
-    },
-    "data": {
-        "class_path": "lightning_bbox.SceneDataModule",
-        "init_args": {
-            "num_scenes": 40, "eval_draws": 40, "batch_size": 16, "draws_per_epoch": 64,
-            "compile": False,
-        },
-    },
-    "trainer": {
-        "precision": "32-true", "accelerator": "cpu", "max_epochs": 1, "log_every_n_steps": 1,
-    },
-}  # fmt: skip
+def command(runs, name, *options, base=SCENES[1:]):
+    options = [f"--runs={runs}", f"--name={name}", "--draws=60", "--width=32", *options]
+    return main(["probe", *base, *options])
 
 
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    return path
-
-
-def command(runs, name, *options):
-    return main(["probe", f"--runs={runs}", f"--name={name}", "--draws=60", "--width=32", *options])
-
-
-def test_the_command_leaves_figures_table_chart_and_events(tmp_path, config, capsys):
-    assert command(tmp_path, "run", "-c", str(config)) == 0
+def test_the_command_leaves_figures_table_chart_and_events(tmp_path, capsys):
+    assert command(tmp_path, "run", "--model.backbone.global_pool=true") == 0
     folder = tmp_path / "run"
     figures = json.loads((folder / "probe.json").read_text())
     assert [layer["layer"] for layer in figures["layers"]][-4:] == [
@@ -493,19 +462,20 @@ def test_the_command_leaves_figures_table_chart_and_events(tmp_path, config, cap
     assert len(events.Scalars("probe/r2/net")) == len(figures["layers"])
 
 
-@pytest.mark.filterwarnings("ignore:global pooling averages away")
-def test_a_trained_run_is_probed_from_its_folder_alone(tmp_path, config):
-    assert main(["fit", "-c", str(config), f"--runs={tmp_path}", "--name=fit"]) == 0
-    assert command(tmp_path, "probe", "--ckpt_path", str(tmp_path / "fit")) == 0
-    assert json.loads((tmp_path / "probe" / "probe.json").read_text())["trained"]
-    checkpoint = tmp_path / "fit" / "checkpoints" / "best.ckpt"
-    assert command(tmp_path, "file", "-c", str(config), f"--ckpt_path={checkpoint}") == 0
-    first, again = ((tmp_path / name / "probe.json").read_text() for name in ("probe", "file"))
-    assert first == again
-    assert command(tmp_path, "weights", "-c", str(config), f"--model.weights={checkpoint}") == 0
-    tuned = json.loads((tmp_path / "weights" / "probe.json").read_text())
+@pytest.mark.slow
+def test_a_trained_run_is_probed_from_its_folder_alone(tmp_path):
+    checkpoint = fit(tmp_path, "fit") / "checkpoints" / "best.ckpt"
+
+    def probed(name, *options, **base):
+        assert command(tmp_path, name, *options, **base) == 0
+        return json.loads((tmp_path / name / "probe.json").read_text())
+
+    alone = probed("alone", f"--ckpt_path={tmp_path / 'fit'}", base=[])
+    assert alone["trained"]
+    assert probed("file", f"--ckpt_path={checkpoint}") == alone
+    tuned = probed("weights", f"--model.weights={checkpoint}")
     assert tuned["trained"]
-    assert tuned["layers"][-1]["net"]["r2"] == json.loads(first)["layers"][-1]["net"]["r2"]
+    assert tuned["layers"][-1]["net"]["r2"] == alone["layers"][-1]["net"]["r2"]
 
 
 @pytest.mark.parametrize(
@@ -519,8 +489,8 @@ def test_a_trained_run_is_probed_from_its_folder_alone(tmp_path, config):
         (["--trainer.devices=2"], "probe runs in one process, not 2; set trainer.devices to 1"),
     ],
 )
-def test_mistakes_are_refused_with_exit_code_2(options, message, tmp_path, config, capsys):
-    assert command(tmp_path, "run", "-c", str(config), *options) == 2
+def test_mistakes_are_refused_with_exit_code_2(options, message, tmp_path, capsys):
+    assert command(tmp_path, "run", *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -534,8 +504,3 @@ def test_what_is_not_finite_is_refused():
 def test_python_refuses_another_way_to_choose_lambda():
     with pytest.raises(BadInput, match="lambda_by is 'luck'"):
         probe(ConvPool(), scenes(), lambda_by="luck")
-
-
-def test_help_lists_the_command(capsys):
-    assert main(["--help"]) == 0
-    assert "probe" in capsys.readouterr().out
