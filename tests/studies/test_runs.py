@@ -3,10 +3,8 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +14,22 @@ from lightning_bbox import BoxRegressor
 from lightning_bbox.cli.main import main
 from lightning_bbox.cli.run import rehearse
 from lightning_bbox.core.messages import plain_warnings
-from lightning_bbox.studies.study import Arm, Run, read_result
+from lightning_bbox.studies.study import read_result
 from lightning_bbox.studies.study_file import read_study
+from tests.conftest import ROOT
+from tests.runs import CONFIGS, PYTHON
 
 pytestmark = pytest.mark.slow  # fits and campaigns in processes of their own
 
-SMOKE = Path(__file__).parents[2] / "configs" / "compare" / "smoke.yaml"
+SMOKE = CONFIGS / "compare" / "smoke.yaml"
+
+
+def write_study(folder, **parts):
+    """Write the smoke test's study with other parts, and return its path."""
+    path = folder / "mine.yaml"
+    base = {"base": "preset:quickstart", "seeds": [0], "axes": {}}
+    path.write_text(yaml.safe_dump(yaml.safe_load(SMOKE.read_text()) | base | parts))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +133,8 @@ def test_a_study_whose_base_is_refused_is_refused(tmp_path, capsys, options, sen
     ],
 )
 def test_an_arm_that_is_refused_is_named_before_anything_runs(tmp_path, capsys, options, sentence):
-    text = yaml.safe_load(SMOKE.read_text()) | {"base": "preset:quickstart"}
-    text["arms"] = {"mine": options}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
-    assert main(["compare", "-c", str(tmp_path / "mine.yaml"), f"--runs={tmp_path}"]) == 2
+    study = write_study(tmp_path, arms={"mine": options})
+    assert main(["compare", "-c", str(study), f"--runs={tmp_path}"]) == 2
     assert f"mine.yaml: arm 'mine': {sentence}" in capsys.readouterr().err
     assert not (tmp_path / "mine").exists()
 
@@ -146,18 +152,12 @@ def test_what_can_not_be_run_is_said_at_once(arguments, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
-def test_a_run_that_is_not_there_is_missing(tmp_path):
-    assert read_result(Run(Arm("base"), 0), tmp_path).status == "missing"
-
-
 def test_a_stopped_study_leaves_no_process_and_goes_on(tmp_path):
     """Runs of a study are as exact as any: gone on with, they end as if never stopped."""
-    text = yaml.safe_load(SMOKE.read_text()) | {"base": "preset:quickstart", "seeds": [0]}
-    text["options"] |= {"data.draws_per_epoch": 2048}
-    text |= {"axes": {}, "arms": {"wide": {"model.backbone.fc": [64]}}}
-    (tmp_path / "stopped.yaml").write_text(yaml.safe_dump(text | {"steps": 128}))
-    command = [sys.executable, "-m", "lightning_bbox", "compare", f"--runs={tmp_path}", "--jobs=2"]
-    command.append(f"-c={tmp_path / 'stopped.yaml'}")
+    options = yaml.safe_load(SMOKE.read_text())["options"] | {"data.draws_per_epoch": 2048}
+    arms = {"wide": {"model.backbone.fc": [64]}}
+    path = write_study(tmp_path, name="stopped", options=options, arms=arms, steps=128)
+    command = [*PYTHON, "compare", f"-c={path}", f"--runs={tmp_path}", "--jobs=2"]
     folder = tmp_path / "stopped"
     study = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len([*folder.glob("*/checkpoints/last.ckpt")]) == 2)
@@ -186,18 +186,16 @@ def test_a_study_with_a_run_that_fails_says_so_at_its_end(tmp_path, monkeypatch,
         "class BrokenLoss(Loss):\n    def penalty(self, error, std):\n        return no_such\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    text = yaml.safe_load(SMOKE.read_text()) | {"base": "preset:quickstart", "seeds": [0]}
     broken = {"model.head": "LinearHead", "model.head.loss": "broken_recipe.BrokenLoss"}
-    text |= {"axes": {}, "arms": {"broken": broken}, "steps": 4}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
-    assert main(["compare", "-c", str(tmp_path / "mine.yaml"), f"--runs={tmp_path}"]) == 2
+    study = write_study(tmp_path, arms={"broken": broken}, steps=4)
+    assert main(["compare", "-c", str(study), f"--runs={tmp_path}"]) == 2
     output = capsys.readouterr()
     assert "1 of 2 runs were refused or failed, the first broken-seed0 (NameError" in output.err
     assert (tmp_path / "mine" / "comparison.html").is_file()
 
 
 def test_the_readmes_own_recipe_trains_and_is_found_again(tmp_path, monkeypatch):
-    readme = (SMOKE.parents[2] / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     code = readme.partition("# mine.py\n")[2].partition("```")[0]
     assert 5 < len(code.splitlines()) < 20
     (tmp_path / "mine.py").write_text(code)
