@@ -2,8 +2,11 @@
 
 import numpy as np
 import torch
+from PIL import Image
 
 from lightning_bbox.data.loader import Rows
+from lightning_bbox.geometry.codecs import MeanStdCodec
+from lightning_bbox.nn.preprocess import ChannelNorm
 from lightning_bbox.pictures.store import ImageStore
 
 SIZE = 9
@@ -37,6 +40,20 @@ def made_up_picture(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def save_picture(path, image, **options):
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(path, **options)
+    return path
+
+
+def saved_pictures(folder, shapes, suffix="png"):
+    """Save made-up pictures by their number, and return their paths."""
+    return [
+        save_picture(folder / f"{number}.{suffix}", made_up_picture(*shape, seed=number))
+        for number, shape in enumerate(shapes)
+    ]
+
+
 def mixed_batch(count):
     """A store of pictures of several sizes, and crops from it, inside and outside."""
     generator = torch.Generator().manual_seed(count)
@@ -62,6 +79,14 @@ def rows_of(split, num, epoch=0):
 def batch_of(data, split):
     """Return all samples of a split's first epoch as one batch."""
     return data.make_batch(rows_of(split, data.num_draws(split)))
+
+
+def fitted(data):
+    """Return what a codec and the usual preprocessing learn from a data module."""
+    codec, norm, train = MeanStdCodec().build(data.spec()), ChannelNorm(), data.samples("train")
+    codec.fit(train.gt_boxes, train.proposals)
+    norm.fit(data.cut(data.samples("train_eval")))
+    return dict(codec.state_dict()) | dict(norm.state_dict())
 
 
 def interleaved(shares):

@@ -9,13 +9,12 @@ from PIL import Image
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.data.boxes import BoxDataModule
-from lightning_bbox.data.loader import Rows
 from lightning_bbox.data.options import Reading, Splits
-from lightning_bbox.geometry.codecs import MeanStdCodec
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.nn.preprocess import ChannelNorm
 from lightning_bbox.pictures.places import Storage
 from tests.annotation_files import coco, csv_of, voc, write
+from tests.crops import batch_of, fitted
+from tests.runs import same
 
 SIZE = (100, 48)
 HEADER = "image,xmin,ymin,xmax,ymax,label,split,group"
@@ -112,6 +111,16 @@ def test_pictures_that_no_split_file_names_are_counted(tmp_path):
     assert "2 pictures are in none of the named splits" in notes
 
 
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("train", "valid", "test"), ("Train", "VAL2017", "Testing")]
+)
+@pytest.mark.parametrize("writer", [write_coco, write_yolo])
+def test_folders_by_the_usual_names_are_the_splits(tmp_path, writer, names):
+    numbers = range(6), [6, 7], [8, 9, 10]
+    writer(tmp_path, **dict(zip(names, numbers, strict=True)))
+    assert pictures(read(tmp_path)) == dict(zip(SPLITS, map(list, numbers), strict=True))
+
+
 def test_vocs_own_validation_set_is_used_where_there_is_no_trainval(tmp_path):
     write_voc(tmp_path, 9, train=range(4), val=[4, 5], test=[6, 7, 8])
     found = pictures(read(tmp_path))
@@ -123,20 +132,6 @@ def test_vocs_image_sets_without_a_test_set_are_left_alone(tmp_path):
     found = pictures(read(tmp_path))
     assert {name: len(found[name]) for name in SPLITS} == {"train": 7, "val": 1, "test": 2}
     assert together(found) == list(range(10))
-
-
-@pytest.mark.parametrize("writer", [write_coco, write_yolo])
-@pytest.mark.parametrize("val", ["val", "valid"])
-def test_folders_named_train_valid_and_test_are_the_splits(tmp_path, writer, val):
-    writer(tmp_path, **{"train": range(6), val: [6, 7], "test": [8, 9, 10]})
-    found = pictures(read(tmp_path))
-    assert found == {"train": list(range(6)), "val": [6, 7], "test": [8, 9, 10]}
-
-
-def test_names_of_split_folders_may_have_capitals_and_years(tmp_path):
-    write_yolo(tmp_path, Train=range(6), VAL2017=[6, 7], Testing=[8, 9, 10])
-    found = pictures(read(tmp_path))
-    assert found == {"train": list(range(6)), "val": [6, 7], "test": [8, 9, 10]}
 
 
 def test_the_official_coco_layout_gives_its_splits_and_a_test_carved_from_training(tmp_path):
@@ -152,26 +147,23 @@ def test_the_official_coco_layout_gives_its_splits_and_a_test_carved_from_traini
     assert sorted(found["train"] + found["test"]) == list(range(20))
 
 
-def test_a_lone_validation_split_is_parted_anew(tmp_path):
-    found = pictures(read(write_coco(tmp_path, val2017=range(10))))
-    assert {name: len(found[name]) for name in SPLITS} == {"train": 7, "val": 1, "test": 2}
-
-
-def test_a_missing_validation_split_is_carved_from_the_training_pictures(tmp_path):
-    write_coco(tmp_path, train=range(20), test=range(20, 25))
-    found = pictures(read(tmp_path))
-    assert found["test"] == list(range(20, 25))
-    assert len(found["val"]) == 2
-    assert sorted(found["train"] + found["val"]) == list(range(20))
-    assert len(pictures(read(tmp_path, Splits(val_fraction=0.5)))["val"]) == 10
-
-
-def test_a_missing_test_split_is_carved_from_the_training_pictures(tmp_path):
-    write_coco(tmp_path, train=range(20), valid=range(20, 25))
-    found = pictures(read(tmp_path))
-    assert found["val"] == list(range(20, 25))
-    assert len(found["test"]) == 4
-    assert sorted(found["train"] + found["test"]) == list(range(20))
+@pytest.mark.parametrize(
+    ("folders", "sizes"),
+    [
+        ({"val2017": 10}, {"train": 7, "val": 1, "test": 2}),
+        ({"train": 20, "test": 5}, {"train": 18, "val": 2, "test": 5}),
+        ({"train": 20, "valid": 5}, {"train": 16, "val": 5, "test": 4}),
+    ],
+    ids=["a lone one is parted anew", "validation", "test"],
+)
+def test_what_is_missing_is_carved_from_the_training_pictures(tmp_path, folders, sizes):
+    numbers = iter(range(25))
+    there = {name: [next(numbers) for _ in range(count)] for name, count in folders.items()}
+    found = pictures(read(write_coco(tmp_path, **there)))
+    assert {name: len(found[name]) for name in SPLITS} == sizes
+    assert together(found) == sorted(n for each in there.values() for n in each)
+    for own, name in (("test", "test"), ("valid", "val")):
+        assert found[name] == there.get(own, found[name])
 
 
 def test_without_any_split_pictures_are_parted_by_a_seed_of_their_own(tmp_path):
@@ -183,6 +175,7 @@ def test_without_any_split_pictures_are_parted_by_a_seed_of_their_own(tmp_path):
     assert pictures(read(tmp_path, Splits(seed=1))) != found
     halves = pictures(read(tmp_path, Splits(test_fraction=0.5, val_fraction=0.2)))
     assert {name: len(halves[name]) for name in SPLITS} == {"train": 12, "val": 3, "test": 15}
+    assert len(pictures(read(tmp_path, Splits(val_fraction=0.5)))["val"]) == 12
 
 
 def test_folds_of_validation_part_what_is_left_beside_the_test(tmp_path):
@@ -228,10 +221,7 @@ def test_splits_that_share_no_group_are_used_with_their_groups(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (
-            {"train": "a", "val": "b", "test": "c"},
-            {"train": "a", "val": "b", "test": "c"},
-        ),
+        ({"train": "a", "val": "b", "test": "c"}, {"train": "a", "val": "b", "test": "c"}),
         ({"train": ["a", "d"], "val": "b", "test": "c"}, {"train": "ad"}),
         ({"val": "b", "test": ["c", "d"]}, {"train": "a", "val": "b", "test": "cd"}),
         ({"test": "d"}, {"test": "d"}),
@@ -303,8 +293,7 @@ def test_crops_are_cut_from_the_pictures_their_boxes_lie_in(tmp_path, writer):
         write_csv(tmp_path, 30, three_splits, label=lambda n: "cell" if n % 2 else "dust")
     data = read(tmp_path, classes=["cell"])
     for split in SPLITS:
-        samples, rows = data.samples(split), torch.arange(data.num_draws(split))
-        batch = data.make_batch(Rows(split, 0, rows, torch.ones_like(rows, dtype=torch.bool)))
+        samples, batch = data.samples(split), batch_of(data, split)
         numbers = data.source.splits[split].boxes[samples.items, 0].round()
         levels = batch.crops.amax(dim=(1, 2, 3)) * 255
         torch.testing.assert_close(levels, numbers, rtol=0, atol=1e-3)
@@ -346,14 +335,8 @@ def test_statistics_come_from_training_pictures_alone(tmp_path):
     for n in range(21, 30):
         draw(tmp_path / f"b/p{n}.png", 200)
     other = read(tmp_path / "b", crop=CropGeometry(size=16, square=True))
-    states = []
-    for data in (first, other):
-        codec, norm, train = MeanStdCodec(), ChannelNorm(), data.samples("train")
-        codec.build(data.spec()).fit(train.gt_boxes, train.proposals)
-        norm.fit(data.cut(data.samples("train_eval")))
-        states.append({**codec.state_dict(), **norm.state_dict()})
     assert first.spec() == other.spec()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert same(fitted(first), fitted(other))
     assert not torch.equal(first.samples("test").gt_boxes, other.samples("test").gt_boxes)
 
 

@@ -10,8 +10,8 @@ from lightning_bbox.data.patches import PatchDataModule
 from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.geometry.codecs import MeanStdCodec
 from lightning_bbox.geometry.jitter import UniformJitter
-from lightning_bbox.nn.preprocess import ChannelNorm
-from tests.crops import batch_of
+from tests.crops import batch_of, fitted
+from tests.runs import same
 
 SPLITS = ("train", "val", "test")
 
@@ -202,13 +202,7 @@ def test_statistics_come_from_training_patches_alone(tmp_path):
     offsets[held_out] = 9.0
     other = read(write(tmp_path / "b.npz", patches, offsets=offsets))
     assert first.spec() == other.spec()
-    states = []
-    for data in (first, other):
-        codec, norm, train = MeanStdCodec().build(data.spec()), ChannelNorm(), data.samples("train")
-        codec.fit(train.gt_boxes, train.proposals)
-        norm.fit(data.cut(data.samples("train_eval")))
-        states.append({**codec.state_dict(), **norm.state_dict()})
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert same(fitted(first), fitted(other))
     assert not torch.equal(batch_of(first, "test").crops, batch_of(other, "test").crops)
 
 

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,18 +7,16 @@ import torch
 
 from benchmarks.noise_bound import matched_errors
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.data.scenes import SceneDataModule
 from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import UniformJitter
+from tests import runs
 from tests.crops import batch_of
 
 SPLITS = ("train", "val", "test")
 
 
-def scenes(**arguments):
-    small = {"num_scenes": 30, "batch_size": 8, "draws_per_epoch": 64, "compile": False}
-    return SceneDataModule(**{**small, "eval_draws": 60, **arguments})
+scenes = partial(runs.scenes, crop=None, eval_draws=60)
 
 
 def test_splits_hold_scenes_of_their_own():

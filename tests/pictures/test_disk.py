@@ -7,7 +7,6 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,18 +15,14 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.pictures.disk import DiskStore, open_disk_store, usual_folder
 from lightning_bbox.pictures.store import ImageStore
 from tests.core.test_prefetch import alive
+from tests.crops import saved_pictures
 
 
 @pytest.fixture
 def pictures(tmp_path):
     """Paths and sizes of five pictures."""
-    sizes, paths = [(6, 9), (40, 31), (1, 1), (17, 64), (8, 3)], []
-    random = np.random.default_rng(0)
-    for number, (height, width) in enumerate(sizes):
-        paths.append(tmp_path / f"{number}.png")
-        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(paths[-1])
-    return paths, torch.tensor(sizes)
+    sizes = [(6, 9), (40, 31), (1, 1), (17, 64), (8, 3)]
+    return saved_pictures(tmp_path, sizes), torch.tensor(sizes)
 
 
 def leftovers(folder):

@@ -3,25 +3,19 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.pictures.decode import decode_image
 from lightning_bbox.pictures.store import ImageStore, PictureFiles, pack_rgb
-from tests.pictures.test_picture_modes import RGB, made_up_picture, save
+from tests.crops import made_up_picture, saved_pictures
+
+RGB = made_up_picture(2, 3)
 
 
 def test_a_decoded_picture_can_be_packed_and_unpacked():
     store = ImageStore.from_array(RGB[None])
     assert pack_rgb(RGB).tolist() == (RGB.astype(int) @ [1, 256, 65536]).tolist()
     np.testing.assert_array_equal(store.picture(0), RGB)
-
-
-def saved_pictures(folder, shapes, suffix="png"):
-    paths = [folder / f"{number}.{suffix}" for number in range(len(shapes))]
-    for number, (path, shape) in enumerate(zip(paths, shapes, strict=True)):
-        save(path, made_up_picture(*shape, seed=number))
-    return paths
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -87,10 +81,7 @@ def test_moving_a_store_takes_every_tensor_along():
 
 def test_pictures_decoded_when_asked_for_are_those_of_the_store(tmp_path):
     sizes = torch.tensor([[4, 5], [6, 3], [2, 2]])
-    paths = [tmp_path / f"{name}.png" for name in "abc"]
-    random = np.random.default_rng(0)
-    for path, (height, width) in zip(paths, sizes.tolist(), strict=True):
-        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    paths = saved_pictures(tmp_path, sizes.tolist())
     whole = ImageStore.from_files(paths, sizes)
     wanted = torch.tensor([2, 0, 0, 1, 0, 2])
     for most_pixels, groups in ((1, 5), (24, 3), (42, 1), (1 << 20, 1)):
