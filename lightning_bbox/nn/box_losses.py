@@ -8,14 +8,14 @@ their gradients are finite for empty boxes too.
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_bbox.core.recipes import Part
+from lightning_bbox.core.recipes import Recipe
 from lightning_bbox.geometry.boxes import Boxes, paired_ciou, paired_diou, paired_giou, paired_iou
 
 
-class BoxLoss(Part):
+class BoxLoss(Recipe):
     """Predicted and true boxes to a number for each sample."""
 
-    def forward(self, boxes: Boxes, gt_boxes: Boxes) -> Float[Tensor, " b"]:
+    def __call__(self, boxes: Boxes, gt_boxes: Boxes) -> Float[Tensor, " b"]:
         """Return the loss of each sample.
 
         Args:
@@ -40,7 +40,7 @@ class IoULoss(BoxLoss):
         tensor([0.6667])
     """
 
-    def forward(self, boxes: Boxes, gt_boxes: Boxes) -> Float[Tensor, " b"]:
+    def __call__(self, boxes: Boxes, gt_boxes: Boxes) -> Float[Tensor, " b"]:
         """Return the loss of each sample."""
         return 1 - paired_iou(boxes, gt_boxes)
 
@@ -57,7 +57,7 @@ class GIoULoss(BoxLoss):
         tensor([1.3333])
     """
 
-    def forward(self, boxes: Boxes, gt_boxes: Boxes) -> Float[Tensor, " b"]:
+    def __call__(self, boxes: Boxes, gt_boxes: Boxes) -> Float[Tensor, " b"]:
         """Return the loss of each sample."""
         return 1 - paired_giou(boxes, gt_boxes)
 
@@ -74,7 +74,7 @@ class DIoULoss(BoxLoss):
         tensor([1.4000])
     """
 
-    def forward(self, boxes: Boxes, gt_boxes: Boxes) -> Float[Tensor, " b"]:
+    def __call__(self, boxes: Boxes, gt_boxes: Boxes) -> Float[Tensor, " b"]:
         """Return the loss of each sample."""
         return 1 - paired_diou(boxes, gt_boxes)
 
@@ -94,6 +94,6 @@ class CIoULoss(BoxLoss):
         tensor([1.4000])
     """
 
-    def forward(self, boxes: Boxes, gt_boxes: Boxes) -> Float[Tensor, " b"]:
+    def __call__(self, boxes: Boxes, gt_boxes: Boxes) -> Float[Tensor, " b"]:
         """Return the loss of each sample."""
         return 1 - paired_ciou(boxes, gt_boxes)

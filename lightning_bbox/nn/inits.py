@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import Part
+from lightning_bbox.core.recipes import Recipe
 
 
-class Init(Part):
+class Init(Recipe):
     """How the weights of a layer begin, drawn from torch's global generator; biases are a constant.
 
     A layer before batch norm has no bias.
@@ -19,7 +19,6 @@ class Init(Part):
     """
 
     def __init__(self, bias: float = 0.0) -> None:
-        super().__init__()
         self.bias = bias
 
     def fill(self, weight: Tensor) -> None:

@@ -13,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import Part
+from lightning_bbox.core.recipes import Recipe
 
 Errors = Float[Tensor, "b n"]
 
 
-class Loss(Part):
+class Loss(Recipe):
     """Predictions and targets to a number for each sample: a penalty on each error, summed.
 
     A subclass says what the penalty is. Where it says its curvature too, the largest stable
@@ -32,7 +32,7 @@ class Loss(Part):
         tensor([2.3026])
     """
 
-    def forward(
+    def __call__(
         self, predictions: Errors, targets: Errors, std: Float[Tensor, " n"]
     ) -> Float[Tensor, " b"]:
         """Return the loss of each sample.
@@ -112,7 +112,6 @@ class SmoothL1Loss(Loss):
     """
 
     def __init__(self, beta: float = 1.0) -> None:
-        super().__init__()
         if beta < 0:
             msg = f"smooth L1 beta is {beta}; expected 0 (L1) or more"
             raise BadInput(msg)
@@ -150,7 +149,6 @@ class HuberLoss(Loss):
     """
 
     def __init__(self, delta: float = 1.0) -> None:
-        super().__init__()
         if delta <= 0:
             msg = f"Huber delta is {delta}; expected above 0"
             raise BadInput(msg)
@@ -210,7 +208,6 @@ class CharbonnierLoss(Loss):
     """
 
     def __init__(self, eps: float = 0.1) -> None:
-        super().__init__()
         if eps <= 0:
             msg = f"Charbonnier eps is {eps}; expected above 0, or use L1Loss"
             raise BadInput(msg)

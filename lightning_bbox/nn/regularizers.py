@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_bbox.core.errors import BadInput, listed
-from lightning_bbox.core.recipes import Part
+from lightning_bbox.core.recipes import Recipe
 
 
-class Regularizer(Part):
+class Regularizer(Recipe):
     """A rule for some of the weights that learn.
 
     Args:
@@ -27,7 +27,6 @@ class Regularizer(Part):
     """
 
     def __init__(self, pattern: str = "", exempt_biases: bool = True) -> None:
-        super().__init__()
         try:
             re.compile(pattern)
         except re.error as error:
@@ -220,12 +219,6 @@ class Regularization:
 
     Raises:
         BadInput: One of them means no weight that learns.
-
-    Examples:
-        >>> layer = nn.Linear(2, 1)
-        >>> _ = nn.init.ones_(layer.weight)
-        >>> Regularization([L2Penalty(0.5), L1Penalty(0.1)], layer).penalty()
-        tensor(0.7000, grad_fn=<SumBackward0>)
     """
 
     def __init__(self, regularizers: Sequence[Regularizer], net: nn.Module) -> None:

@@ -7,10 +7,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Timer
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import Part
+from lightning_bbox.core.recipes import Recipe
 
 
-class Schedule(Part):
+class Schedule(Recipe):
     """A factor of the learning rate for each moment of the run."""
 
     def factor(self, progress: float) -> float:
@@ -46,7 +46,6 @@ class Cosine(Schedule):
     """
 
     def __init__(self, final: float = 0.0) -> None:
-        super().__init__()
         if not 0 <= final <= 1:
             msg = f"cosine final factor is {final}; expected 0 to 1"
             raise BadInput(msg)
@@ -75,7 +74,6 @@ class OneCycle(Schedule):
     """
 
     def __init__(self, warmup: float = 0.3, initial: float = 0.04, final: float = 4e-6) -> None:
-        super().__init__()
         if not (0 < warmup < 1 and 0 <= initial <= 1 and 0 <= final <= 1):
             msg = f"one-cycle warmup {warmup}, initial {initial}, final {final}: expected 0 to 1"
             raise BadInput(msg)
@@ -100,11 +98,6 @@ def run_progress(trainer: pl.Trainer, total: float) -> Callable[[int], float]:
 
     Raises:
         BadInput: The run has no end.
-
-    Examples:
-        >>> trainer = pl.Trainer(max_steps=11, max_epochs=-1, accelerator="cpu", logger=False)
-        >>> run_progress(trainer, total=11)(5)
-        0.5
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined] # Lightning sets it
     timers = [c for c in callbacks if isinstance(c, Timer) and trainer.world_size == 1]
