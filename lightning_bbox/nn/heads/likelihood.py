@@ -208,13 +208,6 @@ class LikelihoodHead(Head):
     References:
         Kendall and Gal, What uncertainties do we need in Bayesian deep learning for computer
         vision? (2017), section 2.2: the logarithm of the scale is predicted, for stability.
-
-    Examples:
-        >>> from lightning_bbox import CropGeometry
-        >>> head = LikelihoodHead().build(8, OffsetSpec(CropGeometry(), 2, 5.0, 0.0))
-        >>> outputs = head(torch.zeros(3, 8))
-        >>> head.decode(outputs).shape, head.stds(outputs)[0].tolist()
-        (torch.Size([3, 2]), [1.0, 1.0])
     """
 
     keeps = ("std", "unit")

@@ -46,12 +46,6 @@ class LinearHead(PointHead):
 
     Raises:
         BadInput: There is no such activation, or there are fewer than no draws.
-
-    Examples:
-        >>> from lightning_bbox import CropGeometry
-        >>> head = LinearHead().build(8, OffsetSpec(CropGeometry(), 2, 5.0, 0.0))
-        >>> head.decode(head(torch.zeros(3, 8))).shape
-        torch.Size([3, 2])
     """
 
     feature_mean: Tensor

@@ -70,12 +70,6 @@ class SoftmaxLink(Link):
 
     References:
         CS231n notes, Linear classification: the softmax classifier.
-
-    Examples:
-        >>> inside = torch.ones(2, 5, dtype=torch.bool)
-        >>> link = SoftmaxLink().build(8, inside, inside / 5)
-        >>> link.probs(torch.zeros(1, 2, 5))[0, 0]
-        tensor([0.2000, 0.2000, 0.2000, 0.2000, 0.2000])
     """
 
     def log_probs(self, logits: Logits) -> Probs:
