@@ -30,7 +30,7 @@ MOVED = {
 """Old names of what `data` takes, and the new ones."""
 
 _OURS = ("", "BoxDataModule", "PatchDataModule")  # a user's own class may have such an option
-_OPTION = re.compile(r"--data\.(?:init_args\.)?(\w+)")
+_OPTION = re.compile(r"--data\.(?:init_args\.)?(\w+)(?=[+=]|$)")  # not `--data.store.place`
 
 
 def with_new_options(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -113,8 +113,6 @@ class CropDataModule(pl.LightningDataModule):
         self._known_classes: tuple[str, ...] | None = None
         self._laid_out: dict[tuple[Split, torch.device], tuple[int, Samples, Tensor]] = {}
 
-    # What there is to draw from.
-
     def read(self) -> Source:
         """Read pictures and boxes; called once."""
         raise NotImplementedError
@@ -225,8 +223,6 @@ class CropDataModule(pl.LightningDataModule):
         """Return what is known of the least possible error, to stand beside the metrics."""
         return {}
 
-    # What an epoch draws.
-
     def num_draws(self, split: Split) -> int:
         """Return how many samples an epoch of a split has; the training probe is a quarter."""
         if split == "train":
@@ -282,8 +278,6 @@ class CropDataModule(pl.LightningDataModule):
             return torch.arange(self.num_draws(split))
         generator = keyed_generator("fixed draws", self.seed, epoch)
         return torch.randperm(self.draws_per_epoch, generator=generator)
-
-    # From samples to batches.
 
     def cut(self, samples: Samples) -> Float[Tensor, "b 3 s s"]:
         """Cut the crops of samples, mirrored where flipped, without noise or photometry."""
@@ -357,8 +351,6 @@ class CropDataModule(pl.LightningDataModule):
     def seed_step(self, step: int) -> None:
         """Seed what can't be keyed by sample."""
         torch.manual_seed(stream_seed("step", self.seed, step, self.ranks()[0]))
-
-    # Lightning's hooks.
 
     def setup(self, stage: str) -> None:
         """Read the data where that hasn't been done: for `predict` the boxes to refine.
