@@ -2,16 +2,14 @@
 
 import signal
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_bbox
 from lightning_bbox.cli.arguments import COMMANDS, resolve
-from lightning_bbox.cli.commands import BoxCLI
+from lightning_bbox.cli.commands import BoxCLI, Rehearsal
 from lightning_bbox.cli.moved_keys import told, with_new_options
 from lightning_bbox.cli.options import OneSentenceParser, cause
 from lightning_bbox.cli.processes import default_devices, one_of_a_run, say_once
@@ -21,9 +19,7 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import CANNOT_WRITE, cannot_write
 from lightning_bbox.core.messages import plain_warnings
 from lightning_bbox.data.module import CropDataModule
-from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.insight.probe import ProbingTrainer
-from lightning_bbox.models.advice import refuse_equal_passes
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.divergence import DivergedError
 from lightning_bbox.models.stopping import RunStopped, sigterm_raises
@@ -59,24 +55,6 @@ def rehearse(arguments: list[str]) -> str | None:
             raise
         return str(refusal)
     return None
-
-
-class Rehearsal(BoxCLI):
-    """Read the settings and make the parts they name; run nothing, leave nothing."""
-
-    def before_instantiate_classes(self) -> None:
-        """Leave the run's folder alone."""
-
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
-        """Do without what a run keeps."""
-        return pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Build the model as far as it needs no data."""
-        geometry, jitter = self.datamodule.geometry, self.datamodule.jitter
-        spec = OffsetSpec(geometry, self.datamodule.num_targets, *jitter.bounds(geometry))
-        self.model.build(spec, seed=0)
-        refuse_equal_passes(self.model.net, self.model.passes or 0)
 
 
 def _carry_out(arguments: list[str], begun: Begun) -> None:
