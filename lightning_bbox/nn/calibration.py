@@ -25,10 +25,6 @@ def half_width(law: ErrorLaw, level: float) -> float:
     Args:
         law: Of the errors.
         level: The interval's probability.
-
-    Examples:
-        >>> round(half_width("gaussian", 0.95), 2), round(half_width("laplace", 0.95), 2)
-        (1.96, 2.12)
     """
     if law == "laplace":
         return -math.log1p(-level) / math.sqrt(2)
@@ -45,10 +41,6 @@ def coverage(
         stds: Their predicted standard deviations, in the same units.
         law: Of the errors.
         level: The interval's probability, which is what the share should be.
-
-    Examples:
-        >>> coverage(torch.tensor([[0.5, -3.0]]), torch.ones(1, 2), "gaussian", 0.9)
-        0.5
     """
     return float((errors.abs() <= half_width(law, level) * stds).double().mean())
 
@@ -72,12 +64,6 @@ def conformal_factor(
         Lei et al., Distribution-free predictive inference for regression (2018), section 5.2: the
         locally weighted split conformal interval. Kuleshov et al., Accurate uncertainties for deep
         learning using calibrated regression (2018), on why it is fitted on held-out samples.
-
-    Examples:
-        >>> errors = torch.linspace(-1, 1, 1001)[:, None]
-        >>> factor = conformal_factor(errors, torch.ones(1001, 1), "gaussian")
-        >>> round(coverage(errors, factor * torch.ones(1001, 1), "gaussian", 0.9), 2)
-        0.9
     """
     needed = errors.abs().double() / (half_width(law, _FITTED_LEVEL) * stds.double())
     needed = needed.where(errors != 0, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
@@ -92,12 +78,6 @@ class Calibration(Part):
     Before it come those below a tenth of the errors' own standard deviation (by their median), by
     coordinate: they become as large as that. Bins may say 0, which no factor mends. The factor is 1
     until it is fitted, and stays so for a head that can't tell.
-
-    Examples:
-        >>> calibration = Calibration()
-        >>> calibration.fit(torch.full((20, 2), 3.3), torch.ones(20, 2), "gaussian")
-        >>> calibration(torch.ones(2))
-        tensor([2.0063, 2.0063])
     """
 
     temperature: Tensor
@@ -141,10 +121,5 @@ class Calibration(Part):
 
 
 def can_tell(values: Float[Tensor, "n t"]) -> bool:
-    """Tell whether a head had something to say: NaN means that it had not.
-
-    Examples:
-        >>> can_tell(torch.ones(2, 2)), can_tell(torch.full((2, 2), math.nan))
-        (True, False)
-    """
+    """Tell whether a head had something to say: NaN means that it had not."""
     return len(values) > 0 and not bool(values.isnan().any())

@@ -28,11 +28,6 @@ class DropConnect(nn.Linear):
     References:
         Wan et al., Regularization of neural networks using DropConnect (2013), section 3. Theirs
         draws a mask for each sample, and a Gaussian of the outputs in evaluation.
-
-    Examples:
-        >>> layer = DropConnect(4, 2, p=0.5).eval()
-        >>> layer(torch.zeros(1, 4)).equal(layer.bias[None])
-        True
     """
 
     def __init__(
@@ -60,10 +55,6 @@ class StochasticPool2d(nn.Module):
     References:
         Zeiler and Fergus, Stochastic pooling for regularization of deep convolutional neural
         networks (2013), equations 4-6.
-
-    Examples:
-        >>> StochasticPool2d().eval()(torch.tensor([[[[1.0, 3.0], [0.0, 0.0]]]])).item()
-        2.5
     """
 
     def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
@@ -90,10 +81,6 @@ class FractionalPool2d(nn.Module):
 
     References:
         Graham, Fractional max-pooling (2014): pseudo-random, overlapping regions.
-
-    Examples:
-        >>> FractionalPool2d()(torch.zeros(1, 3, 45, 45)).shape
-        torch.Size([1, 3, 31, 31])
     """
 
     def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
@@ -114,10 +101,6 @@ class Coordinates(nn.Module):
     References:
         Liu et al., An intriguing failing of convolutional neural networks and the CoordConv
         solution (2018).
-
-    Examples:
-        >>> Coordinates()(torch.zeros(1, 3, 2, 3))[0, 3:].tolist()
-        [[[-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]], [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]]
     """
 
     def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c+2 h w"]:
@@ -130,12 +113,7 @@ class Coordinates(nn.Module):
 
 
 def stochastic_layers(net: nn.Module) -> list[nn.Module]:
-    """Return the layers of a network that draw at random in training.
-
-    Examples:
-        >>> stochastic_layers(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.Dropout(0.0)))
-        [Dropout(p=0.5, inplace=False)]
-    """
+    """Return the layers of a network that draw at random in training."""
     return [
         module
         for module in net.modules()
@@ -151,16 +129,6 @@ def sampling(net: nn.Module, device: torch.device) -> Iterator[None]:
     Args:
         net: In evaluation mode.
         device: Where it is applied; its random numbers go on afterwards as if nothing had been.
-
-    Examples:
-        >>> net = nn.Dropout(0.5).eval()
-        >>> with sampling(net, torch.device("cpu")):
-        ...     first = net(torch.ones(9))
-        >>> with sampling(net, torch.device("cpu")):
-        ...     first.equal(net(torch.ones(9)))
-        True
-        >>> net.training
-        False
     """
     layers = stochastic_layers(net)
     modes = [layer.training for layer in layers]

@@ -39,11 +39,6 @@ def principal_axes(samples: Float[Tensor, "n p"], count: int) -> PrincipalAxes:
 
     References:
         Turk and Pentland, Eigenfaces for recognition (1991): fewer pictures than pixels.
-
-    Examples:
-        >>> found = principal_axes(torch.tensor([[1.0, 1.0], [3.0, 3.0], [2.0, 2.0]]), count=1)
-        >>> found.values, found.axes.abs()
-        (tensor([2.], dtype=torch.float64), tensor([[0.7071, 0.7071]], dtype=torch.float64))
     """
     rows = samples.double()
     mean = rows.mean(dim=0)

@@ -129,21 +129,6 @@ def put_originals_back(folder: Path) -> None:
 
     Raises:
         BadInput: An original was changed since.
-
-    Examples:
-        >>> import tempfile, warnings
-        >>> with tempfile.TemporaryDirectory() as name:
-        ...     original, run = Path(name) / "boxes.csv", Path(name) / "run"
-        ...     run.mkdir()
-        ...     for path in (original, run / "new"):
-        ...         _ = path.write_text("exchanged")
-        ...     _ = (run / "old").write_text("as it was")
-        ...     record = json.dumps({str(original): ["old", "new"]})
-        ...     _ = (run / "overwritten.json").write_text(record)
-        ...     with warnings.catch_warnings(action="ignore"):
-        ...         put_originals_back(run)
-        ...     original.read_text()
-        'as it was'
     """
     record = folder / _RECORD
     if not record.is_file():
@@ -184,20 +169,6 @@ def change_rows(
         Columns: id, picture, class; the old and the new corners; the centre's shift in px, in
         picture pixels and as a fraction of the old box; with four targets the change of log size;
         the standard deviations; why a box stays.
-
-    Examples:
-        >>> import tempfile
-        >>> from PIL import Image
-        >>> from lightning_bbox.annotations.read import read_annotations
-        >>> root = Path(tempfile.mkdtemp())
-        >>> Image.new("L", (60, 50)).save(root / "a.png")
-        >>> _ = (root / "boxes.csv").write_text("image,x1,y1,x2,y2\na.png,5,6,35,36")
-        >>> rough = RoughBoxes(read_annotations(root), torch.tensor([0]), [""])
-        >>> rows = change_rows(
-        ...     rough, rough.table.boxes + 1.5, torch.ones(1, 2), CropGeometry(), [""]
-        ... )
-        >>> rows.splitlines()[1]
-        'boxes.csv:2,a.png,object,5,6,35,36,6.5,7.5,36.5,37.5,1.5,1.5,1.5,1.5,0.05,0.05,1,1,'
     """
     table = rough.table
     sizes = stds.shape[1] == 4

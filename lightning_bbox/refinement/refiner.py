@@ -261,15 +261,6 @@ def settle(
 
     Returns:
         The boxes, and why some stay where they were, by index.
-
-    Examples:
-        >>> rough = torch.tensor([[10.0, 10, 40, 40], [50.0, 10, 80, 40]])
-        >>> moved, size = rough + 9, torch.tensor([[60, 80], [60, 80]])
-        >>> settle(moved, rough, size, CropGeometry(), max_shift=None)[0]
-        tensor([[19., 19., 49., 49.],
-                [59., 19., 80., 49.]])
-        >>> settle(moved, rough, size, CropGeometry(), max_shift=5)[1][0]
-        'would move by 9 px, more than max_shift 5'
     """
     limits = sizes.flip(-1).repeat(1, 2).to(boxes.dtype)
     clipped = torch.minimum(boxes.clamp(min=0), limits)
@@ -289,13 +280,7 @@ def settle(
 
 
 def shifts_px(boxes: Boxes, rough: Boxes, geometry: CropGeometry) -> Float[Tensor, "n 2"]:
-    """Return how far the centres moved along x and y, in px.
-
-    Examples:
-        >>> rough = torch.tensor([[10.0, 10, 70, 40]])
-        >>> shifts_px(rough + torch.tensor([4.0, 0, 4, 0]), rough, CropGeometry())
-        tensor([[2., 0.]])
-    """
+    """Return how far the centres moved along x and y, in px."""
     return (box_centers(boxes) - box_centers(rough)) / geometry.px(rough)
 
 
@@ -304,10 +289,6 @@ def as_rgb(image: Picture) -> np.ndarray:
 
     Raises:
         BadInput: It is of another type or shape, or can't be decoded.
-
-    Examples:
-        >>> as_rgb(torch.zeros(1, 4, 5, dtype=torch.uint8)).shape
-        (4, 5, 3)
     """
     if isinstance(image, str | PathLike):
         return decode_image(image)

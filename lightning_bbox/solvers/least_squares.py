@@ -234,12 +234,6 @@ def score_lambdas(
 
     Returns:
         The lambdas, and their scores.
-
-    Examples:
-        >>> x = torch.arange(12.0).view(6, 2) ** 2
-        >>> lambdas, scores = score_lambdas([Rows(x, x).spectrum("none")], steps=3)
-        >>> lambdas.log10().diff(), scores.argmin()
-        (tensor([5., 5.], dtype=torch.float64), tensor(0))
     """
     present = [spectrum for spectrum in spectra if spectrum]
     trace = sum(float(spectrum.values.sum()) for spectrum in present)
@@ -263,10 +257,6 @@ def usual_deviations(variances: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
 
     Args:
         variances: Of each feature.
-
-    Examples:
-        >>> usual_deviations(torch.tensor([1.0, 0.0, 1.0, 2.0]))
-        tensor([1.0000, 0.1155, 1.0000, 1.4142])
     """
     usual = variances.clamp(min=0).sum() / (variances > 0).sum().clamp(min=1)
     return variances.clamp(min=0.01 * usual).sqrt()
@@ -280,13 +270,6 @@ def add_lower_product(product: Float[Tensor, "m m"], rows: Float[Tensor, "m k"])
     Args:
         product: Where to add.
         rows: In the same dtype.
-
-    Examples:
-        >>> product = torch.zeros(2, 2)
-        >>> add_lower_product(product, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-        >>> product.tril()
-        tensor([[ 5.,  0.],
-                [11., 25.]])
     """
     if len(rows) <= LEAF:
         product.addmm_(rows, rows.T)
@@ -300,12 +283,7 @@ def add_lower_product(product: Float[Tensor, "m m"], rows: Float[Tensor, "m k"])
 def chunks(
     features: Float[Tensor, "n p"], targets: Float[Tensor, "n t"]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk through samples, in fp64 and a few at once, so that a large table isn't copied.
-
-    Examples:
-        >>> [len(x) for x, _ in chunks(torch.ones(3000, 1), torch.ones(3000, 1))]
-        [2048, 952]
-    """
+    """Walk through samples, in fp64 and a few at once, so that a large table isn't copied."""
     for start in range(0, len(features), CHUNK):
         rows = slice(start, start + CHUNK)
         yield features[rows].double(), targets[rows].double()

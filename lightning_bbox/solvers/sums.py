@@ -43,14 +43,6 @@ class RidgeSums(Gathering):
     Args:
         num_features: Length of a feature vector.
         num_targets: How many coordinates are predicted.
-
-    Examples:
-        >>> sums = RidgeSums(num_features=1, num_targets=1)
-        >>> x = torch.tensor([[1.0], [2.0], [3.0]])
-        >>> sums.update(x, 2 * x + 1)
-        >>> solution = sums.compute().solve(0.0, "none")
-        >>> solution.weight.item(), solution.bias.item()
-        (2.0, 1.0)
     """
 
     count: Tensor
@@ -104,14 +96,7 @@ class RidgeSums(Gathering):
 
 
 class RidgeRows(Gathering):
-    """Keep samples, over batches and processes, for fewer samples than features.
-
-    Examples:
-        >>> rows = RidgeRows()
-        >>> rows.update(torch.eye(2, 3), torch.tensor([[1.0], [0.0]]))
-        >>> rows.compute().solve(0.0, "none").weight
-        tensor([[ 0.5000, -0.5000,  0.0000]], dtype=torch.float64)
-    """
+    """Keep samples, over batches and processes, for fewer samples than features."""
 
     features: list[Tensor]
     targets: list[Tensor]
@@ -169,10 +154,6 @@ def gather(features: Float[Tensor, "n p"], targets: Float[Tensor, "n t"]) -> Mom
 
     Raises:
         BadInput: There are no samples.
-
-    Examples:
-        >>> type(gather(torch.ones(2, 3), torch.ones(2, 1))).__name__
-        'Rows'
     """
     if 0 < len(features) < features.shape[1]:
         return Rows(features, targets)

@@ -54,12 +54,6 @@ def torchvision_alexnet(num_classes: int = 1000) -> nn.Sequential:
 
     References:
         Krizhevsky, One weird trick for parallelizing convolutional neural networks (2014).
-
-    Examples:
-        >>> with torch.device("meta"):
-        ...     net = torchvision_alexnet()
-        >>> sum(parameter.numel() for parameter in net.parameters())
-        61100840
     """
     features = nn.Sequential(
         *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
@@ -91,12 +85,6 @@ def caffe_alexnet() -> nn.Sequential:
     References:
         Krizhevsky et al., ImageNet classification with deep convolutional neural networks (2012).
         Jia et al., Caffe (2014): the reference model, whose order of layers this is.
-
-    Examples:
-        >>> with torch.device("meta"):
-        ...     net = caffe_alexnet()
-        ...     net[:15](torch.zeros(1, 3, 227, 227)).shape
-        torch.Size([1, 256, 6, 6])
     """
     pool = partial(nn.MaxPool2d, 3, 2, ceil_mode=True)
     norm = partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75, k=1.0)

@@ -35,12 +35,6 @@ def find_weights(name: str, weights_dir: str | None = None) -> Path:
 
     Raises:
         BadInput: It isn't there and can't be fetched, or isn't what its name says.
-
-    Examples:
-        >>> find_weights("caffe", "nowhere")
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: weights 'caffe': alexnet_caffe_conv_int8.npz isn't in
-        nowhere; put it there, or name its folder by weights_dir or LIGHTNING_BBOX_WEIGHTS
     """
     folder = weights_dir or os.environ.get(WEIGHTS_VARIABLE)
     if name not in FILES:
@@ -100,14 +94,6 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         BadInput: The file isn't there, can't be read, or holds anything but weights.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "weights.npz"
-        ...     np.savez(path, bias=np.array([64, -128], np.int8))
-        ...     read_weights(path)
-        {'bias': tensor([ 0.5000, -1.0000])}
     """
     path = Path(path)
     read = _READERS.get(path.suffix.lower())
@@ -185,13 +171,6 @@ def refuse_other_weights(
 
     Raises:
         BadInput: A weight is missing, unknown, or of another shape.
-
-    Examples:
-        >>> net = {"bias": torch.zeros(2)}
-        >>> refuse_other_weights("a.npz", {"bias": torch.zeros(3)}, net, needed=["bias"])
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: a.npz: bias has shape [3], the net's has [2]; give weights
-        of the same net
     """
     remedy = "give weights of the same net"
     if unknown := [name for name in weights if name not in net]:
