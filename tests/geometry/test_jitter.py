@@ -138,6 +138,11 @@ def test_accepted_overlaps_are_what_was_asked_for(resize):
     assert (ratio.max() > 1.5) == resize
 
 
+def test_no_accepted_overlap_is_larger_than_was_asked_for():
+    boxes, proposals = propose(OverlapJitter(min_iou=0.1, max_area=1.5))
+    assert 1.4 < (box_area(proposals) / box_area(boxes)).max() < 1.501
+
+
 def test_few_overlap_draws_fail():
     assert draw(OverlapJitter(), draw_boxes(5_000)).failed.float().mean() < 0.01
 
