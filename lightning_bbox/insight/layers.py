@@ -71,7 +71,7 @@ class Projection:
 
 
 @contextmanager
-def tapped(backbone: Backbone, take: Callable[[str, Tensor], None]) -> Iterator[None]:
+def layer_hooks(backbone: Backbone, take: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Hand over what each layer puts out, as soon as it does, and last what the backbone does.
 
     Layers are the modules without modules of their own, but for those that do nothing in
@@ -85,7 +85,7 @@ def tapped(backbone: Backbone, take: Callable[[str, Tensor], None]) -> Iterator[
     Examples:
         >>> from lightning_bbox import ShallowConvNet
         >>> net = ShallowConvNet(channels=(4,), fc=(), batch_norm=False, global_pool=True).build(9)
-        >>> with tapped(net, lambda name, output: print(name, list(output.shape))):
+        >>> with layer_hooks(net, lambda name, output: print(name, list(output.shape))):
         ...     _ = net(torch.zeros(1, 3, 9, 9))
         convs.0 Conv2d [1, 4, 5, 5]
         convs.1 ReLU [1, 4, 5, 5]
@@ -144,6 +144,6 @@ def layer_order(backbone: Backbone, forward: Callable[[], object]) -> list[str]:
             names.append(name)
         last = values
 
-    with tapped(backbone, take):
+    with layer_hooks(backbone, take):
         forward()
     return names

@@ -21,7 +21,7 @@ from lightning_bbox.data.samples import Samples
 from lightning_bbox.evaluation.intervals import bootstrap_interval
 from lightning_bbox.evaluation.metrics import error_px
 from lightning_bbox.geometry.codecs import DeltaCodec
-from lightning_bbox.insight.layers import Projection, layer_order, tapped
+from lightning_bbox.insight.layers import Projection, layer_hooks, layer_order
 from lightning_bbox.insight.readings import Estimate, LayerReading, Reading, Readings
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.regressor import BoxRegressor
@@ -121,7 +121,7 @@ class LayerReader:
 
                 crops = self.data.crops_of(samples.take(rows))
                 take(PIXELS, crops)
-                with tapped(net.backbone, take):
+                with layer_hooks(net.backbone, take):
                     self._forward(net, crops)
         return layers
 

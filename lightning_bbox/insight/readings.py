@@ -118,9 +118,9 @@ def verdict(layers: Sequence[LayerReading], trained: bool) -> str:
         >>> verdict([pixels, relu], trained=True).partition("; ")[2].partition("; ")[2]
         'random weights reach 0.50, so training adds 0.20'
     """
-    fooled = [layer for layer in layers if layer.shuffled.r2.low > READABLE]
-    if fooled:
-        at, r2 = fooled[0].layer, fooled[0].shuffled.r2
+    leaking = [layer for layer in layers if layer.shuffled.r2.low > READABLE]
+    if leaking:
+        at, r2 = leaking[0].layer, leaking[0].shuffled.r2
         return f"nothing can be said: with shuffled targets too {at} reaches R2 {r2}"
     if any(layer.readable for layer in layers):
         clauses = [_pixels(layers[0]), *_course(layers)]
@@ -146,16 +146,16 @@ def _pixels(pixels: LayerReading) -> str:
 
 def _course(layers: Sequence[LayerReading]) -> Iterator[str]:
     """Say where the offset appears, is best, is missing in between, and is lost."""
-    shown = [place for place, layer in enumerate(layers) if layer.readable]
+    shown = [index for index, layer in enumerate(layers) if layer.readable]
     first, last = layers[shown[0]], shown[-1]
-    best = max((layers[place] for place in shown), key=_r2)
+    best = max((layers[index] for index in shown), key=_r2)
     better = f"best at {best.layer} (R2 {best.net.r2})" * (best.net.r2.low > first.net.r2.high)
     if first is layers[0]:
         yield better
     else:
         at = f"it becomes readable at {first.layer} (R2 {first.net.r2})"
         yield f"{at}, {better}" if better else at
-    missing = [layers[place].layer for place in range(shown[0], last) if place not in shown]
+    missing = [layers[index].layer for index in range(shown[0], last) if index not in shown]
     if missing:
         yield f"in between it isn't surely readable at {listed(missing)}"
     if last + 1 < len(layers):

@@ -56,10 +56,10 @@ def save_readings(readings: Readings, folder: Path, logger: Logger | None) -> st
         writer = logger.experiment
         writer.add_image("probe/layers", np.asarray(chart), 0, dataformats="HWC")
         writer.add_text("probe/table", table, 0)
-        for place, layer in enumerate(readings.layers):
+        for index, layer in enumerate(readings.layers):
             for name, reading in layer.readings.items():
-                writer.add_scalar(f"probe/r2/{name}", reading.r2.value, place)
-                writer.add_scalar(f"probe/mae_px/{name}", reading.mae_px.value, place)
+                writer.add_scalar(f"probe/r2/{name}", reading.r2.value, index)
+                writer.add_scalar(f"probe/mae_px/{name}", reading.mae_px.value, index)
         logger.save()
     return table
 

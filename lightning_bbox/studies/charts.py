@@ -115,19 +115,19 @@ def _draw_errors(comparison: Comparison) -> Figure:
     figure = new_chart(11.0, 1.4 + 0.42 * len(arms))
     axes = figure.subplots()
     limit = _limit(comparison)
-    for place, arm in enumerate(arms):
+    for row, arm in enumerate(arms):
         mean, whole = arm.figures.get(ranked_by), len(arm.done) == len(arm.results)
         told = "" if mean is None else f"{mean.value:.3f}   "
-        _note(axes, place, told + arm.status, "0.3" if whole else "tab:red")
+        _note(axes, row, told + arm.status, "0.3" if whole else "tab:red")
         if mean is None:
             continue
         colour = "black" if arm.arm is comparison.base else "tab:blue"
-        _draw_mean(axes, place, mean, colour)
+        _draw_mean(axes, row, mean, colour)
         if mean.value > limit:
-            axes.plot(0.99 * limit, place, ">", color=colour, markersize=6)
+            axes.plot(0.99 * limit, row, ">", color=colour, markersize=6)
         runs = [figures_of(run, comparison.study.reach_px).get(ranked_by) for run in arm.done]
         values = [value for value in runs if value is not None]
-        axes.plot(values, [place] * len(values), ".", color="0.5", markersize=4, zorder=1)
+        axes.plot(values, [row] * len(values), ".", color="0.5", markersize=4, zorder=1)
     if not math.isnan(comparison.predict_mean_px):
         axes.axvline(comparison.predict_mean_px, **PREDICT_MEAN)
     names = [wrap_label(arm.arm.name, 60, most=3) for arm in arms]
@@ -141,16 +141,16 @@ def _draw_errors(comparison: Comparison) -> Figure:
     return figure
 
 
-def _draw_mean(axes: Axes, place: int, mean: Mean, colour: str) -> None:
+def _draw_mean(axes: Axes, row: int, mean: Mean, colour: str) -> None:
     if not math.isnan(mean.low):
-        axes.plot([mean.low, mean.high], [place] * 2, color=colour, linewidth=1.5)
-    axes.plot(mean.value, place, "o", color=colour, markersize=6)
+        axes.plot([mean.low, mean.high], [row] * 2, color=colour, linewidth=1.5)
+    axes.plot(mean.value, row, "o", color=colour, markersize=6)
 
 
-def _note(axes: Axes, place: int, text: str, colour: str) -> None:
+def _note(axes: Axes, row: int, text: str, colour: str) -> None:
     """Write to the right of a chart's row."""
     to_the_right = axes.get_yaxis_transform()
-    axes.text(1.01, place, text, color=colour, fontsize=8, va="center", transform=to_the_right)
+    axes.text(1.01, row, text, color=colour, fontsize=8, va="center", transform=to_the_right)
 
 
 def _draw_effects(comparison: Comparison) -> Figure:

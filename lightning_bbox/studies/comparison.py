@@ -164,9 +164,9 @@ def figures_of(result: Result, reach_px: float) -> dict[str, float]:
 
 def _steps_to_reach(curve: Sequence[tuple[int, float]], threshold: float) -> float | None:
     """Return when a curve is first at or below a threshold, linear between its points."""
-    for place, (step, error) in enumerate(curve):
+    for index, (step, error) in enumerate(curve):
         if error <= threshold:
-            before, above = curve[place - 1] if place else (step, math.inf)
+            before, above = curve[index - 1] if index else (step, math.inf)
             if not math.isfinite(above):
                 return float(step)
             return before + (step - before) * (above - threshold) / (above - error)
@@ -203,25 +203,25 @@ def _main_effects(arms: Sequence[ArmSummary], figure: str) -> list[Effect]:
     if not crossed:
         return []
     cells = [arm.arm.levels for arm in crossed]
-    fitted = [place for place, arm in enumerate(crossed) if math.isfinite(_value(arm, figure))]
+    fitted = [index for index, arm in enumerate(crossed) if math.isfinite(_value(arm, figure))]
     matrix = main_effects_matrix(cells)[fitted]
     freedom = len(fitted) - int(np.linalg.matrix_rank(matrix)) if fitted else 0
     if freedom < 1:
         return []
-    logs = np.log([max(_value(crossed[place], figure), 1e-12) for place in fitted])
+    logs = np.log([max(_value(crossed[index], figure), 1e-12) for index in fitted])
     inverse = np.linalg.pinv(matrix)
     solution = inverse @ logs
     noise = float(((logs - matrix @ solution) ** 2).sum()) / freedom
     halves = t_quantile(0.975, freedom) * np.sqrt(noise * (inverse**2).sum(axis=1))
-    # An effect is told if its column isn't a mixture of the others: arms that diverged leave gaps.
-    told = np.abs(inverse @ matrix - np.eye(matrix.shape[1])).max(axis=1) < 1e-6
+    # Arms that diverged leave gaps: an effect whose column mixes the others is not estimable.
+    estimable = np.abs(inverse @ matrix - np.eye(matrix.shape[1])).max(axis=1) < 1e-6
     effects = []
     for column, (axis, level) in enumerate(effects_of(cells), start=1):
         having = [arm for arm in crossed if arm.arm.levels[axis] == level]
         ends = [result.status for arm in having for result in arm.results]
         value, half = float(solution[column]), float(halves[column])
         bounds = (math.exp(value), math.exp(value - half), math.exp(value + half))
-        ratio = Mean(*bounds, int(matrix[:, column].sum())) if told[column] else None
+        ratio = Mean(*bounds, int(matrix[:, column].sum())) if estimable[column] else None
         effects.append(Effect(axis, level, ratio, len(ends), ends.count("diverged")))
     return effects
 

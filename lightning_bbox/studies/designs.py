@@ -16,11 +16,11 @@ DESIGNS = "one_at_a_time, full, or fraction: N"
 """What there is to choose from."""
 
 
-def cross_axes(place: str, axes: Axes, design: object, excluded: Sequence[Levels]) -> list[Levels]:
+def cross_axes(file: str, axes: Axes, design: object, excluded: Sequence[Levels]) -> list[Levels]:
     """Return the levels of the crossed arms, the base's first.
 
     Args:
-        place: The study's file, for a refusal.
+        file: The study's file, for a refusal.
         axes: What is crossed.
         design: One of `DESIGNS`.
         excluded: Levels that don't go together.
@@ -40,16 +40,16 @@ def cross_axes(place: str, axes: Axes, design: object, excluded: Sequence[Levels
     every = [dict(zip(axes, labels, strict=True)) for labels in itertools.product(*axes.values())]
     allowed = [c for c in every if not any(partial.items() <= c.items() for partial in excluded)]
     if base not in allowed:
-        raise BadInput.at(place, "exclude rules the base out", "put another level first")
+        raise BadInput.at(file, "exclude rules the base out", "put another level first")
     if design == "full":
         return allowed
     if isinstance(design, dict) and design.keys() == {"fraction"}:
         count, needed = design["fraction"], 1 + sum(len(levels) - 1 for levels in axes.values())
         if type(count) is not int or not needed <= count <= len(allowed):
             problem = f"design fraction is {count!r}"
-            raise BadInput.at(place, problem, f"give {needed} to {len(allowed)} arms")
+            raise BadInput.at(file, problem, f"give {needed} to {len(allowed)} arms")
         return [allowed[row] for row in fractional_design(allowed, count)]
-    raise BadInput.at(place, f"design is {design!r}", f"give {DESIGNS}")
+    raise BadInput.at(file, f"design is {design!r}", f"give {DESIGNS}")
 
 
 def main_effects_matrix(cells: Sequence[Mapping[str, str]]) -> NDArray[np.float64]:
@@ -99,7 +99,7 @@ def fractional_design(cells: Sequence[Mapping[str, str]], count: int) -> list[in
         count: How many to choose, at least one more than there are effects.
 
     Returns:
-        The places of those chosen, in order.
+        The indices of those chosen, in order.
 
     References:
         Fedorov, Theory of optimal experiments (1972): the exchange; Mitchell (1974) for its start.
@@ -116,11 +116,11 @@ def fractional_design(cells: Sequence[Mapping[str, str]], count: int) -> list[in
     improved = True
     while improved:
         improved = False
-        for place in range(1, count):
-            rest = chosen[:place] + chosen[place + 1 :]
+        for index in range(1, count):
+            rest = chosen[:index] + chosen[index + 1 :]
             candidate = _best_addition(rows, rest)
-            if _gain(rows, rest)[candidate] > _gain(rows, rest)[chosen[place]] * (1 + 1e-9):
-                chosen[place], improved = candidate, True
+            if _gain(rows, rest)[candidate] > _gain(rows, rest)[chosen[index]] * (1 + 1e-9):
+                chosen[index], improved = candidate, True
     return sorted(chosen)
 
 

@@ -277,7 +277,7 @@ class Progress:
         self._ended += 1
         spent = time.monotonic() - self._since
         left = spent / self._ended * (self._pending - self._ended) / 60
-        line = f"{result.run.arm.name}, seed {result.run.seed}: {_words(result)}"
+        line = f"{result.run.arm.name}, seed {result.run.seed}: {_outcome(result)}"
         if self._bar.disable:
             say(f"[{self._ended}/{self._pending}, about {left:.0f} min left] {line}")
         else:
@@ -285,7 +285,7 @@ class Progress:
             self._bar.update()
 
 
-def _words(result: Result) -> str:
+def _outcome(result: Result) -> str:
     if result.status == "done":
         seconds = result.metrics["train_seconds"]
         return f"{result.metrics['test/mae_px']:.3f} px in {seconds:.0f} s"

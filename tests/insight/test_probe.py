@@ -15,7 +15,7 @@ from torch import nn
 from lightning_bbox import BadInput, BoxRegressor, SceneDataModule, ShallowConvNet
 from lightning_bbox.cli.main import main
 from lightning_bbox.evaluation.metrics import error_px
-from lightning_bbox.insight.layers import Projection, layer_order, tapped
+from lightning_bbox.insight.layers import Projection, layer_hooks, layer_order
 from lightning_bbox.insight.probe import LayerReader, LayerRows, ProbingTrainer, untrained
 from lightning_bbox.insight.readings import Estimate, LayerReading, Reading, Readings, verdict
 from lightning_bbox.insight.report import draw_readings, format_readings
@@ -311,7 +311,10 @@ def test_an_output_is_handed_over_before_it_is_overwritten():
     torch.manual_seed(0)
     net = Twice().build(9).eval()
     lowest = {}
-    with torch.no_grad(), tapped(net, lambda name, out: lowest.update({name: float(out.min())})):
+    with (
+        torch.no_grad(),
+        layer_hooks(net, lambda name, out: lowest.update({name: float(out.min())})),
+    ):
         net(torch.rand(50, 3, 9, 9))
     assert lowest["conv Conv2d"] < 0
     assert lowest["relu ReLU (2)"] == 0
