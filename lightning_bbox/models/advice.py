@@ -80,11 +80,7 @@ def refuse_lonely_samples(net: OffsetNet, batch_size: int, world_size: int) -> N
 
 
 def refuse_equal_passes(net: OffsetNet, passes: int) -> None:
-    """Refuse to average passes where nothing draws at random.
-
-    Args:
-        net: Built.
-        passes: How many; 0 is none.
+    """Refuse to average passes of a net in which nothing draws at random.
 
     Raises:
         BadInput: All passes would be equal.
@@ -105,11 +101,8 @@ def refuse_equal_passes(net: OffsetNet, passes: int) -> None:
 def refuse_idle_dropout(backbone: Backbone) -> None:
     """Refuse dropout that was asked for where features are computed once, without any draw.
 
-    Args:
-        backbone: What a closed solution learns on.
-
     Raises:
-        BadInput: It has dropout; a published net's own is left alone.
+        BadInput: The backbone has dropout; a published net's own is left alone.
 
     Examples:
         >>> refuse_idle_dropout(ShallowConvNet())

@@ -64,26 +64,15 @@ class OffsetModel(pl.LightningModule):
     """Say how far the true box lies from a proposal, from the crop around it.
 
     What depends on the data (sizes, statistics, bins) is built when training begins and travels in
-    the checkpoint. Subclasses say how the head learns; each has defaults for all its arguments.
-
-    Args:
-        backbone: Crops to features; a `ShallowConvNet` by default.
-        head: Features to targets, with its loss; a `BinHead` by default.
-        codec: Boxes to targets and back; a `MeanStdCodec` by default.
-        preprocess: Fitted on training crops; what the backbone's weights expect by default, else a
-            `ChannelNorm`.
-        average_flips: At evaluation, average the boxes found on the crop and its three mirror
-            images; as its checkpoint says by default, else not.
-        compile: Compile the network; `auto` does on CUDA.
-        cache: Where the features of a frozen backbone are kept: `memory`, or a folder of files that
-            later runs use again. The training set is then that of the first epoch, in a fresh order
-            in each. By default they are computed in every step.
+    the checkpoint. Subclasses say how the head learns; each has defaults for all its arguments,
+    and says what these here mean.
     """
 
     default_epochs: ClassVar[int]  # of a run on the command line that doesn't say how many
 
     def __init__(
         self,
+        *,
         backbone: Backbone | None,
         head: Head | None,
         codec: DeltaCodec | None,
@@ -211,9 +200,9 @@ class OffsetModel(pl.LightningModule):
         """Return refined boxes, and how far off the model deems them, averaged if asked to.
 
         Args:
-            crops: Crops in [0, 1], cut around the proposals.
+            crops: As `forward` takes them, and so are the others.
             proposals: The boxes to refine.
-            labels: Their classes, for a head that has a regressor for each.
+            labels: Their classes.
 
         Returns:
             The boxes in the proposals' frame, and their calibrated standard deviations in px and

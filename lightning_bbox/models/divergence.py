@@ -26,26 +26,21 @@ class DivergedError(RuntimeError):
         self.step = step
 
 
-class Moment(NamedTuple):
-    """What is known of a step on the host: epoch and learning rate."""
-
-    epoch: int
-    rate: float
-
-
 class FirstBadStep(NamedTuple):
     """The first step whose loss was not finite, or whose gradient spoilt the weights.
 
     Attributes:
         step: Its number.
-        moment: Its epoch and learning rate.
+        epoch: Its epoch.
+        rate: Its learning rate.
         rows: Rows of the epoch, of this process, whose losses were not finite, or which spoilt
             the weights.
         what: What is not finite.
     """
 
     step: int
-    moment: Moment
+    epoch: int
+    rate: float
     rows: list[int]
     what: str = "loss is"
 
@@ -60,9 +55,9 @@ class LossWatch:
         >>> watch = LossWatch(torch.device("cpu"))
         >>> losses, rows = torch.tensor([1.0, torch.nan]), torch.tensor([40, 41])
         >>> watch.take(losses.sum(), losses, rows)
-        >>> watch.note(7, Moment(epoch=0, rate=0.1), rows)
+        >>> watch.note(7, 0, 0.1, rows)
         >>> watch.first_bad()
-        FirstBadStep(step=7, moment=Moment(epoch=0, rate=0.1), rows=[41], what='loss is')
+        FirstBadStep(step=7, epoch=0, rate=0.1, rows=[41], what='loss is')
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -71,8 +66,9 @@ class LossWatch:
         self._first = torch.full((), -1, device=device)  # which of those taken was the first bad
         self._rows = torch.full((0,), -1, device=device)
         self._noted = 0
-        self._moments: dict[int, tuple[int, Moment]] = {}
-        self._newest: tuple[int, Moment, Tensor] | None = None
+        self._steps: dict[int, tuple[int, int, float]] = {}  # step, epoch and rate
+        self._newest: tuple[int, int, float] | None = None
+        self._newest_rows = self._rows
 
     def take(
         self, loss: Float[Tensor, ""], losses: Float[Tensor, " b"], rows: Int64[Tensor, " b"]
@@ -95,23 +91,24 @@ class LossWatch:
         self._rows.copy_(torch.where(first, bad, self._rows))
         self._taken += 1
 
-    def note(self, step: int, moment: Moment, rows: Int64[Tensor, " b"]) -> None:
+    def note(self, step: int, epoch: int, rate: float, rows: Int64[Tensor, " b"]) -> None:
         """Note on the host which step it was whose losses were taken in.
 
         Args:
             step: Its number.
-            moment: Its epoch and learning rate.
+            epoch: Its epoch.
+            rate: Its learning rate.
             rows: The row of each sample in the epoch.
         """
-        self._moments[self._noted] = (step, moment)
-        self._newest = (step, moment, rows)
+        self._newest = self._steps[self._noted] = (step, epoch, rate)
+        self._newest_rows = rows
         self._noted += 1
 
     def mean(self) -> Float[Tensor, ""]:
         """Return the mean loss since the last call."""
-        mean = self._sum / max(1, len(self._moments))
+        mean = self._sum / max(1, len(self._steps))
         self._sum.zero_()
-        self._moments.clear()
+        self._steps.clear()
         return mean
 
     def first_bad(
@@ -127,10 +124,9 @@ class LossWatch:
         mine = None
         if (first := int(self._first)) >= 0:
             rows = [row for row in self._rows.tolist() if row >= 0]
-            mine = FirstBadStep(*self._moments[first], rows)
+            mine = FirstBadStep(*self._steps[first], rows)
         elif self._newest and not all(bool(value.isfinite().all()) for value in values):
-            step, moment, spoiling = self._newest
-            mine = FirstBadStep(step, moment, spoiling.tolist(), what)
+            mine = FirstBadStep(*self._newest, self._newest_rows.tolist(), what)
         if not (distributed.is_available() and distributed.is_initialized()):
             return mine
         every = [mine] * distributed.get_world_size()
@@ -151,13 +147,13 @@ def divergence_message(bad: FirstBadStep, names: list[str]) -> str:
         names: The samples of it that are to blame.
 
     Examples:
-        >>> print(divergence_message(FirstBadStep(7, Moment(0, 0.1), [41]), ["boxes.csv:12"]))
+        >>> print(divergence_message(FirstBadStep(7, 0, 0.1, [41]), ["boxes.csv:12"]))
         the loss is not finite since step 7 (learning rate 0.1; samples boxes.csv:12); lower the
         learning rate, clip gradients (trainer.gradient_clip_val) or use a 32-bit precision
     """
     samples = f"; samples {listed(names)}" if names else ""
     return (
-        f"the {bad.what} not finite since step {bad.step} (learning rate {bad.moment.rate:.3g}"
+        f"the {bad.what} not finite since step {bad.step} (learning rate {bad.rate:.3g}"
         f"{samples}); lower the learning rate, clip gradients (trainer.gradient_clip_val) or use "
         f"a 32-bit precision"
     )

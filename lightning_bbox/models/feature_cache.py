@@ -91,16 +91,19 @@ def fill_cache(place: str, data: CropDataModule, splits: Iterable[Split], net: O
         >>> data.features["val"].shape
         torch.Size([12, 16])
     """
-    _refuse_changing(net.backbone, data.augment)
+    refuse_learning(net.backbone)
+    _refuse_changing(data.augment)
     trainer, folder = data.trainer, None if place == "memory" else Path(place)
     assert trainer is not None
     data.fix_draws()
     key = {}
     if folder is not None:
         make_folder(folder, option="--model.cache")
-        key = feature_key(data, net, str(trainer.precision))
+        key = _feature_key(data, net, str(trainer.precision))
     for split in splits:
-        file = None if folder is None else FeatureFile(folder, split, key | draws_key(data, split))
+        file = (
+            None if folder is None else _FeatureFile(folder, split, key | _draws_key(data, split))
+        )
         if file is None or not _is_known(file, trainer):
             _compute_and_keep(file, data, split, net)
         if file is not None:
@@ -108,7 +111,7 @@ def fill_cache(place: str, data: CropDataModule, splits: Iterable[Split], net: O
 
 
 def _compute_and_keep(
-    file: "FeatureFile | None", data: CropDataModule, split: Split, net: OffsetNet
+    file: "_FeatureFile | None", data: CropDataModule, split: Split, net: OffsetNet
 ) -> None:
     since = time.perf_counter()
     features = compute_features(data, split, net)
@@ -142,8 +145,7 @@ def refuse_learning(backbone: Backbone) -> None:
         raise BadInput(msg)
 
 
-def _refuse_changing(backbone: Backbone, augment: Augment) -> None:
-    refuse_learning(backbone)
+def _refuse_changing(augment: Augment) -> None:
     if augment.extra:
         names = ", ".join(type(module).__name__ for module in augment.extra)
         msg = (
@@ -153,7 +155,7 @@ def _refuse_changing(backbone: Backbone, augment: Augment) -> None:
         raise BadInput(msg)
 
 
-def _is_known(file: "FeatureFile", trainer: pl.Trainer) -> bool:
+def _is_known(file: "_FeatureFile", trainer: pl.Trainer) -> bool:
     """Tell whether every process finds the features on its disk, and say what the first one did."""
     problem = file.problem()
     if problem:
@@ -164,21 +166,8 @@ def _is_known(file: "FeatureFile", trainer: pl.Trainer) -> bool:
     return known
 
 
-class FeatureFile(KeyedFile):
-    """Features of one split on disk: a .npy file, and a sidecar that says what they are.
-
-    Args:
-        folder: Where both are.
-        split: Their name.
-        key: What the features depend on, by name.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     FeatureFile(Path(folder), "val", {"weights": "a"}).keep(torch.ones(2, 3))
-        ...     FeatureFile(Path(folder), "val", {"weights": "b"}).problem()
-        'stale (made of other weights)'
-    """
+class _FeatureFile(KeyedFile):
+    """Features of one split on disk: a .npy file, and a sidecar that says what they are."""
 
     def __init__(self, folder: Path, split: Split, key: dict[str, str]) -> None:
         super().__init__(folder / f"{split}.npy", key, "--model.cache")
@@ -190,11 +179,7 @@ class FeatureFile(KeyedFile):
         return torch.from_numpy(np.lib.format.open_memmap(self.path, mode="c"))
 
     def keep(self, features: Float[Tensor, "n f"]) -> None:
-        """Write both files, each whole or not at all.
-
-        Raises:
-            BadInput: The folder can't be written to, or there is no room.
-        """
+        """Write both files, each whole or not at all."""
         array: np.ndarray[Any, Any] = np.ascontiguousarray(features.cpu().numpy())
         header = BytesIO()
         np.lib.format.write_array_header_1_0(
@@ -204,61 +189,33 @@ class FeatureFile(KeyedFile):
         self.write((header.getvalue(), array.data.cast("B")), facts)
 
 
-def feature_key(data: CropDataModule, net: OffsetNet, precision: str) -> dict[str, str]:
-    """Return what the features of all splits depend on, by name.
-
-    Args:
-        data: Where the crops come from.
-        net: What makes the features.
-        precision: What it runs in.
-
-    Examples:
-        >>> from lightning_bbox import BinHead, ChannelNorm, SceneDataModule, ShallowConvNet
-        >>> data = SceneDataModule(num_scenes=10, compile=False)
-        >>> net = OffsetNet(ChannelNorm(), ShallowConvNet().build(45), BinHead())
-        >>> list(feature_key(data, net, "32-true"))
-        ['pictures', 'preprocess', 'backbone', 'weights', 'precision']
-    """
+def _feature_key(data: CropDataModule, net: OffsetNet, precision: str) -> dict[str, str]:
+    """Return what the features of all splits depend on, by name."""
     store = data.source.store
     assert isinstance(store, ImageStore)  # files are decoded one by one to predict only
     boxes = [items.digest() for _, items in sorted(data.source.splits.items())]
     return {
-        "pictures": digest_of(store.pixels, store.heights, store.widths, *boxes),
-        "preprocess": digest_of(_recipe(net.preprocess), *_state(net.preprocess)),
+        "pictures": _digest_of(store.pixels, store.heights, store.widths, *boxes),
+        "preprocess": _digest_of(_recipe(net.preprocess), *_state(net.preprocess)),
         "backbone": _recipe(net.backbone),
-        "weights": digest_of(*_state(net.backbone)),
+        "weights": _digest_of(*_state(net.backbone)),
         "precision": precision,
     }
 
 
-def draws_key(data: CropDataModule, split: Split) -> dict[str, str]:
+def _draws_key(data: CropDataModule, split: Split) -> dict[str, str]:
     """Return what the crops of a split's draws depend on, beside the pictures, by name.
 
     It is the draws themselves, as the seed, the law of the proposals and augmentation made them.
-
-    Examples:
-        >>> from functools import partial
-        >>> from lightning_bbox import SceneDataModule
-        >>> make = partial(SceneDataModule, num_scenes=10, compile=False)
-        >>> first, other = make(seed=0), make(seed=1)
-        >>> draws_key(first, "val") == draws_key(other, "val")
-        True
-        >>> draws_key(first, "train") == draws_key(other, "train")
-        False
     """
     samples = data.samples(split)
     noise = data.noise_level(augment=split == "train")
     drawn = samples.image_index, samples.proposals, samples.flips, samples.factors, samples.noise
-    return {"draws": digest_of(split, repr(data.geometry), repr(noise), *drawn)}
+    return {"draws": _digest_of(split, repr(data.geometry), repr(noise), *drawn)}
 
 
-def digest_of(*parts: Tensor | str) -> str:
-    """Return a fingerprint of tensors and text.
-
-    Examples:
-        >>> digest_of(torch.zeros(2), "a") == digest_of(torch.zeros(2), "b")
-        False
-    """
+def _digest_of(*parts: Tensor | str) -> str:
+    """Return a fingerprint of tensors and text."""
     hashed = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):

@@ -22,7 +22,7 @@ from lightning_bbox.geometry.codecs import DeltaCodec
 from lightning_bbox.models.advice import advice, refuse_equal_passes, refuse_lonely_samples
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import load_weights
-from lightning_bbox.models.divergence import DivergedError, LossWatch, Moment, divergence_message
+from lightning_bbox.models.divergence import DivergedError, LossWatch, divergence_message
 from lightning_bbox.models.feature_cache import compute_features, refuse_learning
 from lightning_bbox.models.fitting import fit_head
 from lightning_bbox.models.several_steps import SeveralSteps
@@ -91,6 +91,7 @@ class BoxRegressor(OffsetModel):
         head: Head | None = None,
         codec: DeltaCodec | None = None,
         preprocess: Preprocess | None = None,
+        *,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         average_flips: bool | None = None,
@@ -102,7 +103,15 @@ class BoxRegressor(OffsetModel):
         steps_per_call: int = 1,
         cuda_graph: bool = False,
     ) -> None:
-        super().__init__(backbone, head, codec, preprocess, average_flips, compile, cache)
+        super().__init__(
+            backbone=backbone,
+            head=head,
+            codec=codec,
+            preprocess=preprocess,
+            average_flips=average_flips,
+            compile=compile,
+            cache=cache,
+        )
         if passes is not None and passes < 0:
             msg = f"BoxRegressor passes is {passes}; expected 0 (one pass without draws) or more"
             raise BadInput(msg)
@@ -158,17 +167,15 @@ class BoxRegressor(OffsetModel):
             {name: value for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
         ]
-        planned = self._several.planned_steps if self._several else self._planned_steps
-        progress = run_progress(self.trainer, planned())
+        steps: float = self.trainer.estimated_stepping_batches
+        progress = run_progress(
+            self.trainer, self._several.planned_steps(steps) if self._several else steps
+        )
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(progress(step)))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-    def _planned_steps(self) -> float:
-        steps: float = self.trainer.estimated_stepping_batches
-        return steps
 
     def _make_optimizer(self) -> Optimizer:
         parameters = [weights for weights in self.parameters() if weights.requires_grad]
@@ -300,7 +307,7 @@ class BoxRegressor(OffsetModel):
             penalty: For the weights, if any.
         """
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._watch.note(step, Moment(self.trainer.current_epoch, rate), rows)
+        self._watch.note(step, self.trainer.current_epoch, rate, rows)
         if not self.logs_after(step + 1):
             return
         self.refuse_divergence()
@@ -369,7 +376,7 @@ class BoxRegressor(OffsetModel):
             DivergedError: Says at which step, with what learning rate and which samples.
         """
         if (bad := self._watch.first_bad(values, what)) is not None:
-            items = self.data.samples("train", bad.moment.epoch).items[bad.rows].tolist()
+            items = self.data.samples("train", bad.epoch).items[bad.rows].tolist()
             train = self.data.source.splits["train"]
             names = [train.name(item) for item in items]
             raise DivergedError(divergence_message(bad, names), bad.step)

@@ -89,6 +89,7 @@ class RidgeRegressor(OffsetModel):
         backbone: Backbone | None = None,
         codec: DeltaCodec | None = None,
         preprocess: Preprocess | None = None,
+        *,
         lam: float | Literal["val", "gcv"] = "val",
         scaling: Scaling = "standard",
         per_class: bool = False,
@@ -103,8 +104,15 @@ class RidgeRegressor(OffsetModel):
         if not 0 <= robust < 1:
             msg = f"RidgeRegressor robust is {robust}; expected 0 (keep all) to below 1"
             raise BadInput(msg)
-        head = LinearHead(L2Loss(), per_class=per_class)
-        super().__init__(backbone, head, codec, preprocess, average_flips, compile, cache)
+        super().__init__(
+            backbone=backbone,
+            head=LinearHead(L2Loss(), per_class=per_class),
+            codec=codec,
+            preprocess=preprocess,
+            average_flips=average_flips,
+            compile=compile,
+            cache=cache,
+        )
         if not per_class:  # then it isn't asked for, and a checkpoint's is taken
             self._asked["head"] = None
         self.automatic_optimization = False

@@ -74,13 +74,16 @@ class SeveralSteps:
             msg = f"model.cuda_graph can't record this run's steps: {why}; leave cuda_graph out"
             raise BadInput(msg)
 
-    def planned_steps(self) -> float:
-        """Return how many steps the run has in all, infinity where nobody said."""
+    def planned_steps(self, by_lightning: float) -> float:
+        """Return how many steps the run has in all, infinity where nobody said.
+
+        Args:
+            by_lightning: What Lightning says, to whom a batch is a step.
+        """
         trainer, data = self.model.trainer, self.model.data
-        total: float = trainer.estimated_stepping_batches
         epochs, longest = trainer.max_epochs or -1, trainer.max_steps
         if epochs < 0:
-            return total
+            return by_lightning
         in_epoch = data.num_draws("train") // data.batch_size
         in_epoch = min(in_epoch, int(trainer.num_training_batches) * self.count)
         return in_epoch * epochs if longest < 0 else min(in_epoch * epochs, longest)

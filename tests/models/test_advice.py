@@ -2,7 +2,6 @@
 
 import re
 
-import lightning.pytorch as pl
 import pytest
 from torch import nn
 
@@ -17,12 +16,12 @@ from lightning_bbox import (
     L2Penalty,
     LinearHead,
     RidgeRegressor,
-    SceneDataModule,
     ShallowConvNet,
     SmoothL1Loss,
 )
 from lightning_bbox.models.advice import advice
 from lightning_bbox.nn.network import OffsetNet
+from tests.runs import scenes, trained_quietly
 
 DROPOUT = "dropout before a squared error: .* use a BinHead or loss: SmoothL1Loss, or leave"
 NORM = "batch norm right before a squared error: .* use a BinHead or loss: SmoothL1Loss, or end"
@@ -82,11 +81,7 @@ def test_a_net_is_looked_at_up_to_the_layer_that_is_read():
 
 
 def fit(model, **arguments):
-    small = {"num_scenes": 20, "batch_size": 16, "draws_per_epoch": 16, "eval_draws": 16}
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, **dict.fromkeys(quiet, False))
-    trainer.fit(model, SceneDataModule(**small | arguments, compile=False))
-    return trainer
+    trained_quietly(model, scenes(**{"draws_per_epoch": 16} | arguments), max_epochs=1)
 
 
 def test_advice_is_given_before_training():
@@ -109,8 +104,8 @@ def test_a_pattern_that_fits_nothing_is_refused_before_training():
 class Detached(L2Loss):
     """A loss by which nothing can learn."""
 
-    def forward(self, predictions, targets, std):
-        return super().forward(predictions.detach(), targets, std)
+    def __call__(self, predictions, targets, std):
+        return super().__call__(predictions.detach(), targets, std)
 
 
 def test_a_loss_without_a_gradient_is_refused_at_the_first_step():

@@ -187,11 +187,6 @@ def test_each_class_gets_its_own_solution(two_classes, fc):
     outputs = model.net(batch.crops).detach().numpy().reshape(len(batch.crops), 2, 2)
     own = torch.from_numpy(outputs[np.arange(len(outputs)), batch.labels.numpy()])
     torch.testing.assert_close(moved, model.codec.decode(own, batch.proposals))
-
-
-def test_regressors_by_class_need_the_labels(two_classes):
-    model = fitted(RidgeRegressor(small_net(), lam=30.0, per_class=True), boxes(two_classes))
-    batch = next(boxes(two_classes).batches("test", 0, torch.device("cpu")))
     with pytest.raises(BadInput, match="say the boxes' labels"):
         model.refine(batch.crops, batch.proposals)
 
@@ -306,12 +301,6 @@ def test_one_epoch_is_enough_where_none_is_asked_for(tmp_path):
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["epoch"] == 0
 
 
-def test_finished_checkpoints_carry_no_sums(whole):
-    last = read_checkpoint(whole / "checkpoints" / "last.ckpt")
-    assert last["global_step"] == 8
-    assert "sums" not in last[CHECKPOINT_KEY]
-
-
 @pytest.mark.parametrize(
     ("moment", "step", "signum"),
     [
@@ -331,7 +320,10 @@ def test_a_pass_that_was_stopped_goes_on_to_the_bit(moment, step, signum, whole,
     assert_equal_runs(folder, whole, atol=0)
 
 
-def test_a_pass_that_ended_takes_no_more_draws(whole, capsys):
+def test_a_pass_that_ended_keeps_no_sums_and_takes_no_more_draws(whole, capsys):
+    last = read_checkpoint(whole / "checkpoints" / "last.ckpt")
+    assert last["global_step"] == 8
+    assert "sums" not in last[CHECKPOINT_KEY]
     assert main(["fit", f"--resume={whole}", "--trainer.max_epochs=3"]) == 2
     assert "its sums are gone" in capsys.readouterr().err
 
