@@ -84,11 +84,6 @@ def refuse_equal_passes(net: OffsetNet, passes: int) -> None:
 
     Raises:
         BadInput: All passes would be equal.
-
-    Examples:
-        >>> from lightning_bbox import BinHead, ChannelNorm
-        >>> net = OffsetNet(ChannelNorm(), ShallowConvNet((4,), dropout=0.5).build(9), BinHead())
-        >>> refuse_equal_passes(net, passes=8)
     """
     if passes and not stochastic_layers(net):
         msg = (
@@ -103,9 +98,6 @@ def refuse_idle_dropout(backbone: Backbone) -> None:
 
     Raises:
         BadInput: The backbone has dropout; a published net's own is left alone.
-
-    Examples:
-        >>> refuse_idle_dropout(ShallowConvNet())
     """
     if isinstance(backbone, ShallowConvNet) and any(backbone.shares.values()):
         asked = ", ".join(f"{name} {share}" for name, share in backbone.shares.items() if share)

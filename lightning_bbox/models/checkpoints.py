@@ -62,11 +62,6 @@ def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> Offse
 
     Raises:
         BadInput: The checkpoint, which goes by its path in the error, isn't one of ours.
-
-    Examples:
-        >>> read_spec({"state_dict": {}})
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: the checkpoint: wasn't written by lightning_bbox; give a ...
     """
     try:
         plain = dict(checkpoint[CHECKPOINT_KEY]["spec"])
@@ -117,10 +112,6 @@ def refuse_other_parts(recipe: dict[str, Plain], asked: dict[str, Plain]) -> Non
 
     Raises:
         BadInput: They differ.
-
-    Examples:
-        >>> head = {"class_path": "lightning_bbox.nn.heads.linear.LinearHead", "init_args": {}}
-        >>> refuse_other_parts({"head": head, "codec": head}, {"head": head, "codec": None})
     """
     for name, part in asked.items():
         if part is None:
@@ -140,9 +131,6 @@ def refuse_other_run(then: dict[str, Plain], now: dict[str, Plain]) -> None:
 
     Raises:
         BadInput: What the checkpoint says of its run isn't what this one is now.
-
-    Examples:
-        >>> refuse_other_run({"data.seed": 0}, {"data.seed": 0})
     """
     for name, value in now.items():
         if then.get(name) != value:
@@ -158,11 +146,6 @@ def load_weights(net: nn.Module, path: str) -> None:
 
     Raises:
         BadInput: There is no such checkpoint, or its network is another.
-
-    Examples:
-        >>> load_weights(nn.Linear(1, 1), "nowhere.ckpt")
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: nowhere.ckpt: no such checkpoint; check its path
     """
     found, prefix = checkpoint_of(path), "net."
     state = read_checkpoint(found)["state_dict"]
@@ -230,10 +213,6 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
     Raises:
         BadInput: There are checkpoints, but none can be read.
-
-    Examples:
-        >>> newest_checkpoint(Path("nowhere"))
-        (None, [])
     """
     found, unread = [], []
     for path in sorted(folder.glob("*.ckpt")):

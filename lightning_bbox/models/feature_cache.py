@@ -38,15 +38,6 @@ def compute_features(data: CropDataModule, split: Split, net: OffsetNet) -> Floa
         data: Where the crops come from, of a trainer that is about to train.
         split: Which draws.
         net: What makes the features, in the trainer's precision.
-
-    Examples:
-        >>> from lightning_bbox import BinHead, ChannelNorm, SceneDataModule, ShallowConvNet
-        >>> data = SceneDataModule(num_scenes=10, eval_draws=12, compile=False)
-        >>> data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
-        >>> backbone = ShallowConvNet(channels=(4, 8), fc=(16,)).build(45)
-        >>> net = OffsetNet(ChannelNorm(), backbone, BinHead())
-        >>> compute_features(data, "val", net).shape
-        torch.Size([12, 16])
     """
     trainer, (rank, world_size) = data.trainer, data.ranks()
     assert trainer is not None
@@ -132,10 +123,6 @@ def refuse_learning(backbone: Backbone) -> None:
 
     Raises:
         BadInput: It isn't frozen.
-
-    Examples:
-        >>> from lightning_bbox import AlexNet
-        >>> refuse_learning(AlexNet())
     """
     if not backbone.frozen:
         msg = (

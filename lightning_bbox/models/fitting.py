@@ -22,17 +22,6 @@ def fit_parts(
         codec: Boxes to targets and back.
         data: Where the training draws come from.
         device: Where to cut crops and compute features.
-
-    Examples:
-        >>> from lightning_bbox import BinHead, ChannelNorm, MeanStdCodec, SceneDataModule
-        >>> from lightning_bbox import ShallowConvNet
-        >>> data = SceneDataModule(num_scenes=10, eval_draws=20, compile=False)
-        >>> backbone, codec = ShallowConvNet((4,)).build(45), MeanStdCodec().build(data.spec())
-        >>> head = BinHead().build(backbone.out_features, data.spec())
-        >>> net = OffsetNet(ChannelNorm().build(45), backbone, head)
-        >>> fit_parts(net, codec, data, torch.device("cpu"))
-        >>> bool((codec.std > 0).all())
-        True
     """
     samples = data.samples("train", epoch=0)
     codec.fit(samples.gt_boxes, samples.proposals)
@@ -48,19 +37,7 @@ def fit_parts(
 def fit_head(
     net: OffsetNet, codec: DeltaCodec, features: Float[Tensor, "n f"], samples: Samples
 ) -> None:
-    """Fit the head on the features of training draws; nothing else in the network changes.
-
-    Examples:
-        >>> from lightning_bbox import ChannelNorm, LinearHead, MeanStdCodec, SceneDataModule
-        >>> from lightning_bbox import ShallowConvNet
-        >>> data = SceneDataModule(num_scenes=10, draws_per_epoch=20, batch_size=20, compile=False)
-        >>> head = LinearHead(standardize=True).build(1, data.spec())
-        >>> net = OffsetNet(ChannelNorm(), ShallowConvNet(), head)
-        >>> codec = MeanStdCodec().build(data.spec())
-        >>> fit_head(net, codec, torch.arange(20.0)[:, None], data.samples("train"))
-        >>> head.feature_mean
-        tensor([9.5000])
-    """
+    """Fit the head on the features of training draws; nothing else in the network changes."""
     own, theirs = codec.mean.device, features.device
     targets = codec.encode(samples.gt_boxes.to(own), samples.proposals.to(own))
     net.head.fit_features(features, targets.to(theirs), samples.labels.to(theirs))
