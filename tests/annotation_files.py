@@ -1,6 +1,7 @@
 """Data sets that the tests of the readers write."""
 
 import json
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -116,3 +117,10 @@ def changed(key, **changes):
     entry = document[key][0] | changes
     document[key][0] = {name: value for name, value in entry.items() if value is not None}
     return document
+
+
+def pattern_of(sentence, **words):
+    """Return what a sentence matches where `...` stands for any words, and more may follow."""
+    for name, word in words.items():
+        sentence = sentence.replace(f"{{{name}}}", str(word))
+    return "^" + ".*".join(map(re.escape, sentence.split("...")))

@@ -60,8 +60,9 @@ class Begun:
             BadInput: It can't be made.
         """
         assert self.folder is not None
-        self.is_new = not self.folder.exists()
+        is_new = not self.folder.exists()
         make_folder(self.folder)
+        self.is_new = is_new
 
     @rank_zero_only
     def undo(self) -> None:

@@ -176,40 +176,6 @@ def test_existing_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--resume" in message
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["fit", "-c", "preset:nope"], "there is no preset 'nope'; choose one of"),
-        (["fit", "--resume", "nowhere"], "nowhere: no such run; --resume takes the folder of one"),
-        (
-            ["predict", "--ckpt_path", "nowhere", "--data.root", "DIR"],
-            "nowhere: no such run or checkpoint; correct --ckpt_path",
-        ),
-        (["fit", "-c", "preset:csv", "--data.root", "nowhere"], "nowhere"),
-        (["fit", "-c", "preset:quickstart", "--data.noise", "0"], "data noise is 0"),
-        (["fit", "-c", "preset:quickstart", "--data.crop.context", "0.5"], "crop context"),
-        (["fit", "-c", "preset:quickstart", "--trainer.max_epoch", "3"], "max_epoch"),
-        (["fit", "-c", "preset:quickstart", "--model.head", "NoHead"], "NoHead"),
-        (["fit", "-c", "preset:quickstart", "--data.kind", "blue"], "blue"),
-        (["test", "-c", "preset:quickstart"], "test needs a trained model; add --ckpt_path"),
-        (["test", "-c", "preset:quickstart", "--ckpt_path", "no.ckpt"], "no.ckpt: no such checkp"),
-        (["test", "-c", "preset:quickstart", "--ckpt_path", __file__], "can't be read as a check"),
-        (["fit", "-c", "preset:quickstart", "--model.weights", "no.ckpt"], "no such checkpoint"),
-    ],
-)
-def test_mistakes_are_refused_with_exit_code_2(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.glob("runs/*"))
-
-
 def test_a_refused_run_removes_no_folder_that_was_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,15 +188,6 @@ def test_a_refused_run_removes_no_folder_that_was_there(
         assert "nowhere: is no folder" in capsys.readouterr().err
         assert (tmp_path / name).exists() == is_left
     assert config.is_file()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--trainer.accelerator=cuda", f"--runs={tmp_path}"]
-    assert main([*SCENES, *options]) == 2
-    assert "CUDAAccelerator" in capsys.readouterr().err
 
 
 def test_presets_are_the_files_in_configs() -> None:
