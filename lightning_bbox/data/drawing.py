@@ -41,10 +41,6 @@ class SceneStyle:
 
     Raises:
         BadInput: If `kind` is none of the four, or a template is to be plain.
-
-    Examples:
-        >>> SceneStyle("polar", plain=True).contrast
-        0.3
     """
 
     kind: SceneKind = "bright"
@@ -94,13 +90,6 @@ def make_scenes(
 
     Returns:
         The pictures, and the boxes as `xyxy` in pixels, the exact extent of the outlines.
-
-    Examples:
-        >>> pictures, boxes = make_scenes(2, SceneStyle("polar"), seed=0)
-        >>> pictures.shape, boxes.shape
-        (torch.Size([2, 96, 96, 3]), torch.Size([2, 4]))
-        >>> pictures[1].equal(make_scenes(5, SceneStyle("polar"), seed=0)[0][1])
-        True
     """
     pictures = torch.empty(num_scenes, size, size, 3, dtype=torch.uint8)
     boxes = torch.empty(num_scenes, 4)
@@ -131,11 +120,6 @@ def make_template(
 
     Returns:
         The picture, `size * finer` stored pixels squared, and the box in stored pixels.
-
-    Examples:
-        >>> pictures, boxes = make_template(0.2, seed=0)
-        >>> pictures.shape, boxes.tolist()
-        (torch.Size([1, 256, 256, 3]), [[68.0, 68.0, 188.0, 188.0]])
     """
     frequency = _frequencies(size)
     pink = ((frequency > 0) & (frequency <= 0.18)) / frequency.clamp(min=1 / size)
@@ -164,11 +148,6 @@ def draw_outlines(
         style: Plain styles have discs; others rounded polygons, wobbly blobs, and rings of both.
         generator: Source of the random numbers, on the CPU.
         size: Height and width of the picture in pixels.
-
-    Examples:
-        >>> outlines = draw_outlines(3, SceneStyle(), torch.Generator().manual_seed(0))
-        >>> outlines.boxes.shape
-        torch.Size([3, 4])
     """
     sides = size / 96 * _uniform(generator, 22.0, 40.0, num_outlines, 2)
     place = torch.rand(num_outlines, 2, generator=generator)
@@ -195,12 +174,6 @@ def render_masks(
         outlines: The objects.
         xs: Where the columns lie in pixels, equally spaced; at least two.
         ys: Where the rows lie, with the same spacing.
-
-    Examples:
-        >>> boxes, grid = torch.tensor([[1., 1., 5., 5.]]), torch.arange(6).add(0.5)[None]
-        >>> disc = Outlines(boxes, torch.ones(1, 720), hole=-torch.ones(1))
-        >>> render_masks(disc, grid, grid)[0, 2].round(decimals=1)
-        tensor([0.0000, 0.9000, 1.0000, 1.0000, 0.9000, 0.0000])
     """
     boxes, radii, hole = outlines
     contour = torch.view_as_real(torch.polar(radii, _angles().expand_as(radii)))
@@ -238,11 +211,6 @@ def cramer_rao_std(
 
     References:
         Kay, Fundamentals of Statistical Signal Processing: Estimation Theory (1993), chapter 3.
-
-    Examples:
-        >>> d_dx = torch.ones(1, 1, 4, 4)
-        >>> cramer_rao_std(d_dx, torch.zeros_like(d_dx), noise_std=0.2)
-        tensor([[0.0500,    inf]])
     """
     gradients = torch.stack((d_dx, d_dy), dim=1).flatten(2).double()
     information = gradients @ gradients.mT

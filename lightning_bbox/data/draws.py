@@ -43,16 +43,6 @@ def draw_samples(
 
     Returns:
         The samples, and how many proposals the law failed to draw.
-
-    Examples:
-        >>> one = torch.zeros(1, dtype=torch.int64)
-        >>> items = Items(one, torch.tensor([[0.0, 0.0, 30.0, 20.0]]), one, one)
-        >>> from lightning_bbox import UniformJitter
-        >>> samples, failed = draw_samples(
-        ...     items, one, EpochPlan(0, 0, 1, 1), geometry=CropGeometry(), jitter=UniformJitter(),
-        ...     resize=False, augment=None, noise=NoiseBank(("noise",), window=1))
-        >>> box_sizes(samples.proposals), failed
-        (tensor([[30., 20.]]), 0)
     """
     gt_boxes, failed = items.boxes[order], 0
     if items.proposals is None:
@@ -85,16 +75,7 @@ def offset_spec(
     num_targets: int,
     classes: tuple[str, ...],
 ) -> OffsetSpec:
-    """Return what a model must know of the data, from the training items alone.
-
-    Examples:
-        >>> from lightning_bbox import UniformJitter
-        >>> one = torch.zeros(1, dtype=torch.int64)
-        >>> items = Items(one, torch.tensor([[0.0, 0.0, 30.0, 20.0]]), one, one)
-        >>> offset_spec(items, geometry=CropGeometry(), jitter=UniformJitter(shift=3.0),
-        ...     num_targets=2, classes=("cell",)).bounds
-        [3.0, 3.0]
-    """
+    """Return what a model must know of the data, from the training items alone."""
     max_shift, max_log_size = jitter.bounds(geometry)
     if train.proposals is not None:
         shifts = encode_deltas(train.boxes, geometry.anchors(train.proposals))[:, :2]
@@ -106,14 +87,7 @@ def offset_spec(
 
 
 def with_supersample(geometry: CropGeometry, train: Items) -> CropGeometry:
-    """Have each crop pixel average as many samples as the median training box is shrunk.
-
-    Examples:
-        >>> one = torch.zeros(1, dtype=torch.int64)
-        >>> items = Items(one, torch.tensor([[0.0, 0.0, 90.0, 90.0]]), one, one)
-        >>> with_supersample(CropGeometry(size=45, context=1.5), items).supersample
-        3
-    """
+    """Have each crop pixel average as many samples as the median training box is shrunk."""
     boxes = train.boxes if train.proposals is None else train.proposals
     sides = box_sizes(geometry.crop_boxes(boxes))
     return replace(geometry, supersample=max(1, round(float(sides.median()) / geometry.size)))

@@ -25,10 +25,6 @@ class HostCrops:
 
     Args:
         tensor: The crops.
-
-    Examples:
-        >>> HostCrops(torch.zeros(2, 3, 8, 8)).to(torch.device("cpu")).tensor.shape
-        torch.Size([2, 3, 8, 8])
     """
 
     def __init__(self, tensor: Float[Tensor, "b 3 s s"]) -> None:
@@ -78,10 +74,6 @@ def rank_share(
         batch: Number of the global batch.
         rank: This process.
         world_size: Number of processes.
-
-    Examples:
-        >>> rank_share(num_rows=10, batch_size=8, batch=1, rank=1, world_size=2)
-        tensor([9])
     """
     start = batch * batch_size
     return torch.arange(start, min(start + batch_size, num_rows))[rank::world_size]
@@ -101,11 +93,6 @@ class PlanLoader:
         prefetch: What makes ready what the rows stand for, ahead of the steps.
         steps: How many global batches are yielded at once, the last ones of an epoch perhaps fewer;
             the position counts them as one. Only where all are full.
-
-    Examples:
-        >>> loader = PlanLoader("val", num_rows=5, batch_size=4, rank=0, world_size=1)
-        >>> [batch.valid.sum().item() for batch in loader]
-        [4, 1]
     """
 
     def __init__(

@@ -40,12 +40,6 @@ class Projection:
         Li, Hastie and Church, Very sparse random projections (2006); Charikar, Chen and
         Farach-Colton, Finding frequent items in data streams (2002). Ours has a fixed number of
         outputs for each input.
-
-    Examples:
-        >>> Projection("conv1", size=5000, width=64, device=torch.device("cpu"))(
-        ...     torch.ones(2, 5000)
-        ... ).shape
-        torch.Size([2, 64])
     """
 
     def __init__(self, name: str, size: int, width: int, device: torch.device) -> None:
@@ -81,16 +75,6 @@ def layer_hooks(backbone: Backbone, take: Callable[[str, Tensor], None]) -> Iter
     Args:
         backbone: Whose layers; each is called as the backbone says, or by its place and class.
         take: Gets the name and the output.
-
-    Examples:
-        >>> from lightning_bbox import ShallowConvNet
-        >>> net = ShallowConvNet(channels=(4,), fc=(), batch_norm=False, global_pool=True).build(9)
-        >>> with layer_hooks(net, lambda name, output: print(name, list(output.shape))):
-        ...     _ = net(torch.zeros(1, 3, 9, 9))
-        convs.0 Conv2d [1, 4, 5, 5]
-        convs.1 ReLU [1, 4, 5, 5]
-        global pooling [1, 4, 1, 1]
-        features [1, 4]
     """
     times: Counter[str] = Counter()
 
@@ -127,12 +111,6 @@ def layer_order(backbone: Backbone, forward: Callable[[], object]) -> list[str]:
     Args:
         backbone: Whose layers.
         forward: Applies it to something.
-
-    Examples:
-        >>> from lightning_bbox import ShallowConvNet
-        >>> net = ShallowConvNet(channels=(4,), fc=(), batch_norm=False).build(9)
-        >>> layer_order(net, lambda: net(torch.zeros(1, 3, 9, 9)))
-        ['convs.0 Conv2d', 'convs.1 ReLU']
     """
     names: list[str] = []
     last = torch.empty(0)

@@ -180,18 +180,7 @@ def _of_targets(spectrum: Spectrum, columns: slice) -> Spectrum:
 
 
 class ProbingTrainer(pl.Trainer):
-    """Lightning's Trainer, which can probe as well.
-
-    Examples:
-        >>> from lightning_bbox import SceneDataModule, ShallowConvNet
-        >>> net = ShallowConvNet(channels=(4,), fc=(), batch_norm=False)
-        >>> data = SceneDataModule(num_scenes=20, eval_draws=40, compile=False)
-        >>> trainer = ProbingTrainer(accelerator="cpu", devices=1, logger=False)
-        >>> found = trainer.probe(BoxRegressor(net), data, draws=80, width=64)
-        bright scenes...now solving
-        >>> [layer.layer for layer in found.layers]
-        ['pixels', 'convs.0 Conv2d', 'convs.1 ReLU']
-    """
+    """Lightning's Trainer, which can probe as well."""
 
     def probe(
         self,
@@ -278,13 +267,6 @@ def untrained(backbone: Backbone, crop_size: int, key: str, seed: int) -> Backbo
         crop_size: Side of its crops, in pixels.
         key: `init` for the weights that a fit with this seed begins with.
         seed: The seed.
-
-    Examples:
-        >>> from lightning_bbox import ShallowConvNet
-        >>> net = ShallowConvNet(channels=(4,)).build(9)
-        >>> other = untrained(net, 9, "probe", 0)
-        >>> bool((net.convs[0].weight == other.convs[0].weight).any())
-        False
     """
     built: Backbone = from_plain(backbone.recipe())
     with torch.random.fork_rng(devices=[]):

@@ -106,17 +106,6 @@ def verdict(layers: Sequence[LayerReading], trained: bool) -> str:
     Args:
         layers: In the order in which they are computed, the pixels first.
         trained: Whether the weights are other than those a new network begins with.
-
-    Examples:
-        >>> def reading(r2):
-        ...     return Reading(Estimate(r2, r2 - 0.02, r2 + 0.02), Estimate(1, 1, 1), lam=1.0)
-        >>> nothing = reading(0.0)
-        >>> pixels = LayerReading("pixels", 6075, 2048, nothing, nothing, None)
-        >>> relu = LayerReading("relu1", 900, 900, reading(0.7), nothing, reading(0.5))
-        >>> verdict([pixels, relu], trained=True).partition("; random")[0]
-        "pixels alone don't show the offset (R2 0.00); it becomes readable at relu1 (R2 0.70)"
-        >>> verdict([pixels, relu], trained=True).partition("; ")[2].partition("; ")[2]
-        'random weights reach 0.50, so training adds 0.20'
     """
     leaking = [layer for layer in layers if layer.shuffled.r2.low > READABLE]
     if leaking:

@@ -39,14 +39,6 @@ def save_readings(readings: Readings, folder: Path, logger: Logger | None) -> st
 
     Returns:
         The table and the verdict.
-
-    Examples:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> save_readings(_of_one_layer(), folder, logger=None)[:10]
-        '| layer  |'
-        >>> sorted(path.name for path in folder.iterdir())
-        ['probe.json', 'probe.md', 'probe.png']
     """
     table, chart = format_readings(readings), draw_readings(readings)
     write_atomically(folder / "probe.json", json.dumps(_figures(readings), indent=2).encode())
@@ -69,18 +61,6 @@ def format_readings(readings: Readings) -> str:
 
     Args:
         readings: What was read.
-
-    Examples:
-        >>> print(format_readings(_of_one_layer()))
-        | layer  | size | width |                  R2 | error, px | random weights | ... |
-        |:-------|-----:|------:|--------------------:|----------:|---------------:|-...:|
-        | pixels | 6075 |  2048 | 0.00 (0.00 to 0.00) |      2.50 |              - | ... |
-        <BLANKLINE>
-        predict the mean: 2.50 px; draws: 5000 train, 2000 val, 2000 test; lambda by ...
-        R2 is against the training mean, with its 95 % interval over pictures or groups
-        readable is what lies, interval and all, above 0.1 and above shuffled targets
-        <BLANKLINE>
-        Verdict: no layer shows the offset linearly (at most R2 0.00 at pixels).
     """
     names = ["layer", "size", "width", "R2", "error, px", "random weights", "shuffled", "lambda"]
     table = format_markdown([names, *(_cells(layer) for layer in readings.layers)])
@@ -141,10 +121,6 @@ def draw_readings(readings: Readings) -> Image.Image:
 
     Args:
         readings: What was read.
-
-    Examples:
-        >>> draw_readings(_of_one_layer()).size
-        (880, 825)
     """
     layers = readings.layers
     width = max(8.0, 1.5 + 0.42 * len(layers))

@@ -103,11 +103,6 @@ def adjust_photometry(crops: Crops, factors: Float[Tensor, "b 3"]) -> Crops:
     Args:
         crops: RGB in [0, 1].
         factors: Factors of brightness, contrast and saturation.
-
-    Examples:
-        >>> grey = torch.full((1, 3, 2, 2), 0.5)
-        >>> adjust_photometry(grey, torch.tensor([[1.2, 1.0, 1.0]])).unique()
-        tensor([0.6000])
     """
     crops = enhance.adjust_brightness_accumulative(crops, factors[:, 0])
     crops = enhance.adjust_contrast_with_mean_subtraction(crops, factors[:, 1])
@@ -147,11 +142,6 @@ class NoiseBank:
         key: What the noise depends on, beside the offset.
         window: How many numbers a sample needs.
         length: Length of the bank.
-
-    Examples:
-        >>> bank = NoiseBank(("noise", 0), window=4, length=64)
-        >>> bank.windows(torch.tensor([3, 3])).shape
-        torch.Size([2, 4])
     """
 
     def __init__(self, key: Sequence[int | str], window: int, length: int = 1 << 22) -> None:

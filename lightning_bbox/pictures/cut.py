@@ -30,13 +30,6 @@ def cut_crops(
 
     Returns:
         Crops in [0, 1].
-
-    Examples:
-        >>> import numpy as np
-        >>> store = ImageStore.from_array(np.full((1, 8, 8, 3), 255, dtype=np.uint8))
-        >>> box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
-        >>> cut_crops(store, torch.tensor([0]), box, size=2).unique()
-        tensor([1.])
     """
     crops, start = list[Tensor](), 0
     for part, index in store.parts(image_index):
@@ -58,10 +51,6 @@ def kernel_for(choice: CutCompile, device: torch.device, on_host: bool = False) 
 
     Raises:
         BadInput: Compilation was asked for and there is no C++ compiler.
-
-    Examples:
-        >>> kernel_for(False, torch.device("cpu")).__name__
-        'sample_bilinear'
     """
     if choice == "triton" and not on_host:
         from lightning_bbox.cuda.triton_cut import triton_bilinear
@@ -75,9 +64,5 @@ def is_compiled(choice: CutCompile, device: torch.device) -> bool:
 
     Raises:
         BadInput: Compilation was asked for and there is no C++ compiler.
-
-    Examples:
-        >>> is_compiled("auto", torch.device("meta"))
-        False
     """
     return should_compile(True if choice == "triton" else choice, device, pays_on_cpu=True)

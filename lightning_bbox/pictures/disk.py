@@ -77,16 +77,6 @@ def open_disk_store(folder: Path, paths: Sequence[Path], sizes: Int64[Tensor, "n
 
     Raises:
         BadInput: A picture can't be decoded, or the folder can't be written to.
-
-    Examples:
-        >>> import tempfile
-        >>> from PIL import Image
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "a.png"
-        ...     Image.new("L", (5, 4), 7).save(path)
-        ...     len(open_disk_store(Path(folder) / "store", [path], torch.tensor([[4, 5]])))
-        store: 1 pictures decoded into .../store
-        1
     """
     make_folder(folder, _OPTION)
     file = KeyedFile(folder / "pictures.rgbx", _key(paths, sizes), _OPTION)
@@ -112,10 +102,6 @@ def usual_folder(root: Path) -> Path:
 
     Args:
         root: Folder of the data set.
-
-    Examples:
-        >>> usual_folder(Path("/data/cells")).name
-        'cells-7054c6b6'
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root = root.resolve()

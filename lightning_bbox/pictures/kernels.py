@@ -110,12 +110,6 @@ def sample_bilinear(
 
     Returns:
         Crops in [0, 1]. The content is undefined where a box isn't finite.
-
-    Examples:
-        >>> red, one = torch.tensor([255.0]), torch.tensor([1]).int()
-        >>> box = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-        >>> sample_bilinear(red, torch.tensor([0]), one, one, box, size=1).flatten()
-        tensor([1., 0., 0.])
     """
     places = offsets, heights, widths
     if supersample == 1 or not len(boxes):

@@ -62,11 +62,6 @@ class Placement:
 
     Raises:
         BadInput: A disk is asked for and no pixels are kept there.
-
-    Examples:
-        >>> placement = Placement(Storage(), disk=False)
-        >>> placement.place_of(1_000_000, trainer=None)
-        'device'
     """
 
     def __init__(self, storage: Storage, disk: bool) -> None:
@@ -100,22 +95,12 @@ class Placement:
 
 
 def device_of(trainer: pl.Trainer | None) -> torch.device:
-    """Return the device that a trainer's batches are on; the CPU without one.
-
-    Examples:
-        >>> device_of(None)
-        device(type='cpu')
-    """
+    """Return the device that a trainer's batches are on; the CPU without one."""
     return trainer.strategy.root_device if trainer else torch.device("cpu")
 
 
 def measure_room(device: torch.device) -> Room:
-    """Measure how much memory is free now.
-
-    Examples:
-        >>> measure_room(torch.device("cpu")).host > 0
-        True
-    """
+    """Measure how much memory is free now."""
     host = free_host_memory()
     if device.type != "cuda":
         return Room(host, host, shared=True)
@@ -133,10 +118,6 @@ def choose_place(
         processes: How many processes of this machine hold pixels of their own; on a disk they share
             them.
         disk: Whether they may be kept there.
-
-    Examples:
-        >>> choose_place(6 << 30, Room(8 << 30, 64 << 30, shared=False))
-        ('pinned', '6.44 GB of pixels are more than half of the 8.59 GB free on the device')
     """
     pixels = f"{told(needed)} of pixels"
     if disk and needed * processes > HOST_SHARE * room.host:
@@ -153,10 +134,5 @@ def choose_place(
 
 
 def told(size: int) -> str:
-    """Say a number of bytes.
-
-    Examples:
-        >>> told(6 << 30), told(5_000)
-        ('6.44 GB', '0.005 MB')
-    """
+    """Say a number of bytes."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

@@ -22,10 +22,6 @@ def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
 
     As float32, which holds 24 bits exactly: with AVX2, compiled code loads a vector of them in one
     instruction, and one of int32 by way of the stack, which takes 2.5 times as long.
-
-    Examples:
-        >>> pack_rgb(np.array([[1, 2, 3]], dtype=np.uint8))  # 1 + 256 * 2 + 65536 * 3
-        array([197121.], dtype=float32)
     """
     padded = np.zeros((*pixels.shape[:-1], 4), dtype=np.uint8)
     padded[..., :3] = pixels
@@ -46,11 +42,6 @@ class ImageStore:
         heights: Rows of each picture.
         widths: Columns of each picture.
         on_host: Whether it stays in the memory of the host, so that crops are cut there.
-
-    Examples:
-        >>> store = ImageStore.from_array(np.zeros((2, 4, 5, 3), dtype=np.uint8))
-        >>> len(store), store.picture(1).shape
-        (2, (4, 5, 3))
     """
 
     def __init__(self, pixels: Float32[Tensor, " p"], sizes: Int64[Tensor, "n 2"]) -> None:
@@ -154,15 +145,6 @@ class PictureFiles:
         paths: The files.
         sizes: Height and width of each, as its header says.
         most_pixels: How many pixels are held at once, but for one picture that has more.
-
-    Examples:
-        >>> import tempfile
-        >>> from PIL import Image
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("L", (5, 4), 7).save(f"{folder}/a.png")
-        ...     files = PictureFiles([f"{folder}/a.png"], torch.tensor([[4, 5]]))
-        ...     [len(store) for store, _ in files.parts(torch.tensor([0, 0]))]
-        [1]
     """
 
     on_host = False

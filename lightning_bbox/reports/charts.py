@@ -19,16 +19,7 @@ LEGEND_BESIDE: dict[str, Any] = {
 
 
 def new_chart(width: float, height: float) -> Figure:
-    """Begin a chart of a size in inches, 110 pixels each.
-
-    Examples:
-        >>> figure = new_chart(4.0, 2.0)
-        >>> axes = figure.subplots()
-        >>> lines = axes.plot([0, 1], [2.5, 0.5], label="error")
-        >>> legend = axes.legend(**LEGEND_BESIDE)
-        >>> render(figure).size
-        (440, 220)
-    """
+    """Begin a chart of a size in inches, 110 pixels each."""
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
@@ -39,22 +30,13 @@ def wrap_label(text: str, width: int, most: int = 2) -> str:
         text: The name.
         width: Characters of a line.
         most: How many lines are shown.
-
-    Examples:
-        >>> wrap_label("loss: L1, head: soft-argmax", 10)
-        'loss: L1,\nhead: …'
     """
     lines = textwrap.wrap(text, width, max_lines=most, placeholder=" …")
     return "\n".join(lines).replace("$", r"\$")
 
 
 def render(figure: Figure) -> Image.Image:
-    """Render a chart, without a frame above it and to its right.
-
-    Examples:
-        >>> render(new_chart(2.0, 1.0)).mode
-        'RGB'
-    """
+    """Render a chart, without a frame above it and to its right."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     buffer = BytesIO()

@@ -34,13 +34,7 @@ _SHARE = 0.995  # of preprocessed values that are shown as they are; the others 
 def draw_sheet(
     sections: Sequence[Section], legend: Sequence[tuple[str, Colour]] = LEGEND
 ) -> Image.Image:
-    """Lay panels out in titled rows under a legend.
-
-    Examples:
-        >>> panels = draw_rows(*_unrefined_scenes(4), range(3))
-        >>> draw_sheet([("the first", panels)]).size
-        (1242, 236)
-    """
+    """Lay panels out in titled rows under a legend."""
     width = COLUMNS * (PANEL + GAP) + GAP
     heights = [
         _title_height(title) + math.ceil(len(panels) / COLUMNS) * (PANEL + LINE + GAP)
@@ -73,10 +67,6 @@ def draw_rows(
         data: Where the samples come from.
         evaluation: What a model made of them.
         rows: Which of its rows to draw.
-
-    Examples:
-        >>> len(draw_rows(*_unrefined_scenes(4), range(3)))
-        3
     """
     chosen = torch.tensor(list(rows))
     shown = evaluation.samples.take(chosen)
@@ -94,13 +84,7 @@ def draw_rows(
 
 
 def random_rows(evaluation: Evaluation, count: int) -> list[int]:
-    """Choose rows to show, the same for every model.
-
-    Examples:
-        >>> _, evaluation = _unrefined_scenes(4)
-        >>> sorted(random_rows(evaluation, 10))
-        [0, 1, 2, 3]
-    """
+    """Choose rows to show, the same for every model."""
     total = len(evaluation.samples.items)
     order = torch.randperm(total, generator=keyed_generator("sheet"))
     rows: list[int] = order[:count].tolist()
@@ -108,12 +92,7 @@ def random_rows(evaluation: Evaluation, count: int) -> list[int]:
 
 
 def draw_results(data: CropDataModule, evaluation: Evaluation, count: int = 24) -> Image.Image:
-    """Draw the worst crops of an evaluation and as many random ones.
-
-    Examples:
-        >>> draw_results(*_unrefined_scenes(30), count=8).size
-        (1242, 438)
-    """
+    """Draw the worst crops of an evaluation and as many random ones."""
     samples = evaluation.samples
     px = data.geometry.px(samples.proposals)
     after = error_px(evaluation.refined.boxes, samples.gt_boxes, px).norm(dim=1)
@@ -128,12 +107,7 @@ def draw_results(data: CropDataModule, evaluation: Evaluation, count: int = 24) 
 
 
 def draw_data(data: CropDataModule, title: str) -> Image.Image:
-    """Draw training crops as the model sees them, augmented, and validation crops.
-
-    Examples:
-        >>> draw_data(_unrefined_scenes(8)[0], "scenes").size
-        (1242, 478)
-    """
+    """Draw training crops as the model sees them, augmented, and validation crops."""
     sections = []
     shown: tuple[tuple[Split, int, str], ...] = (
         ("train", 24, f"{title}\n\ntraining crops"),
@@ -162,17 +136,6 @@ def draw_changes(data: BoxDataModule, boxes: Boxes, chosen: Sequence[int]) -> Im
         data: A data module that has read rough boxes.
         boxes: The new box of each of its table's.
         chosen: Which to draw, in this order; they must be among those refined.
-
-    Examples:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> root = Path(tempfile.mkdtemp())
-        >>> Image.new("L", (60, 50)).save(root / "a.png")
-        >>> _ = (root / "boxes.csv").write_text("image,x1,y1,x2,y2\na.png,5,6,35,36")
-        >>> data = BoxDataModule(str(root), compile=False)
-        >>> data.setup("predict")
-        >>> draw_changes(data, data.rough.table.boxes + 1, [0]).size
-        (1242, 236)
     """
     assert data.rough is not None
     every = data.rough.table.boxes
@@ -198,15 +161,6 @@ def draw_preprocess(preprocess: Preprocess, crops: Float[Tensor, "n 3 h w"]) -> 
     Args:
         preprocess: Fitted.
         crops: Some to show, in [0, 1], on its device.
-
-    Examples:
-        >>> from lightning_bbox.nn.preprocess import ChannelNorm, MeanNorm
-        >>> crops = torch.rand(10, 3, 9, 9)
-        >>> draw_preprocess(ChannelNorm(), crops)
-        >>> norm = MeanNorm("pixel").build(9)
-        >>> norm.fit(crops)
-        >>> draw_preprocess(norm, crops[:4]).size
-        (1242, 640)
     """
     learnt = preprocess.pictures()
     if not learnt:

@@ -17,13 +17,6 @@ def format_markdown(rows: Rows, words: int = 1) -> str:
         rows: Its cells.
         words: How many columns, the first ones, hold words and stand to the left. The others hold
             numbers and stand to the right.
-
-    Examples:
-        >>> print(format_markdown([["layer", "R2"], ["conv1", "0.25"], ["a|b", "-"]]))
-        | layer |   R2 |
-        |:------|-----:|
-        | conv1 | 0.25 |
-        | a\|b  |    - |
     """
     rows = [[_escaped(cell) for cell in row] for row in rows]
     widths = _widths(rows)
@@ -43,11 +36,6 @@ def format_spaced(rows: Rows) -> str:
 
     Args:
         rows: Its cells; the last column may be of any length.
-
-    Examples:
-        >>> print(format_spaced([["error", "arm"], ["0.5", "a long name"]]))
-        error   arm
-        0.5     a long name
     """
     widths = _widths(rows)
     return "\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -62,13 +50,6 @@ def format_metrics(
         metrics: Metrics of a split, by their names without a prefix.
         rows: Parts of the set: (kind, name, draws, mae_px).
         title: What was measured on.
-
-    Examples:
-        >>> metrics = {"mae_px": 0.8, "mae_px_predict_mean": 2.5, "iou_after": 0.9}
-        >>> print(format_metrics(metrics | {"iou_before": 0.7}, []))
-        test                            model   predict the mean
-        error of the centre, px         0.800              2.500
-        IoU after (before: 0.700)       0.900                  -
     """
     lines = [(title, "model", "predict the mean")]
     for name, words in (

@@ -35,13 +35,6 @@ def draw_comparison(comparison: Comparison) -> dict[str, Image.Image]:
 
     Returns:
         By name: `curves`, `errors`, `effects` and `heat`.
-
-    Examples:
-        >>> from lightning_bbox.studies.comparison import compare
-        >>> from lightning_bbox.studies.study import Arm, Study
-        >>> study = Study("few", (Arm("base"), Arm("L1")), seeds=(0,))
-        >>> draw_comparison(compare(study, []))
-        {}
     """
     if not any(comparison.ranked_by in arm.figures for arm in comparison.arms):
         return {}
@@ -62,11 +55,6 @@ def mean_curve(
 
     Args:
         curves: (step, error) in order, at least one point each; linear in between.
-
-    Examples:
-        >>> steps, errors = mean_curve([[(0, 2.0), (10, 1.0)], [(0, 3.0), (20, 1.0)]])
-        >>> steps, errors.mean(axis=0)
-        (array([ 0., 10.]), array([2.5, 1.5]))
     """
     first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
     steps = np.array(sorted({step for curve in curves for step, _ in curve}), dtype=np.float64)

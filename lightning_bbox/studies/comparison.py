@@ -42,15 +42,7 @@ class ArmSummary:
 
     @property
     def status(self) -> str:
-        """How many runs arrived, and what became of the others.
-
-        Examples:
-            >>> from lightning_bbox.studies.study import Run
-            >>> run = Run(Arm("base"), seed=0)
-            >>> ends = (Result(run, "done"), Result(run, "diverged", step=40))
-            >>> ArmSummary(run.arm, ends, {}, None).status
-            '1 of 2, 1 diverged (step 40)'
-        """
+        """How many runs arrived, and what became of the others."""
         stopped = [result for result in self.results if result.status != "done"]
         told = [f"{len(self.done)} of {len(self.results)}"]
         for status, count in Counter(result.status for result in stopped).items():
@@ -111,11 +103,6 @@ def compare(study: Study, results: Sequence[Result]) -> Comparison:
     Args:
         study: What was to be run.
         results: What became of the runs, in any order.
-
-    Examples:
-        >>> study = Study("few", (Arm("base"), Arm("L1")), seeds=(0,))
-        >>> [arm.status for arm in compare(study, []).arms]
-        ['0 of 1, 1 missing', '0 of 1, 1 missing']
     """
     found = {result.run.name: result for result in results}
     by_arm: dict[str, list[Result]] = {arm.name: [] for arm in study.arms}
@@ -141,13 +128,6 @@ def figures_of(result: Result, reach_px: float) -> dict[str, float]:
     Args:
         result: What became of the run.
         reach_px: The validation error whose first step is told, in px.
-
-    Examples:
-        >>> from lightning_bbox.studies.study import Run
-        >>> run = Run(Arm("base"), seed=0)
-        >>> metrics = {"test/mae_px": 0.5, "test/mae_px_predict_mean": 2.5}
-        >>> figures_of(Result(run, "done", metrics=metrics), 1.0)
-        {'test_mae_px': 0.5, 'share_of_predict_mean': 0.2}
     """
     metrics, errors = result.metrics, [error for _, error in result.curve]
     error, mean = metrics.get("test/mae_px"), metrics.get("test/mae_px_predict_mean")

@@ -27,11 +27,6 @@ def cross_axes(file: str, axes: Axes, design: object, excluded: Sequence[Levels]
 
     Raises:
         BadInput: There is no such design, or it has no room for the base or for all effects.
-
-    Examples:
-        >>> axes = {"loss": {"L2": {}, "L1": {}}, "norm": {"none": {}, "batch": {}}}
-        >>> [tuple(arm.values()) for arm in cross_axes("s.yaml", axes, "one_at_a_time", [])]
-        [('L2', 'none'), ('L1', 'none'), ('L2', 'batch')]
     """
     base = {axis: next(iter(levels)) for axis, levels in axes.items()}
     if design == "one_at_a_time":
@@ -59,11 +54,6 @@ def main_effects_matrix(cells: Sequence[Mapping[str, str]]) -> NDArray[np.float6
 
     Args:
         cells: The level of each axis, for each arm.
-
-    Examples:
-        >>> main_effects_matrix([{"loss": "L2"}, {"loss": "L1"}])
-        array([[1., 0.],
-               [1., 1.]])
     """
     columns = [np.ones(len(cells))]
     columns += [
@@ -74,12 +64,7 @@ def main_effects_matrix(cells: Sequence[Mapping[str, str]]) -> NDArray[np.float6
 
 
 def effects_of(cells: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
-    """Return (axis, level) of each column but the first of `main_effects_matrix`.
-
-    Examples:
-        >>> effects_of([{"loss": "L2"}, {"loss": "L1"}])
-        [('loss', 'L1')]
-    """
+    """Return (axis, level) of each column but the first of `main_effects_matrix`."""
     return [
         (axis, label)
         for axis in cells[0]
@@ -103,11 +88,6 @@ def fractional_design(cells: Sequence[Mapping[str, str]], count: int) -> list[in
 
     References:
         Fedorov, Theory of optimal experiments (1972): the exchange; Mitchell (1974) for its start.
-
-    Examples:
-        >>> square = [{"a": a, "b": b} for a in "01" for b in "01"]
-        >>> fractional_design(square, 3)
-        [0, 1, 3]
     """
     rows = main_effects_matrix(cells)
     chosen = [0]

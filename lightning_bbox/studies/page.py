@@ -42,15 +42,6 @@ def write_comparison(study: Study, results: Sequence[Result], folder: Path) -> s
 
     Raises:
         BadInput: The folder can't be written to.
-
-    Examples:
-        >>> import tempfile
-        >>> from lightning_bbox.studies.study import Arm
-        >>> study = Study("few", (Arm("base"), Arm("L1")), seeds=(0,))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     text = write_comparison(study, [], Path(folder))
-        ...     sorted(path.name for path in Path(folder).iterdir())
-        ['comparison.csv', 'comparison.html', 'comparison.md']
     """
     comparison = compare(study, results)
     charts = draw_comparison(comparison)

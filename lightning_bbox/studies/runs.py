@@ -47,11 +47,6 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
 
     Raises:
         BadInput: The study can't be run.
-
-    Examples:
-        >>> compare(["-c", "no.yaml"], fit=len, rehearse=str)
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: no.yaml: can't be read (No such file or directory); ...
     """
     parser = argparse.ArgumentParser(
         prog="lightning-bbox compare",

@@ -40,12 +40,7 @@ class Arm:
 
     @property
     def folder(self) -> str:
-        """The name as one of a folder.
-
-        Examples:
-            >>> Arm("loss: smooth L1").folder
-            'loss-smooth-L1'
-        """
+        """The name as one of a folder."""
         return re.sub(r"[^\w.+-]+", "-", self.name).strip("-.")
 
 
@@ -149,10 +144,6 @@ def read_result(run: Run, folder: Path) -> Result:
     Args:
         run: Which one.
         folder: Its folder, there or not.
-
-    Examples:
-        >>> read_result(Run(Arm("base"), seed=0), Path("runs/none")).status
-        'missing'
     """
     if (folder / OUTCOME).is_file():
         outcome = json.loads((folder / OUTCOME).read_text())

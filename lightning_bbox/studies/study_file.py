@@ -42,14 +42,6 @@ def read_study(path: str | Path) -> Study:
 
     Raises:
         BadInput: The file can't be read, or says what can't be done.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        ...     print('{base: "preset:quickstart", axes: {loss: {L2: {}, L1: {model: 1}}}}',
-        ...           file=file, flush=True)
-        ...     [arm.name for arm in read_study(file.name).arms]
-        ['base', 'loss: L1']
     """
     path = Path(path)
     text = _read(path)

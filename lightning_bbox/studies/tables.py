@@ -35,12 +35,7 @@ class Table(NamedTuple):
 
 
 def arms_table(comparison: Comparison) -> Table:
-    """Return the table of all arms in their order, the base marked.
-
-    Examples:
-        >>> [row[1].text for row in arms_table(_without_runs()).rows]
-        ['0 of 1, 1 missing', '0 of 1, 1 missing']
-    """
+    """Return the table of all arms in their order, the base marked."""
     study = comparison.study
     shown = [figure for figure in FIGURES if figure != "val_mae_px" or study.folds is not None]
     heads = _heads(study.reach_px)
@@ -56,12 +51,7 @@ def arms_table(comparison: Comparison) -> Table:
 
 
 def further_tables(comparison: Comparison) -> dict[str, Table]:
-    """Return the tables of main effects and of what didn't arrive, by title, where there is any.
-
-    Examples:
-        >>> further_tables(_without_runs())
-        {}
-    """
+    """Return the tables of main effects and of what didn't arrive, by title, where there is any."""
     tables = {
         "Main effects": _effects_table(comparison),
         "What did not arrive": _stopped_table(comparison),
@@ -103,12 +93,7 @@ def _stopped_table(comparison: Comparison) -> Table:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Say what the tables' figures are.
-
-    Examples:
-        >>> notes(_without_runs())[0]
-        'Ranked by the test error: absolute, mean of x and y, mean over 1 seed.'
-    """
+    """Say what the tables' figures are."""
     study = comparison.study
     seeds = f"{len(study.seeds)} seed" + "s" * (len(study.seeds) > 1)
     over = seeds if study.folds is None else f"{seeds} and {study.folds} folds"
@@ -136,12 +121,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Write a comparison as Markdown whose tables are aligned, so that they read as text too.
-
-    Examples:
-        >>> print(as_markdown(_without_runs()).splitlines()[0])
-        # few: 2 arms
-    """
+    """Write a comparison as Markdown whose tables are aligned, so that they read as text too."""
     study = comparison.study
     arms = arms_table(comparison)
     parts = [f"# {study.name}: {len(study.arms)} arms", format_markdown(arms.texts(), arms.words)]
@@ -152,12 +132,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_text(comparison: Comparison) -> str:
-    """Write the ranking for a terminal: names come last, so that long ones do no harm.
-
-    Examples:
-        >>> print(as_text(_without_runs()).splitlines()[1])
-        -                -                          0 of 1, 1 missing   base
-    """
+    """Write the ranking for a terminal: names come last, so that long ones do no harm."""
     arms, effects = arms_table(comparison), _effects_table(comparison)
     error = arms.names.index(_heads(comparison.study.reach_px)[comparison.ranked_by])
     parts = [format_spaced(arms.texts([error, len(arms.names) - 1, 1, 0])), ""]
@@ -167,12 +142,7 @@ def as_text(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Write every run as a line: its arm, status and figures, and all that its test measured.
-
-    Examples:
-        >>> print(as_csv(_without_runs()).splitlines()[1])
-        1,base,True,0,,missing,,,,,,,,,{}
-    """
+    """Write every run as a line: its arm, status and figures, and all that its test measured."""
     study, results = comparison.study, [r for arm in comparison.arms for r in arm.results]
     measured = sorted({name for result in results for name in result.metrics} - {*FIGURES})
     levels = {f"axis:{axis}": axis for axis in study.axes}

@@ -154,12 +154,7 @@ class PointHead(Head, ABC):
 def near_zero_linear(
     in_features: int, outputs: int, bias: bool = True, std: float = 0.001
 ) -> nn.Linear:
-    """Return a linear layer that says next to nothing yet.
-
-    Examples:
-        >>> near_zero_linear(4, 2).bias.tolist()
-        [0.0, 0.0]
-    """
+    """Return a linear layer that says next to nothing yet."""
     linear = nn.Linear(in_features, outputs, bias=bias)
     nn.init.normal_(linear.weight, std=std)
     if bias:

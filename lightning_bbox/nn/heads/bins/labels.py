@@ -79,10 +79,6 @@ def lay_grid(
     References:
         Hara et al., Designing deep convolutional neural networks for continuous object orientation
         estimation (2017), section 3.3: several discretisations, each shifted.
-
-    Examples:
-        >>> lay_grid([1.0, 1.0], [0.5, 0.5], padding=0).centers[0]
-        tensor([-1.0000, -0.5000,  0.0000,  0.5000,  1.0000])
     """
     shifts = [(grid + 0.5) / grids - 0.5 for grid in range(grids)]
     reach = [

@@ -202,11 +202,6 @@ def _leads(logits: Logits, labels: Probs) -> Logits:
 
 
 def usual_loss(link: Link | None) -> BinLoss:
-    """Return the loss that a link is usually trained by; without a link, cross-entropy.
-
-    Examples:
-        >>> usual_loss(CumulativeLink())
-        BinaryCrossEntropy()
-    """
+    """Return the loss that a link is usually trained by; without a link, cross-entropy."""
     asks = isinstance(link, tuple(BinaryCrossEntropy.fits))
     return BinaryCrossEntropy() if asks else CrossEntropy()
