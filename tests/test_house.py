@@ -23,6 +23,13 @@ def test_a_room_holds_two_to_twelve_modules(room: Path) -> None:
     assert len(modules) <= 12
 
 
+def test_the_map_in_the_readme_names_every_module() -> None:
+    readme = (PACKAGE.parent / "README.md").read_text()
+    place = readme.partition("| room | file |")[2].partition("Tests have a folder a room.")[0]
+    modules = {path.stem for room in ROOMS for path in room.glob("*.py")} - {"__init__"}
+    assert {name for name in modules if f"`{name}`" not in place} == set()
+
+
 def test_three_files_at_the_door() -> None:
     assert len([path for path in PACKAGE.iterdir() if path.is_file()]) <= 3
 
