@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+
+from lightning_bbox.cli.main import main
 
 # Two busy cores: a deadline would measure the neighbours.
 settings.register_profile("shared", deadline=None)
@@ -77,6 +79,20 @@ def interruptible_again() -> Iterator[None]:
     """Let SIGINT interrupt again after Lightning, which ignores it once it came."""
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[Sequence[str]], str]:
+    """Return a function that runs a command which is refused, and returns its one sentence."""
+
+    def sentence_of(command: Sequence[str]) -> str:
+        capsys.readouterr()
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("lightning-bbox: ")
+        return line.removeprefix("lightning-bbox: ")
+
+    return sentence_of
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ from lightning_bbox.annotations.write import DECIMALS, write_boxes
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import make_folder, save_picture, write_atomically
 from lightning_bbox.data.boxes import BoxDataModule, RoughBoxes
+from lightning_bbox.evaluation.metrics import Refined
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.models.base import OffsetModel
-from lightning_bbox.refinement.refiner import settle, shifts_px
+from lightning_bbox.refinement.refiner import clip_or_restore, shifts_px
 from lightning_bbox.reports.sheets import draw_changes
 
 _MOST_DRAWN = 48
@@ -55,26 +56,7 @@ class PredictionFiles(pl.Callback):
         assert isinstance(data, BoxDataModule)
         assert data.rough is not None
         rough, table = data.rough, data.rough.table
-        old = table.boxes[rough.chosen]
-        found = pl_module.predictions
-        new, kept = settle(
-            torch.where(found.seen[:, None], found.boxes, old),
-            old,
-            table.sizes[table.image_index[rough.chosen]],
-            data.geometry,
-            self.max_shift,
-            least_side=1.0 if table.format.convention.inclusive else 0.0,
-        )
-        boxes = table.boxes.clone()
-        boxes[rough.chosen] = new
-        stds = torch.full((len(boxes), found.stds.shape[1]), math.nan)
-        stds[rough.chosen] = found.stds.where(found.seen[:, None], math.nan)
-        reasons = list(rough.reasons)
-        for at in (~found.seen).nonzero().flatten().tolist():
-            kept[at] = "was left out by trainer.limit_predict_batches"
-        for at, reason in kept.items():
-            reasons[int(rough.chosen[at])] = reason
-
+        boxes, stds, reasons = self._outcome(rough, pl_module.predictions, data.geometry)
         make_folder(self.folder)
         refined = write_boxes(table, boxes, self.folder / "refined")
         if self.overwrite:
@@ -90,6 +72,29 @@ class PredictionFiles(pl.Callback):
         rows = change_rows(rough, boxes, stds, data.geometry, reasons)
         write_atomically(self.folder / "changes.csv", rows.encode())
         self._say(table.note, moved, len(unchanged), data.geometry)
+
+    def _outcome(
+        self, rough: RoughBoxes, found: Refined, geometry: CropGeometry
+    ) -> tuple[Boxes, Float[Tensor, "n t"], list[str]]:
+        """Return each of the table's boxes after refinement, how sure of it, and why one stays."""
+        table, chosen = rough.table, rough.chosen
+        old, seen = table.boxes[chosen], found.seen[:, None]
+        new, unmoved = clip_or_restore(
+            torch.where(seen, found.boxes, old),
+            old,
+            table.sizes[table.image_index[chosen]],
+            geometry,
+            self.max_shift,
+            least_side=1.0 if table.format.convention.inclusive else 0.0,
+        )
+        for at in (~found.seen).nonzero().flatten().tolist():
+            unmoved[at] = "was left out by trainer.limit_predict_batches"
+        boxes, reasons = table.boxes.clone(), list(rough.reasons)
+        stds = torch.full((len(boxes), found.stds.shape[1]), math.nan)
+        boxes[chosen], stds[chosen] = new, found.stds.where(seen, math.nan)
+        for at, reason in unmoved.items():
+            reasons[int(chosen[at])] = reason
+        return boxes, stds, reasons
 
     def _overwrite(self, rough: RoughBoxes, refined: list[Path]) -> None:
         """Exchange the originals, each whole, once all of them are saved in `before/`."""

@@ -90,8 +90,8 @@ class Refiner:
     ) -> BoxArray:
         """Return the boxes where they should be, as an array or tensor of the kind given.
 
-        A box that is none (not finite, without area, outside the picture) is returned as it is,
-        with a warning.
+        An invalid box (not finite, without area, outside the picture) is returned as it is, with a
+        warning.
 
         Args:
             image: The picture; see `Picture`.
@@ -159,12 +159,12 @@ class Refiner:
         unmoved |= box_faults(rough, sizes, partly_outside=True)
         usable = torch.tensor([at for at in range(len(rough)) if at not in unmoved]).long()
         refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
-        settled, reasons = settle(
+        plausible, reasons = clip_or_restore(
             refined, rough[usable], sizes[usable], self.spec.geometry, self.max_shift
         )
         unmoved |= {int(usable[at]): reason for at, reason in reasons.items()}
         all_boxes, all_stds = rough.clone(), rough.new_full((len(rough), stds.shape[1]), torch.nan)
-        all_boxes[usable], all_stds[usable] = settled, stds
+        all_boxes[usable], all_stds[usable] = plausible, stds
         refinements, start = [], 0
         for one in each:
             end = start + len(one)
@@ -241,7 +241,7 @@ def refine(
     return Refiner(checkpoint, device).refine(image, boxes)
 
 
-def settle(
+def clip_or_restore(
     boxes: Boxes,
     rough: Boxes,
     sizes: Int64[Tensor, "n 2"],

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from lightning_bbox.cli.arguments import COMMANDS
-from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
 from tests.annotation_files import (
     CELLS,
@@ -141,7 +140,8 @@ OPTIONS = {
         "model.optimizer: is 'adamw'; did you mean AdamW?"),
     "a class for another part": (f"{FIT} --model.head=SceneDataModule",
         "model.head: is 'SceneDataModule'; expected BinHead, LikelihoodHead, LinearHead, Soft"),
-    "crops that a layer does not take": (f"{FIT} --model.backbone=AlexNet",
+    "crops that a layer does not take": (
+        f"{FIT} --model.backbone=AlexNet --data.compile=false",
         "data.crop.size is 45, and fc6 of AlexNet ... takes at least 63 px; set it so, or read"),
     "weights of the other layout": (
         f"{FIT} --model.backbone=AlexNet --model.backbone.weights=caffe",
@@ -157,7 +157,8 @@ OPTIONS = {
         "test needs a trained model; add --ckpt_path"),
     "no such checkpoint": ("test -c preset:quickstart --ckpt_path no.ckpt",
         "no.ckpt: no such checkpoint"),
-    "no such weights": (f"{FIT} --model.weights no.ckpt", "no.ckpt: no such checkpoint"),
+    "no such weights": (f"{FIT} --data.num_scenes=60 --data.compile=false --model.weights no.ckpt",
+        "no.ckpt: no such checkpoint"),
     "no such preset": ("fit -c preset:cvs",
         "there is no preset 'cvs'; choose one of alexnet_fc6_ridge, ... csv, ... yolo"),
     "no such config": ("fit -c {root}/c.yaml",
@@ -229,7 +230,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 @pytest.fixture
-def refusal(tmp_path, monkeypatch, capsys):
+def refusal(tmp_path, monkeypatch, refused):
     """Return a function that runs a command beside some files, and returns its one sentence."""
     root = tmp_path / "data"
 
@@ -237,11 +238,9 @@ def refusal(tmp_path, monkeypatch, capsys):
         root.mkdir()
         write(root, files)
         monkeypatch.chdir(tmp_path)
-        assert main([word.replace("{root}", str(root)) for word in shlex.split(command)]) == 2
+        sentence = refused([word.replace("{root}", str(root)) for word in shlex.split(command)])
         assert not list(tmp_path.glob("runs/*"))
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("lightning-bbox: ")
-        return line.removeprefix("lightning-bbox: ").replace(str(root), "{root}")
+        return sentence.replace(str(root), "{root}")
 
     return refusal_of
 

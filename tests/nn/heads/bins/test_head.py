@@ -217,6 +217,14 @@ def test_stds_are_those_of_the_truth_without_the_blur_of_the_labels(grids):
     torch.testing.assert_close(stds, torch.tensor([[1.0, 0.5]]), rtol=0, atol=0.01)
 
 
+def test_a_head_sure_of_a_truth_deems_itself_exact():
+    """The label of a known offset has no spread but its own blur."""
+    head = bin_head()
+    labels = head.target_probs(torch.tensor([0.0, 0.1, 1.23])[:, None].repeat(1, 2))
+    assert head.stds(labels.clamp(min=1e-12).log()).max() < 0.05
+    assert head.stds(torch.zeros_like(labels)).min() > 3.5
+
+
 @pytest.mark.parametrize("grids", [1, 4])
 def test_density_integrates_to_1(grids):
     head = bin_head(grids=grids)
