@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 
 from lightning_bbox.annotations.find import Source, find_annotations
-from lightning_bbox.annotations.formats.format import Format, Listing, Picture, Record
+from lightning_bbox.annotations.formats.format import Format, Listing, Picture
 from lightning_bbox.annotations.formats.known import FormatName, known_formats
 from lightning_bbox.annotations.headers import checked_size
 from lightning_bbox.annotations.pictures import (
@@ -21,7 +21,7 @@ from lightning_bbox.annotations.pictures import (
     pictures_named,
 )
 from lightning_bbox.annotations.table import BoxTable
-from lightning_bbox.annotations.validity import box_faults
+from lightning_bbox.annotations.validity import box_faults, without_invalid
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.geometry.boxes import box_sizes
 
@@ -149,7 +149,7 @@ def _table(
     sides = box_sizes(values) if kind.convention.inclusive else None
     faults = box_faults(table.boxes, sizes[image_index], sides)
     faults |= {at: record.fault for at, record in enumerate(records) if record.fault}
-    return _without_invalid(table, faults, records, kind.convention.fields, on_bad)
+    return without_invalid(table, faults, records, kind.convention.fields, on_bad)
 
 
 def _repeated(table: BoxTable) -> list[str]:
@@ -162,27 +162,3 @@ def _repeated(table: BoxTable) -> list[str]:
             repeated.append(name)
         seen.add(tuple(box))
     return repeated
-
-
-def _without_invalid(
-    table: BoxTable,
-    faults: Mapping[int, str],
-    records: Sequence[Record],
-    fields: Sequence[str],
-    on_bad: Literal["skip", "error"],
-) -> BoxTable:
-    """Leave the invalid boxes out and say so, or refuse the first of them."""
-    skipped = []
-    for at in sorted(faults):
-        place, values = records[at].place, records[at].values
-        stated = ", ".join(
-            f"{name}={value:.10g}" for name, value in zip(fields, values, strict=True)
-        )
-        problem = f"the box {stated} in {table.images[table.image_index[at]]} {faults[at]}"
-        if on_bad == "error":
-            remedy = "correct it, or leave such boxes out with on_bad='skip'"
-            raise BadInput.at(place, problem, remedy)
-        skipped.append(f"{place}: {problem}; left out")
-    good = torch.tensor([at not in faults for at in range(len(records))], dtype=torch.bool)
-    index = table.image_index[~good].tolist()
-    return replace(table.boxes_where(good), skipped=tuple(skipped), skipped_index=tuple(index))

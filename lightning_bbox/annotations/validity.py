@@ -1,11 +1,17 @@
-"""Whether a box is valid: finite, of some area, and in its picture."""
+"""Whether a box is valid (finite, of some area, in its picture), and what becomes of others."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import compress
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lightning_bbox.annotations.formats.format import Record
+from lightning_bbox.annotations.table import BoxTable
+from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 
 _REACH = 1.0  # pixels that a box may reach outside its picture: people and tools differ by one
@@ -49,3 +55,38 @@ def box_faults(
             width, height = limits[at].tolist()
             faults[at] = f"reaches {reach[at]:.6g} px outside the {width} x {height} picture"
     return faults
+
+
+def without_invalid(
+    table: BoxTable,
+    faults: Mapping[int, str],
+    records: Sequence[Record],
+    fields: Sequence[str],
+    on_bad: Literal["skip", "error"],
+) -> BoxTable:
+    """Leave the invalid boxes out and say so, or refuse the first of them.
+
+    Args:
+        table: All boxes.
+        faults: What is wrong with the invalid ones, by index.
+        records: Where each box stands, and the numbers that its file states.
+        fields: What the file calls these.
+        on_bad: Which of the two.
+
+    Raises:
+        BadInput: A box is invalid, and such boxes are to be refused.
+    """
+    skipped = []
+    for at in sorted(faults):
+        place, values = records[at].place, records[at].values
+        stated = ", ".join(
+            f"{name}={value:.10g}" for name, value in zip(fields, values, strict=True)
+        )
+        problem = f"the box {stated} in {table.images[table.image_index[at]]} {faults[at]}"
+        if on_bad == "error":
+            remedy = "correct it, or leave such boxes out with on_bad='skip'"
+            raise BadInput.at(place, problem, remedy)
+        skipped.append(f"{place}: {problem}; left out")
+    good = torch.tensor([at not in faults for at in range(len(records))], dtype=torch.bool)
+    index = table.image_index[~good].tolist()
+    return replace(table.boxes_where(good), skipped=tuple(skipped), skipped_index=tuple(index))

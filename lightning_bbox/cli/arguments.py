@@ -16,6 +16,11 @@ COMMANDS = {
     "compare": "Measure configurations against each other, as a study's file says.",
 }
 
+OPTIONS = ("config", "help", "print_config", "seed_everything", "name", "runs", "ckpt_path")
+"""What every command takes beside `trainer`, `model` and `data`."""
+OPTIONS_OF = {"predict": ("max_shift", "overwrite"), "probe": ("draws", "width", "lambda_by")}
+"""What a command takes besides: `commands` and the signature of `probe` say how."""
+
 PRESET = "preset:"
 _PACKAGE = Path(__file__).parents[1]
 CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")

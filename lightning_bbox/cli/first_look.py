@@ -12,16 +12,12 @@ from functools import cache
 from pathlib import Path
 
 import lightning_bbox
-from lightning_bbox.cli.arguments import chosen_class, options, resolve
+from lightning_bbox.cli.arguments import OPTIONS, OPTIONS_OF, chosen_class, options, resolve
 from lightning_bbox.cli.moved_keys import with_new_options
 from lightning_bbox.core.errors import BadInput, nearest
 
 NO_SUCH_OPTION = "there is no such option"
 SEE_HELP = "`lightning-bbox fit --help` lists the options"
-
-OPTIONS = ("config", "help", "print_config", "seed_everything", "name", "runs", "ckpt_path")
-"""What every command takes beside `trainer`, `model` and `data`."""
-OPTIONS_OF = {"predict": ("max_shift", "overwrite"), "probe": ("draws", "width", "lambda_by")}
 
 _TRAINER = ("lightning.pytorch.trainer.trainer", "Trainer")
 _GROUPS = ("model", "data")

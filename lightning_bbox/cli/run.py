@@ -11,9 +11,9 @@ import lightning_bbox
 from lightning_bbox.cli.arguments import COMMANDS, resolve
 from lightning_bbox.cli.commands import BoxCLI, Rehearsal
 from lightning_bbox.cli.moved_keys import told, with_new_options
-from lightning_bbox.cli.options import OneSentenceParser, cause
 from lightning_bbox.cli.processes import default_devices, one_of_a_run, say_once
 from lightning_bbox.cli.run_folders import Begun
+from lightning_bbox.cli.wrong_options import OneSentenceParser, cause
 from lightning_bbox.core.compiling import default_precision
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import CANNOT_WRITE, cannot_write

@@ -10,6 +10,7 @@ from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Samples
 from lightning_bbox.evaluation.intervals import bootstrap_interval
 from lightning_bbox.evaluation.metrics import (
+    BESIDE_THE_MEAN,
     Refined,
     box_metrics,
     calibration_metrics,
@@ -18,8 +19,6 @@ from lightning_bbox.evaluation.metrics import (
 )
 from lightning_bbox.geometry.boxes import Boxes, box_area
 from lightning_bbox.nn.calibration import ErrorLaw
-
-_BESIDE_THE_MEAN = ("mae_px", "error_fraction", "error_picture", "iou_after", "mae_edge_px")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def evaluate(
     metrics |= box_metrics(refined.boxes, proposals, truth, px, count)
     baseline = box_metrics(predicted_mean, proposals, truth, px, count)
     metrics |= {
-        f"{name}_predict_mean": baseline[name] for name in _BESIDE_THE_MEAN if name in baseline
+        f"{name}_predict_mean": baseline[name] for name in BESIDE_THE_MEAN if name in baseline
     }
     errors = coordinate_errors(refined.boxes, truth, px, count)
     metrics |= calibration_metrics(errors, refined.stds, refined.nll, law)

@@ -16,6 +16,14 @@ from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, paired_
 from lightning_bbox.nn.calibration import LEVELS, ErrorLaw, can_tell, coverage
 
 COORDINATES = ("dx", "dy", "dw", "dh")
+BESIDE_THE_MEAN = {
+    "mae_px": "error of the centre, px",
+    "mae_edge_px": "error of the edges, px",
+    "error_fraction": "  as a fraction of the box",
+    "error_picture": "  in picture pixels",
+    "iou_after": "IoU after (before: {iou_before:.3f})",
+}
+"""Figures that a test prints, beside those of predicting the mean, and how it calls them."""
 
 
 class RefinedBoxes(Metric):

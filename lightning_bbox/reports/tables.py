@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from lightning_bbox.evaluation.metrics import BESIDE_THE_MEAN
 from lightning_bbox.nn.calibration import LEVELS
 
 Rows = Sequence[Sequence[str]]
@@ -52,18 +53,12 @@ def format_metrics(
         title: What was measured on.
     """
     lines = [(title, "model", "predict the mean")]
-    for name, words in (
-        ("mae_px", "error of the centre, px"),
-        ("mae_edge_px", "error of the edges, px"),
-        ("error_fraction", "  as a fraction of the box"),
-        ("error_picture", "  in picture pixels"),
-        ("iou_after", f"IoU after (before: {metrics.get('iou_before', math.nan):.3f})"),
-    ):
+    known = {"iou_before": math.nan} | metrics
+    for name, words in BESIDE_THE_MEAN.items():
         if name in metrics:
             baseline = metrics.get(f"{name}_predict_mean")
-            lines.append(
-                (words, f"{metrics[name]:.3f}", "-" if baseline is None else f"{baseline:.3f}")
-            )
+            mean = "-" if baseline is None else f"{baseline:.3f}"
+            lines.append((words.format_map(known), f"{metrics[name]:.3f}", mean))
     text = [f"{words:<28}{model:>9}{mean:>19}" for words, model, mean in lines]
     if "mae_px_low" in metrics:
         low, high = metrics["mae_px_low"], metrics["mae_px_high"]

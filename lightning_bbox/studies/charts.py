@@ -27,25 +27,24 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab
 _GREY = "0.75"
 
 
-def draw_comparison(comparison: Comparison) -> dict[str, Image.Image]:
-    """Draw all charts that a comparison has something to show in.
+def draw_comparison(comparison: Comparison) -> dict[str, Image.Image | None]:
+    """Draw all charts, in the order of the page; None where there is nothing to show in one.
 
     Args:
         comparison: What a study has found.
-
-    Returns:
-        By name: `curves`, `errors`, `effects` and `heat`.
     """
-    if not any(comparison.ranked_by in arm.figures for arm in comparison.arms):
-        return {}
-    charts = {"errors": render(_draw_errors(comparison))}
-    if any(result.curve for arm in comparison.arms for result in arm.results):
-        charts["curves"] = render(_draw_curves(comparison))
-    if any(effect.ratio for effect in comparison.effects):
-        charts["effects"] = render(_draw_effects(comparison))
-    if _crosses_two_axes(comparison):
-        charts["heat"] = render(_draw_heat(comparison))
-    return charts
+    ranked = any(comparison.ranked_by in arm.figures for arm in comparison.arms)
+    has_curves = any(result.curve for arm in comparison.arms for result in arm.results)
+    has_effects = any(effect.ratio for effect in comparison.effects)
+    return {
+        name: render(draw(comparison)) if ranked and has_something else None
+        for name, draw, has_something in (
+            ("errors", _draw_errors, True),
+            ("curves", _draw_curves, has_curves),
+            ("effects", _draw_effects, has_effects),
+            ("heat", _draw_heat, _crosses_two_axes(comparison)),
+        )
+    }
 
 
 def mean_curve(

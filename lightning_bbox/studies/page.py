@@ -25,9 +25,6 @@ from lightning_bbox.studies.tables import (
     notes,
 )
 
-CHARTS = ("errors", "curves", "effects", "heat")
-"""Names of the charts, in the order of the page."""
-
 
 def write_comparison(study: Study, results: Sequence[Result], folder: Path) -> str:
     """Compare a study's arms, write all files into a folder, and return the text for a terminal.
@@ -46,14 +43,14 @@ def write_comparison(study: Study, results: Sequence[Result], folder: Path) -> s
     comparison = compare(study, results)
     charts = draw_comparison(comparison)
     make_folder(folder)
-    for name in CHARTS:
-        if name in charts:
-            save_picture(folder / f"{name}.png", charts[name])
-        else:
-            (folder / f"{name}.png").unlink(missing_ok=True)
+    drawn = {name: chart for name, chart in charts.items() if chart is not None}
+    for name in charts.keys() - drawn:
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    for name, chart in drawn.items():
+        save_picture(folder / f"{name}.png", chart)
     write_atomically(folder / "comparison.md", as_markdown(comparison).encode())
     write_atomically(folder / "comparison.csv", as_csv(comparison).encode())
-    write_atomically(folder / "comparison.html", _page(comparison, charts).encode())
+    write_atomically(folder / "comparison.html", _page(comparison, drawn).encode())
     return as_text(comparison)
 
 
@@ -61,7 +58,7 @@ def _page(comparison: Comparison, charts: dict[str, Image.Image]) -> str:
     """Write a comparison as one HTML page: tables that sort, charts, every arm's options."""
     study = comparison.study
     title = html.escape(study.name)
-    pictures = [_picture(name, charts[name]) for name in CHARTS if name in charts]
+    pictures = [_picture(name, chart) for name, chart in charts.items()]
     said = "".join(f"<li>{html.escape(note)}</li>" for note in notes(comparison))
     sections = [
         f"<h1>{title}</h1><p>{html.escape(_what(study))}</p>",

@@ -21,7 +21,6 @@ from lightning_bbox.annotations.splits import usual_split
 from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.data.boxes import BoxDataModule
 from tests.annotation_files import (
     SCENE,
     coco,
@@ -37,7 +36,7 @@ from tests.annotation_files import (
 
 def test_users_may_ask_for_every_format():
     assert get_args(FormatName) == ("auto", *(kind.name for kind in known_formats()))
-    assert inspect.signature(BoxDataModule).parameters["format"].annotation is FormatName
+    assert inspect.signature(Reading).parameters["format"].annotation is FormatName
 
 
 FORMATS = {

@@ -6,9 +6,9 @@ import sys
 import pytest
 from jsonargparse import ArgumentParser
 
-from lightning_bbox.cli.arguments import COMMANDS
+from lightning_bbox.cli.arguments import COMMANDS, OPTIONS, OPTIONS_OF
 from lightning_bbox.cli.commands import BoxCLI
-from lightning_bbox.cli.first_look import OPTIONS, OPTIONS_OF, look_first
+from lightning_bbox.cli.first_look import look_first
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
 

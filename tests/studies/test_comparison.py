@@ -23,7 +23,7 @@ from lightning_bbox.evaluation.intervals import (
 )
 from lightning_bbox.studies.charts import draw_comparison, mean_curve
 from lightning_bbox.studies.comparison import compare, figures_of
-from lightning_bbox.studies.page import CHARTS, write_comparison
+from lightning_bbox.studies.page import write_comparison
 from lightning_bbox.studies.study import Arm, Result, Run, Study
 from lightning_bbox.studies.study_file import read_study
 from lightning_bbox.studies.tables import arms_table, as_csv, as_markdown, as_text, further_tables
@@ -317,11 +317,11 @@ def test_the_page_is_whole_escaped_and_needs_nothing_else(tmp_path):
     assert not {"b", "i", "link"} & {tag for tag, _ in page.tags}
     sources = [value for _, found in page.tags for name, value in found.items()
                if name in ("src", "href")]  # fmt: skip
-    assert len(sources) == len(CHARTS)
+    assert len(sources) == 4
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     for arm in study.arms:
         assert page.words.count(" ".join(arm.name.split())) >= 2
-    for name in CHARTS:
+    for name in ("errors", "curves", "effects", "heat"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 600
 
@@ -337,7 +337,8 @@ def test_there_is_no_heat_map_where_axes_are_not_crossed():
     arms = (arm_of(loss="L2", head="linear"), arm_of(loss="L1", head="linear"))
     study = Study("single", arms, axes=AXES, seeds=(0,))
     charts = draw_comparison(compare(study, [planted(run) for run in study.runs()]))
-    assert charts.keys() == {"errors", "curves"}
+    drawn = [name for name, chart in charts.items() if chart is not None]
+    assert drawn == ["errors", "curves"]
 
 
 def test_curves_are_averaged_over_the_steps_that_all_have():
