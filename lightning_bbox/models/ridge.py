@@ -293,8 +293,8 @@ class RidgeRegressor(OffsetModel):
 
     def _sums_of(self, split: Split) -> Gathered:
         sums = self._empty_sums(split, 1)
-        with self.trainer.precision_plugin.val_step_context():
-            for batch in self.data.batches(split, 0, self.device):
+        for batch in self.data.batches(split, 0, self.device):
+            with self.trainer.precision_plugin.val_step_context():
                 self._add(sums, batch, batch.valid)
         return [each.compute() for each in sums]
 
@@ -302,14 +302,16 @@ class RidgeRegressor(OffsetModel):
         """Pass over the same draws twice more: to find the largest errors, and without them."""
         errors = RidgeRows().to(self.device)
         for batch in self._seen_batches():
-            errors.update(self._squared_errors(batch)[:, None], batch.labels[:, None])
+            with self.trainer.precision_plugin.train_step_context():
+                errors.update(self._squared_errors(batch)[:, None], batch.labels[:, None])
         found = errors.compute()
         assert found is not None
         sums = self._empty_sums("train", self._num_epochs)
         limits = torch.stack([self._limit(found, number) for number in range(len(sums))])
         for batch in self._seen_batches():
             limit = limits[batch.labels if len(sums) > 1 else 0]
-            self._add(sums, batch, self._squared_errors(batch) <= limit)
+            with self.trainer.precision_plugin.train_step_context():
+                self._add(sums, batch, self._squared_errors(batch) <= limit)
         return sums
 
     def _limit(self, errors: Rows, label: int) -> Float[Tensor, ""]:
@@ -321,9 +323,9 @@ class RidgeRegressor(OffsetModel):
         return own.sort().values[kept - 1] if len(own) else own.new_zeros(())
 
     def _seen_batches(self) -> Iterator[Batch]:
-        with self.trainer.precision_plugin.train_step_context():
-            for epoch in range(self.trainer.current_epoch + 1):
-                yield from self.data.batches("train", epoch, self.device)
+        # Drawn and cut in fp32, whatever the network runs in, as batches between two steps are.
+        for epoch in range(self.trainer.current_epoch + 1):
+            yield from self.data.batches("train", epoch, self.device)
 
     def _squared_errors(self, batch: Batch) -> Float[Tensor, " b"]:
         outputs = self.net.head.select(self.net.head(self._features(batch)), batch.labels)
