@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from lightning_bbox import Reading
 from lightning_bbox.annotations import read
 from lightning_bbox.annotations.formats.coco import COCO
 from lightning_bbox.annotations.formats.csv import CSV
