@@ -37,6 +37,14 @@ TINY = [
     "--model.backbone.fc=[16]",
 ]
 SCENES = ["fit", "-c", str(CONFIGS / "quickstart.yaml"), "--data.num_scenes=60", *TINY]
+# So fast that the last epoch is not the best one.
+HASTY = [
+    *SCENES,
+    "--trainer.max_epochs=3",
+    "--model.backbone.dropout=0.5",
+    "--model.optimizer=AdamW",
+    "--model.optimizer.lr=0.1",
+]
 # Batches of 18: on four processes 5, 5, 4 and 4. Four steps an epoch, two epochs.
 DOUBLE = [
     *SCENES,
@@ -57,6 +65,15 @@ def fit(runs: Path, name: str, *options: str, base: list[str] = SCENES) -> Path:
 
 def resume(folder: Path, *options: str) -> int:
     return main(["fit", f"--resume={folder}", *options])
+
+
+def predict_with(run: Path, data: Path) -> list[str]:
+    """Return the command that refines a data set with a run's best model, beside that set."""
+    return [
+        *("predict", "--model=BoxRegressor", "--data=BoxDataModule", f"--data.root={data}"),
+        *(f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}", f"--runs={data.parent}"),
+        *("--data.compile=false", "--trainer.precision=32-true"),
+    ]
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:

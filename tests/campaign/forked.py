@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import lightning.pytorch as pl
 
+import lightning_bbox.cli.run  # noqa: F401 (`main` imports it late: each fork would again)
 from lightning_bbox.cli.main import main
 
 PHASES = ("start", "training", "validation", "saving", "test", "predicting", "writing")
@@ -66,10 +67,9 @@ def run(arguments: list[str], log: Path, hit: Hit | None = None) -> Ended:
     if child == 0:
         _be_the_command(arguments, log)
     status = _status_before(child, started, hit) if hit else None
-    phase = PHASES[_SHARED[0]]
-    if hit and status is None:
-        os.kill(child, hit.signum)
-    landed = hit if status is None else None
+    landed, phase = hit if status is None else None, PHASES[_SHARED[0]]
+    if landed:
+        os.kill(child, landed.signum)
     if status is None:
         status = os.waitpid(child, 0)[1]
     seconds = time.monotonic() - started

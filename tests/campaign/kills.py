@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,55 +24,14 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.models.checkpoints import read_checkpoint
 from tests.campaign.forked import Ended, Hit, run
 from tests.conftest import write_rectangles, yolo_folder
-from tests.runs import SCENES, end_of, files_of, same
+from tests.runs import HASTY, end_of, files_of, predict_with, same
 
 COMMON = ["--trainer.callbacks+=tests.campaign.forked.Phases", "--trainer.accelerator=cpu"]
-# So fast that the last epoch is not the best one.
-FIT = [
-    *SCENES, "--trainer.max_epochs=3", "--data.draws_per_epoch=192",
-    "--model.backbone.dropout=0.5", "--model.optimizer=AdamW", "--model.optimizer.lr=0.1", *COMMON,
-]  # fmt: skip
-CODES = {
-    signal.SIGKILL: (-signal.SIGKILL,),
-    signal.SIGTERM: (143, -signal.SIGTERM),
-    signal.SIGINT: (130, -signal.SIGINT),
-}
-# Phases that a moment chosen evenly over a run's life would seldom meet.
-SHORT = {
-    "fit": ("training", "validation", "saving", "test"),
-    "predict": ("predicting", "writing"),
-}
-
-
-@dataclass
-class Tally:
-    """What happened, and what was wrong."""
-
-    signals: Counter[str] = field(default_factory=Counter)
-    phases: Counter[str] = field(default_factory=Counter)
-    counts: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-    def check(self, kind: str, problem: object, good: bool) -> None:
-        """Note what is not as it should be."""
-        if not good:
-            self.counts[kind] += 1
-            self.wrong.append(f"{kind}: {problem}")
-
-    def summary(self) -> str:
-        """Compose the line of counts."""
-        counts = self.counts
-        return (
-            f"{self.signals.total()} hits ({_listed(self.signals)}) on {counts['fit']} fits and "
-            f"{counts['predict']} predictions; by phase: {_listed(self.phases)}; "
-            f"{counts['resume']} resumes, {counts['mismatch']} mismatches, "
-            f"{counts['unreadable']} unreadable files, {counts['exit code']} wrong exit codes, "
-            f"{counts['traceback']} tracebacks"
-        )
-
-
-def _listed(counter: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counter.items()))
+FIT = [*HASTY, "--data.draws_per_epoch=192", *COMMON]
+CODES = {signal.SIGKILL: 0, signal.SIGTERM: 143, signal.SIGINT: 130}
+"""What a command that was hit may end with, unless the signal itself ends it."""
+SHORT = {"fit": ("training", "validation", "saving", "test"), "predict": ("predicting", "writing")}
+"""Phases that a moment chosen evenly over a run's life would seldom meet."""
 
 
 def moments(
@@ -88,9 +46,8 @@ def moments(
             yield Hit(signum, draw.choice(SHORT[command]), draw.uniform(0, 0.05))
 
 
-def unreadable(folder: Path) -> list[str]:
-    """Return the files of a run that can't be read; the event log is appended to, and left out."""
-    found = []
+def unreadable(folder: Path) -> Iterator[str]:
+    """Find the files of a run that can't be read; the event log is appended to, and left out."""
     for path in folder.rglob("[!.]*"):
         try:
             if path.suffix == ".ckpt":
@@ -100,10 +57,9 @@ def unreadable(folder: Path) -> list[str]:
             elif path.suffix == ".json":
                 json.loads(path.read_text())
             elif path.suffix == ".yaml" and not isinstance(yaml.safe_load(path.read_text()), dict):
-                found.append(f"{path}: is no mapping")
+                yield f"{path}: is no mapping"
         except (BadInput, OSError, ValueError, SyntaxError, yaml.YAMLError) as error:
-            found.append(f"{path}: {error}")
-    return found
+            yield f"{path}: {error}"
 
 
 class Campaign:
@@ -115,10 +71,25 @@ class Campaign:
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed, self.tally = folder, seed, Tally()
-        self._logs = folder / "logs"
-        self._logs.mkdir(parents=True)
-        self._processes = 0
+        self.folder, self.seed = folder, seed
+        self.signals, self.phases, self.counts = Counter[str](), Counter[str](), Counter[str]()
+        self.wrong = list[str]()
+        (folder / "logs").mkdir(parents=True)
+
+    def check(self, kind: str, problem: object, good: bool = False) -> None:
+        """Note what is not as it should be."""
+        if not good:
+            self.counts[kind] += 1
+            self.wrong.append(f"{kind}: {problem}")
+
+    def summary(self) -> str:
+        counts, (signals, phases) = self.counts, map(_listed, (self.signals, self.phases))
+        return (
+            f"{self.signals.total()} hits ({signals}) on {counts['fit']} fits and "
+            f"{counts['predict']} predictions; by phase: {phases}; {counts['resume']} resumes, "
+            f"{counts['mismatch']} mismatches, {counts['unreadable']} unreadable files, "
+            f"{counts['exit code']} wrong exit codes, {counts['traceback']} tracebacks"
+        )
 
     def undisturbed(self, arguments: list[str], name: str) -> float:
         """Run a command that nothing hits, and return how long it takes."""
@@ -128,15 +99,16 @@ class Campaign:
         return ended.seconds
 
     def _process(self, arguments: list[str], hit: Hit | None) -> Ended:
-        self._processes += 1
-        ended = run(arguments, self._logs / f"{self._processes:04}.txt", hit)
-        what = f"log {self._processes}, {ended.hit or 'not hit'} in {ended.phase}"
-        self.tally.check("traceback", what, "Traceback" not in ended.log)
-        codes = CODES[ended.hit.signum] if ended.hit else ()
-        self.tally.check("exit code", f"{ended.code}, {what}", ended.code in (0, *codes))
+        self.counts["process"] += 1
+        number = self.counts["process"]
+        ended = run(arguments, self.folder / "logs" / f"{number:04}.txt", hit)
+        what = f"log {number}, {ended.hit or 'not hit'} in {ended.phase}"
+        self.check("traceback", what, "Traceback" not in ended.log)
+        codes = (CODES[ended.hit.signum], -ended.hit.signum) if ended.hit else ()
+        self.check("exit code", f"{ended.code}, {what}", ended.code in (0, *codes))
         if ended.hit:
-            self.tally.signals[ended.hit.signum.name] += 1
-            self.tally.phases[ended.phase] += 1
+            self.signals[ended.hit.signum.name] += 1
+            self.phases[ended.phase] += 1
         return ended
 
     def hit_all(self, signals: list[signal.Signals], command: str, seconds: float) -> None:
@@ -148,8 +120,8 @@ class Campaign:
         hit = next(left, None)
         again = random.Random(f"{self.seed}:{command}:again")
         while hit:
-            self.tally.counts[command] += 1
-            trial = _TRIALS[command](self, self.tally.counts[command])
+            self.counts[command] += 1
+            trial = _TRIALS[command](self, self.counts[command])
             spared = finished = False
             while not finished:
                 ended = self._process(trial.arguments(), None if spared else hit)
@@ -158,22 +130,26 @@ class Campaign:
                 elif hit and not spared:  # it came too late
                     hit = hit._replace(seconds=hit.seconds / 2)
                 for sentence in unreadable(trial.folder):
-                    self.tally.check("unreadable", sentence, False)
+                    self.check("unreadable", sentence)
                 trial.look()
                 finished = trial.finished(ended)
                 if not finished and not ended.hit:
-                    self.tally.check("mismatch", f"{trial.folder} can't go on: {ended.log}", False)
+                    self.check("mismatch", f"{trial.folder} can't go on: {ended.log}")
                     break
-                self.tally.counts["resume"] += not finished
+                self.counts["resume"] += not finished
             else:
                 trial.compare()
+
+
+def _listed(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counter.items()))
 
 
 class FitTrial:
     """A fit that is resumed after each hit."""
 
     def __init__(self, campaign: Campaign, number: int) -> None:
-        self.campaign, self.folder = campaign, campaign.folder / f"fit-{number}"
+        self.check, self.folder = campaign.check, campaign.folder / f"fit-{number}"
 
     def arguments(self) -> list[str]:
         """Begin, or go on where there is a configuration to go on from."""
@@ -189,11 +165,11 @@ class FitTrial:
 
     def compare(self) -> None:
         """Compare with the run that nothing hit."""
-        check, expected = self.campaign.tally.check, end_of(self.folder.parent / "whole")
+        expected = end_of(self.folder.parent / "whole")
         for key, value in end_of(self.folder).items():
-            check("mismatch", f"{self.folder}: {key}", same(value, expected[key]))
+            self.check("mismatch", f"{self.folder}: {key}", same(value, expected[key]))
         leftovers = [path for path in self.folder.rglob(".*") if path.suffix == ".tmp"]
-        check("mismatch", f"left over: {leftovers}", not leftovers)
+        self.check("mismatch", f"left over: {leftovers}", not leftovers)
 
 
 class PredictTrial:
@@ -201,12 +177,11 @@ class PredictTrial:
 
     def __init__(self, campaign: Campaign, number: int) -> None:
         draw = random.Random(f"{campaign.seed}:predict:{number}")
-        self.kind, self.overwrite = draw.choice(["csv", "yolo"]), draw.random() < 0.6
-        self.check, self.runs = campaign.tally.check, campaign.folder
-        self.folder, self.data = self.runs / f"predict-{number}", self.runs / f"copy-{number}"
-        shutil.copytree(self.runs / f"data-{self.kind}", self.data)
-        self.old = self._annotations()
-        self.expected = files_of(self.runs / f"whole-{self.kind}")
+        kind, self.overwrite = draw.choice(["csv", "yolo"]), draw.random() < 0.6
+        self.check, runs = campaign.check, campaign.folder
+        self.folder, self.data = runs / f"predict-{number}", runs / f"copy-{number}"
+        shutil.copytree(runs / f"data-{kind}", self.data)
+        self.old, self.expected = self._annotations(), files_of(runs / f"whole-{kind}")
         self.new = {name: self.expected[f"refined/{name}"] for name in self.old}
 
     def _annotations(self) -> dict[str, bytes]:
@@ -215,8 +190,8 @@ class PredictTrial:
 
     def arguments(self) -> list[str]:
         """Always the same."""
-        overwrite = [f"--overwrite={str(self.overwrite).lower()}", f"--name={self.folder.name}"]
-        return [*predict(self.runs, self.data), *overwrite]
+        options = [f"--overwrite={str(self.overwrite).lower()}", f"--name={self.folder.name}"]
+        return [*predict_with(self.folder.parent / "whole", self.data), *COMMON, *options]
 
     def look(self) -> None:
         """See that each original is the old or the new, and the old is kept if any is new."""
@@ -244,18 +219,8 @@ class PredictTrial:
 _TRIALS = {"fit": FitTrial, "predict": PredictTrial}
 
 
-def predict(runs: Path, data: Path) -> list[str]:
-    """Return the command that refines a data set with the undisturbed fit's model."""
-    checkpoint = runs / "whole" / "checkpoints" / "best.ckpt"
-    return [
-        *("predict", "--model=BoxRegressor", "--data=BoxDataModule", "--data.compile=false"),
-        *("--trainer.precision=32-true", f"--ckpt_path={checkpoint}", f"--data.root={data}"),
-        *(f"--runs={runs}", *COMMON),
-    ]
-
-
-def campaign(kills: int, terms: int, seed: int, folder: Path) -> Tally:
-    """Hit so many times, every third time a prediction, and return what happened."""
+def campaign(kills: int, terms: int, seed: int, folder: Path) -> Campaign:
+    """Hit so many times, every third time a prediction."""
     signals = [signal.SIGKILL] * kills
     signals += [signal.SIGINT if at % 4 == 3 else signal.SIGTERM for at in range(terms)]
     random.Random(f"{seed}:order").shuffle(signals)
@@ -269,24 +234,26 @@ def campaign(kills: int, terms: int, seed: int, folder: Path) -> Tally:
         write_rectangles(data)
         if kind == "yolo":
             yolo_folder(data)
-        seconds = work.undisturbed(predict(folder, data), f"whole-{kind}")
+        command = [*predict_with(folder / "whole", data), *COMMON]
+        seconds = work.undisturbed(command, f"whole-{kind}")
     work.hit_all(signals[: len(signals) // 3], "predict", seconds)
-    return work.tally
+    return work
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    """Hold a campaign, and say what was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign.kills", description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--terms", type=int, default=50, help="one in four is a SIGINT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a new folder to leave everything in")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = asked.keep or Path(temporary) / "runs"
+        held = campaign(asked.kills, asked.terms, asked.seed, folder)
+    sys.stdout.write("\n".join([*held.wrong, held.summary()]) + "\n")
+    return bool(held.wrong)
 
 
 if __name__ == "__main__":
-    options = parse()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.keep or Path(temporary) / "runs"
-        found = campaign(options.kills, options.terms, options.seed, folder)
-    sys.stdout.write("\n".join([*found.wrong, found.summary()]) + "\n")
-    sys.exit(bool(found.wrong))
+    sys.exit(main())

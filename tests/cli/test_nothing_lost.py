@@ -20,29 +20,25 @@ from lightning_bbox.models.checkpoints import newest_checkpoint, read_checkpoint
 from lightning_bbox.nn.heads.bins.decoders import ExpectationDecoder
 from tests.conftest import write_rectangles, yolo_folder
 from tests.runs import (
+    HASTY,
     SCENES,
     end_of,
     equal,
     files_of,
     interfered,
+    predict_with,
     resume,
     same,
     scenes,
     trained_quietly,
 )
 
-EPOCHS, STEPS = 3, 12
-# So fast that the last epoch is not the best one.
-OPTIONS = [
-    f"--trainer.max_epochs={EPOCHS}", "--model.backbone.dropout=0.5",
-    "--model.optimizer=AdamW", "--model.optimizer.lr=0.1",
-]  # fmt: skip
-FIT = [*SCENES, *OPTIONS]
+STEPS = 12
 ANEW = "has no checkpoint yet, so the run begins anew"
 
 
 def fit_in(folder, *options):
-    return [*FIT, f"--runs={folder.parent}", f"--name={folder.name}", *options]
+    return [*HASTY, f"--runs={folder.parent}", f"--name={folder.name}", *options]
 
 
 def begin(folder, *options):
@@ -382,12 +378,6 @@ def test_a_folder_without_a_checkpoint_is_refused(whole, tmp_path, refused):
 # Folders that can't be written to.
 
 
-def predict(run, data):
-    return ["predict", "--model=BoxRegressor", "--data=BoxDataModule", f"--data.root={data}",
-            f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}", f"--runs={data.parent}",
-            "--data.compile=false", "--trainer.precision=32-true"]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("command", "runs"),
     [
@@ -402,8 +392,8 @@ def test_an_output_folder_that_cannot_be_made_is_refused(
     command, runs, whole, csv_folder, tmp_path, refused
 ):
     (tmp_path / "file").write_text("a file")
-    of_command = {"fit": FIT, "test": ["test", f"--ckpt_path={whole}"]}
-    arguments = of_command.get(command) or predict(whole, csv_folder)
+    of_command = {"fit": HASTY, "test": ["test", f"--ckpt_path={whole}"]}
+    arguments = of_command.get(command) or predict_with(whole, csv_folder)
     sentence = refused([*arguments, f"--runs={tmp_path / runs}", "--name=run"])
     assert re.match(r".*: can't be written \(.*\); make room, or name another", sentence)
 
@@ -457,7 +447,7 @@ def test_weights_to_start_from_are_said_to_be_ignored_by_a_resumed_run(cut, whol
 @pytest.mark.filterwarnings("ignore:predict returned None")
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_a_trained_model_keeps_its_parts_and_refuses_others(command, whole, csv_folder, refused):
-    arguments = predict(whole, csv_folder)
+    arguments = predict_with(whole, csv_folder)
     if command != "predict":
         arguments = [command, *SCENES[1:4], "--data.eval_draws=40", *arguments[-4:]]
     sentence = refused([*arguments, "--name=other", "--model.head=LinearHead"])
@@ -524,7 +514,7 @@ def test_a_predict_stopped_while_it_overwrote_begins_again(whole, tmp_path, refu
     write_rectangles(data)
     yolo_folder(data)
     old = files_of(data)
-    arguments = [*predict(whole, data), "--name=run", "--overwrite=true"]
+    arguments = [*predict_with(whole, data), "--name=run", "--overwrite=true"]
     assert main(arguments) == 0
     new, made = files_of(data), files_of(run)
     assert new != old

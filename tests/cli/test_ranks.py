@@ -17,15 +17,14 @@ from lightning_bbox.cli.main import main
 from lightning_bbox.cli.processes import default_devices, refuse_other_count, started_outside
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.models.checkpoints import read_checkpoint
-from tests.conftest import ROOT
 from tests.runs import (
     DOUBLE,
     PYTHON,
-    Ended,
     assert_equal_curves,
     assert_equal_runs,
     ended,
     file_names,
+    files_of,
     fit,
     metrics,
     ranks,
@@ -36,6 +35,15 @@ from tests.runs import (
 )
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
+TORCHRUN += ["-m", "lightning_bbox"]
+
+PENALIZED = [
+    *DOUBLE,
+    "--model.regularizers+=L2Penalty",
+    "--model.regularizers.strength=0.3",
+    "--model.regularizers+=MaxNorm",
+    "--model.regularizers.limit=1",
+]
 
 # Ten steps an epoch; the validation error never falls by 100 px, so the second is the last.
 SINGLE = [
@@ -56,41 +64,43 @@ CALLBACKS = [
 ]
 
 
-def sentences(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("lightning-bbox: ")]
-
-
 FILES = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "crops.png", "data.png"]
 FILES += ["events", "metrics.json", "test_errors.npz"]
 
 
+def command(folder, *options):
+    return [*PENALIZED, f"--runs={folder.parent}", f"--name={folder.name}", *options]
+
+
+def on_two(folder, *options):
+    return [*PYTHON, *command(folder, *ranks(2), *options)]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory):
     """One process, never stopped."""
-    return fit(tmp_path_factory.mktemp("whole"), "run", base=DOUBLE)
+    return fit(tmp_path_factory.mktemp("whole"), "run", base=PENALIZED)
 
 
 @pytest.fixture(scope="module")
-def cut_on_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+def cut_on_two(tmp_path_factory):
     """Two processes, of which the second was sent SIGTERM after the third step."""
-    runs = tmp_path_factory.mktemp("two")
-    stop = strike(signal.SIGTERM, "itself")
-    return runs / "run", run([*PYTHON, *DOUBLE, *ranks(2), f"--runs={runs}", "--name=run", *stop])
+    folder = tmp_path_factory.mktemp("two") / "run"
+    return folder, run(on_two(folder, *strike(signal.SIGTERM, "itself")))
 
 
-def assert_stopped(folder: Path, finished: Ended, code: int, step: int) -> None:
+def assert_stopped(folder, finished, code, step):
     """See that all processes stopped at a step, and one said so."""
     assert finished.code == code, finished.err[-3000:]
     word = {143: "terminated", 130: "interrupted"}[code]
-    assert sentences(finished.err)[-1:] == [
-        f"lightning-bbox: {word}; continue with fit --resume {folder}"
-    ]
+    said = [line for line in finished.err.splitlines() if line.startswith("lightning-bbox: ")]
+    assert said[-1:] == [f"lightning-bbox: {word}; continue with fit --resume {folder}"]
     assert "Traceback" not in finished.err
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == step
     assert not list(folder.rglob(".*"))
 
 
-def test_other_launchers_say_how_many_devices_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_launchers_say_how_many_devices_there_are(monkeypatch):
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
     monkeypatch.setenv("SLURM_NTASKS", "8")
     with pytest.raises(BadInput, match="SLURM started 8 tasks; give srun --ntasks-per-node"):
@@ -105,37 +115,36 @@ def test_other_launchers_say_how_many_devices_there_are(monkeypatch: pytest.Monk
         refuse_other_count(trainer)
 
 
-def test_a_batch_too_small_for_all_processes_is_refused() -> None:
+def test_a_batch_too_small_for_all_processes_is_refused():
     data = SceneDataModule(num_scenes=20, batch_size=3, compile=False)
     data.trainer = SimpleNamespace(global_rank=0, world_size=4)
     with pytest.raises(BadInput, match="batch_size is 3, but there are 4 processes"):
         data.train_dataloader()
 
 
-def test_a_run_in_double_precision_goes_on_to_the_bit(whole: Path, tmp_path: Path) -> None:
-    stop = strike(signal.SIGINT, "itself", step=3, rank=0)
-    command = [*DOUBLE, f"--runs={tmp_path}", "--name=run"]
-    assert main([*command, *stop]) == 130
-    assert main([*command, "--ckpt_path=last"]) == 0
-    assert_equal_runs(tmp_path / "run", whole, atol=0)
+def test_a_run_in_double_precision_goes_on_to_the_bit(whole, tmp_path):
+    folder = tmp_path / "run"
+    assert main(command(folder, *strike(signal.SIGINT, "itself", step=3, rank=0))) == 130
+    assert main(command(folder, "--ckpt_path=last")) == 0
+    assert_equal_runs(folder, whole, atol=0)
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_and_leave_every_file_once(whole: Path, tmp_path: Path) -> None:
-    run_well([*PYTHON, *DOUBLE, *ranks(2), f"--runs={tmp_path}", "--name=run"])
-    assert_equal_runs(tmp_path / "run", whole, atol=1e-8)
-    assert file_names(tmp_path / "run") == file_names(whole) == FILES
-    assert_equal_curves(tmp_path / "run", whole, atol=1e-6)
+def test_two_processes_equal_one_and_leave_every_file_once(whole, tmp_path):
+    folder = tmp_path / "run"
+    run_well(on_two(folder))
+    assert_equal_runs(folder, whole, atol=1e-8)
+    assert file_names(folder) == file_names(whole) == FILES
+    assert_equal_curves(folder, whole, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_four_processes_of_torchrun_equal_one_and_agree_on_the_folder(tmp_path: Path) -> None:
+def test_four_processes_of_torchrun_equal_one_and_agree_on_the_folder(tmp_path):
     config = tmp_path / "callbacks.yaml"
     config.write_text(yaml.safe_dump({"trainer": {"callbacks": CALLBACKS}}))
-    command = [*SINGLE[:3], "-c", str(config), *SINGLE[3:]]
-    one = fit(tmp_path, "one", base=command)
-    runs = f"--runs={tmp_path / 'four'}"
-    run_well([*TORCHRUN, "-m", "lightning_bbox", *command, "--trainer.accelerator=cpu", runs])
+    base = [*SINGLE[:3], "-c", str(config), *SINGLE[3:]]
+    one = fit(tmp_path, "one", base=base)
+    run_well([*TORCHRUN, *base, "--trainer.accelerator=cpu", f"--runs={tmp_path / 'four'}"])
     (four,) = (tmp_path / "four").iterdir()
     assert four.name.startswith("quickstart-")
     assert metrics(four)["train_steps"] == 20
@@ -146,50 +155,34 @@ def test_four_processes_of_torchrun_equal_one_and_agree_on_the_folder(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_process_that_is_terminated_stops_all_at_the_next_log(
-    cut_on_two: tuple[Path, Ended],
-) -> None:
+def test_a_process_that_is_terminated_stops_all_at_the_next_log(cut_on_two):
     assert_stopped(*cut_on_two, code=143, step=4)
 
 
 @pytest.mark.slow
-def test_a_run_of_two_goes_on_with_one(
-    whole: Path, cut_on_two: tuple[Path, Ended], tmp_path: Path
-) -> None:
-    shutil.copytree(cut_on_two[0], tmp_path / "run")
-    assert main([*DOUBLE, f"--runs={tmp_path}", "--name=run", "--ckpt_path=last"]) == 0
-    assert_equal_runs(tmp_path / "run", whole, atol=1e-8)
+@pytest.mark.parametrize("launcher", [PYTHON, TORCHRUN], ids=["one", "four"])
+def test_a_run_of_two_goes_on_with(launcher, whole, cut_on_two, tmp_path):
+    folder = shutil.copytree(cut_on_two[0], tmp_path / "run")
+    run_well([*launcher, *command(folder, "--trainer.accelerator=cpu", "--ckpt_path=last")])
+    assert_equal_runs(folder, whole, atol=1e-8)
 
 
 @pytest.mark.slow
-def test_a_run_of_two_goes_on_with_four(
-    whole: Path, cut_on_two: tuple[Path, Ended], tmp_path: Path
-) -> None:
-    shutil.copytree(cut_on_two[0], tmp_path / "run")
-    command = [*TORCHRUN, "-m", "lightning_bbox", *DOUBLE, "--trainer.accelerator=cpu"]
-    run_well([*command, f"--runs={tmp_path}", "--name=run", "--ckpt_path=last"])
-    assert_equal_runs(tmp_path / "run", whole, atol=1e-8)
-
-
-@pytest.mark.slow
-def test_a_run_of_one_goes_on_with_two_tasks_of_slurm(whole: Path, tmp_path: Path) -> None:
-    stop = strike(signal.SIGINT, "itself", step=5, rank=0)
-    command = [*DOUBLE, f"--runs={tmp_path}", "--name=run"]
-    assert main([*command, *stop]) == 130
-    command += ["--trainer.accelerator=cpu", "--ckpt_path=last"]
+def test_a_run_of_one_goes_on_with_two_tasks_of_slurm(whole, tmp_path):
+    folder = tmp_path / "run"
+    assert main(command(folder, *strike(signal.SIGINT, "itself", step=5, rank=0))) == 130
+    again = [*PYTHON, *command(folder, "--trainer.accelerator=cpu", "--ckpt_path=last")]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     slurm = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "boxes", "SLURM_NODEID": "0"}
     slurm |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
     slurm |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    tasks = [
-        start([*PYTHON, *command], SLURM_PROCID=rank, SLURM_LOCALID=rank, **slurm) for rank in "01"
-    ]
+    tasks = [start(again, SLURM_PROCID=rank, SLURM_LOCALID=rank, **slurm) for rank in "01"]
     for task in tasks:
         finished = ended(task)
         assert finished.code == 0, finished.err[-3000:]
-    assert_equal_runs(tmp_path / "run", whole, atol=1e-8)
+    assert_equal_runs(folder, whole, atol=1e-8)
 
 
 @pytest.mark.slow
@@ -199,13 +192,13 @@ def test_a_run_of_one_goes_on_with_two_tasks_of_slurm(whole: Path, tmp_path: Pat
     ids=["all interrupted", "first terminated at the last step"],
 )
 def test_a_signal_stops_all_at_the_next_log_or_the_end(
-    signum: int, whom: str, step: int, stop: int, code: int, whole: Path, tmp_path: Path
-) -> None:
-    command = [*DOUBLE, f"--runs={tmp_path}", "--name=run"]
-    finished = run([*PYTHON, *command, *ranks(2), *strike(signum, whom, step)])
-    assert_stopped(tmp_path / "run", finished, code, stop)
-    assert main([*command, "--ckpt_path=last"]) == 0
-    assert_equal_runs(tmp_path / "run", whole, atol=1e-8)
+    signum, whom, step, stop, code, whole, tmp_path
+):
+    folder = tmp_path / "run"
+    finished = run(on_two(folder, *strike(signum, whom, step)))
+    assert_stopped(folder, finished, code, stop)
+    assert main(command(folder, "--ckpt_path=last")) == 0
+    assert_equal_runs(folder, whole, atol=1e-8)
 
 
 @pytest.mark.slow
@@ -220,12 +213,9 @@ def test_a_signal_stops_all_at_the_next_log_or_the_end(
     ],
     ids=["killed", "first killed", "fails in validation", "first fails", "stopped in the test"],
 )
-def test_one_process_that_dies_ends_the_run(
-    signum: int, whom: str, step: int, rank: int, tmp_path: Path
-) -> None:
-    command = [*PYTHON, *DOUBLE, *ranks(2), f"--runs={tmp_path}", "--name=run"]
+def test_one_process_that_dies_ends_the_run(signum, whom, step, rank, tmp_path):
     # Gloo waits half an hour for a process that is gone, `run` some minutes for all of them.
-    finished = run([*command, *strike(signum, whom, step, rank)])
+    finished = run(on_two(tmp_path / "run", *strike(signum, whom, step, rank)))
     assert (tmp_path / "run" / "struck").exists()
     assert finished.code != 0
     assert not list(tmp_path.glob("**/*.tmp"))
@@ -234,8 +224,8 @@ def test_one_process_that_dies_ends_the_run(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for a process's children in /proc")
-def test_a_process_whose_launcher_is_gone_before_they_meet_ends(tmp_path: Path) -> None:
-    process = start([*PYTHON, *DOUBLE, *ranks(2), f"--runs={tmp_path}", "--name=run"])
+def test_a_process_whose_launcher_is_gone_before_they_meet_ends(tmp_path):
+    process = start(on_two(tmp_path / "run"))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while process.poll() is None and not children.read_text():
         time.sleep(0.05)
@@ -243,7 +233,7 @@ def test_a_process_whose_launcher_is_gone_before_they_meet_ends(tmp_path: Path) 
     assert ended(process).code == -signal.SIGKILL
 
 
-def test_a_process_of_several_leaves_all_it_said_and_no_teardown(tmp_path: Path) -> None:
+def test_a_process_of_several_leaves_all_it_said_and_no_teardown(tmp_path):
     script = f"""
 import atexit
 from torch import distributed
@@ -260,39 +250,35 @@ leave(3)
     assert (finished.code, finished.out) == (3, "said at exit\n"), finished.err
 
 
-@pytest.mark.slow
-def test_bad_input_is_said_once(tmp_path: Path) -> None:
-    base = ["fit", "-c", str(ROOT / "configs" / "csv.yaml"), f"--data.root={tmp_path / 'none'}"]
-    finished = run([*PYTHON, *base, *ranks(2), f"--runs={tmp_path}", "--name=run"])
-    assert finished.code == 2
-    (sentence,) = finished.err.splitlines()
-    assert f"{tmp_path / 'none'}: is no folder" in sentence
+DIVERGES = ["--model.optimizer=SGD", "--model.optimizer.lr=1e30", "--model.head=LinearHead"]
+DIVERGES += ["--model.head.loss=L2Loss"]
 
 
 @pytest.mark.slow
-def test_divergence_is_said_once(tmp_path: Path) -> None:
-    options = ["--model.optimizer=SGD", "--model.optimizer.lr=1e30", "--model.head=LinearHead"]
-    options += ["--model.head.loss=L2Loss", f"--runs={tmp_path}", "--name=run"]
-    finished = run([*PYTHON, *DOUBLE, *ranks(2), *options])
-    assert finished.code == 1
-    (sentence,) = finished.err.splitlines()
-    assert "the loss is not finite since step 1 " in sentence
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (["--data.batch_size=1"], 2, "batch_size is 1, but there are 2 processes"),
+        (DIVERGES, 1, "the loss is not finite since step 1 "),
+    ],
+    ids=["bad input", "divergence"],
+)
+def test_what_ends_all_processes_is_said_once(options, code, sentence, tmp_path):
+    finished = run(on_two(tmp_path / "run", *options))
+    assert finished.code == code
+    (said,) = finished.err.splitlines()
+    assert sentence in said
 
 
 @pytest.mark.slow
-def test_two_processes_of_the_console_script_predict_as_one(
-    whole: Path, csv_folder: Path, tmp_path: Path
-) -> None:
+def test_two_processes_of_the_console_script_predict_as_one(whole, csv_folder, tmp_path):
     script = Path(sys.executable).with_name("lightning-bbox")
     if not script.is_file():
         pytest.skip("the package is not installed")
-    command = ["predict", f"--ckpt_path={whole}", "--data=BoxDataModule", "--data.compile=false"]
-    command += [f"--data.root={csv_folder}", "--trainer.precision=32-true", f"--runs={tmp_path}"]
-    assert main([*command, "--name=one"]) == 0
-    run_well([str(script), *command, "--name=two", *ranks(2)])
-    one, two = (
-        {name: (tmp_path / run / name).read_bytes() for name in file_names(tmp_path / run)}
-        for run in ("one", "two")
-    )
+    predict = ["predict", f"--ckpt_path={whole}", "--data=BoxDataModule", "--data.compile=false"]
+    predict += [f"--data.root={csv_folder}", "--trainer.precision=32-true", f"--runs={tmp_path}"]
+    assert main([*predict, "--name=one"]) == 0
+    run_well([str(script), *predict, "--name=two", *ranks(2)])
+    one, two = (files_of(tmp_path / name) for name in ("one", "two"))
     assert {"refined/boxes.csv", "changes.csv", "changes.png", "unchanged.txt"} == one.keys()
     assert one == two
