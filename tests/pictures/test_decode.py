@@ -2,7 +2,6 @@
 
 import io
 import struct
-import warnings
 import zlib
 
 import numpy as np
@@ -135,27 +134,25 @@ def comes_close(path, expected, tolerance=8):
     return True
 
 
-@pytest.mark.parametrize("progressive", [False, True])
-def test_jpegs_come_close(tmp_path, progressive):
-    columns, rows = np.arange(64), np.arange(48)[:, None]
-    smooth = np.stack(np.broadcast_arrays(4 * columns, 5 * rows, 2 * (columns + rows)), axis=2)
-    options = {"quality": 95, "subsampling": 0, "progressive": progressive}
-    assert comes_close(save_picture(tmp_path / "a.jpg", smooth.astype(np.uint8), **options), smooth)
+COLUMNS, ROWS = np.arange(64), np.arange(48)[:, None]
+SMOOTH = np.stack(np.broadcast_arrays(4 * COLUMNS, 5 * ROWS, 2 * (COLUMNS + ROWS)), axis=2)
+LARGE = np.kron(RGB, np.ones((16, 16, 1), dtype=np.uint8))
+JPEGS = {
+    "plain": (SMOOTH.astype(np.uint8), {}, SMOOTH),
+    "progressive": (SMOOTH.astype(np.uint8), {"progressive": True}, SMOOTH),
+    "of inks": (Image.new("CMYK", (4, 3), (0, 255, 255, 0)), {}, RED),
+    **{
+        f"turned {number}": (LARGE, turned(number), turn(LARGE))
+        for number, turn in ORIENTATIONS.items()
+    },
+}
 
 
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_jpegs_are_turned_upright(tmp_path, orientation):
-    picture = np.kron(RGB, np.ones((16, 16, 1), dtype=np.uint8))
-    options = {"quality": 95, "subsampling": 0} | turned(orientation)
-    path = save_picture(tmp_path / "a.jpg", picture, **options)
-    assert comes_close(path, ORIENTATIONS[orientation](picture))
-
-
-def test_a_cmyk_jpeg_is_not_inverted(tmp_path):
-    path = save_picture(
-        tmp_path / "a.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)), quality=95
-    )
-    assert comes_close(path, np.full((16, 16, 3), (255, 0, 0)))
+@pytest.mark.parametrize("name", JPEGS)
+def test_jpegs_come_close(tmp_path, name):
+    image, options, expected = JPEGS[name]
+    path = save_picture(tmp_path / "a.jpg", image, quality=95, subsampling=0, **options)
+    assert comes_close(path, expected)
 
 
 def png_of(wide, colour_type):
@@ -229,26 +226,6 @@ def test_truncated_pictures_are_refused(tmp_path, kind, share):
     content = encoded(made_up_picture(64, 64), kind)
     (tmp_path / "a").write_bytes(content[: int(share * len(content))])
     assert refused(tmp_path / "a", "can't be decoded")
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "DDS"])
-def test_damaged_files_are_decoded_or_refused(tmp_path, kind):
-    rng = np.random.default_rng(0)
-    exif = {} if kind in ("GIF", "BMP", "DDS") else {"exif": exif_of((0x0112, 3, 1, b"\6"))}
-    whole, path = encoded(made_up_picture(24, 31), kind, **exif), tmp_path / "a"
-    refusals = 0
-    for _ in range(120):
-        content = bytearray(whole)
-        for place in rng.integers(0, min(len(content), 300), 3):
-            content[place] = rng.integers(256)
-        path.write_bytes(content)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own words about the damage
-            try:
-                assert decode_image(path).dtype == np.uint8
-            except BadInput:
-                refusals += 1
-    assert refusals > 0
 
 
 def test_a_tiff_whose_pixels_begin_at_a_fraction_is_refused(tmp_path):

@@ -1,6 +1,5 @@
 """Pixels on disk: those of a store in memory, decoded once, and again where they are of no use."""
 
-import json
 import os
 import resource
 import shutil
@@ -62,38 +61,42 @@ def test_expecting_crops_reads_nothing_outside_the_file(pictures, tmp_path):
     store.expect(index, boxes)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "problem"),
-    [
-        ("picture", "stale (made of other contents)"),
-        ("name", "stale (made of other pictures)"),
-        ("byte", "damaged (the checksum of pictures.rgbx is wrong)"),
-        ("cut", "damaged (pictures.rgbx has 100 bytes of 9628)"),
-        ("gone", "damaged (pictures.rgbx can't be read: No such file or directory)"),
-        ("sidecar", "damaged (pictures.json can't be read)"),
-    ],
-)
-def test_a_store_that_is_stale_or_damaged_is_decoded_anew(
-    spoil, problem, pictures, tmp_path, capsys
-):
+def paint_over(paths, _):
+    Image.new("RGB", (9, 6), (1, 2, 3)).save(paths[0])
+
+
+def rename(paths, _):
+    paths[0] = paths[0].rename(paths[0].with_name("other.png"))
+
+
+def flip_a_bit(_, folder):
+    content = bytearray((folder / "pictures.rgbx").read_bytes())
+    content[500] ^= 1
+    (folder / "pictures.rgbx").write_bytes(content)
+
+
+SPOILT = {
+    "stale (made of other contents)": paint_over,
+    "stale (made of other pictures)": rename,
+    "damaged (the checksum of pictures.rgbx is wrong)": flip_a_bit,
+    "damaged (pictures.rgbx has 100 bytes of 9628)": (
+        lambda _, folder: os.truncate(folder / "pictures.rgbx", 100)
+    ),
+    "damaged (pictures.rgbx can't be read: No such file or directory)": (
+        lambda _, folder: (folder / "pictures.rgbx").unlink()
+    ),
+    "damaged (pictures.json can't be read)": (
+        lambda _, folder: (folder / "pictures.json").write_text("{")
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", SPOILT)
+def test_a_store_that_is_stale_or_damaged_is_decoded_anew(problem, pictures, tmp_path, capsys):
     paths, sizes = pictures
     folder = tmp_path / "store"
     open_disk_store(folder, paths, sizes)
-    kept = folder / "pictures.rgbx"
-    if spoil == "picture":
-        Image.new("RGB", (9, 6), (1, 2, 3)).save(paths[0])
-    elif spoil == "name":
-        paths[0] = paths[0].rename(tmp_path / "other.png")
-    elif spoil == "byte":
-        content = bytearray(kept.read_bytes())
-        content[500] ^= 1
-        kept.write_bytes(content)
-    elif spoil == "cut":
-        kept.write_bytes(kept.read_bytes()[:100])
-    elif spoil == "gone":
-        kept.unlink()
-    else:
-        (folder / "pictures.json").write_text("{")
+    SPOILT[problem](paths, folder)
     with pytest.warns(UserWarning, match="decoded anew") as warned:
         store = open_disk_store(folder, paths, sizes)
     assert [str(each.message) for each in warned] == [
@@ -181,10 +184,3 @@ def test_each_data_set_has_a_folder_of_its_own(tmp_path, monkeypatch):
     assert a != b
     assert a == usual_folder(Path("one/../one/data"))
     assert a.parent == tmp_path / "lightning_bbox"
-
-
-def test_the_sidecar_tells_what_the_pixels_were_made_of(pictures, tmp_path):
-    open_disk_store(tmp_path / "store", *pictures)
-    said = json.loads((tmp_path / "store" / "pictures.json").read_text())
-    assert said["key"].keys() == {"pictures", "contents", "packing"}
-    assert said["bytes"] == 4 * int(pictures[1].prod(dim=1).sum())

@@ -1,3 +1,4 @@
+import os
 import warnings
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.pictures.decode import decode_image
 from lightning_bbox.pictures.store import ImageStore, PictureFiles, pack_rgb
-from tests.crops import made_up_picture, saved_pictures
+from tests.crops import made_up_picture, save_picture, saved_pictures
 
 RGB = made_up_picture(2, 3)
 
@@ -29,28 +30,22 @@ def test_a_store_holds_what_decode_image_reads(tmp_path, threads):
         np.testing.assert_array_equal(store.picture(number), decode_image(path))
 
 
-def test_a_store_of_files_equals_one_of_arrays(tmp_path):
-    paths = saved_pictures(tmp_path, [(6, 9)] * 4)
-    arrays = ImageStore.from_array(np.stack([decode_image(path) for path in paths]))
-    files = ImageStore.from_files(paths, torch.tensor([[6, 9]] * 4))
-    for name in ("pixels", "offsets", "heights", "widths"):
-        assert torch.equal(getattr(files, name), getattr(arrays, name))
-
-
-def test_a_picture_of_another_size_is_refused(tmp_path):
-    paths = saved_pictures(tmp_path, [(5, 7), (6, 7), (5, 7)])
-    with pytest.raises(BadInput, match=r"1\.png: decodes to .*6.*7.* but .*5.*7.* was expected"):
-        ImageStore.from_files(paths, torch.tensor([[5, 7]] * 3))
-
-
-def test_a_store_names_the_file_that_it_cannot_decode(tmp_path):
-    paths = saved_pictures(tmp_path, [(5, 7)] * 3)
-    paths[1].write_bytes(paths[1].read_bytes()[:60])
-    with pytest.raises(BadInput, match=r"1\.png: the picture can't be decoded"):
-        ImageStore.from_files(paths, torch.tensor([[5, 7]] * 3))
-    paths[1].unlink()
-    with pytest.raises(BadInput, match=r"1\.png: no such picture"):
-        ImageStore.from_files(paths, torch.tensor([[5, 7]] * 3))
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: save_picture(path, made_up_picture(6, 7)), "decodes to .*6.*7.* but .*5.*7"),
+        (lambda path: os.truncate(path, 60), "the picture can't be decoded"),
+        (lambda path: path.unlink(), "no such picture"),
+    ],
+    ids=["of another size", "truncated", "gone"],
+)
+def test_a_picture_that_has_changed_is_refused_by_its_path(tmp_path, spoil, message):
+    paths, sizes = saved_pictures(tmp_path, [(5, 7)] * 3), torch.tensor([[5, 7]] * 3)
+    spoil(paths[1])
+    late = PictureFiles(paths, sizes).parts(torch.tensor([0, 1]))
+    for read in (lambda: ImageStore.from_files(paths, sizes), lambda: list(late)):
+        with pytest.raises(BadInput, match=rf"1\.png: {message}"):
+            read()
 
 
 def test_decoding_in_threads_leaves_the_warnings_filters_alone(tmp_path):
@@ -92,9 +87,3 @@ def test_pictures_decoded_when_asked_for_are_those_of_the_store(tmp_path):
         found = [store.picture(at) for store, index in parts for at in index.tolist()]
         for picture, at in zip(found, wanted.tolist(), strict=True):
             assert np.array_equal(picture, whole.picture(at))
-
-
-def test_a_picture_that_breaks_late_is_refused_by_its_path(tmp_path):
-    files = PictureFiles([tmp_path / "a.png"], torch.tensor([[4, 5]]))
-    with pytest.raises(BadInput, match=r"a\.png: no such picture"):
-        next(files.parts(torch.tensor([0])))
