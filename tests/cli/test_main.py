@@ -49,7 +49,8 @@ def test_quickstart_leaves_a_complete_run_folder(quickstart):
     assert metrics["test/mae_px_low"] <= metrics["test/mae_px"] <= metrics["test/mae_px_high"]
     assert metrics["train_steps"] == 8
     assert metrics["train_seconds"] > 0
-    for part in ("predict the mean", "crops.png", "tensorboard --logdir", "train: 60 pictures"):
+    row = f"{metrics['test/mae_px']:9.3f}{metrics['test/mae_px_predict_mean']:19.3f}\n"
+    for part in (row, "predict the mean", "crops.png", "tensorboard --logdir", "train: 60 pic"):
         assert part in printed
 
 

@@ -90,6 +90,7 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "step", "signum"),
     [
+        ("training", 10, 2),  # when the best epoch is over
         ("validation", 4, 2),
         ("test", STEPS, 15),
         pytest.param("validation", STEPS, 15, marks=slow),

@@ -21,6 +21,7 @@ from lightning_bbox import (
     ShallowConvNet,
     refine,
 )
+from lightning_bbox.geometry.boxes import box_centers, mirror_boxes
 from lightning_bbox.refinement.refiner import as_rgb, clip_or_restore
 
 
@@ -115,17 +116,27 @@ def test_bad_boxes_come_back_as_they_were_and_are_told():
 
 
 def test_max_shift_leaves_boxes_that_would_go_farther():
-    model = built_model()
-    free = Refiner(model).refine(picture(), BOXES)
-    px = (BOXES[:, 2:] - BOXES[:, :2]) / 30
-    moved = np.abs((free - BOXES)[:, :2] / px).max(axis=1)
+    model, image, boxes = built_model(), picture(140, 180), 2 * BOXES
+    free = Refiner(model).refine(image, boxes)
+    px = (boxes[:, 2:] - boxes[:, :2]) / 30
+    moved = np.abs((free - boxes)[:, :2] / px).max(axis=1)
     bound = float(np.sort(moved)[1]) + 1e-3
     with pytest.warns(UserWarning, match="more than max_shift"):
-        refined = Refiner(model, max_shift=bound).refine(picture(), BOXES)
+        refined = Refiner(model, max_shift=bound).refine(image, boxes)
     far = moved > bound
     assert far.sum() == 1
-    np.testing.assert_array_equal(refined[far], BOXES[far])
+    np.testing.assert_array_equal(refined[far], boxes[far])
     np.testing.assert_array_equal(refined[~far], free[~far])
+
+
+def test_averages_over_flips_refine_a_mirrored_picture_to_mirrored_boxes():
+    model = built_model(num_targets=4, average_flips=True)
+    crops = torch.from_numpy(picture(32, 32)).permute(2, 0, 1)[None] / 255
+    rough = torch.from_numpy(BOXES[:1]).float()
+    boxes, mirrored = (model.refine(each, rough)[0] for each in (crops, crops.flip(3)))
+    expected = mirror_boxes(boxes, box_centers(rough), torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(mirrored, expected, rtol=0, atol=1e-3)
+    assert (mirrored - boxes).abs().max() > 0.05
 
 
 @pytest.mark.parametrize(
