@@ -46,7 +46,7 @@ def chance(loss, link, offsets):
     return loss(link, logits, OneHotLabels()(offsets, GRID), GRID)
 
 
-@pytest.mark.parametrize(("loss", "link", "of_bins"), AT_CHANCE, ids=repr)
+@pytest.mark.parametrize(("loss", "link", "of_bins"), AT_CHANCE, ids=lambda one: type(one).__name__)
 def test_loss_at_chance_is_that_of_the_number_of_bins(loss, link, of_bins):
     losses = chance(loss, link, torch.tensor([[1.3, 0.1], [-5.0, 0.4]]))
     assert losses.tolist() == pytest.approx([sum(of_bins(bins) for bins in BINS)] * 2, rel=1e-5)
