@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lightning_bbox.models.regressor import BoxRegressor as BoxRegressor
     from lightning_bbox.models.ridge import RidgeRegressor as RidgeRegressor
     from lightning_bbox.nn.backbones.alexnet import AlexNet as AlexNet
-    from lightning_bbox.nn.backbones.convnet import Backbone as Backbone
+    from lightning_bbox.nn.backbones.base import Backbone as Backbone
     from lightning_bbox.nn.backbones.convnet import ShallowConvNet as ShallowConvNet
     from lightning_bbox.nn.backbones.extractor import FeatureExtractor as FeatureExtractor
     from lightning_bbox.nn.box_losses import BoxLoss as BoxLoss
@@ -130,7 +130,8 @@ _HOMES = {
     "models.regressor": "BoxRegressor",
     "models.ridge": "RidgeRegressor",
     "nn.backbones.alexnet": "AlexNet",
-    "nn.backbones.convnet": "Backbone ShallowConvNet",
+    "nn.backbones.base": "Backbone",
+    "nn.backbones.convnet": "ShallowConvNet",
     "nn.backbones.extractor": "FeatureExtractor",
     "nn.box_losses": "BoxLoss CIoULoss DIoULoss GIoULoss IoULoss",
     "nn.heads.base": "Head",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_bbox.core.randomness import keyed_generator
-from lightning_bbox.nn.backbones.convnet import Backbone
+from lightning_bbox.nn.backbones.base import Backbone
 
 FEATURES = "features"
 """The backbone's own output, where it isn't that of its last layer."""

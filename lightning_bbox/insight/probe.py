@@ -25,7 +25,7 @@ from lightning_bbox.insight.layers import Projection, layer_hooks, layer_order
 from lightning_bbox.insight.readings import Estimate, LayerReading, Reading, Readings
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.regressor import BoxRegressor
-from lightning_bbox.nn.backbones.convnet import Backbone
+from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.network import OffsetNet
 from lightning_bbox.solvers.least_squares import Rows, Spectrum, score_lambdas
 from lightning_bbox.solvers.sums import RidgeSums

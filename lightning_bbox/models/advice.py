@@ -5,7 +5,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.nn.backbones.convnet import Backbone, ShallowConvNet
+from lightning_bbox.nn.backbones.base import Backbone
+from lightning_bbox.nn.backbones.convnet import ShallowConvNet
 from lightning_bbox.nn.backbones.extractor import FeatureExtractor
 from lightning_bbox.nn.heads.linear import LinearHead
 from lightning_bbox.nn.losses import L2Loss

@@ -48,7 +48,8 @@ from lightning_bbox.models.checkpoints import (
 from lightning_bbox.models.feature_cache import fill_cache
 from lightning_bbox.models.fitting import fit_parts
 from lightning_bbox.models.tuning import find_batch_size
-from lightning_bbox.nn.backbones.convnet import Backbone, ShallowConvNet
+from lightning_bbox.nn.backbones.base import Backbone
+from lightning_bbox.nn.backbones.convnet import ShallowConvNet
 from lightning_bbox.nn.heads.base import Head
 from lightning_bbox.nn.heads.bins.head import BinHead
 from lightning_bbox.nn.network import OffsetNet

@@ -25,7 +25,7 @@ from lightning_bbox.core.messages import say
 from lightning_bbox.core.recipes import Part
 from lightning_bbox.data.loader import PlanLoader, Split
 from lightning_bbox.data.module import CropDataModule
-from lightning_bbox.nn.backbones.convnet import Backbone
+from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.network import OffsetNet
 from lightning_bbox.pictures.augment import Augment
 from lightning_bbox.pictures.store import ImageStore

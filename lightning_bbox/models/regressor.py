@@ -27,7 +27,7 @@ from lightning_bbox.models.feature_cache import compute_features, refuse_learnin
 from lightning_bbox.models.fitting import fit_head
 from lightning_bbox.models.several_steps import SeveralSteps
 from lightning_bbox.models.stability import excess_message, largest_stable_rate
-from lightning_bbox.nn.backbones.convnet import Backbone
+from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.heads.base import Head
 from lightning_bbox.nn.heads.linear import LinearHead
 from lightning_bbox.nn.preprocess import Preprocess

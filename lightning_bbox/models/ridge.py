@@ -19,7 +19,7 @@ from lightning_bbox.geometry.codecs import DeltaCodec
 from lightning_bbox.models.advice import refuse_idle_dropout
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import CHECKPOINT_KEY
-from lightning_bbox.nn.backbones.convnet import Backbone
+from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.heads.linear import LinearHead
 from lightning_bbox.nn.losses import L2Loss
 from lightning_bbox.nn.preprocess import Preprocess

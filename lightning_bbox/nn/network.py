@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_bbox.nn.backbones.convnet import Backbone
+from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.calibration import Calibration
 from lightning_bbox.nn.heads.base import Head
 from lightning_bbox.nn.preprocess import Preprocess

@@ -60,14 +60,33 @@ class ChannelNorm(Preprocess):
 
     def fit(self, crops: Float[Tensor, "n 3 h w"]) -> None:
         """Set the statistics from training crops; a channel without variation is only centred."""
-        double = crops.detach().cpu().double()
-        std = double.std(dim=(0, 2, 3))
-        self.mean.copy_(double.mean(dim=(0, 2, 3)))
-        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
+        mean, std = _moments(crops, "channel", "channel")
+        self.mean.copy_(mean.flatten())
+        self.std.copy_(std.flatten())
 
     def forward(self, crops: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Normalise crops."""
         return (crops - self.mean[:, None, None]).div_(self.std[:, None, None])
+
+
+class ImageNetNorm(ChannelNorm):
+    """Centre and scale by the statistics of ImageNet, which torchvision's weights expect.
+
+    Nothing is fitted.
+
+    Examples:
+        >>> ImageNetNorm()(torch.full((1, 3, 1, 1), 0.485))[0, 0]
+        tensor([[0.]])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Constants: they move with the model, but needn't travel in its checkpoint.
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]), persistent=False)
+
+    def fit(self, crops: Float[Tensor, "n 3 h w"]) -> None:
+        """Leave the statistics as they are."""
 
 
 class MeanNorm(Preprocess):
@@ -113,12 +132,9 @@ class MeanNorm(Preprocess):
 
     def fit(self, crops: Float[Tensor, "n 3 h w"]) -> None:
         """Set the statistics from training crops."""
-        double = crops.detach().cpu().double()
-        mean = double.mean(dim=_POOLED[self.mean_per], keepdim=True)
-        self.mean.copy_(mean[0])
-        if self.std_per is not None:
-            std = (double - mean).std(dim=_POOLED[self.std_per], keepdim=True)[0]
-            self.std.copy_(torch.where(std > _CONSTANT, std, 1.0))
+        mean, std = _moments(crops, self.mean_per, self.std_per)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
     def forward(self, crops: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Centre, and scale."""
@@ -193,33 +209,6 @@ class RangeNorm(Preprocess):
         return {"smallest value": self.low[None], "largest value": self.high[None]}
 
 
-class ImageNetNorm(Preprocess):
-    """Centre and scale by the statistics of ImageNet, which torchvision's weights expect.
-
-    Nothing is fitted.
-
-    Examples:
-        >>> ImageNetNorm()(torch.full((1, 3, 1, 1), 0.485))[0, 0]
-        tensor([[0.]])
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Constants: they move with the model, but needn't travel in its checkpoint.
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]), persistent=False)
-
-    def fit(self, crops: Float[Tensor, "n 3 h w"]) -> None:
-        """Leave the statistics as they are."""
-
-    def forward(self, crops: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Normalise crops."""
-        return (crops - self.mean[:, None, None]) / self.std[:, None, None]
-
-
 class CaffeNorm(Preprocess):
     """Turn crops to what Caffe's nets expect: BGR from 0 to 255, less the mean of ImageNet.
 
@@ -244,6 +233,19 @@ class CaffeNorm(Preprocess):
     def forward(self, crops: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Reorder, scale and centre crops."""
         return crops.flip(1) * 255 - self.mean[:, None, None]
+
+
+def _moments(
+    crops: Float[Tensor, "n 3 h w"], mean_per: Per, std_per: Per | None
+) -> tuple[Float[Tensor, "c h w"], Float[Tensor, "c h w"]]:
+    """Return the means and the deviations from them, in fp64; 1 for what doesn't vary."""
+    double = crops.detach().cpu().double()
+    mean = double.mean(dim=_POOLED[mean_per], keepdim=True)
+    if std_per is None:
+        return mean[0], torch.ones(1, 1, 1)
+    centred = double if std_per == mean_per else double - mean  # a deviation has its own mean
+    std = centred.std(dim=_POOLED[std_per], keepdim=True)
+    return mean[0], torch.where(std > _CONSTANT, std, 1.0)[0]
 
 
 def _refuse_unknown(name: str, per: str) -> None:

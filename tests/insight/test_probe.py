@@ -19,7 +19,7 @@ from lightning_bbox.insight.layers import Projection, layer_hooks, layer_order
 from lightning_bbox.insight.probe import LayerReader, LayerRows, ProbingTrainer, untrained
 from lightning_bbox.insight.readings import Estimate, LayerReading, Reading, Readings, verdict
 from lightning_bbox.insight.report import draw_readings, format_readings
-from lightning_bbox.nn.backbones.convnet import Backbone
+from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.solvers.least_squares import score_lambdas
 from lightning_bbox.solvers.sums import RidgeSums, gather
 from tests.runs import SCENES, fit

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.messages import say
-from lightning_bbox.nn.backbones.convnet import Backbone
+from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.backbones.pretrained import find_weights, read_weights, refuse_other_weights
 from lightning_bbox.nn.inits import HeInit, Init
 from lightning_bbox.nn.preprocess import CaffeNorm, ImageNetNorm, Preprocess
@@ -43,14 +43,11 @@ CAFFE_NAMES = {
 _LARGEST_TRIED = 300  # px: a layer that takes crops of this side takes larger ones
 
 
-def torchvision_alexnet(num_classes: int = 1000) -> nn.Sequential:
+def torchvision_alexnet() -> nn.Sequential:
     """Make the AlexNet of torchvision, of one tower and without response normalisation.
 
     Names, order and shapes of its state dict are those of the public weights. No layer works in
     place, so that hooks see what each one makes.
-
-    Args:
-        num_classes: Outputs of the last layer.
 
     References:
         Krizhevsky, One weird trick for parallelizing convolutional neural networks (2014).
@@ -65,7 +62,7 @@ def torchvision_alexnet(num_classes: int = 1000) -> nn.Sequential:
     classifier = nn.Sequential(
         *(nn.Dropout(), nn.Linear(256 * 6 * 6, 4096), nn.ReLU()),
         *(nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU()),
-        nn.Linear(4096, num_classes),
+        nn.Linear(4096, 1000),
     )
     return nn.Sequential(
         OrderedDict(

@@ -1,6 +1,7 @@
 """Features from any layer of any net: a user's own pretrained one serves as a backbone."""
 
 import contextlib
+import copy
 import difflib
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.recipes import find_class, to_plain
-from lightning_bbox.nn.backbones.convnet import Backbone
+from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.backbones.pretrained import read_weights, refuse_other_weights
 
 _TRIED = 5  # crops to try a net on: an uncommon number, to tell the batch from other dimensions
@@ -61,7 +62,9 @@ class FeatureExtractor(Backbone):
     ) -> None:
         super().__init__()
         self._net_class = find_class(net, nn.Module, "FeatureExtractor net")
-        self.net_path, self.layer, self.net_args = net, layer, net_args or {}
+        self.net_path, self.layer = net, layer
+        # Lists, also where a checkpoint's recipe came back with tuples: the same on every way.
+        self.net_args: Any = to_plain(net_args or {}, "FeatureExtractor net_args")
         self.weights, self.frozen = weights, frozen
         self._output: object = None
 
@@ -104,13 +107,11 @@ class FeatureExtractor(Backbone):
         return self
 
     def _made(self) -> nn.Module:
-        # Lists, also where a checkpoint's recipe came back with tuples: the same on every way.
-        arguments: Any = to_plain(self.net_args, "FeatureExtractor net_args")
         try:
-            net: nn.Module = self._net_class(**arguments)
+            net: nn.Module = self._net_class(**copy.deepcopy(self.net_args))
         except Exception as error:  # a user's class may raise anything
             msg = (
-                f"{self.net_path} can't be made with net_args {arguments} ({error}); "
+                f"{self.net_path} can't be made with net_args {self.net_args} ({error}); "
                 f"give the arguments of its __init__"
             )
             raise BadInput(msg) from error

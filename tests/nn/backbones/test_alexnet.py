@@ -113,8 +113,6 @@ def test_torchvisions_net_has_the_public_names_order_and_shapes():
         SHAPES.items()
     )
     assert sum(math.prod(shape) for shape in SHAPES.values()) == 61_100_840
-    with torch.device("meta"):
-        assert torchvision_alexnet(num_classes=7).classifier[6].out_features == 7
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.regressor import BoxRegressor
-from lightning_bbox.nn.backbones.alexnet import torchvision_alexnet
 from lightning_bbox.nn.preprocess import ChannelNorm
 
 CALLED = []
@@ -135,24 +134,6 @@ def test_a_layer_that_runs_twice_is_read_at_first():
     crops = draw_crops(size=9)
     expected = nn.functional.conv2d(crops, net.net.conv.weight, net.net.conv.bias, padding=1)
     torch.testing.assert_close(net(crops), expected.flatten(1))
-
-
-@torch.no_grad()
-def test_torchvisions_layers_are_read_by_their_names():
-    whole = torchvision_alexnet(num_classes=2)
-    net = FeatureExtractor(f"{__name__}.Wrapped", "net.features.2").build(45)
-    net.net.net.load_state_dict(whole.state_dict())
-    crops = draw_crops(size=45)
-    torch.testing.assert_close(net(crops), whole.features[:3](crops).flatten(1))
-
-
-class Wrapped(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = torchvision_alexnet(num_classes=2)
-
-    def forward(self, crops):
-        return self.net(crops)
 
 
 def test_a_frozen_net_neither_learns_nor_drops_nor_counts():
