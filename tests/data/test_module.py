@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.data.loader import PlanLoader, Rows
+from lightning_bbox.data.loader import PlanLoader
 from lightning_bbox.data.patches import PatchDataModule
 from lightning_bbox.geometry.boxes import box_centers, box_sizes
 from lightning_bbox.geometry.codecs import encode_deltas
@@ -16,21 +16,20 @@ from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import OverlapJitter, UniformJitter
 from lightning_bbox.pictures.augment import Augment
 from tests import runs
-from tests.crops import interleaved, rows_of
+from tests.crops import batch_of, interleaved, rows_of
 from tests.runs import same
 
 ALL_ON = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "noise": 0.1}
 
 
-@pytest.fixture
-def patches(tmp_path):
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory):
     """Return how to make data modules of 40 random patches."""
+    path = tmp_path_factory.mktemp("patches") / "patches.npy"
     pixels = np.random.default_rng(0).integers(0, 256, (40, 26, 26, 3), dtype=np.uint8)
-    np.save(tmp_path / "patches.npy", pixels)
+    np.save(path, pixels)
     small = {"batch_size": 8, "draws_per_epoch": 64, "eval_draws": 30, "compile": False}
-    return lambda **arguments: PatchDataModule(
-        str(tmp_path / "patches.npy"), **{**small, **arguments}
-    )
+    return lambda **arguments: PatchDataModule(str(path), **small | arguments)
 
 
 scenes = partial(runs.scenes, batch_size=8, eval_draws=30)
@@ -49,26 +48,17 @@ def walk(data, split, epoch=0, world_size=1):
 
 
 @pytest.mark.parametrize("split", ["val", "test", "train_eval"])
-def test_evaluation_draws_are_the_same_whatever_the_training_settings(patches, split):
+def test_evaluation_batches_are_those_of_any_epoch_and_training_settings(split):
     others = {
         "seed": 7,
         "batch_size": 4,
         "draws_per_epoch": 16,
         "augment": Augment(flip_x=False, **ALL_ON),
     }
-    assert same(patches().samples(split), patches(**others).samples(split))
-
-
-def test_evaluation_draws_are_the_same_in_every_epoch(patches):
-    data = patches()
-    for split in ("val", "test", "train_eval"):
-        assert same(data.samples(split, epoch=0), data.samples(split, epoch=3)), split
-
-
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_evaluation_batches_are_bit_equal_for_another_seed(split):
-    first, other = (walk(scenes(seed=seed), split)[0] for seed in (0, 1))
-    assert all(same(a, b) for a, b in zip(first, other, strict=True))
+    data, other = scenes(), scenes(**others)
+    num = data.num_draws(split)
+    expected = data.make_batch(rows_of(split, num))
+    assert same(other.make_batch(rows_of(split, num, epoch=3)), expected)
 
 
 @pytest.mark.parametrize("split", ["val", "test", "train_eval"])
@@ -116,14 +106,6 @@ def test_training_uses_boxes_evenly(patches):
         assert counts.max() - counts.min() <= 1
 
 
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_the_same_seed_gives_bit_equal_batches(epoch):
-    make = partial(scenes, augment=Augment(**ALL_ON), num_targets=4)
-    first, again = (walk(make(), "train", epoch)[0] for _ in range(2))
-    assert len(first) == 8
-    assert all(same(a, b) for a, b in zip(first, again, strict=True))
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_known_features_stand_for_the_crops_of_their_draws(patches, world_size):
     data = patches(augment=Augment(**ALL_ON))
@@ -153,12 +135,12 @@ def test_fixed_draws_are_those_of_the_first_epoch_in_an_order_of_the_seed_and_ep
     assert not torch.equal(data.samples("train", 1).noise.sort()[0], first.noise.sort()[0])
 
 
-def test_batches_do_not_depend_on_those_before(patches):
-    asked = [("train", 1), ("train", 0), ("val", 0), ("train", 1), ("train", 0)]
-    data = patches(augment=Augment(**ALL_ON))
+def test_batches_are_those_of_the_seed_whatever_was_before():
+    asked = [("train", 1), ("train", 0), ("val", 0), ("train", 1), ("train", 2)]
+    make = partial(scenes, augment=Augment(**ALL_ON), num_targets=4)
+    data = make()
     for split, epoch in asked:
-        fresh = patches(augment=Augment(**ALL_ON))
-        rows = rows_of(split, 8, epoch)
+        fresh, rows = make(), rows_of(split, 8, epoch)
         assert same(data.make_batch(rows), fresh.make_batch(rows))
 
 
@@ -176,33 +158,22 @@ def test_the_ranks_batches_make_up_the_global_batch(split, world_size):
             )
 
 
-def test_a_batch_holds_what_its_rows_say(patches):
-    data = patches(augment=Augment())
-    samples = data.samples("train", 1)
-    rows = Rows("train", 1, torch.tensor([5, 3, 60]), torch.tensor([True, True, False]))
-    batch = data.make_batch(rows)
-    assert torch.equal(batch.gt_boxes, samples.gt_boxes[rows.rows])
-    assert torch.equal(batch.proposals, samples.proposals[rows.rows])
-    assert torch.equal(batch.rows, rows.rows)
-    assert torch.equal(batch.valid, rows.valid)
-    assert torch.equal(batch.crops, data.cut(samples.take(rows.rows)))
-
-
 def test_evaluation_crops_are_not_augmented(patches):
     data = patches(augment=Augment(**ALL_ON))
     for split in ("val", "test", "train_eval"):
         samples = data.samples(split)
         assert not samples.flips.any()
         assert samples.factors.shape[1] == 0
-        batch = data.make_batch(rows_of(split, data.num_draws(split)))
-        assert torch.equal(batch.crops, data.cut(samples))
+        assert torch.equal(batch_of(data, split).crops, data.cut(samples))
 
 
 def test_training_crops_are_augmented_as_the_plan_says(patches):
     augment = Augment(brightness=0.3, contrast=0.3, noise=0.1)
     data = patches(augment=augment)
-    samples = data.samples("train")
-    crops = data.make_batch(rows_of("train", 64)).crops
+    samples, batch = data.samples("train", 1), data.make_batch(rows_of("train", 64, epoch=1))
+    assert torch.equal(batch.gt_boxes, samples.gt_boxes)
+    assert torch.equal(batch.proposals, samples.proposals)
+    crops = batch.crops
     noise = data.noise.windows(samples.noise).view_as(crops)
     expected = augment.photometry(data.cut(samples), samples.factors) + 0.1 * noise
     torch.testing.assert_close(crops, expected, rtol=0, atol=1e-6)
@@ -215,28 +186,25 @@ def mirrored(crops, flips):
     return torch.where(flips[:, 1, None, None, None] > 0, along_x.flip(2), along_x)
 
 
+def cut_and_mirrored(data):
+    """Return the crops of flipped samples, and those of unflipped ones mirrored."""
+    samples = data.samples("train")
+    assert len(samples.flips.unique(dim=0)) == 4
+    unflipped = samples.cut_at(data.geometry, samples.proposals, torch.zeros(64, 2))
+    return data.cut(samples), mirrored(data.cut(unflipped), samples.flips)
+
+
 @pytest.mark.parametrize("square", [False, True])
 @pytest.mark.parametrize("supersample", [1, 2])
 def test_a_flipped_crop_is_the_flip_of_the_crop(square, supersample):
     geometry = CropGeometry(size=24, square=square, supersample=supersample)
-    data = scenes(crop=geometry, num_targets=4)
-    samples = data.samples("train")
-    assert len(samples.flips.unique(dim=0)) == 4
-    unflipped = samples.cut_at(data.geometry, samples.proposals, torch.zeros(64, 2))
-    straight = data.cut(unflipped)
+    found, expected = cut_and_mirrored(scenes(crop=geometry, num_targets=4))
     # Positions near 100 px are rounded to 8e-6 px, so values to about that part of a step.
-    torch.testing.assert_close(
-        data.cut(samples), mirrored(straight, samples.flips), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_flipped_crop_of_whole_pixels_is_bit_equal(patches):
-    data = patches()
-    samples = data.samples("train")
-    assert len(samples.flips.unique(dim=0)) == 4
-    unflipped = samples.cut_at(data.geometry, samples.proposals, torch.zeros(64, 2))
-    straight = data.cut(unflipped)
-    assert torch.equal(data.cut(samples), mirrored(straight, samples.flips))
+    assert torch.equal(*cut_and_mirrored(patches()))
 
 
 @pytest.mark.parametrize("square", [False, True])

@@ -8,7 +8,6 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.data.options import Shares
 from lightning_bbox.data.patches import PatchDataModule
 from lightning_bbox.geometry.boxes import box_centers
-from lightning_bbox.geometry.codecs import MeanStdCodec
 from lightning_bbox.geometry.jitter import UniformJitter
 from tests.crops import batch_of, fitted
 from tests.runs import same
@@ -59,18 +58,22 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
 @pytest.mark.parametrize("shape", [(26, 26), (26, 30)], ids=["square", "wide"])
-def test_crops_are_slices_of_the_patches_bit_by_bit(tmp_path, layout, suffix, shape):
+@pytest.mark.parametrize("size", [8, 16, 20])
+def test_crops_are_slices_of_the_patches_bit_by_bit(tmp_path, layout, suffix, shape, size):
     patches = draw_patches(30, *shape)
-    data = read(write(tmp_path / f"p.{suffix}", LAYOUTS[layout](patches)))
+    data = read(write(tmp_path / f"p.{suffix}", LAYOUTS[layout](patches)), crop_size=size)
+    assert data.source.notes == (f"30 patches of 26 x {shape[1]}, shifts cut from the margin",)
+    assert data.source.classes == ("patch",)
     seen = patches[..., :1].repeat(3, axis=3) if layout.startswith("grey") else patches
     for split in SPLITS:
         samples, batch = data.samples(split), batch_of(data, split)
-        assert batch.crops.shape[1:] == (3, 16, 16)
-        assert torch.equal(batch.crops, slices(seen, samples, 16).float() * (1 / 255))
+        assert torch.equal(batch.crops, slices(seen, samples, size).float() * (1 / 255))
 
 
 def test_shifts_are_whole_px_up_to_the_margin_in_both_directions(tmp_path):
     data = read(write(tmp_path / "p.npy", draw_patches()), eval_draws=1_000)
+    parted = data.source.splits
+    assert {name: len(parted[name]) for name in SPLITS} == {"train": 22, "val": 2, "test": 6}
     for split in SPLITS:
         samples = data.samples(split)
         shifts = (box_centers(samples.gt_boxes) - box_centers(samples.proposals)).round()
@@ -78,19 +81,6 @@ def test_shifts_are_whole_px_up_to_the_margin_in_both_directions(tmp_path):
         assert torch.equal(box_centers(samples.proposals) + shifts, box_centers(samples.gt_boxes))
     assert data.spec().bounds == [5.0, 5.0]
     assert data.geometry.px(samples.proposals).unique().tolist() == [1.0]
-
-
-def test_an_odd_margin_is_refused_for_it_would_resample(tmp_path):
-    with pytest.raises(BadInput, match="leave an odd margin"):
-        read(write(tmp_path / "p.npy", draw_patches()), crop_size=17)
-
-
-@pytest.mark.parametrize("crop_size", [8, 16, 20])
-def test_nothing_is_resampled_whatever_the_margin(tmp_path, crop_size):
-    patches = draw_patches()
-    data = read(write(tmp_path / "p.npy", patches), crop_size=crop_size)
-    levels = batch_of(data, "test").crops * 255
-    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
 
 
 def test_sub_pixel_shifts_are_there_for_the_asking(tmp_path):
@@ -126,23 +116,6 @@ def test_folds_of_validation_share_no_group(tmp_path):
     assert set.union(*images).isdisjoint(first["test"].image_index.tolist())
 
 
-def test_a_group_keeps_its_split_when_the_patches_are_reordered(tmp_path):
-    groups, patches = np.array([f"dish {n % 10}" for n in range(40)]), draw_patches(40)
-    order = np.random.default_rng(1).permutation(40)
-    first = read(write(tmp_path / "a.npz", patches, groups=groups))
-    other = read(write(tmp_path / "b.npz", patches[order], groups=groups[order]))
-    for name in SPLITS:
-        found = set(groups[first.source.splits[name].image_index])
-        assert found == set(groups[order][other.source.splits[name].image_index])
-
-
-def test_without_groups_each_patch_is_its_own(tmp_path):
-    splits = read(write(tmp_path / "p.npy", draw_patches(30))).source.splits
-    assert {name: len(splits[name]) for name in SPLITS} == {"train": 22, "val": 2, "test": 6}
-    index = torch.cat([splits[name].image_index for name in SPLITS])
-    assert index.sort().values.tolist() == list(range(30))
-
-
 def blobs(offsets, side=31):
     """Draw a bright spot at each offset (x, y) from the patch's centre."""
     grid = np.arange(side) + 0.5 - side / 2
@@ -165,6 +138,9 @@ def test_shifted_patches_are_used_as_they_are_and_offsets_point_to_the_object(tm
     patches = blobs(offsets)
     path = write(tmp_path / "p.npz", patches, offsets=offsets)
     data = read(path, crop_size=crop_size)
+    assert data.source.notes == ("50 patches of 31 x 31, already shifted",)
+    used = offsets[data.source.splits["train"].image_index]
+    assert data.spec().bounds == pytest.approx([np.abs(used).max()] * 2, rel=1e-5)
     size = crop_size or 31
     for split in SPLITS:
         samples, batch = data.samples(split), batch_of(data, split)
@@ -179,19 +155,6 @@ def test_shifted_patches_are_used_as_they_are_and_offsets_point_to_the_object(tm
         torch.testing.assert_close(box_centers(batch.gt_boxes) - 15.5, stated)
 
 
-def test_a_decoded_target_lands_on_the_object(tmp_path):
-    offsets = np.random.default_rng(0).uniform((-3, -4.5), (5, 3.5), (50, 2))
-    data = read(write(tmp_path / "p.npz", blobs(offsets), offsets=offsets))
-    codec = MeanStdCodec().build(data.spec())
-    train = data.samples("train")
-    codec.fit(train.gt_boxes, train.proposals)
-    batch = batch_of(data, "test")
-    decoded = codec.decode(codec.encode(batch.gt_boxes, batch.proposals), batch.proposals)
-    assert (box_centers(decoded) - spot_centers(batch, 31)).abs().max() < 0.1
-    used = offsets[data.source.splits["train"].image_index]
-    assert data.spec().bounds == pytest.approx([np.abs(used).max()] * 2, rel=1e-5)
-
-
 def test_statistics_come_from_training_patches_alone(tmp_path):
     random = np.random.default_rng(0)
     patches, offsets = draw_patches(40), random.uniform(-3, 3, (40, 2))
@@ -204,14 +167,6 @@ def test_statistics_come_from_training_patches_alone(tmp_path):
     assert first.spec() == other.spec()
     assert same(fitted(first), fitted(other))
     assert not torch.equal(batch_of(first, "test").crops, batch_of(other, "test").crops)
-
-
-def test_the_source_says_how_the_patches_are_used(tmp_path):
-    margin = read(write(tmp_path / "a.npy", draw_patches(30, 26, 28)))
-    assert margin.source.notes == ("30 patches of 26 x 28, shifts cut from the margin",)
-    shifted = read(write(tmp_path / "b.npz", draw_patches(), offsets=np.ones((30, 2))))
-    assert shifted.source.notes == ("30 patches of 26 x 26, already shifted",)
-    assert margin.source.classes == ("patch",)
 
 
 P = draw_patches(30)
@@ -247,6 +202,7 @@ REFUSED = {
         {"crop_size": 20, "jitter": UniformJitter(3.5)},
         r"shifts of 3\.5 px around crops of 20 need patches of 28 px, but these have 26",
     ),
+    "odd_margin": ({"patches": P}, {"crop_size": 17}, "leave an odd margin"),
     "too_large": ({"patches": P}, {"crop_size": 27}, "crops of 27 px don't fit patches of 26 px"),
     "too_small": ({"patches": P[:, :16, :16]}, {}, "crops of 6 px don't fit patches of 16 px"),
     "few_groups": ({"patches": P, "groups": np.arange(30) % 2}, {}, "too few groups to hold one"),
