@@ -101,14 +101,25 @@ def test_vocs_image_sets_are_used_where_they_are(tmp_path):
     assert found["test"] == [0, 21, 22]
     assert sorted(found["train"] + found["val"]) == list(range(1, 21))
     assert len(found["val"]) == 2
+    assert "2 pictures are in none of the named splits" in data.source.notes
     named = Splits(train="ImageSets/Main/trainval.txt", test=["ImageSets/Main/test.txt"])
     assert pictures(read(tmp_path, named)) == found
 
 
-def test_pictures_that_no_split_file_names_are_counted(tmp_path):
-    write_voc(tmp_path, 25, trainval=range(20), test=[20, 21, 22])
-    notes = read(tmp_path).source.notes
-    assert "2 pictures are in none of the named splits" in notes
+@pytest.mark.parametrize(
+    ("sets", "sizes"),
+    [
+        ({"train": range(4), "val": [4, 5], "test": [6, 7, 8]}, [4, 2, 3]),
+        ({"train": range(8), "val": [8, 9]}, [7, 1, 2]),
+    ],
+    ids=["without trainval", "without test, left alone"],
+)
+def test_vocs_training_and_validation_sets_are_used_where_a_test_set_is(tmp_path, sets, sizes):
+    num = sum(sizes)
+    found = pictures(read(write_voc(tmp_path, num, **sets)))
+    assert [len(found[name]) for name in SPLITS] == sizes
+    assert together(found) == list(range(num))
+    assert "test" not in sets or found == {name: list(sets[name]) for name in SPLITS}
 
 
 @pytest.mark.parametrize(
@@ -119,19 +130,6 @@ def test_folders_by_the_usual_names_are_the_splits(tmp_path, writer, names):
     numbers = range(6), [6, 7], [8, 9, 10]
     writer(tmp_path, **dict(zip(names, numbers, strict=True)))
     assert pictures(read(tmp_path)) == dict(zip(SPLITS, map(list, numbers), strict=True))
-
-
-def test_vocs_own_validation_set_is_used_where_there_is_no_trainval(tmp_path):
-    write_voc(tmp_path, 9, train=range(4), val=[4, 5], test=[6, 7, 8])
-    found = pictures(read(tmp_path))
-    assert found == {"train": [0, 1, 2, 3], "val": [4, 5], "test": [6, 7, 8]}
-
-
-def test_vocs_image_sets_without_a_test_set_are_left_alone(tmp_path):
-    write_voc(tmp_path, 10, train=range(8), val=[8, 9])
-    found = pictures(read(tmp_path))
-    assert {name: len(found[name]) for name in SPLITS} == {"train": 7, "val": 1, "test": 2}
-    assert together(found) == list(range(10))
 
 
 def test_the_official_coco_layout_gives_its_splits_and_a_test_carved_from_training(tmp_path):
@@ -186,8 +184,6 @@ def test_folds_of_validation_part_what_is_left_beside_the_test(tmp_path):
     assert all(each["test"] == found[0]["test"] for each in found)
     rest = sorted(set(range(30)) - set(found[0]["test"]))
     assert sorted(at for each in found for at in each["val"]) == rest
-    with pytest.raises(BadInput, match=r"splits.fold is 10, but a fraction of 0\.1 makes 10 folds"):
-        _ = read(tmp_path, Splits(fold=10)).source
 
 
 def test_a_fold_is_refused_where_there_is_a_validation_split(tmp_path):
@@ -222,7 +218,7 @@ def test_splits_that_share_no_group_are_used_with_their_groups(tmp_path):
     ("arguments", "expected"),
     [
         ({"train": "a", "val": "b", "test": "c"}, {"train": "a", "val": "b", "test": "c"}),
-        ({"train": ["a", "d"], "val": "b", "test": "c"}, {"train": "ad"}),
+        ({"train": ["a", "d"], "val": "b", "test": "c"}, {"train": "ad", "val": "b", "test": "c"}),
         ({"val": "b", "test": ["c", "d"]}, {"train": "a", "val": "b", "test": "cd"}),
         ({"test": "d"}, {"test": "d"}),
         ({"val": "a"}, {"val": "a"}),
@@ -230,19 +226,15 @@ def test_splits_that_share_no_group_are_used_with_their_groups(tmp_path):
 )
 def test_splits_are_those_named(tmp_path, arguments, expected):
     write_csv(tmp_path, 40, lambda n: "abcd"[n % 4])
-    found = pictures(read(tmp_path, Splits(**arguments)))
+    data = read(tmp_path, Splits(**arguments))
+    found = pictures(data)
     for name, letters in expected.items():
         assert found[name] == [n for n in range(40) if "abcd"[n % 4] in letters]
-    if "train" not in arguments:
-        assert together(found) == list(range(40))
-    assert len(set(together(found))) == len(together(found))
-
-
-def test_pictures_of_unnamed_splits_are_left_out_and_counted(tmp_path):
-    write_csv(tmp_path, 40, lambda n: "abcd"[n % 4])
-    data = read(tmp_path, Splits(train="a", test="c"))
-    assert together(pictures(data)) == [n for n in range(40) if n % 2 == 0]
-    assert "20 pictures are in none of the named splits" in data.source.notes
+    used = together(found)
+    assert len(set(used)) == len(used)
+    left = f"{40 - len(used)} pictures are in none of the named splits"
+    assert (left in data.source.notes) == ("train" in arguments and len(used) < 40)
+    assert "train" in arguments or len(used) == 40
 
 
 def test_named_groups_are_tested_on(tmp_path):
@@ -343,11 +335,8 @@ def test_statistics_come_from_training_pictures_alone(tmp_path):
 REFUSED = {
     "unknown_split": ({"test": "tset"}, "no split tset; the files have test, train, val"),
     "mixed": ({"train": "train", "test": "a.txt"}, "mix .txt files and names"),
-    "unknown_group": ({"test_groups": ["x"]}, "no group x; choose from"),
     "split_and_groups": ({"test": "test", "test_groups": ["p1.png"]}, "are both set"),
-    "twice_in_one": ({"train": "train", "val": "val", "test": "val"}, "val"),
-    "train_is_test": ({"train": ["train", "val"], "test": "train"}, "train"),
-    "fraction": ({"test_groups": ["p1.png"], "val_fraction": 1.0}, r"1\.0"),
+    "train_is_test": ({"train": ["train", "val"], "test": "train"}, "split train is named twice"),
 }
 
 

@@ -23,7 +23,6 @@ from lightning_bbox.nn.network import OffsetNet
 from lightning_bbox.pictures import places
 from lightning_bbox.pictures.places import Room
 from lightning_bbox.pictures.store import ImageStore
-from tests.conftest import write_rectangles
 from tests.core.test_prefetch import alive
 from tests.runs import TINY, equal, interfered, resume, same, trained_quietly
 
@@ -33,16 +32,14 @@ GB = 10**9
 
 
 @pytest.fixture
-def rectangles(tmp_path):
+def rectangles(csv_folder, tmp_path):
     """Return how to make data modules of the pictures of rectangles."""
-    (tmp_path / "data").mkdir()
-    write_rectangles(tmp_path / "data")
 
     def make(place="auto", **arguments):
         small = {"batch_size": 8, "draws_per_epoch": 40, "eval_draws": 21, "compile": False}
         small |= {"crop": CropGeometry(size=24), "augment": ALL_ON}
         small |= {"store": Storage(place, str(tmp_path / "store"))}
-        return BoxDataModule(str(tmp_path / "data"), **{**small, **arguments})
+        return BoxDataModule(str(csv_folder), **small | arguments)
 
     return make
 
@@ -98,13 +95,12 @@ class Watch(pl.Callback):
 
 
 class Crash(pl.Callback):
-    """Fail in the third step."""
+    """Fail in the first step."""
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, *_):
         assert alive()
-        if batch_idx == 2:
-            msg = "crash"
-            raise RuntimeError(msg)
+        msg = "crash"
+        raise RuntimeError(msg)
 
 
 def train(data, *callbacks, model=None, **options):
@@ -166,7 +162,7 @@ def fit(folder, name, *options):
     return main([*args, f"--name={name}", *TINY])
 
 
-@pytest.mark.usefixtures("rectangles")
+@pytest.mark.usefixtures("csv_folder")
 def test_a_run_from_disk_stopped_in_mid_epoch_ends_as_one_on_the_device_that_was_not(
     tmp_path, capsys, monkeypatch
 ):
