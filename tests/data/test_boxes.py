@@ -57,15 +57,7 @@ def write_yolo(root, **folders):
     return root
 
 
-def nothing(_n):
-    return ""
-
-
-def cell(_n):
-    return "cell"
-
-
-def write_csv(root, num, split=nothing, group=nothing, label=cell, boxes=()):
+def write_csv(root, num, split=lambda _: "", group=lambda _: "", label=lambda _: "cell", boxes=()):
     """Write pictures in CSV, with further lines at will."""
     for n in range(num):
         draw(root / f"p{n}.png", n)
@@ -88,6 +80,10 @@ def pictures(data):
 
 def three_splits(n):
     return ("train", "val", "test")[n % 3]
+
+
+def cell_or_dust(n):
+    return "cell" if n % 3 else "dust"
 
 
 def together(found):
@@ -270,20 +266,22 @@ def test_small_boxes_and_other_classes_are_left_out_and_counted(tmp_path):
 
 
 def test_filters_do_not_move_pictures_between_splits(tmp_path):
-    write_csv(tmp_path, 30, label=lambda n: "cell" if n % 3 else "dust")
+    write_csv(tmp_path, 30, label=cell_or_dust)
     whole, cells = pictures(read(tmp_path)), pictures(read(tmp_path, classes=["cell"]))
     assert cells == {name: [n for n in whole[name] if n % 3] for name in SPLITS}
 
 
-@pytest.mark.parametrize("writer", ["voc", "coco", "csv"])
-def test_crops_are_cut_from_the_pictures_their_boxes_lie_in(tmp_path, writer):
-    if writer == "voc":
-        write_voc(tmp_path, 25, trainval=range(20, 0, -1), test=[24, 0, 22])
-    elif writer == "coco":
-        write_coco(tmp_path, train=range(9, 0, -1), valid=[12, 11], test=[14, 10])
-    else:
-        write_csv(tmp_path, 30, three_splits, label=lambda n: "cell" if n % 2 else "dust")
-    data = read(tmp_path, classes=["cell"])
+@pytest.mark.parametrize(
+    "write_set",
+    [
+        lambda root: write_voc(root, 25, trainval=range(20, 0, -1), test=[24, 0, 22]),
+        lambda root: write_coco(root, train=range(9, 0, -1), valid=[12, 11], test=[14, 10]),
+        lambda root: write_csv(root, 30, label=cell_or_dust),
+    ],
+    ids=["voc", "coco", "csv"],
+)
+def test_crops_are_cut_from_the_pictures_their_boxes_lie_in(tmp_path, write_set):
+    data = read(write_set(tmp_path), classes=["cell"])
     for split in SPLITS:
         samples, batch = data.samples(split), batch_of(data, split)
         numbers = data.source.splits[split].boxes[samples.items, 0].round()

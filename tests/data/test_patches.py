@@ -206,7 +206,11 @@ REFUSED = {
     "too_large": ({"patches": P}, {"crop_size": 27}, "crops of 27 px don't fit patches of 26 px"),
     "too_small": ({"patches": P[:, :16, :16]}, {}, "crops of 6 px don't fit patches of 16 px"),
     "few_groups": ({"patches": P, "groups": np.arange(30) % 2}, {}, "too few groups to hold one"),
-    "few_patches": ({"patches": P[:2]}, {}, "too few groups to hold one out"),
+    "jitter": (
+        {"patches": P, "offsets": np.zeros((30, 2))},
+        {"jitter": UniformJitter(1.0)},
+        "its patches are shifted already",
+    ),
 }
 
 
