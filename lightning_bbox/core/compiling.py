@@ -94,10 +94,6 @@ def compiled_for_any_batch(function: Callable[P, R], **options: int) -> Callable
     Args:
         function: What to compile; the first axis of its tensors is dynamic.
         options: Inductor's (see `compiled`).
-
-    Examples:
-        >>> compiled_for_any_batch(torch.sin) is torch.sin
-        False
     """
     fast = compiled(function, **options)
 

@@ -23,12 +23,6 @@ def advice(net: OffsetNet) -> list[str]:
     References:
         CS231n notes, Loss functions: the squared error is fragile, and dropout in the network,
         above all right before it, is not a great idea.
-
-    Examples:
-        >>> from lightning_bbox import BinHead, ChannelNorm
-        >>> backbone = ShallowConvNet(channels=(4,), fc=(8,), global_pool=True).build(9)
-        >>> advice(OffsetNet(ChannelNorm(), backbone, BinHead()))
-        ['global pooling averages away where things are...; set backbone.global_pool: false...']
     """
     found = []
     if _squares(net) and not net.backbone.frozen:
@@ -63,13 +57,6 @@ def refuse_lonely_samples(net: OffsetNet, batch_size: int, world_size: int) -> N
 
     Raises:
         BadInput: There is such a process, and batch norm over vectors.
-
-    Examples:
-        >>> from lightning_bbox import BinHead, ChannelNorm
-        >>> net = OffsetNet(ChannelNorm(), ShallowConvNet((4,), fc=(8,)).build(9), BinHead())
-        >>> refuse_lonely_samples(net, batch_size=1, world_size=1)
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: batch norm needs two samples or more in each process's ...
     """
     norms = any(isinstance(module, nn.BatchNorm1d) for module in net.modules())
     if norms and not net.backbone.frozen and batch_size // world_size < 2:

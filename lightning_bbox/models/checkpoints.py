@@ -31,11 +31,6 @@ def read_checkpoint(
 
     Raises:
         BadInput: There is no such file, or it isn't one of our checkpoints.
-
-    Examples:
-        >>> read_checkpoint("nowhere.ckpt")
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: nowhere.ckpt: no such checkpoint; check its path
     """
     try:
         with ZipFile(path) as file:
@@ -74,12 +69,7 @@ def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> Offse
 
 
 def class_path_in(checkpoint: dict[str, Any]) -> str:
-    """Return the path of the class that a checkpoint's model was of.
-
-    Examples:
-        >>> class_path_in({"lightning_bbox": {}})  # as version 0.1.0 wrote it
-        'lightning_bbox.BoxRegressor'
-    """
+    """Return the path of the class that a checkpoint's model was of."""
     return str(checkpoint[CHECKPOINT_KEY].get("class", "lightning_bbox.BoxRegressor"))
 
 
@@ -88,11 +78,6 @@ def refuse_other_class(checkpoint: dict[str, Any], kind: type) -> None:
 
     Raises:
         BadInput: The kind is neither the checkpoint's class nor derived from it.
-
-    Examples:
-        >>> refuse_other_class({"lightning_bbox": {"class": "mine.Careful"}}, pl.LightningModule)
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: the checkpoint's model is a mine.Careful, and LightningModule ...
     """
     named, own = class_path_in(checkpoint), {class_path_of(base) for base in kind.__mro__}
     if named not in own and not named.startswith("lightning_bbox."):
@@ -190,14 +175,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def checkpoint_of(path: str | os.PathLike[str]) -> Path:
-    """Return the checkpoint that a path means: a file is itself, a run's folder its best one.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     checkpoint_of(folder).relative_to(folder).as_posix()
-        'checkpoints/best.ckpt'
-    """
+    """Return the checkpoint that a path means: a file is itself, a run's folder its best one."""
     return Path(path) / "checkpoints" / "best.ckpt" if Path(path).is_dir() else Path(path)
 
 

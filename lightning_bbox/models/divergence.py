@@ -50,14 +50,6 @@ class LossWatch:
 
     Args:
         device: Where the losses are.
-
-    Examples:
-        >>> watch = LossWatch(torch.device("cpu"))
-        >>> losses, rows = torch.tensor([1.0, torch.nan]), torch.tensor([40, 41])
-        >>> watch.take(losses.sum(), losses, rows)
-        >>> watch.note(7, 0, 0.1, rows)
-        >>> watch.first_bad()
-        FirstBadStep(step=7, epoch=0, rate=0.1, rows=[41], what='loss is')
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -145,11 +137,6 @@ def divergence_message(bad: FirstBadStep, names: list[str]) -> str:
     Args:
         bad: The first step whose loss was not finite.
         names: The samples of it that are to blame.
-
-    Examples:
-        >>> print(divergence_message(FirstBadStep(7, 0, 0.1, [41]), ["boxes.csv:12"]))
-        the loss is not finite since step 7 (learning rate 0.1; samples boxes.csv:12); lower the
-        learning rate, clip gradients (trainer.gradient_clip_val) or use a 32-bit precision
     """
     samples = f"; samples {listed(names)}" if names else ""
     return (

@@ -70,17 +70,6 @@ def fill_cache(place: str, data: CropDataModule, splits: Iterable[Split], net: O
 
     Raises:
         BadInput: Features would not stay what they are, or the folder can't be written to.
-
-    Examples:
-        >>> from lightning_bbox import BinHead, ChannelNorm, SceneDataModule, ShallowConvNet
-        >>> data = SceneDataModule(num_scenes=10, eval_draws=12, compile=False)
-        >>> data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
-        >>> backbone = ShallowConvNet(channels=(4, 8), fc=(16,)).build(45)
-        >>> backbone.frozen = True
-        >>> fill_cache("memory", data, ["val"], OffsetNet(ChannelNorm(), backbone, BinHead()))
-        features of val: 12 x 16 computed in ... s, kept in memory
-        >>> data.features["val"].shape
-        torch.Size([12, 16])
     """
     refuse_learning(net.backbone)
     _refuse_changing(data.augment)

@@ -34,14 +34,6 @@ def largest_stable_rate(
         Polyak, Some methods of speeding up the convergence of iteration methods (1964).
         LeCun et al., Efficient backprop (1998), section 4.6 for the rate, section 4.3 for
         centring. With Nesterov's momentum, as torch has it, the rate is 1 + 2 momentum lower.
-
-    Examples:
-        >>> from lightning_bbox import CropGeometry, L2Loss
-        >>> from lightning_bbox.geometry.codecs import OffsetSpec
-        >>> head = LinearHead(L2Loss()).build(1, OffsetSpec(CropGeometry(), 2, 5.0, 0.0))
-        >>> sgd = {"momentum": 0.0, "weight_decay": 0.0, "dampening": 0.0, "nesterov": False}
-        >>> largest_stable_rate(head, torch.tensor([[2.0], [-2.0]]), sgd)
-        0.25
     """
     curvature = head.criterion.curvature(head.std) if isinstance(head.criterion, Loss) else None
     if curvature is None or head.activation != "none":
@@ -75,10 +67,6 @@ def largest_eigenvalue(
     References:
         Golub and Van Loan, Matrix computations (4th ed., 2013), section 10.1; ours orthogonalizes
         anew in each step, and stops by the residual's norm.
-
-    Examples:
-        >>> round(largest_eigenvalue(torch.tensor([[3.0], [-3.0]])), 6)
-        9.0
     """
     columns = features.shape[1] + 1
     vector = torch.randn(columns, dtype=torch.float64, generator=keyed_generator("lanczos"))
@@ -132,11 +120,6 @@ def excess_message(rate: float, largest: float, standardized: bool) -> str | Non
         rate: The highest of the run.
         largest: The largest stable one.
         standardized: Whether the head standardizes its features.
-
-    Examples:
-        >>> print(excess_message(0.5, 0.031, standardized=False))
-        the learning rate 0.5 exceeds 0.031, the largest that is stable for SGD with this loss and
-        these features; lower it, or set model.head.standardize
     """
     if not (rate > largest and math.isfinite(largest)):
         return None

@@ -32,12 +32,6 @@ def sigterm_raises() -> Iterator[None]:
     """Let SIGTERM stop at once, as Ctrl-C does, wherever no run has taken it over.
 
     Lightning alone would only note it, and look at the note between two batches.
-
-    Examples:
-        >>> with sigterm_raises():
-        ...     os.kill(os.getpid(), signal.SIGTERM)
-        Traceback (most recent call last):
-        lightning.pytorch.utilities.exceptions.SIGTERMException: 143
     """
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -57,10 +57,6 @@ def find_knee(sizes: Iterable[int], measure: Callable[[int], float | None]) -> K
 
     Raises:
         BadInput: Not even the smallest batch fits into memory.
-
-    Examples:
-        >>> find_knee([16, 32, 64, 128], {16: 100.0, 32: 180.0, 64: 200.0, 128: 205.0}.get).size
-        64
     """
     rates, limit = dict[int, float](), "no more are drawn in an epoch"
     for size in sizes:
@@ -89,12 +85,6 @@ def batch_sizes(draws_per_epoch: int, world_size: int) -> list[int]:
     Args:
         draws_per_epoch: Most that a batch can hold.
         world_size: Number of processes.
-
-    Examples:
-        >>> batch_sizes(draws_per_epoch=100, world_size=1)
-        [16, 32, 64]
-        >>> batch_sizes(draws_per_epoch=10, world_size=1)
-        [8]
     """
     powers = list(takewhile(lambda size: size <= draws_per_epoch, (1 << n for n in count())))
     enough = [size for size in powers if size >= max(_SMALLEST, 2 * world_size)]
@@ -112,18 +102,6 @@ def find_batch_size(data: CropDataModule, step: Callable[[Batch], object]) -> No
 
     Raises:
         BadInput: Not even the smallest batch fits into memory.
-
-    Examples:
-        >>> import lightning.pytorch as pl
-        >>> from lightning_bbox import SceneDataModule
-        >>> make = {"num_scenes": 10, "draws_per_epoch": 20, "compile": False}
-        >>> data = SceneDataModule(batch_size="auto", **make)
-        >>> data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
-        >>> find_batch_size(data, lambda batch: batch.crops.sum())
-        batch_size: 16, the smallest within 5 % of the most crops a second (16: ...; no more are
-        drawn in an epoch); the learning rate is as you set it
-        >>> data.batch_size
-        16
     """
     trainer = data.trainer
     assert trainer is not None
