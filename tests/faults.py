@@ -404,7 +404,7 @@ FAULTS = (
         "t-interval: as wide for many runs as for one",
         "math.sqrt(variance / count)",
         "math.sqrt(variance)",
-        ("studies/test_comparison",),
+        ("evaluation/test_intervals", "studies/test_comparison"),
     ),
     Fault(
         "comparison: the better arm is told to be the worse",

@@ -34,9 +34,8 @@ def made_up_boxes(*shape, seed=0, spread=60.0):
     return torch.cat([low, low + 5 + 40 * numbers[..., 2:]], dim=-1)
 
 
-def close_to_oracle(found, expected, shape=None):
+def close_to_oracle(found, expected):
     expected = torch.from_numpy(np.asarray(expected, dtype=np.float64))
-    expected = expected if shape is None else expected.reshape(shape)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
 
 
@@ -60,11 +59,6 @@ def test_centers_sizes_and_area_equal_the_oracle():
     close_to_oracle(ours.box_centers(boxes), cxcywh[:, :2])
     close_to_oracle(ours.box_sizes(boxes), cxcywh[:, 2:])
     close_to_oracle(ours.box_area(boxes) / 100, reference.each(reference.area, boxes) / 100)
-
-
-@pytest.mark.parametrize("corners", [(5, 0, 0, 5), (0, 5, 5, 0), (5, 5, 0, 0), (3, 3, 3, 9)])
-def test_swapped_or_empty_boxes_have_no_area(corners):
-    assert ours.box_area(torch.tensor(corners).float()) == 0
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.5, 3.0])
@@ -102,35 +96,21 @@ def test_mirroring_reflects_every_corner(across, down):
         close_to_oracle(found, [xs[0], ys[0], xs[1], ys[1]])
 
 
-@given(box_sets(2), flips)
-@THOROUGH
-def test_mirroring_twice_is_the_identity(drawn, chosen):
-    boxes, others = drawn
-    centers, flips = ours.box_centers(others), boxes.new_tensor(chosen).expand(len(boxes), 2)
-    twice = ours.mirror_boxes(ours.mirror_boxes(boxes, centers, flips), centers, flips)
-    torch.testing.assert_close(twice, boxes)
-
-
 @given(box_sets(3), flips)
 @THOROUGH
-def test_iou_is_the_same_after_mirroring_both(drawn, chosen):
+def test_mirroring_twice_is_the_identity_and_mirroring_both_keeps_the_iou(drawn, chosen):
     boxes, others, third = drawn
     centers, flips = ours.box_centers(third), boxes.new_tensor(chosen).expand(len(boxes), 2)
     mirrored = [ours.mirror_boxes(b, centers, flips) for b in (boxes, others)]
+    torch.testing.assert_close(ours.mirror_boxes(mirrored[0], centers, flips), boxes)
     torch.testing.assert_close(ours.paired_iou(*mirrored), ours.paired_iou(boxes, others))
 
 
 @each_iou
-def test_iou_family_equals_the_oracle(function, oracle):
-    boxes, others = made_up_boxes(200), made_up_boxes(200, seed=1)
-    close_to_oracle(function(boxes, others), reference.each(oracle, boxes, others))
-
-
-@each_iou
-def test_iou_family_takes_any_leading_dimensions(function, oracle):
-    boxes, others = made_up_boxes(4, 5), made_up_boxes(4, 5, seed=1)
+def test_iou_family_equals_the_oracle_whatever_the_leading_dimensions(function, oracle):
+    boxes, others = made_up_boxes(40, 5), made_up_boxes(40, 5, seed=1)
     expected = reference.each(oracle, boxes.flatten(0, 1), others.flatten(0, 1))
-    close_to_oracle(function(boxes, others), expected, (4, 5))
+    close_to_oracle(function(boxes, others).flatten(), expected)
     assert function(boxes[0, 0], others[0, 0]).shape == ()
     assert function(boxes[:0], others[:0]).shape == (0, 5)
 
@@ -176,16 +156,11 @@ def test_iou_family_of_a_box_with_itself_is_one(drawn):
         )
 
 
-@pytest.mark.parametrize("shift", [0.0, 1.0, 5.0, 29.0])
+@pytest.mark.parametrize("shift", [0.0, 1.0, 5.0, 29.0, 30.0])
 def test_iou_under_a_shift_is_width_minus_shift_over_width_plus_shift(shift):
     box = torch.tensor([10.0, 10.0, 40.0, 40.0])
     moved = ours.shift_boxes(box, torch.tensor([shift, 0.0]))
     assert float(ours.paired_iou(box, moved)) == pytest.approx((30 - shift) / (30 + shift))
-
-
-def test_boxes_that_only_touch_do_not_overlap():
-    box = torch.tensor([0.0, 0.0, 4.0, 4.0])
-    assert ours.paired_iou(box, torch.tensor([4.0, 0.0, 8.0, 4.0])) == 0
 
 
 def test_ciou_equals_diou_where_the_aspects_agree():
@@ -194,20 +169,16 @@ def test_ciou_equals_diou_where_the_aspects_agree():
     torch.testing.assert_close(ours.paired_ciou(boxes, others), ours.paired_diou(boxes, others))
 
 
-@pytest.mark.parametrize("function", IOU_FAMILY)
-def test_iou_family_is_finite_for_empty_boxes(function):
-    point, box = torch.tensor([5.0, 5.0, 5.0, 5.0]), torch.tensor([0.0, 0.0, 9.0, 9.0])
-    line = torch.tensor([5.0, 0.0, 5.0, 9.0])
-    for first in (point, line, box.flip(0)):
-        for second in (first, box):
-            assert bool(function(first, second).isfinite())
-            assert bool(function(second, first).isfinite())
-
-
-@pytest.mark.parametrize("empty", [(5, 5, 5, 5), (5, 0, 5, 9), (9, 9, 0, 0)])
-def test_empty_boxes_overlap_nothing(empty):
-    empty, box = torch.tensor(empty).float(), torch.tensor([0.0, 0.0, 9.0, 9.0])
-    assert ours.paired_iou(empty, box) == ours.paired_iou(empty, empty) == 0
+@pytest.mark.parametrize(
+    "corners",
+    [(5, 5, 5, 5), (5, 0, 5, 9), (3, 3, 9, 3), (9, 9, 0, 0), (5, 0, 0, 5), (0, 5, 5, 0)],
+)
+def test_empty_and_swapped_boxes_have_no_area_and_overlap_nothing(corners):
+    empty, box = torch.tensor(corners).float(), torch.tensor([0.0, 0.0, 9.0, 9.0])
+    assert ours.box_area(empty) == 0
+    for pair in ((empty, box), (box, empty), (empty, empty)):
+        assert ours.paired_iou(*pair) == 0
+        assert all(bool(function(*pair).isfinite()) for function in IOU_FAMILY)
 
 
 @pytest.mark.parametrize("function", IOU_FAMILY)

@@ -15,12 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from lightning_bbox import BadInput
-from lightning_bbox.evaluation.intervals import (
-    bootstrap_interval,
-    crossed_bootstrap,
-    t_interval,
-    t_quantile,
-)
+from lightning_bbox.evaluation.intervals import t_interval
 from lightning_bbox.studies.charts import draw_comparison, mean_curve
 from lightning_bbox.studies.comparison import compare, figures_of
 from lightning_bbox.studies.page import write_comparison
@@ -58,66 +53,6 @@ def finished(run, error=1.0, pictures=PICTURES, noise=0.0):
 
 def planted(run):
     return finished(run, math.prod(FACTORS.get(label, 1.0) for label in run.arm.levels.values()))
-
-
-@pytest.mark.parametrize("dof", [1, 2, 3, 4, 5, 12, 59, 300])
-@pytest.mark.parametrize("probability", [0.6, 0.975, 0.9995])
-def test_t_quantile_is_scipys(dof, probability):
-    assert t_quantile(probability, dof) == pytest.approx(stats.t.ppf(probability, dof), rel=1e-9)
-
-
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=8))
-def test_t_interval_is_scipys_and_one_run_has_none(values):
-    mean = t_interval(values)
-    assert mean.value == pytest.approx(np.mean(values), abs=1e-9)
-    if len(values) == 1:
-        assert np.isnan([mean.low, mean.high]).all()
-    elif stats.sem(values) > 1e-9:
-        expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-        assert (mean.low, mean.high) == pytest.approx(expected, rel=1e-6, abs=1e-9)
-
-
-def test_bootstrap_over_runs_and_pictures_is_the_plain_loops():
-    generator = np.random.default_rng(0)
-    pictures = np.repeat(np.arange(15), generator.integers(1, 9, 15))
-    shared = generator.normal(0, 0.5, 15)[pictures]
-    runs = [0.3 * seed + shared + generator.normal(0, 1, len(pictures)) for seed in range(4)]
-    factor = math.sqrt(4 / 3) * stats.t.ppf(0.975, 3) / stats.norm.ppf(0.975)
-    centre = np.mean([run.mean() for run in runs])
-    widened = [run + (factor - 1) * (run.mean() - centre) for run in runs]
-    means = []
-    for _ in range(3000):
-        drawn = generator.integers(0, 15, 15)
-        rows = np.concatenate([np.flatnonzero(pictures == picture) for picture in drawn])
-        means.append(np.mean([widened[seed][rows].mean() for seed in generator.integers(0, 4, 4)]))
-    found = crossed_bootstrap([torch.tensor(run) for run in runs], [torch.tensor(pictures)] * 4)
-    width = np.diff(np.quantile(means, [0.025, 0.975]))[0]
-    assert found.value == pytest.approx(centre)
-    assert (found.low, found.high) == pytest.approx(
-        tuple(np.quantile(means, [0.025, 0.975])), abs=0.05 * width
-    )
-
-
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_bootstrap_covers_the_truth_under_effects_of_seeds_and_pictures(seeds):
-    generator = torch.Generator().manual_seed(seeds)
-
-    def covers():
-        picture = 0.4 * torch.randn(40, generator=generator)[torch.arange(40).repeat_interleave(5)]
-        seed = 0.1 * torch.randn(seeds, 1, generator=generator)
-        values = 0.2 + seed + picture + 0.4 * torch.randn(seeds, 200, generator=generator)
-        pictures = [torch.arange(40).repeat_interleave(5)] * seeds
-        mean = crossed_bootstrap([*values], pictures, resamples=400)
-        return mean.low <= 0.2 <= mean.high
-
-    assert sum(covers() for _ in range(300)) / 300 >= 0.92
-
-
-def test_bootstrap_of_one_run_is_the_one_over_pictures():
-    values = torch.rand(100, generator=torch.Generator().manual_seed(0)) + PICTURES / 10
-    mean = crossed_bootstrap([values], [PICTURES])
-    low, high = bootstrap_interval(values, PICTURES, resamples=2000)
-    assert (mean.low, mean.high) == pytest.approx((low, high), abs=0.05 * (high - low))
 
 
 @settings(max_examples=50)
