@@ -11,11 +11,6 @@ from torch import nn
 
 from lightning_bbox import BadInput, FeatureExtractor
 from lightning_bbox.core.recipes import from_plain
-from lightning_bbox.geometry.codecs import OffsetSpec
-from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.models.base import OffsetModel
-from lightning_bbox.models.regressor import BoxRegressor
-from lightning_bbox.nn.preprocess import ChannelNorm
 
 CALLED = []
 RAN_ON = "the rest of the net ran"
@@ -136,15 +131,6 @@ def test_a_layer_that_runs_twice_is_read_at_first():
     torch.testing.assert_close(net(crops), expected.flatten(1))
 
 
-def test_a_frozen_net_neither_learns_nor_drops_nor_counts():
-    net = build("fc").train()
-    assert not any(module.training for module in net.modules())
-    assert not any(parameter.requires_grad for parameter in net.parameters())
-    before = net.net.stem[1].running_mean.clone()
-    assert torch.equal(net(draw_crops()), net(draw_crops()))
-    assert torch.equal(net.net.stem[1].running_mean, before)
-
-
 def test_of_a_net_that_is_not_frozen_that_learns_which_the_layer_depends_on():
     net = build("block", frozen=False)
     assert net.training
@@ -168,12 +154,6 @@ def test_a_layer_without_weights_before_it_leaves_nothing_to_learn():
     net = FeatureExtractor("torch.nn.Flatten", "", frozen=False).build(5)
     assert net.out_features == 75
     assert not list(net.parameters())
-
-
-def test_weights_are_a_function_of_torchs_generator():
-    first, again, other = (build(seed=seed).state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["net.fc.weight"], other["net.fc.weight"])
 
 
 @pytest.mark.parametrize(
@@ -241,38 +221,30 @@ def test_arguments_that_are_not_plain_are_refused():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("suffix", [".pth", ".npz"])
-def test_weights_are_taken_over_by_name(tmp_path, suffix):
-    other, path = build(seed=1).net, tmp_path / f"a{suffix}"
-    state = {name: value for name, value in other.state_dict().items() if "tracked" not in name}
-    if suffix == ".pth":
-        torch.save(other.state_dict(), path)
-    else:
-        np.savez(path, **{name: value.numpy() for name, value in state.items()})
-    net = build(weights=str(path))
-    if suffix == ".npz":
-        with pytest.raises(BadInput, match=r"a\.npz: lacks stem\.1\.num_batches_tracked; give"):
-            net.load_pretrained()
-        return
-    assert not torch.equal(net(draw_crops()), build(seed=1)(draw_crops()))
+def test_weights_are_taken_over_by_name(tmp_path):
+    path, expected = tmp_path / "a.pth", build(seed=1)
+    torch.save(expected.net.state_dict(), path)
+    net, crops = build(weights=str(path)), draw_crops()
+    assert not torch.equal(net(crops), expected(crops))
     net.load_pretrained()
-    assert torch.equal(net(draw_crops()), build(seed=1)(draw_crops()))
+    assert torch.equal(net(crops), expected(crops))
+    without = build()
+    without.load_pretrained()  # nothing: it stays as its class made it
+    assert torch.equal(without(crops), build()(crops))
 
 
 def test_weights_of_another_net_are_refused(tmp_path):
-    torch.save(build(net_args={"classes": 7}).net.state_dict(), tmp_path / "a.pth")
-    net = build(weights=str(tmp_path / "a.pth"))
-    with pytest.raises(BadInput, match=r"a\.pth: fc\.weight has shape \[7, 6\], the net's has \[3"):
-        net.load_pretrained()
-    with pytest.raises(BadInput, match="no such file of weights"):
-        build(weights="nowhere.pth").load_pretrained()
-
-
-def test_without_weights_it_stays_as_its_class_made_it():
-    net = build()
-    before = copy.deepcopy(net.state_dict())
-    net.load_pretrained()
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    other = build(net_args={"classes": 7}).net.state_dict()
+    torch.save(other, tmp_path / "a.pth")
+    del other["stem.1.num_batches_tracked"]
+    np.savez(tmp_path / "a.npz", **{name: value.numpy() for name, value in other.items()})
+    for name, message in {
+        "a.pth": r"a\.pth: fc\.weight has shape \[7, 6\], the net's has \[3",
+        "a.npz": r"a\.npz: lacks stem\.1\.num_batches_tracked; give",
+        "nowhere.pth": "no such file of weights",
+    }.items():
+        with pytest.raises(BadInput, match=message):
+            build(weights=str(tmp_path / name)).load_pretrained()
 
 
 def test_the_recipe_rebuilds_the_same_net_from_the_same_kinds_of_arguments():
@@ -283,24 +255,6 @@ def test_the_recipe_rebuilds_the_same_net_from_the_same_kinds_of_arguments():
     again.build(15).load_state_dict(net.state_dict())
     assert CALLED[-1] is list
     assert torch.equal(again.eval()(draw_crops()), net.eval()(draw_crops()))
-
-
-@torch.no_grad()
-def test_a_saved_model_is_rebuilt_without_the_file_of_weights(tmp_path):
-    path = tmp_path / "a.pth"
-    torch.save(build(seed=1).net.state_dict(), path)
-    spec = OffsetSpec(CropGeometry(size=15), 2, max_shift=5.0, max_log_size=0.2)
-    model = BoxRegressor(FeatureExtractor(TINY, "block", weights=str(path)))
-    assert isinstance(model.net.preprocess, ChannelNorm)
-    model.build(spec, seed=0)
-    model.net.backbone.load_pretrained()
-    checkpoint = {"state_dict": model.state_dict(), "global_step": 0}
-    OffsetModel.on_save_checkpoint(model, checkpoint)
-    torch.save(checkpoint, tmp_path / "a.ckpt")
-    path.unlink()
-    again = BoxRegressor.load_from_checkpoint(tmp_path / "a.ckpt")
-    crops = draw_crops()
-    assert torch.equal(again.net(crops), model.eval().net(crops))
 
 
 @torch.no_grad()
@@ -316,29 +270,11 @@ def test_copies_read_their_own_layer(duplicate):
 
 
 @torch.no_grad()
-def test_it_compiles_to_one_graph():
-    net, crops = build(), draw_crops()
-    expected = net(crops)
-    net.compile(fullgraph=True, backend="aot_eager")  # whose code is generated isn't ours to test
-    for num in (2, 1):
-        torch.testing.assert_close(net(crops[:num]), expected[:num], rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("layer", ["stem.1", "block"])
 def test_it_exports_though_the_rest_of_the_net_runs_then(layer):
     net, crops = build(layer), draw_crops()
     exported = torch.export.export(net, (crops,)).module()
     torch.testing.assert_close(exported(crops), net(crops))
-
-
-@torch.no_grad()
-def test_it_runs_in_half_and_in_double_precision():
-    net, crops = build("fc"), draw_crops()
-    expected = net(crops)
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(net(crops).float(), expected, rtol=0.05, atol=0.05)
-    torch.testing.assert_close(net.double()(crops.double()).float(), expected)
 
 
 def test_hooks_of_others_see_what_runs_before_the_layer():
