@@ -113,11 +113,10 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(whole, tmp_path):
     assert equal(folder, whole)
 
 
-@slow
 def test_a_run_can_be_stopped_again_and_again(whole, tmp_path):
     folder = tmp_path / "cut"
     assert begin(folder, *interfered("training", 2, 15)) == 143
-    for step in (3, 4, 7, 11, STEPS):
+    for step in (7, STEPS):
         assert resume(folder, *interfered("training", step, 2)[1:]) == 130
     assert resume(folder) == 0
     assert equal(folder, whole)
