@@ -77,6 +77,7 @@ from lightning_bbox.nn.losses import (
     SmoothL1Loss,
 )
 from lightning_bbox.nn.preprocess import ChannelNorm, MeanNorm, RangeNorm
+from lightning_bbox.nn.regularizers import ElasticNet, L1Penalty, L2Penalty, MaxNorm
 from lightning_bbox.nn.schedules import Constant, Cosine, OneCycle
 from lightning_bbox.nn.whitening import PCA, PCAWhitening, ZCAWhitening
 from tests.parts import spec_with
@@ -139,6 +140,10 @@ PARTS = [
     Constant(),
     Cosine(final=0.1),
     OneCycle(0.2, final=0.0),
+    L2Penalty(0.1),
+    L1Penalty(pattern="fc"),
+    ElasticNet(),
+    MaxNorm(),
     Wrapper(
         LinearHead(L1Loss()),
         parts=[BinHead(), Wrapper(None)],

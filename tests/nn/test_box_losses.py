@@ -91,20 +91,15 @@ def test_gradients_are_finite_for_any_boxes(kind, box):
 
 
 @family
-def test_equal_boxes_cost_nothing_and_pull_nowhere(kind):
+def test_equal_boxes_pull_nowhere_and_those_apart_together_but_for_the_plain_iou(kind):
     boxes = draw_pairs()[0].float().requires_grad_()
     losses = kind()(boxes, boxes.detach())
     (gradient,) = torch.autograd.grad(losses.sum(), boxes)
     assert losses.abs().max() < 1e-6
     assert gradient.abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("kind", [GIoULoss, DIoULoss, CIoULoss])
-def test_boxes_apart_are_pulled_together_but_for_the_plain_iou(kind):
     apart = torch.tensor([[60.0, 20.0, 90.0, 50.0]], requires_grad=True)
-    for loss, pulled in ((IoULoss(), False), (kind(), True)):
-        (gradient,) = torch.autograd.grad(loss(apart, torch.tensor([BOX])).sum(), apart)
-        assert bool(gradient[0, [0, 2]].sum() > 0) == pulled
+    (gradient,) = torch.autograd.grad(kind()(apart, torch.tensor([BOX])).sum(), apart)
+    assert bool(gradient[0, [0, 2]].sum() > 0) == (kind is not IoULoss)
 
 
 @family

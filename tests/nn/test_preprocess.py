@@ -1,3 +1,5 @@
+"""Normalisation of crops: against NumPy and published numbers, and what it keeps."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,59 +15,21 @@ def draw_crops(num=200, seed=0):
     return crops * torch.tensor([0.5, 0.2, 0.01])[:, None, None] + 0.3
 
 
-def fitted(crops):
-    norm = ChannelNorm()
-    norm.fit(crops)
+FITTED = [ChannelNorm(), MeanNorm("pixel", "pixel"), RangeNorm()]
+fitted_norms = pytest.mark.parametrize("norm", FITTED, ids=lambda norm: type(norm).__name__)
+
+
+def built(norm, crops):
+    norm.build(crops.shape[-1]).fit(crops)
     return norm
-
-
-def test_training_crops_are_standardised_channel_by_channel():
-    crops = draw_crops()
-    normed = fitted(crops)(crops)
-    torch.testing.assert_close(normed.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
-    torch.testing.assert_close(normed.std(dim=(0, 2, 3)), torch.ones(3), rtol=0, atol=1e-4)
-
-
-def test_other_crops_are_normed_by_the_training_statistics():
-    train, test = draw_crops(), draw_crops(seed=1) + 0.2
-    norm = fitted(train)
-    mean, std = train.mean(dim=(0, 2, 3)), train.std(dim=(0, 2, 3))
-    expected = (test - mean[:, None, None]) / std[:, None, None]
-    torch.testing.assert_close(norm(test), expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(norm.mean, fitted(train).mean)
-
-
-@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
-def test_a_channel_without_variation_is_only_centred(value):
-    crops = draw_crops()
-    crops[:, 1] = value
-    norm = fitted(crops)
-    assert norm.std[1] == 1
-    normed = norm(crops)
-    assert normed[:, 1].abs().max() < 1e-6
-    assert normed[:, 0].std() == pytest.approx(1, abs=1e-4)
-    crops[:, 1] += 0.25
-    torch.testing.assert_close(norm(crops)[:, 1].mean(), torch.tensor(0.25))
 
 
 def test_statistics_are_exact_where_single_precision_sums_are_not():
     crops = torch.full((20_000, 3, 9, 9), 1.0)
     crops[::2] -= 1e-3
-    norm = fitted(crops)
+    norm = built(ChannelNorm(), crops)
     assert norm.mean.tolist() == pytest.approx([0.9995] * 3, abs=1e-7)
     assert norm.std.tolist() == pytest.approx([5e-4] * 3, rel=1e-3)
-
-
-def test_before_it_is_fitted_it_passes_crops_through():
-    crops = draw_crops(4)
-    assert torch.equal(ChannelNorm()(crops), crops)
-
-
-def test_statistics_travel_in_the_checkpoint():
-    norm, other = fitted(draw_crops()), ChannelNorm()
-    other.load_state_dict(norm.state_dict())
-    crops = draw_crops(4, seed=2)
-    assert torch.equal(other(crops), norm(crops))
 
 
 def test_imagenet_norm_takes_published_means_to_zero_and_stds_to_one():
@@ -108,11 +72,6 @@ AXES = {"global": (0, 1, 2, 3), "channel": (0, 2, 3), "pixel": (0,)}
 several_means = pytest.mark.parametrize("mean", AXES)
 
 
-def built(norm, crops):
-    norm.build(crops.shape[-1]).fit(crops)
-    return norm
-
-
 @several_means
 @pytest.mark.parametrize("std", [None, *AXES])
 def test_mean_norm_is_what_the_notes_do_in_numpy(mean, std):
@@ -126,10 +85,33 @@ def test_mean_norm_is_what_the_notes_do_in_numpy(mean, std):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_mean_norm_of_channels_is_the_channel_norm():
+def test_the_channel_norm_is_the_mean_norm_of_channels_to_the_bit():
+    train, other = draw_crops(), draw_crops(20, seed=1) + 0.2
+    found, expected = (
+        built(norm, train)(other) for norm in (ChannelNorm(), MeanNorm("channel", "channel"))
+    )
+    assert torch.equal(found, expected)
+
+
+@fitted_norms
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_what_does_not_vary_is_only_centred(norm, value):
     crops = draw_crops()
-    found = built(MeanNorm("channel", "channel"), crops)(crops)
-    torch.testing.assert_close(found, fitted(crops)(crops), rtol=1e-6, atol=1e-6)
+    crops[:, 1] = value
+    built(norm, crops)
+    assert norm(crops)[:, 1].abs().max() < 1e-6
+    assert norm(crops)[:, 0].std() > 0.3
+    crops[:, 1] += 0.25
+    torch.testing.assert_close(norm(crops)[:, 1], torch.full((200, 9, 9), 0.25))
+
+
+@fitted_norms
+def test_what_is_built_passes_crops_through_until_it_is_fitted_or_loaded(norm):
+    crops = draw_crops()
+    again = from_plain(norm.recipe()).build(9)
+    assert torch.equal(again(crops), crops)
+    again.load_state_dict(built(norm, crops).state_dict())
+    assert torch.equal(again(crops), norm(crops))
 
 
 @pytest.mark.parametrize("per", AXES)
@@ -139,25 +121,6 @@ def test_range_norm_takes_training_crops_to_minus_1_to_1(per):
     ends = normed.amin(dim=AXES[per]), normed.amax(dim=AXES[per])
     for end, expected in zip(ends, (-1, 1), strict=True):
         torch.testing.assert_close(end, torch.full_like(end, expected), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("norm", [MeanNorm("pixel", "pixel"), RangeNorm()])
-def test_a_pixel_without_variation_is_only_centred(norm):
-    crops = draw_crops()
-    crops[:, 1, 2, 3] = 0.3
-    built(norm, crops)
-    assert norm(crops)[:, 1, 2, 3].abs().max() < 1e-6
-    torch.testing.assert_close(norm(crops + 0.25)[:, 1, 2, 3], torch.full((200,), 0.25))
-
-
-@pytest.mark.parametrize("norm", [MeanNorm("pixel", "pixel"), RangeNorm()])
-def test_what_is_built_passes_crops_through_until_it_is_fitted_or_loaded(norm):
-    crops = draw_crops()
-    norm.build(9)
-    assert torch.equal(norm(crops), crops)
-    again = from_plain(norm.recipe()).build(9)
-    again.load_state_dict(built(norm, crops).state_dict())
-    assert torch.equal(again(crops), norm(crops))
 
 
 LEARNT = [MeanNorm("pixel"), MeanNorm("pixel", "pixel"), RangeNorm()]

@@ -1,6 +1,5 @@
 """Regularizers: their values and gradients by hand, whom they spare, and their place in a run."""
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -12,18 +11,18 @@ from lightning_bbox import (
     BinHead,
     BoxRegressor,
     Constant,
+    CropGeometry,
     ElasticNet,
     L1Penalty,
     L2Penalty,
     LinearHead,
     MaxNorm,
-    SceneDataModule,
     ShallowConvNet,
 )
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import from_plain
 from lightning_bbox.nn.regularizers import Regularization
 from tests.parts import spec_with
+from tests.runs import scenes, trained_quietly
 
 
 def net_of(**arguments):
@@ -138,51 +137,29 @@ def test_impossible_rules_are_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("rule", [L2Penalty(0.1), L1Penalty(pattern="fc"), ElasticNet(), MaxNorm()])
-def test_a_rule_is_rebuilt_from_its_recipe(rule):
-    again = from_plain(rule.recipe())
-    assert type(again) is type(rule)
-    assert again.recipe() == rule.recipe()
-
-
-def scenes(**arguments):
-    small = {"num_scenes": 20, "batch_size": 16, "draws_per_epoch": 48, "eval_draws": 16}
-    return SceneDataModule(**small | arguments, compile=False)
-
-
-def sgd(**options):
-    return lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, **options)
-
-
-def trained(rules, epochs=1, **options):
-    """Train a tiny net with SGD, in fp64, and return it."""
-    settings = {"max_epochs": epochs, "accelerator": "cpu", "precision": "64-true"}
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    weight_decay = options.pop("weight_decay", 0.0)
+def trained(rules, epochs=1, weight_decay=0.0, **options):
+    """Train a tiny net with SGD, in fp64, and return it and what was logged last."""
     model = BoxRegressor(
         ShallowConvNet(channels=(4, 8), convs_per_scale=1, fc=(8,), batch_norm=False),
         LinearHead(),
-        optimizer=sgd(weight_decay=weight_decay),
+        optimizer=lambda weights: torch.optim.SGD(
+            weights, lr=0.05, momentum=0.9, weight_decay=weight_decay
+        ),
         schedule=Constant(),
         regularizers=rules,
     )
-    trainer = pl.Trainer(**settings, **dict.fromkeys(quiet, False), log_every_n_steps=1, **options)
-    trainer.fit(model, scenes())
-    return model, trainer.logged_metrics
-
-
-def states_close(first, second):
-    for (name, one), other in zip(
-        first.net.state_dict().items(), second.net.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=name)
+    data = scenes(num_scenes=20, crop=CropGeometry(), draws_per_epoch=48, eval_draws=16)
+    options |= {"max_epochs": epochs, "precision": "64-true", "log_every_n_steps": 1}
+    return model, trained_quietly(model, data, **options).logged_metrics
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}])
 def test_l2_with_sgd_is_weight_decay(options):
     decayed, logged = trained([], weight_decay=0.3, **options)
     penalised, with_penalty = trained([L2Penalty(0.3, exempt_biases=False)], **options)
-    states_close(decayed, penalised)
+    for name, weight in decayed.net.state_dict().items():
+        found = penalised.net.state_dict()[name]
+        torch.testing.assert_close(found, weight, rtol=1e-9, atol=1e-12, msg=name)
     assert "train/penalty" not in logged
     torch.testing.assert_close(with_penalty["train/loss"], logged["train/loss"])
     assert with_penalty["train/penalty"] > 0

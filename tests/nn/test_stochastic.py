@@ -159,7 +159,9 @@ def test_every_trick_learns_under_bf16_and_evaluates_the_same_twice(trick):
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("downsample", ["stochastic", "fractional"])
+@pytest.mark.parametrize(
+    "downsample", ["stochastic", pytest.param("fractional", marks=pytest.mark.slow)]
+)
 def test_a_net_with_every_trick_is_one_graph(downsample):
     tricks = {"coordinates": True, "input_dropout": 0.1, "dropout": 0.2, "dropconnect": 0.3}
     net, crops = built(downsample=downsample, **tricks).eval(), maps_of(4, 3, 21, 21)

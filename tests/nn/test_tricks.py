@@ -45,10 +45,13 @@ model:
     - {{class_path: MaxNorm, init_args: {{limit: 0.5}}}}
     passes: 2
 """
+poolings = pytest.mark.parametrize(
+    "pooling", ["stochastic", pytest.param("fractional", marks=pytest.mark.slow)]
+)
 SHORT = ["--trainer.max_epochs=1", "--data.num_scenes=20", "--data.draws_per_epoch=32"]
 
 
-@pytest.mark.parametrize("pooling", ["stochastic", "fractional"])
+@poolings
 def test_a_line_of_yaml_switches_each_trick(pooling: str, tmp_path: Path) -> None:
     config = tmp_path / "tricks.yaml"
     config.write_text(CONFIG.format(pooling=pooling))
@@ -87,7 +90,7 @@ def tricky(pooling: Downsample) -> BoxRegressor:
     return BoxRegressor(backbone, schedule=Constant(), regularizers=rules, passes=2)
 
 
-@pytest.mark.parametrize("pooling", ["stochastic", "fractional"])
+@poolings
 def test_a_run_with_every_trick_goes_on_to_the_bit(pooling: Downsample, tmp_path: Path) -> None:
     whole, first, second = (trainer(epochs) for epochs in (2, 1, 2))
     whole.fit(tricky(pooling), scenes())
@@ -100,14 +103,19 @@ def test_a_run_with_every_trick_goes_on_to_the_bit(pooling: Downsample, tmp_path
     assert whole.logged_metrics["val/mae_px"] == second.logged_metrics["val/mae_px"]
 
 
-def test_a_run_that_goes_on_keeps_its_regularizers(tmp_path: Path) -> None:
-    run, path = trainer(1), tmp_path / "model.ckpt"
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[pl.Trainer, Path]:
+    run, path = trainer(1), tmp_path_factory.mktemp("begun") / "model.ckpt"
     run.fit(tricky("max"), scenes())
     run.save_checkpoint(path)
+    return run, path
+
+
+def test_a_run_that_goes_on_keeps_its_regularizers(begun: tuple[pl.Trainer, Path]) -> None:
     other = tricky("max")
     other.regularizers = []
     with pytest.raises(BadInput, match=r"model.regularizers is L2Penalty \{'strength': 0.0001, "):
-        trainer(2).fit(other, scenes(), ckpt_path=path, weights_only=True)
+        trainer(2).fit(other, scenes(), ckpt_path=begun[1], weights_only=True)
 
 
 def built(passes: int | None, **arguments: object) -> BoxRegressor:
@@ -150,10 +158,10 @@ def test_many_passes_come_close_to_the_mean_of_training_draws() -> None:
     )
 
 
-def test_passes_travel_in_the_checkpoint_and_can_be_turned_off(tmp_path: Path) -> None:
-    run, path = trainer(1), tmp_path / "model.ckpt"
-    run.fit(tricky("max"), scenes())
-    run.save_checkpoint(path)
+def test_passes_travel_in_the_checkpoint_and_can_be_turned_off(
+    begun: tuple[pl.Trainer, Path],
+) -> None:
+    run, path = begun
     assert BoxRegressor.load_from_checkpoint(path).passes == 2
     errors = []
     for passes in (None, 2, 0, 3):

@@ -39,23 +39,34 @@ def covariance(crops):
 
 
 @counts
-def test_pca_is_that_of_scikit_learn_rotated_back_to_pixels(count):
+@pytest.mark.parametrize("whiten", [False, True])
+def test_pca_is_that_of_scikit_learn_rotated_back_to_pixels(count, whiten):
     train, other = draw_crops(count), draw_crops(30, seed=5)
-    flat = train.flatten(1).double().numpy()
-    oracle = decomposition.PCA(20, svd_solver="full").fit(flat)
-    expected = oracle.inverse_transform(oracle.transform(other.flatten(1).double().numpy()))
-    found = fitted(PCA, train, components=20)(other).flatten(1)
-    np.testing.assert_allclose(found, expected - oracle.mean_, atol=2e-5)
-
-
-@counts
-def test_pca_whitening_is_that_of_scikit_learn_rotated_back_to_pixels(count):
-    train, other = draw_crops(count), draw_crops(30, seed=5)
-    oracle = decomposition.PCA(20, whiten=True, svd_solver="full")
+    oracle = decomposition.PCA(20, whiten=whiten, svd_solver="full")
     oracle.fit(train.flatten(1).double().numpy())
-    white = oracle.transform(other.flatten(1).double().numpy())
-    found = fitted(PCAWhitening, train, components=20, eps=WHITE)(other).flatten(1)
-    np.testing.assert_allclose(found, white @ oracle.components_, atol=2e-4)
+    expected = oracle.transform(other.flatten(1).double().numpy()) @ oracle.components_
+    norm = PCAWhitening(20, eps=WHITE) if whiten else PCA(20)
+    norm.build(SIZE).fit(train)
+    np.testing.assert_allclose(norm(other).flatten(1), expected, atol=2e-4 if whiten else 2e-5)
+
+
+@kinds
+def test_training_crops_are_centred_and_those_all_the_same_become_zero(kind):
+    train, same = draw_crops(), torch.full((40, 3, SIZE, SIZE), 0.3)
+    assert fitted(kind, train, components=20)(train).mean(dim=0).abs().max() < 1e-4
+    assert fitted(kind, same, components=20)(same).abs().max() < 1e-5
+
+
+@kinds
+def test_crops_pass_through_until_it_is_fitted_or_loaded(kind):
+    train = draw_crops()
+    norm = fitted(kind, train, components=20)
+    again = from_plain(norm.recipe()).build(SIZE)
+    torch.testing.assert_close(again(train), train)
+    again.load_state_dict(norm.state_dict())
+    assert torch.equal(again(train[:4]), norm(train[:4]))
+    channels_last = train.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(norm(channels_last), norm(train))
 
 
 def test_zca_with_all_components_makes_the_covariance_the_identity():
@@ -89,12 +100,6 @@ def test_beside_its_components_zca_makes_the_mean_variance_1():
     assert (found.trace() - along.trace()) / (NUMBERS - 20) == pytest.approx(1, abs=1e-3)
 
 
-@kinds
-def test_training_crops_are_centred(kind):
-    train = draw_crops()
-    assert fitted(kind, train, components=20)(train).mean(dim=0).abs().max() < 1e-4
-
-
 @given(scale=st.floats(0.01, 100), shift=st.floats(-1, 1))
 def test_whitening_does_not_depend_on_the_pixels_scale(scale, shift):
     train = draw_crops(200)
@@ -115,27 +120,6 @@ def test_axes_of_fewer_samples_than_asked_for_are_padded_with_zeros():
 
 
 @kinds
-def test_crops_that_are_all_the_same_become_zero(kind):
-    crops = torch.full((40, 3, SIZE, SIZE), 0.3)
-    assert fitted(kind, crops, components=20)(crops).abs().max() < 1e-5
-
-
-@kinds
-def test_before_they_are_fitted_crops_pass_through(kind):
-    crops = draw_crops(4)
-    torch.testing.assert_close(kind(20).build(SIZE)(crops), crops)
-
-
-@kinds
-def test_statistics_travel_in_the_checkpoint(kind):
-    train = draw_crops()
-    norm = fitted(kind, train, components=20)
-    again = from_plain(norm.recipe()).build(SIZE)
-    again.load_state_dict(norm.state_dict())
-    assert torch.equal(again(train[:4]), norm(train[:4]))
-
-
-@kinds
 def test_half_precision_costs_no_digits(kind):
     train = draw_crops()
     norm = fitted(kind, train, components=20)
@@ -146,14 +130,6 @@ def test_half_precision_costs_no_digits(kind):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(norm(train), expected)
     assert torch.equal(norm.bfloat16()(train), expected)
-
-
-@kinds
-def test_memory_formats_give_the_same(kind):
-    train = draw_crops()
-    norm = fitted(kind, train, components=20)
-    found = norm(train.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(found, norm(train))
 
 
 @pytest.mark.parametrize(

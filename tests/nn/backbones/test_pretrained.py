@@ -33,57 +33,33 @@ def nothing_at_hand(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 
-def no_network(monkeypatch, error=None):
-    calls = []
-
-    def refuse(url, **arguments):
-        calls.append((url, arguments))
-        raise error or urllib.error.URLError("Name or service not known")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
-    return calls
+def save_old(state, path):
+    torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
-def same(weights, expected=STATE):
-    return list(weights) == list(expected) and all(
-        torch.equal(weights[name], expected[name]) for name in expected
-    )
+def save_arrays(state, path):
+    np.savez(path, **{name: value.numpy() for name, value in state.items()})
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".PT"])
-@pytest.mark.parametrize("wrap", [dict, lambda state: {"state_dict": state, "epoch": 3}])
-def test_state_dicts_of_torch_are_read_plain_or_under_their_key(tmp_path, suffix, wrap):
-    torch.save(wrap(STATE), tmp_path / f"a{suffix}")
-    assert same(read_weights(tmp_path / f"a{suffix}"))
-
-
-def test_state_dicts_of_old_torch_are_read(tmp_path):
-    torch.save(STATE, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
-    assert same(read_weights(str(tmp_path / "a.pth")))
-
-
-def test_safetensors_are_read(tmp_path):
-    safetensors.torch.save_file(STATE, tmp_path / "a.safetensors")
-    weights = read_weights(tmp_path / "a.safetensors")
-    assert same({name: weights[name] for name in STATE})
-
-
-def test_arrays_of_floats_are_read_as_they_are(tmp_path):
-    np.savez(tmp_path / "a.npz", a=np.float64([0.1]), b=np.float16([[2]]), c=np.float32([]))
-    weights = read_weights(tmp_path / "a.npz")
-    assert same(
-        weights,
-        {
-            "a": torch.tensor([0.1], dtype=torch.float64),
-            "b": torch.tensor([[2.0]], dtype=torch.float16),
-            "c": torch.tensor([]),
-        },
-    )
-    assert [value.dtype for value in weights.values()] == [
-        torch.float64,
-        torch.float16,
-        torch.float32,
-    ]
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        *((name, torch.save) for name in ("a.pth", "a.pt", "a.PT")),
+        ("a.pth", lambda state, path: torch.save({"state_dict": state, "epoch": 3}, path)),
+        ("a.pth", save_old),
+        ("a.safetensors", safetensors.torch.save_file),
+        ("a.npz", save_arrays),
+    ],
+)
+def test_weights_are_read_as_they_are(tmp_path, name, save):
+    numbers = {"double": torch.tensor([0.1]).double(), "half": torch.tensor([[2.0]]).half()}
+    numbers["empty"] = torch.tensor([])
+    save(STATE | numbers, tmp_path / name)
+    weights = read_weights(str(tmp_path / name))
+    assert {each: value.dtype for each, value in weights.items()} == {
+        each: value.dtype for each, value in (STATE | numbers).items()
+    }
+    assert all(torch.equal(weights[each], value) for each, value in (STATE | numbers).items())
 
 
 def test_arrays_of_small_integers_are_fixed_point(tmp_path):
@@ -101,36 +77,26 @@ class Code:
         return (Path("ran").touch, ())
 
 
-def flip_a_byte(path):
-    content = bytearray(path.read_bytes())
-    where = content.index(STATE["conv.weight"].numpy().tobytes())
-    content[where] ^= 1
-    path.write_bytes(content)
+SPOILT = {
+    "cut short": lambda content: content[:-100],
+    "a page": lambda _: b"<html>Not found</html>",
+    "empty": lambda _: b"",
+}
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def other(path):
-    path.write_text("<html>Not found</html>")
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
-@pytest.mark.parametrize("spoil", [cut, other, empty])
-def test_files_that_are_spoilt_are_refused_in_one_sentence(tmp_path, suffix, spoil):
-    path = tmp_path / f"a{suffix}"
-    if suffix == ".pth":
-        torch.save(STATE, path)
-    elif suffix == ".npz":
-        np.savez(path, **{name: value.numpy() for name, value in STATE.items()})
-    else:
-        safetensors.torch.save_file(STATE, path)
-    spoil(path)
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("a.pth", torch.save),
+        ("a.safetensors", safetensors.torch.save_file),
+        ("a.npz", save_arrays),
+    ],
+)
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_files_that_are_spoilt_are_refused_in_one_sentence(tmp_path, name, save, spoil):
+    path = tmp_path / name
+    save(STATE, path)
+    path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(BadInput, match="can't be read, it is damaged, of") as caught:
         read_weights(path)
     assert str(caught.value).startswith(f"{path}: ")
@@ -141,7 +107,9 @@ def test_files_that_are_spoilt_are_refused_in_one_sentence(tmp_path, suffix, spo
 def test_a_flipped_bit_is_told_by_the_checksum(tmp_path):
     path = tmp_path / "a.pth"
     torch.save(STATE, path)
-    flip_a_byte(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(STATE["conv.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(content)
     with pytest.raises(BadInput, match=r"the checksum of .* is wrong"):
         read_weights(path)
 
@@ -193,26 +161,19 @@ def test_paths_without_weights_are_refused(tmp_path):
             read_weights(tmp_path / name)
 
 
-def test_a_path_is_itself(tmp_path):
+def test_weights_lie_where_their_path_the_folder_or_the_environment_says(tmp_path, monkeypatch):
     assert find_weights(str(tmp_path / "a.pth"), "elsewhere") == tmp_path / "a.pth"
-
-
-def test_named_weights_lie_in_the_folder_or_in_the_environments(tmp_path, monkeypatch):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / FILES["caffe"]).touch()
-    monkeypatch.setenv("LIGHTNING_BBOX_WEIGHTS", str(tmp_path / "a"))
-    assert find_weights("caffe") == tmp_path / "a" / FILES["caffe"]
-    assert find_weights("caffe", str(tmp_path / "b")) == tmp_path / "b" / FILES["caffe"]
-
-
-def test_caffes_weights_are_asked_for_where_they_are_not(tmp_path, monkeypatch):
     message = "weights 'caffe': alexnet_caffe_conv_int8.npz is in no known folder; name its folder"
     with pytest.raises(BadInput, match=message):
         find_weights("caffe")
-    monkeypatch.setenv("LIGHTNING_BBOX_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("LIGHTNING_BBOX_WEIGHTS", str(tmp_path / "a"))
+    assert find_weights("caffe") == tmp_path / "a" / FILES["caffe"]
+    assert find_weights("caffe", str(tmp_path / "b")) == tmp_path / "b" / FILES["caffe"]
     with pytest.raises(BadInput, match=f"isn't in {tmp_path}; put it there, or name"):
-        find_weights("caffe")
+        find_weights("caffe", str(tmp_path))
 
 
 def test_torchvisions_file_must_have_the_hash_of_its_name(tmp_path, monkeypatch):
@@ -225,24 +186,27 @@ def test_torchvisions_file_must_have_the_hash_of_its_name(tmp_path, monkeypatch)
     assert find_weights("imagenet", str(tmp_path)) == path
 
 
-def test_without_a_network_the_sentence_says_what_to_put_where(tmp_path, monkeypatch):
-    calls = no_network(monkeypatch)
+def test_what_can_not_be_downloaded_is_said_with_what_to_put_where(tmp_path, monkeypatch):
+    calls, errors = [], [urllib.error.URLError("Name or service not known")] * 2
+    errors.append(RuntimeError("invalid hash value"))  # what came isn't the file
+
+    def refuse(url, **arguments):
+        calls.append((url, arguments))
+        raise errors[len(calls) - 1]
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     with pytest.raises(BadInput, match=f"put it into {tmp_path}$") as caught:
         find_weights("imagenet", str(tmp_path))
     assert "Name or service not known" in str(caught.value)
     assert "download alexnet-owt-7be5be79.pth where there is a network" in str(caught.value)
     with pytest.raises(BadInput, match="put it into a folder and name it by weights_dir or LIGHT"):
         find_weights("imagenet")
-    [(url, arguments), _] = calls
+    with pytest.raises(BadInput, match=r"can't be downloaded \(invalid hash value\)"):
+        find_weights("imagenet")
+    url, arguments = calls[0]
     assert url == "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
     assert arguments["check_hash"]
     assert arguments["weights_only"]
-
-
-def test_a_download_that_is_not_the_file_is_refused(monkeypatch):
-    no_network(monkeypatch, RuntimeError("invalid hash value"))
-    with pytest.raises(BadInput, match=r"can't be downloaded \(invalid hash value\)"):
-        find_weights("imagenet")
 
 
 def test_a_download_lies_in_torchs_cache_and_is_fetched_once(tmp_path, monkeypatch):
@@ -270,10 +234,7 @@ def test_a_download_lies_in_torchs_cache_and_is_fetched_once(tmp_path, monkeypat
         ({}, "lacks conv.weight, conv.bias"),
     ],
 )
-def test_weights_of_another_net_are_refused(weights, message):
+def test_weights_of_another_net_are_refused_but_for_what_is_not_needed(weights, message):
     with pytest.raises(BadInput, match=re.escape(f"a.pth: {message}; give weights of the same")):
         refuse_other_weights("a.pth", weights, STATE, needed=STATE)
-
-
-def test_weights_that_are_not_needed_may_lack():
     refuse_other_weights("a.pth", {"conv.bias": torch.zeros(2)}, STATE, needed=["conv.bias"])
