@@ -173,7 +173,7 @@ def test_a_stopped_study_leaves_no_process_and_goes_on(tmp_path):
         assert steps == list(range(32, 129, 32))
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=240.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
