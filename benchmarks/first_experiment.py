@@ -26,6 +26,7 @@ from torch import nn
 from benchmarks.ranks import machine
 from lightning_bbox import AlexNet
 from lightning_bbox.cli.main import main as run
+from lightning_bbox.evaluation.intervals import TOO_FEW
 
 RESULTS = Path(__file__).parent / "results"
 CAFFE = ["--model.backbone.layout=caffe", "--model.backbone.weights=caffe"]
@@ -197,6 +198,8 @@ def error_of(outcome: dict[str, Any]) -> str:
     """Return a run's test error with its interval over pictures, or that it diverged."""
     if not outcome:
         return "diverged"
+    if "test/mae_px_low" not in outcome:
+        return f"{outcome['test/mae_px']:.2f} ({TOO_FEW})"
     low, high = outcome["test/mae_px_low"], outcome["test/mae_px_high"]
     return f"{outcome['test/mae_px']:.2f} ({low:.2f} to {high:.2f})"
 

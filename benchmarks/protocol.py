@@ -22,6 +22,7 @@ from matplotlib import pyplot as plt
 
 from lightning_bbox import BoxDataModule, BoxRegressor, Splits
 from lightning_bbox.core.files import save_picture
+from lightning_bbox.evaluation.intervals import TOO_FEW
 from lightning_bbox.reports.sheets import COLUMNS, draw_rows, draw_sheet, random_rows
 
 RESULTS = Path(__file__).parent / "results"
@@ -141,13 +142,18 @@ def average(found: list[dict[str, Any]], key: str) -> float:
 
 
 def with_spread(found: list[dict[str, Any]]) -> str:
-    """Return the mean over seeds with the spread, or for one seed the interval over pictures."""
+    """Return the mean over seeds with the spread, or for one seed the interval over groups."""
     errors = torch.tensor([metrics["test/mae_px"] for metrics in found])
     if len(found) > 1:
         return f"{errors.mean():.3f} ({errors.min():.3f} to {errors.max():.3f})"
-    return (
-        f"{errors[0]:.3f} ({found[0]['test/mae_px_low']:.3f} to {found[0]['test/mae_px_high']:.3f})"
-    )
+    return error_of(found[0])
+
+
+def error_of(metrics: dict[str, Any]) -> str:
+    """Return a run's test error with its interval over pictures or groups, where it has one."""
+    ends = [metrics.get(f"test/mae_px_{end}") for end in ("low", "high")]
+    told = TOO_FEW if None in ends else f"{ends[0]:.3f} to {ends[1]:.3f}"
+    return f"{metrics['test/mae_px']:.3f} ({told})"
 
 
 def draw_curves(runs: Path) -> None:

@@ -338,9 +338,9 @@ FAULTS = (
         ("evaluation/test_metrics",),
     ),
     Fault(
-        "bootstrap: large pictures make the mean vary",
-        "sums[draws].sum(dim=1) / sizes[draws].sum(dim=1)",
-        "sums[draws].sum(dim=1) / sizes.sum()",
+        "intervals: large groups count as much as small ones",
+        "variance = (of_clusters.square() / (1 - share)).sum()",
+        "variance = of_clusters.square().sum()",
         ("evaluation/test_intervals",),
     ),
     # models

@@ -219,14 +219,31 @@ def box_metrics(boxes, proposals, gt_boxes, px, num_targets):
     return metrics
 
 
-def cluster_bootstrap(values, clusters, resamples, level, rng):
-    """Percentile interval of the mean when whole clusters are drawn with replacement."""
-    members = [values[clusters == name] for name in np.unique(clusters)]
-    means = []
-    for _ in range(resamples):
-        drawn = rng.integers(len(members), size=len(members))
-        means.append(np.concatenate([members[index] for index in drawn]).mean())
-    return quantile(means, (1 - level) / 2), quantile(means, (1 + level) / 2)
+def bias_reduced(values, clusters):
+    """A mean with Bell and McCaffrey's variance and its degrees of freedom, by whole matrices.
+
+    These are twice the squared mean over the variance of the variance, simulated for clusters whose
+    means vary alike.
+    """
+    names = np.unique(clusters)
+    count = len(values)
+    members = [clusters == name for name in names]
+
+    def variance(numbers):
+        residuals = numbers - numbers.mean()
+        total = 0.0
+        for member in members:
+            size = member.sum()
+            hat = np.eye(size) - np.ones((size, size)) / count
+            roots, vectors = np.linalg.eigh(hat)
+            adjusted = vectors @ np.diag(roots**-0.5) @ vectors.T @ residuals[member]
+            total += adjusted.sum() ** 2 / count**2
+        return total
+
+    rng = np.random.default_rng(0)
+    places = np.searchsorted(names, clusters)
+    drawn = [variance(rng.normal(size=len(names))[places]) for _ in range(4000)]
+    return values.mean(), variance(values), 2 * np.mean(drawn) ** 2 / np.var(drawn)
 
 
 def dense_gcv(x: np.ndarray, y: np.ndarray, lam: float) -> float:

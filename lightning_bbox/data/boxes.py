@@ -85,6 +85,8 @@ class BoxDataModule(CropDataModule):
         place[used] = torch.arange(len(used))
         paths, sizes = [table.root / table.images[at] for at in used], table.sizes[used]
         store = self._open_store(paths, sizes)
+        numbers = {group: number for number, group in enumerate(sorted(set(table.groups)))}
+        groups = torch.tensor([numbers[group] for group in table.groups])[table.image_index]
         splits = {}
         for role in ROLES:
             chosen = torch.tensor([role == name for name in roles])
@@ -93,9 +95,8 @@ class BoxDataModule(CropDataModule):
             at_hand = zip(table.skipped, table.skipped_index, strict=True)
             skipped = tuple(sentence for sentence, at in at_hand if roles[at] == role)
             ids = tuple(compress(table.ids, mine.tolist()))
-            splits[role] = Items(
-                index, table.boxes[mine], table.labels[mine], index, skipped=skipped, ids=ids
-            )
+            boxes, labels = table.boxes[mine], table.labels[mine]
+            splits[role] = Items(index, boxes, labels, groups[mine], skipped=skipped, ids=ids)
         return Source(store, splits, table.classes, (table.note, *notes))
 
     def _open_store(self, paths: list[Path], sizes: Int64[Tensor, "n 2"]) -> ImageStore:

@@ -33,7 +33,8 @@ class Items:
         image_index: Picture of each item in the store.
         boxes: True boxes, `xyxy` in picture pixels.
         labels: Class of each item.
-        clusters: What the bootstrap resamples: pictures, or groups of patches.
+        clusters: What intervals are over: the group of each item, which is its picture where
+            the files tell no groups.
         proposals: Proposals that are given; None draws them from the jitter law.
         skipped: One sentence for each bad item left out.
         ids: Where each item comes from, such as `boxes.csv:12`; its number where there is nothing.

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_bbox.data.loader import Split
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Samples
-from lightning_bbox.evaluation.intervals import bootstrap_interval
+from lightning_bbox.evaluation.intervals import clustered_interval
 from lightning_bbox.evaluation.metrics import (
     BESIDE_THE_MEAN,
     Refined,
@@ -48,7 +48,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure refined boxes, and what predicting the training mean would have given.
 
-    The test also gets an interval over pictures, and the error by class and by size.
+    The test also gets an interval over pictures or groups, where there are enough of them, and the
+    error by class and by size.
 
     Args:
         data: Where the samples come from.
@@ -72,8 +73,12 @@ def evaluate(
         return Evaluation(samples, refined, metrics, [])
     items = data.source.splits[split]
     error = error_px(refined.boxes, truth, px).abs().mean(dim=1)
-    low, high = bootstrap_interval(error, items.clusters[samples.items])
-    metrics |= {"mae_px_low": low, "mae_px_high": high, **data.error_floor(samples)}
+    clusters = items.clusters[samples.items]
+    mean = clustered_interval(error, clusters, positive=True)
+    metrics |= {"groups": mean.n, "pictures": len(items.image_index[samples.items].unique())}
+    if mean.low <= mean.value:
+        metrics |= {"mae_px_low": mean.low, "mae_px_high": mean.high}
+    metrics |= data.error_floor(samples)
     rows = _rows(error, items.labels[samples.items], data.source.classes, truth)
     return Evaluation(samples, refined, metrics, rows)
 

@@ -1,19 +1,22 @@
-"""How sure a mean is: Student's t over few runs, bootstraps over pictures, and over both."""
+"""How sure a mean is: over few runs, over pictures or groups of them, and over both."""
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from lightning_bbox.core.randomness import keyed_generator
+FEWEST_CLUSTERS = 5
+"""Pictures or groups from which on an interval over them is told: fewer don't show their spread."""
+
+TOO_FEW = "too few groups for an interval"
 
 
 class Mean(NamedTuple):
-    """A mean of `n` values with its 95 % interval; both ends are nan where one tells no spread."""
+    """A mean of `n` runs, pictures or groups with its interval; nan where they tell no spread."""
 
     value: float
     low: float
@@ -21,16 +24,27 @@ class Mean(NamedTuple):
     n: int
 
 
-def t_quantile(probability: float, dof: int) -> float:
+def t_quantile(probability: float, dof: float) -> float:
     """Return the quantile of Student's t distribution, by bisection on its exact integral.
 
     Args:
         probability: Above a half, below 1.
-        dof: Degrees of freedom, a whole number, for which the integral is a finite sum.
+        dof: Degrees of freedom, 1 or more. The integral is a finite sum for a whole number; between
+            two of them the logarithm of the quantile is interpolated in 1 / dof, within 3 %.
 
     References:
         Abramowitz and Stegun, Handbook of mathematical functions (1964), 26.7.3 and 26.7.4.
     """
+    below = math.floor(dof)
+    if below < dof:
+        ends = [math.log(t_quantile(probability, whole)) for whole in (below, below + 1)]
+        share = (1 / below - 1 / dof) * below * (below + 1)
+        return math.exp(ends[0] + share * (ends[1] - ends[0]))
+    return _t_quantile(probability, below)
+
+
+@lru_cache
+def _t_quantile(probability: float, dof: int) -> float:
     low, high = 0.0, math.pi / 2
     while low < (middle := (low + high) / 2) < high:
         below = _t_between(middle, dof) < 2 * probability - 1
@@ -68,63 +82,107 @@ def t_interval(values: Sequence[float]) -> Mean:
     return Mean(mean, mean - half, mean + half, count)
 
 
-def bootstrap_interval(
+def clustered_interval(
     values: Float[Tensor, " n"],
     clusters: Int64[Tensor, " n"],
-    resamples: int = 1000,
-    level: float = 0.95,
     weights: Float[Tensor, " n"] | None = None,
-) -> tuple[float, float]:
-    """Return the percentile interval of a mean under resampling of whole clusters.
+    level: float = 0.95,
+    *,
+    positive: bool = False,
+) -> Mean:
+    """Return a mean with its interval over clusters, whose values may resemble each other.
 
-    With weights it is that of a ratio: the sum of the values over the sum of the weights.
+    The variance is the sum of the clusters' squared residuals, each divided by what its own share
+    leaves over; its degrees of freedom are those it has where clusters differ as wholes. With
+    clusters of one size this is the t-interval of their means. With weights the mean is a ratio:
+    the sum of the values over that of the weights.
 
     Args:
         values: One number a sample.
-        clusters: The picture or group each sample belongs to; these are drawn with replacement.
-        resamples: How many times.
-        level: Probability of the interval.
+        clusters: The picture or group of each sample.
         weights: What the values are divided by, in sum; 1 each by default.
+        level: Probability of the interval.
+        positive: Whether values are errors and the like, never below 0: few of these are skewed, so
+            that their interval is taken on the scale of the logarithm.
 
     References:
-        Efron and Tibshirani, An introduction to the bootstrap (1993), chapter 13.
+        Bell and McCaffrey, Bias reduction in standard errors for linear regression with multi-stage
+        samples (2002), for a mean. Their working model has independent samples, ours independent
+        clusters: the coverage of both was simulated.
     """
-    (sums,), (sizes,) = _totals([values], [clusters], None if weights is None else [weights])
-    draws = _draws(len(sums), resamples, keyed_generator("bootstrap"))
-    return _percentiles(sums[draws].sum(dim=1) / sizes[draws].sum(dim=1), (1 - level) / 2)
+    mean = _crossed([values], [clusters], None if weights is None else [weights], level)
+    if not positive or not mean.low < mean.value:
+        return mean
+    factor = math.exp((mean.high - mean.value) / mean.value)
+    return mean._replace(low=mean.value / factor, high=mean.value * factor)
 
 
-def crossed_bootstrap(
-    values: Sequence[Float[Tensor, " _"]],
-    pictures: Sequence[Int64[Tensor, " _"]],
-    resamples: int = 2000,
+def crossed_interval(
+    values: Sequence[Float[Tensor, " _"]], clusters: Sequence[Int64[Tensor, " _"]]
 ) -> Mean:
-    """Return a mean over runs with the 95 % percentile interval over runs, then pictures.
+    """Return a mean over runs with the 95 % interval over runs and pictures.
 
-    Each resample draws runs, then whole pictures. All runs see the same pictures, so those drawn
-    are the same for each run drawn: what is peculiar to a picture doesn't average out over runs.
-    A resample of a few runs spreads less than their mean does, so their deviations are widened
-    until they weigh as much as in the t-interval. A single run's interval is over pictures only.
+    Halves of the t-intervals over runs and over pictures or groups add up as squares; what is
+    peculiar to a run on a picture, and so is part of both, counts once. A single run's interval is
+    over pictures only, and `n` is how many runs there are.
 
     Args:
         values: For each run, one number a draw.
-        pictures: For each run, the picture of each draw.
-        resamples: How many times.
+        clusters: For each run, the picture or group of each draw.
 
     References:
-        Owen, The pigeonhole bootstrap (2007): two crossed factors. Davison and Hinkley, Bootstrap
-        methods and their application (1997), section 3.8: hierarchical data. The widening is ours.
+        Cameron, Gelbach and Miller, Robust inference with multiway clustering (2011), for the
+        variance. A quantile for each of its parts, instead of one for their sum, is ours: two or
+        three runs hold less than they tell otherwise.
     """
-    sums, sizes = _totals(values, pictures)
-    count, num_pictures = sums.shape
-    means = sums.sum(dim=1) / sizes.sum(dim=1)
-    sums += (_widening(count) - 1) * (means - means.mean())[:, None] * sizes
-    generator = keyed_generator("crossed bootstrap")
-    runs = _times_drawn(count, resamples, generator)
-    drawn = _times_drawn(num_pictures, resamples, generator)
-    resampled = (runs @ sums * drawn).sum(dim=1) / (runs @ sizes * drawn).sum(dim=1)
-    low, high = _percentiles(resampled, 0.025)
-    return Mean(float(means.mean()), low, high, count)
+    return _crossed(values, clusters, None, 0.95)._replace(n=len(values))
+
+
+def _crossed(
+    values: Sequence[Tensor],
+    clusters: Sequence[Tensor],
+    weights: Sequence[Tensor] | None,
+    level: float,
+) -> Mean:
+    """Return a mean over runs and clusters with its interval, and the number of clusters."""
+    sums, sizes = _totals(values, clusters, weights)
+    runs, count = sums.shape
+    totals = sizes.sum(dim=1, keepdim=True)
+    means, shares = sums.sum(dim=1, keepdim=True) / totals, sizes / totals
+    residuals = sums / totals - means * shares
+    value = float(means.mean())
+    if count < FEWEST_CLUSTERS:
+        return Mean(value, math.nan, math.nan, count)
+    probability = (1 + level) / 2
+    share = shares.mean(dim=0)
+    of_clusters = residuals.mean(dim=0)
+    variance = (of_clusters.square() / (1 - share)).sum()
+    square = t_quantile(probability, _degrees_of_freedom(share)) ** 2
+    if runs == 1:
+        half = math.sqrt(square * variance)
+    else:
+        peculiar = (residuals - of_clusters).square() / (1 - share)
+        variance = (variance - peculiar.sum() / (runs * (runs - 1))).clamp(min=0)
+        of_runs = means.var() / runs
+        half = math.sqrt(square * variance + t_quantile(probability, runs - 1) ** 2 * of_runs)
+    return Mean(value, value - half, value + half, count)
+
+
+def _degrees_of_freedom(share: Float64[Tensor, " c"]) -> float:
+    """Return those of the variance of a mean over clusters that have these shares of it.
+
+    Satterthwaite's, for clusters whose means vary alike: the squared trace of the variance's
+    quadratic form, over the trace of its square, multiplied out.
+    """
+    spread, apart = share.square(), 1 / (1 - share)
+    drawn = share * apart
+    shift = (share * drawn).sum()
+    own = shift - 2 * drawn
+    whole, first, second = spread.sum(), (spread * drawn).sum(), (spread * drawn.square()).sum()
+    trace = (spread * (apart + own)).sum()
+    crossed = (shift * whole) ** 2 + 2 * second * whole + 2 * first**2 - 4 * shift * whole * first
+    squared = crossed + (spread.square() * apart * (apart + 2 * own)).sum()
+    return max(float(trace**2 / squared), 1.0)
 
 
 def _totals(
@@ -142,30 +200,3 @@ def _totals(
         empty.index_add(0, cells, numbers).view(shape),
         empty.index_add(0, cells, sizes).view(shape),
     )
-
-
-def _widening(count: int) -> float:
-    """Return how much wider the t-interval of a few values is than their bootstrap's."""
-    if count == 1:
-        return 1.0
-    wider = t_quantile(0.975, count - 1) / NormalDist().inv_cdf(0.975)
-    return math.sqrt(count / (count - 1)) * wider
-
-
-def _draws(count: int, resamples: int, generator: torch.Generator) -> Int64[Tensor, "r n"]:
-    """Return which of some are drawn, with replacement, in each resample."""
-    return torch.randint(count, (resamples, count), generator=generator)
-
-
-def _times_drawn(count: int, resamples: int, generator: torch.Generator) -> Float64[Tensor, "r n"]:
-    """Return how often each of some is drawn, with replacement, in each resample."""
-    draws = _draws(count, resamples, generator)
-    often = torch.zeros(resamples, count, dtype=torch.float64)
-    return often.scatter_add_(1, draws, torch.ones_like(often))
-
-
-def _percentiles(resampled: Float64[Tensor, " r"], tail: float) -> tuple[float, float]:
-    """Return the values that this share of the resamples is below, and above."""
-    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    low, high = resampled.quantile(ends).tolist()
-    return low, high

@@ -18,7 +18,7 @@ from lightning_bbox.core.recipes import from_plain
 from lightning_bbox.data.loader import PlanLoader, Split
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Samples
-from lightning_bbox.evaluation.intervals import bootstrap_interval
+from lightning_bbox.evaluation.intervals import clustered_interval
 from lightning_bbox.evaluation.metrics import error_px
 from lightning_bbox.geometry.codecs import DeltaCodec
 from lightning_bbox.insight.layers import Projection, layer_hooks, layer_order
@@ -161,13 +161,13 @@ class LayerReader:
         error, spread = (predicted - truth).square(), (self.mean - truth).square()
         of_each = spread.mean(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
         left, all_there = ((part / of_each).mean(dim=1).cpu() for part in (error, spread))
-        low, high = bootstrap_interval(left, clusters, weights=all_there)
-        r2 = Estimate(1 - float(left.sum() / all_there.sum()), 1 - high, 1 - low)
+        unread = clustered_interval(left, clusters, all_there, positive=True)
+        r2 = Estimate(1 - unread.value, 1 - unread.high, 1 - unread.low)
         boxes = self.codec.decode(predicted.float(), samples.proposals)
         px = self.data.geometry.px(samples.proposals)
         off = error_px(boxes, samples.gt_boxes, px).abs().mean(dim=1).double().cpu()
-        mae_px = Estimate(float(off.mean()), *bootstrap_interval(off, clusters))
-        return Reading(r2, mae_px, lam)
+        mae_px = clustered_interval(off, clusters, positive=True)
+        return Reading(r2, Estimate(mae_px.value, mae_px.low, mae_px.high), lam)
 
 
 def _of_targets(spectrum: Spectrum, columns: slice) -> Spectrum:

@@ -1,17 +1,19 @@
 """What a probe has read: how well each layer tells the offset, beside its controls, in words."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lightning_bbox.core.errors import listed
+from lightning_bbox.evaluation.intervals import TOO_FEW
 
 READABLE = 0.1
 """R2 from which the offset counts as readable: the whole interval must lie above."""
 
 
 class Estimate(NamedTuple):
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval, whose ends are nan where nothing tells it."""
 
     value: float
     low: float
@@ -24,6 +26,8 @@ class Estimate(NamedTuple):
     @property
     def interval(self) -> str:
         """Both ends in two digits."""
+        if math.isnan(self.low):
+            return TOO_FEW
         return f"{_two_digits(self.low)} to {_two_digits(self.high)}"
 
 
@@ -107,6 +111,8 @@ def verdict(layers: Sequence[LayerReading], trained: bool) -> str:
         layers: In the order in which they are computed, the pixels first.
         trained: Whether the weights are other than those a new network begins with.
     """
+    if math.isnan(layers[0].net.r2.low):
+        return f"nothing can be said: the test split has {TOO_FEW}"
     leaking = [layer for layer in layers if layer.shuffled.r2.low > READABLE]
     if leaking:
         at, r2 = leaking[0].layer, leaking[0].shuffled.r2

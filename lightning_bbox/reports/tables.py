@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from lightning_bbox.evaluation.intervals import TOO_FEW
 from lightning_bbox.evaluation.metrics import BESIDE_THE_MEAN
 from lightning_bbox.nn.calibration import LEVELS
 
@@ -60,9 +61,8 @@ def format_metrics(
             mean = "-" if baseline is None else f"{baseline:.3f}"
             lines.append((words.format_map(known), f"{metrics[name]:.3f}", mean))
     text = [f"{words:<28}{model:>9}{mean:>19}" for words, model, mean in lines]
-    if "mae_px_low" in metrics:
-        low, high = metrics["mae_px_low"], metrics["mae_px_high"]
-        text.append(f"95 % interval over pictures  {low:.3f} to {high:.3f} px")
+    if "groups" in metrics:
+        text.append(_interval_line(metrics))
     if "cramer_rao_mae_px" in metrics:
         text.append(f"Cramer-Rao bound             {metrics['cramer_rao_mae_px']:.3f} px")
     if "coverage_90" in metrics:
@@ -71,6 +71,15 @@ def format_metrics(
         f"  {kind} {name:<20} {count:>6} draws {mae:>9.3f} px" for kind, name, count, mae in rows
     ]
     return "\n".join(text)
+
+
+def _interval_line(metrics: dict[str, float]) -> str:
+    count = int(metrics["groups"])
+    of = "pictures" if count == metrics["pictures"] else "groups"
+    told = TOO_FEW
+    if "mae_px_low" in metrics:
+        told = f"{metrics['mae_px_low']:.3f} to {metrics['mae_px_high']:.3f} px"
+    return f"{f'95 % over {count} {of}':<27}  {told}"
 
 
 def _calibration_line(metrics: dict[str, float]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_bbox.evaluation.intervals import Mean, crossed_bootstrap, t_interval, t_quantile
+from lightning_bbox.evaluation.intervals import Mean, crossed_interval, t_interval, t_quantile
 from lightning_bbox.studies.designs import effects_of, main_effects_matrix
 from lightning_bbox.studies.study import Arm, Result, Study
 
@@ -167,7 +167,7 @@ def _paired_difference(arm: Sequence[Result], base: Sequence[Result]) -> Mean | 
     if not both:
         return None
     differences = [mine.errors.double() - its.errors.double() for mine, its in both]
-    return crossed_bootstrap(differences, [mine.pictures for mine, _ in both])
+    return crossed_interval(differences, [mine.pictures for mine, _ in both])
 
 
 def _main_effects(arms: Sequence[ArmSummary], figure: str) -> list[Effect]:

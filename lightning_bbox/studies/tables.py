@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lightning_bbox.evaluation.intervals import Mean
+from lightning_bbox.evaluation.intervals import TOO_FEW, Mean
 from lightning_bbox.reports.tables import format_markdown, format_spaced
 from lightning_bbox.studies.comparison import FIGURES, ArmSummary, Comparison, compare, figures_of
 from lightning_bbox.studies.study import Arm, Run, Study
@@ -109,8 +109,8 @@ def notes(comparison: Comparison) -> list[str]:
         mean = f"{comparison.predict_mean_px:.3f} px"
         lines.append(f"Predict-mean, moving every box by the training mean, errs by {mean}.")
     lines.append(
-        "Difference from base: on the same draws, 95 % bootstrap interval over runs, then pictures,"
-        " for each arm by itself."
+        "Difference from base: on the same draws, 95 % interval over runs and pictures or groups of"
+        " them, for each arm by itself."
     )
     if comparison.effects:
         lines.append(
@@ -191,7 +191,8 @@ def _difference_cell(arm: ArmSummary) -> Cell:
     mean = arm.difference
     if mean is None:
         return _words("no common draws" if arm.done else "-")
-    text = f"{mean.value:+.3f} ({mean.low:+.3f} to {mean.high:+.3f})"
+    told = TOO_FEW if math.isnan(mean.low) else f"{mean.low:+.3f} to {mean.high:+.3f}"
+    text = f"{mean.value:+.3f} ({told})"
     return Cell(text, mean.value)
 
 

@@ -46,7 +46,8 @@ def test_quickstart_leaves_a_complete_run_folder(quickstart):
     metrics = metrics_of(folder)
     assert 2 < metrics["test/mae_px_predict_mean"] < 3
     assert 0 < metrics["test/cramer_rao_mae_px"] < metrics["test/mae_px"]
-    assert metrics["test/mae_px_low"] <= metrics["test/mae_px"] <= metrics["test/mae_px_high"]
+    assert metrics["test/mae_px_low"] < metrics["test/mae_px"] < metrics["test/mae_px_high"]
+    assert metrics["test/groups"] == metrics["test/pictures"] >= 5
     assert metrics["train_steps"] == 8
     assert metrics["train_seconds"] > 0
     row = f"{metrics['test/mae_px']:9.3f}{metrics['test/mae_px_predict_mean']:19.3f}\n"

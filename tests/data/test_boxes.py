@@ -290,12 +290,22 @@ def test_crops_are_cut_from_the_pictures_their_boxes_lie_in(tmp_path, write_set)
         torch.testing.assert_close(batch.crops.amin(dim=(1, 2, 3)) * 255, levels)
 
 
-def test_pictures_are_the_clusters(tmp_path):
+def test_intervals_are_over_pictures_where_nobody_tells_groups(tmp_path):
     more = [f"p{n}.png,{n},10,{n + 30},40,cell,," for n in range(30)]
     data = read(write_csv(tmp_path, 30, boxes=more))
     for items in data.source.splits.values():
-        assert torch.equal(items.clusters, items.image_index)
+        same = items.clusters[:, None] == items.clusters
+        assert torch.equal(same, items.image_index[:, None] == items.image_index)
         assert items.clusters.bincount().max() == 2
+
+
+def test_intervals_are_over_groups_where_the_files_tell_them(tmp_path):
+    data = read(write_csv(tmp_path, 30, group=lambda n: f"board{n % 10}"))
+    for items in data.source.splits.values():
+        boards = items.boxes[:, 0].round().long() % 10  # a picture's number is its box's left edge
+        same = items.clusters[:, None] == items.clusters
+        assert torch.equal(same, boards[:, None] == boards)
+        assert len(items.clusters.unique()) < len(items.image_index.unique())
 
 
 def test_skipped_boxes_are_listed_with_their_split(tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -419,6 +420,15 @@ def test_the_verdict_trusts_nothing_where_shuffled_targets_are_read_too():
     leaking = LayerReading("relu1", 9, 9, reading(0.9), reading(0.5), None)
     found = verdict([*layers, leaking], trained=True)
     assert found == "nothing can be said: with shuffled targets too relu1 reaches R2 0.50"
+
+
+def test_the_verdict_says_nothing_where_too_few_groups_tell_no_interval():
+    unsure = Reading(Estimate(0.9, math.nan, math.nan), Estimate(1, math.nan, math.nan), 1.0)
+    layers = [LayerReading("pixels", 9, 9, unsure, unsure, None)]
+    found = verdict(layers, trained=True)
+    assert found == "nothing can be said: the test split has too few groups for an interval"
+    assert unsure.r2.interval == "too few groups for an interval"
+    assert draw_readings(Readings(tuple(layers), True, {}, unsure.mae_px, "val"))
 
 
 def test_what_chance_reaches_is_not_readable():
