@@ -75,7 +75,7 @@ def evaluate(
     error = error_px(refined.boxes, truth, px).abs().mean(dim=1)
     clusters = items.clusters[samples.items]
     mean = clustered_interval(error, clusters, positive=True)
-    metrics |= {"groups": mean.n, "pictures": len(items.image_index[samples.items].unique())}
+    metrics |= {"groups": mean.n, "pictures": len(set(items.image_index[samples.items].tolist()))}
     if mean.low <= mean.value:
         metrics |= {"mae_px_low": mean.low, "mae_px_high": mean.high}
     metrics |= data.error_floor(samples)
