@@ -1,9 +1,11 @@
 """What the header of a picture says: its size once it is upright, or what is wrong."""
 
 import struct
+from os import PathLike
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from lightning_bbox.annotations.formats.format import Picture
 from lightning_bbox.core.errors import BadInput
@@ -24,13 +26,30 @@ FAULTS = (
 )
 """What Pillow raises, for one broken file or another."""
 
+_DECODERS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _PNG_TEXTS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # the chunks that may hold an orientation
 _TURN = ExifTags.Base.Orientation
 _SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
 
 
-def checked_size(root: Path, path: str, picture: Picture) -> tuple[int, int]:
-    """Read a picture's height and width, and compare them with what the annotations state.
+class Header(NamedTuple):
+    """What the header of a picture says.
+
+    Attributes:
+        height: Rows, once EXIF has turned it.
+        width: Columns, likewise.
+        is_deep: Whether it has 16 bits a band (see `is_deep`).
+        left_out: What is there but not read, or nothing.
+    """
+
+    height: int
+    width: int
+    is_deep: bool
+    left_out: str
+
+
+def read_header(root: Path, path: str, picture: Picture) -> Header:
+    """Read what a picture's header says, and compare its size with what the annotations state.
 
     Args:
         root: Folder of the data set.
@@ -41,19 +60,35 @@ def checked_size(root: Path, path: str, picture: Picture) -> tuple[int, int]:
         BadInput: If the header can't be read, or the sizes differ.
     """
     try:
-        with (root / path).open("rb") as file, Image.open(file) as image:
+        with (root / path).open("rb") as file, open_picture(file) as image:
             refuse_bomb(image)
             width, height, turned = *image.size, ""
+            deep, left_out = is_deep(image), _left_out(image)
             if _may_be_turned(image, root / path) and image.getexif().get(_TURN) in _SIDEWAYS:
                 width, height, turned = height, width, " once EXIF has turned it"
     except FAULTS as error:
-        problem = f"{path} can't be read as a picture ({fault_words(error)})"
+        problem = f"{path} can't be read as a picture ({fault_words(error, root / path)})"
         raise BadInput.at(picture.place, problem, "replace it") from error
     if picture.size is not None and picture.size != (height, width):
         stated = f"states {picture.size[1]:.10g} x {picture.size[0]:.10g} pixels"
         problem = f"{stated}, but {path} has {width} x {height}{turned}"
         raise BadInput.at(picture.place, problem, "correct that size or replace the picture")
-    return height, width
+    return Header(height, width, deep, left_out)
+
+
+def open_picture(file: str | PathLike[str] | BinaryIO) -> Image.Image:
+    """Open a picture by one of the decoders that data sets need.
+
+    Pillow tries all it has otherwise, whatever a file's name, and for EPS it starts Ghostscript.
+    """
+    return Image.open(file, formats=_DECODERS)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Tell whether a picture just opened has 16 bits a band, and nothing says what white is."""
+    rawmodes = [str(tile[3]) for tile in getattr(image, "tile", ())]
+    tiff_or_png = image.format in ("TIFF", "PNG")  # 16 bits of a BMP are three colours
+    return image.mode.startswith("I;16") or (tiff_or_png and ";16" in "".join(rawmodes))
 
 
 def refuse_bomb(image: Image.Image) -> None:
@@ -68,13 +103,39 @@ def refuse_bomb(image: Image.Image) -> None:
         raise ValueError(msg)
 
 
-def fault_words(error: Exception) -> str:
+def fault_words(error: Exception, path: str | PathLike[str]) -> str:
     """Say what is wrong with a file that Pillow refuses, in Pillow's words or better ones."""
     if isinstance(error, UnidentifiedImageError):
-        return "it is empty or of no known format"
+        return _unknown(Path(path))
     if isinstance(error, MemoryError):
         return "it asks for more memory than there is"
     return (getattr(error, "strerror", "") or str(error)).rstrip(".")
+
+
+def _unknown(path: Path) -> str:
+    """Say what a file is that no decoder takes: a TIFF of other bands, or no picture."""
+    try:
+        with path.open("rb") as file:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+            file.seek(tags.next)
+            tags.load(file)
+    except FAULTS:
+        return "it is empty or of no known format"
+    bands, bits = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1), tags.get(258, (1,))[0]
+    return (
+        f"a TIFF of {bands} bands of {bits} bits isn't read, but one of 1 band of 8 or 16 or of "
+        f"3 bands of 8 is"
+    )
+
+
+def _left_out(image: Image.Image) -> str:
+    """Say what is in a picture beside the first page's colours."""
+    if image.format in ("TIFF", "GIF") and getattr(image, "is_animated", False):
+        return "pages beyond the first"
+    colours, bands = [band for band in image.getbands() if band != "A"], len(image.getbands())
+    if image.format == "TIFF":
+        bands = getattr(image, "tag_v2", {}).get(TiffImagePlugin.SAMPLESPERPIXEL, bands)
+    return "bands beyond the colours, such as alpha" if bands > len(colours) else ""
 
 
 def _may_be_turned(image: Image.Image, path: Path) -> bool:

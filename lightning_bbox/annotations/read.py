@@ -4,7 +4,7 @@ What can't be meant is refused in one sentence that says where. Invalid boxes ar
 listed. Nothing is clipped, rounded or dropped without a word.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +14,7 @@ import torch
 from lightning_bbox.annotations.find import Source, find_annotations
 from lightning_bbox.annotations.formats.format import Format, Listing, Picture
 from lightning_bbox.annotations.formats.known import FormatName, known_formats
-from lightning_bbox.annotations.headers import checked_size
+from lightning_bbox.annotations.headers import Header, read_header
 from lightning_bbox.annotations.pictures import (
     PictureFinder,
     group_pictures,
@@ -95,6 +95,7 @@ def read_annotations(
     groups = group_pictures(found, group_pattern)
     met = {record.label for picture in listing.pictures for record in picture.records}
     table = _table(base, found, kind, listing.classes or tuple(sorted(met)), on_bad)
+    note += table.note
     if repeated := _repeated(table):
         note += f"; boxes that are there twice are used twice: {listed(repeated)}"
     return replace(table, groups=groups, note=note, files=tuple(files))
@@ -129,7 +130,8 @@ def _table(
     records = [record for picture in found.values() for record in picture.records]
     counts = [len(picture.records) for picture in found.values()]
     image_index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    sizes = torch.tensor([checked_size(root, path, picture) for path, picture in found.items()])
+    headers = [read_header(root, path, picture) for path, picture in found.items()]
+    sizes = torch.tensor([[header.height, header.width] for header in headers])
     values = torch.tensor([record.values for record in records], dtype=torch.float64).reshape(-1, 4)
     numbers = {name: number for number, name in enumerate(classes)}
     table = BoxTable(
@@ -145,11 +147,22 @@ def _table(
         ids=tuple(record.place for record in records),
         entries=tuple((record.file, record.number) for record in records),
         format=kind,
+        note=_left_out(found, headers),
+        deep=frozenset(path for path, header in zip(found, headers, strict=True) if header.is_deep),
     )
     sides = box_sizes(values) if kind.convention.inclusive else None
     faults = box_faults(table.boxes, sizes[image_index], sides)
     faults |= {at: record.fault for at, record in enumerate(records) if record.fault}
     return without_invalid(table, faults, records, kind.convention.fields, on_bad)
+
+
+def _left_out(found: Iterable[str], headers: Sequence[Header]) -> str:
+    """Say what of the pictures isn't read."""
+    by_what: dict[str, list[str]] = {}
+    for path, header in zip(found, headers, strict=True):
+        if header.left_out:
+            by_what.setdefault(header.left_out, []).append(path)
+    return "".join(f"; {what} aren't read: {listed(paths)}" for what, paths in by_what.items())
 
 
 def _repeated(table: BoxTable) -> list[str]:

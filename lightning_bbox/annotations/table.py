@@ -35,6 +35,7 @@ class BoxTable:
         note: Format and convention read, in one sentence.
         skipped: One sentence for each box left out.
         skipped_index: The picture of each box left out.
+        deep: Paths of the pictures of 16 bits a band.
     """
 
     root: Path
@@ -53,6 +54,7 @@ class BoxTable:
     note: str = ""
     skipped: tuple[str, ...] = ()
     skipped_index: tuple[int, ...] = ()
+    deep: frozenset[str] = frozenset()
 
     def pictures(self, keep: Sequence[int]) -> "BoxTable":
         """Keep these pictures with their boxes and skipped sentences, in this order.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int64
@@ -31,8 +31,12 @@ from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.options import Reading, Splits
 from lightning_bbox.data.samples import Items, Source
 from lightning_bbox.geometry.boxes import box_sizes
+from lightning_bbox.geometry.codecs import OffsetSpec, refuse_other_white
+from lightning_bbox.pictures.decode import FULL_SCALE, find_white_level
 from lightning_bbox.pictures.disk import open_disk_store, usual_folder
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
+
+_MOST_SEEN = 1 << 27  # pixels, evenly spread, that are looked at for the white level
 
 
 class BoxDataModule(CropDataModule):
@@ -48,6 +52,9 @@ class BoxDataModule(CropDataModule):
         min_size: Least width and height in pixels of the boxes to keep.
         splits: Which pictures train, validate and test.
         reading: How the annotation files are found and read.
+        white_level: The value that is white in pictures of 16 bits a band; a trained model knows
+            which, `auto` else takes the smallest 2^k - 1 that holds the largest value of the
+            training pictures.
         common: What all data modules take (see `CropDataModule`).
     """
 
@@ -61,9 +68,15 @@ class BoxDataModule(CropDataModule):
         min_size: float = 0.0,
         splits: Splits = Splits(),
         reading: Reading = Reading(),
+        white_level: int | Literal["auto"] = "auto",
         **common: Any,  # noqa: ANN401 (typed there)
     ) -> None:
         super().__init__(**common)
+        if white_level != "auto" and not 0 < white_level <= FULL_SCALE:
+            msg = f"data.white_level is {white_level}; expected auto, or 1 to {FULL_SCALE}"
+            raise BadInput(msg)
+        self._white_asked = white_level
+        self._white_trained: int | None = None
         self.root, self.splits, self.reading = Path(root), splits, reading
         self.rough: RoughBoxes | None = None
         self.classes, self.min_size = classes, min_size
@@ -84,6 +97,7 @@ class BoxDataModule(CropDataModule):
         place = torch.full((len(table.images),), -1)
         place[used] = torch.arange(len(used))
         paths, sizes = [table.root / table.images[at] for at in used], table.sizes[used]
+        notes += self._settle_white(table, used, [at for at in used if roles[at] == "train"])
         store = self._open_store(paths, sizes)
         numbers = {group: number for number, group in enumerate(sorted(set(table.groups)))}
         groups = torch.tensor([numbers[group] for group in table.groups])[table.image_index]
@@ -104,8 +118,9 @@ class BoxDataModule(CropDataModule):
         place = self.placement.place_of(4 * int(sizes.prod(dim=1).sum()), self.trainer)
         if place == "disk":
             asked = self.placement.folder
-            return open_disk_store(Path(asked) if asked else usual_folder(self.root), paths, sizes)
-        store = ImageStore.from_files(paths, sizes)
+            folder = Path(asked) if asked else usual_folder(self.root)
+            return open_disk_store(folder, paths, sizes, self.white_level)
+        store = ImageStore.from_files(paths, sizes, white_level=self.white_level)
         store.on_host = place == "pinned"
         return store
 
@@ -117,8 +132,45 @@ class BoxDataModule(CropDataModule):
         boxes, index = table.boxes[chosen], table.image_index[chosen]
         items = Items(index, boxes, table.labels[chosen], index, proposals=boxes)
         self.rough = RoughBoxes(table, chosen.nonzero().flatten(), reasons)
-        pictures = PictureFiles([table.root / name for name in table.images], table.sizes)
-        return Source(pictures, {"predict": items}, table.classes, (table.note,))
+        used = sorted(set(index.tolist()))
+        notes = self._settle_white(table, used, used)
+        paths = [table.root / name for name in table.images]
+        pictures = PictureFiles(paths, table.sizes, white_level=self.white_level)
+        return Source(pictures, {"predict": items}, table.classes, (table.note, *notes))
+
+    def follow(self, spec: OffsetSpec, needs_class: bool = False) -> None:
+        """Cut crops as a trained model knows them, and make white what was white to it."""
+        _ = self.source
+        known = spec.white_level
+        if None not in (known, self.white_level) and known != self.white_level:
+            if self._white_asked != "auto":
+                refuse_other_white(spec, self.white_level)
+            self._white_trained = self.white_level = known
+            self._source = None  # read otherwise
+        super().follow(spec, needs_class)
+
+    def _settle_white(
+        self, table: BoxTable, used: Sequence[int], training: Sequence[int]
+    ) -> list[str]:
+        """Settle which value is white in pictures of 16 bits, and say so where there are any."""
+        deep = [at for at in used if table.images[at] in table.deep]
+        if not deep:
+            self.white_level = None
+            return []
+        if self._white_asked != "auto":
+            self.white_level, why = self._white_asked, "data.white_level"
+        elif self._white_trained:
+            self.white_level, why = self._white_trained, "as the model was trained"
+        else:
+            looked_at = sorted(set(deep).intersection(training)) or deep
+            looked_at = looked_at[
+                :: -(-int(table.sizes[looked_at].prod(dim=1).sum()) // _MOST_SEEN)
+            ]
+            paths = [table.root / table.images[at] for at in looked_at]
+            self.white_level, largest = find_white_level(paths)
+            why = f"auto: the largest value of {len(paths)} is {largest}"
+        share = f"{len(deep)} of {len(used)} pictures have 16 bits a band"
+        return [f"{share}, where {self.white_level} is white ({why})"]
 
     def _unasked(self, table: BoxTable) -> list[str]:
         """Say why a box is not to be refined, or nothing, for each of them."""

@@ -74,6 +74,7 @@ def offset_spec(
     jitter: Jitter,
     num_targets: int,
     classes: tuple[str, ...],
+    white_level: int | None,
 ) -> OffsetSpec:
     """Return what a model must know of the data, from the training items alone."""
     max_shift, max_log_size = jitter.bounds(geometry)
@@ -83,7 +84,7 @@ def offset_spec(
     if geometry.square:
         width, height = box_sizes(train.boxes).unbind(dim=1)
         max_log_size += float((width / height).log().abs().max())
-    return OffsetSpec(geometry, num_targets, max_shift, max_log_size, classes)
+    return OffsetSpec(geometry, num_targets, max_shift, max_log_size, classes, white_level)
 
 
 def with_supersample(geometry: CropGeometry, train: Items) -> CropGeometry:

@@ -73,6 +73,7 @@ class CropDataModule(pl.LightningDataModule):
             a model says so in its setup, and has the crops cut itself where there are several.
         sensor_noise: Standard deviation of the noise added to every crop, as a fraction of the
             range.
+        white_level: The value that is white in pictures of 16 bits; None where there are none.
     """
 
     keeps_on_disk: ClassVar[bool] = False  # whether pixels may be kept there
@@ -106,6 +107,7 @@ class CropDataModule(pl.LightningDataModule):
         self.failed_draws: dict[str, int] = {}
         self.features: dict[Split, Tensor] = {}
         self.steps_per_call = 1
+        self.white_level: int | None = None
         self.placement = Placement(store, disk=self.keeps_on_disk)
         self._prefetch = CropPrefetch()
         self._source: Source | None = None
@@ -195,6 +197,7 @@ class CropDataModule(pl.LightningDataModule):
             jitter=self.jitter,
             num_targets=self.num_targets,
             classes=classes,
+            white_level=self.white_level,
         )
 
     def describe(self) -> list[str]:

@@ -77,6 +77,7 @@ class OffsetSpec:
         max_shift: Largest shift to expect, in px.
         max_log_size: Largest change of log size to expect.
         classes: Names of the classes.
+        white_level: The value that is white in pictures of 16 bits; None where there were none.
     """
 
     geometry: CropGeometry
@@ -84,6 +85,7 @@ class OffsetSpec:
     max_shift: float
     max_log_size: float
     classes: tuple[str, ...] = ()
+    white_level: int | None = None
 
     @property
     def bounds(self) -> list[float]:
@@ -123,6 +125,28 @@ def refuse_other_crops(spec: OffsetSpec, geometry: CropGeometry, num_targets: in
         msg = (
             f"the model predicts {spec.num_targets} targets, the data asks for {num_targets}; "
             f"set num_targets"
+        )
+        raise BadInput(msg)
+
+
+def refuse_other_white(spec: OffsetSpec, white_level: int | None) -> None:
+    """Refuse to go on with pictures of 16 bits that would be read otherwise than before.
+
+    Args:
+        spec: What the model was trained on.
+        white_level: The value that is white in the pictures now; None where none has 16 bits.
+
+    Raises:
+        BadInput: Pictures of 16 bits were there and are there, and another value was white.
+
+    Examples:
+        >>> spec = OffsetSpec(CropGeometry(), 2, 5.0, 0.0, white_level=4095)
+        >>> refuse_other_white(spec, white_level=4095)
+    """
+    if None not in (spec.white_level, white_level) and spec.white_level != white_level:
+        msg = (
+            f"the model was trained with white_level {spec.white_level}, that of the data is "
+            f"{white_level}; set data.white_level={spec.white_level}"
         )
         raise BadInput(msg)
 

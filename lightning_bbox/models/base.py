@@ -33,7 +33,13 @@ from lightning_bbox.data.samples import Batch, Samples
 from lightning_bbox.evaluation.evaluation import Evaluation, evaluate
 from lightning_bbox.evaluation.metrics import Refined, RefinedBoxes, coordinate_errors
 from lightning_bbox.geometry.boxes import Boxes, box_centers, mirror_boxes
-from lightning_bbox.geometry.codecs import DeltaCodec, MeanStdCodec, OffsetSpec, refuse_other_crops
+from lightning_bbox.geometry.codecs import (
+    DeltaCodec,
+    MeanStdCodec,
+    OffsetSpec,
+    refuse_other_crops,
+    refuse_other_white,
+)
 from lightning_bbox.models.advice import refuse_equal_passes
 from lightning_bbox.models.checkpoints import (
     CHECKPOINT_KEY,
@@ -446,7 +452,9 @@ class OffsetModel(pl.LightningModule):
             BadInput: The checkpoint has other crops or parts than were asked for.
         """
         if self.spec is not None:
-            refuse_other_crops(read_spec(checkpoint), self.spec.geometry, self.spec.num_targets)
+            then = read_spec(checkpoint)
+            refuse_other_crops(then, self.spec.geometry, self.spec.num_targets)
+            refuse_other_white(then, self.spec.white_level)
         self._become(checkpoint)
         self.configure_model()
         # Lightning does it later, when the weights of a run in 64-true would be rounded already.

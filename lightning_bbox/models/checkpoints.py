@@ -19,6 +19,7 @@ from lightning_bbox.core.recipes import Plain, class_path_of, flatten
 from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.models.stopping import RunStopped
+from lightning_bbox.pictures.decode import FULL_SCALE
 
 CHECKPOINT_KEY = "lightning_bbox"
 """Where a checkpoint keeps what its model must know of the data."""
@@ -61,6 +62,7 @@ def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> Offse
     try:
         plain = dict(checkpoint[CHECKPOINT_KEY]["spec"])
         classes = tuple(plain.pop("classes", ()))  # checkpoints of 0.1.0 have none
+        plain.setdefault("white_level", FULL_SCALE)  # nor this: 16 bits were read so
         geometry = CropGeometry(**plain.pop("geometry"))
         return OffsetSpec(geometry=geometry, classes=classes, **plain)
     except (KeyError, TypeError, ValueError) as error:

@@ -20,12 +20,11 @@ from lightning_bbox.core.files import KeyedFile, cannot_write, make_folder
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.prefetch import ahead
 from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.pictures.decode import decode_sized
+from lightning_bbox.pictures.decode import DECODERS, FULL_SCALE, decode_sized
 from lightning_bbox.pictures.places import told
 from lightning_bbox.pictures.store import ImageStore, pack_rgb
 
 _OPTION = "--data.store.folder"
-_THREADS = 8  # that decode; Pillow does so outside the interpreter's lock
 _PACKING = "r + 256 g + 65536 b, float32, little-endian"
 
 
@@ -67,19 +66,25 @@ class DiskStore(ImageStore):
             os.posix_fadvise(self._file, start, length, os.POSIX_FADV_WILLNEED)
 
 
-def open_disk_store(folder: Path, paths: Sequence[Path], sizes: Int64[Tensor, "n 2"]) -> DiskStore:
+def open_disk_store(
+    folder: Path,
+    paths: Sequence[Path],
+    sizes: Int64[Tensor, "n 2"],
+    white_level: int | None = FULL_SCALE,
+) -> DiskStore:
     """Map the pictures of a folder's file, which they are decoded into where that isn't done yet.
 
     Args:
         folder: Of the file.
         paths: The pictures.
         sizes: Height and width of each, as its header says.
+        white_level: The value that is white in pictures of 16 bits.
 
     Raises:
         BadInput: A picture can't be decoded, or the folder can't be written to.
     """
     make_folder(folder, _OPTION)
-    file = KeyedFile(folder / "pictures.rgbx", _key(paths, sizes), _OPTION)
+    file = KeyedFile(folder / "pictures.rgbx", _key(paths, sizes, white_level), _OPTION)
     with _locked(folder, fcntl.LOCK_SH):
         problem = file.problem()
         if problem is None:
@@ -92,7 +97,7 @@ def open_disk_store(folder: Path, paths: Sequence[Path], sizes: Int64[Tensor, "n
             for leftover in folder.glob(f".{file.path.name}.*.tmp"):
                 leftover.unlink()
             _refuse_full_disk(folder, 4 * int(sizes.prod(dim=1).sum()))
-            file.write(_packed(paths, sizes))
+            file.write(_packed(paths, sizes, white_level))
             say(f"store: {len(paths)} pictures decoded into {folder}")
         return DiskStore(file.path, sizes)
 
@@ -109,18 +114,22 @@ def usual_folder(root: Path) -> Path:
     return cache / "lightning_bbox" / name
 
 
-def _packed(paths: Sequence[Path], sizes: Int64[Tensor, "n 2"]) -> Iterator[memoryview]:
+def _packed(
+    paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: int | None
+) -> Iterator[memoryview]:
     """Yield the packed pixels of one picture after another, a few decoded ahead."""
 
     def load(index: int) -> memoryview:
-        packed = pack_rgb(decode_sized(paths[index], sizes[index]))
+        packed = pack_rgb(decode_sized(paths[index], sizes[index], white_level))
         return packed.reshape(-1).data.cast("B")
 
-    for _, packed in ahead(range(len(paths)), load, depth=2 * _THREADS, threads=_THREADS):
+    for _, packed in ahead(range(len(paths)), load, depth=2 * DECODERS, threads=DECODERS):
         yield packed
 
 
-def _key(paths: Sequence[Path], sizes: Int64[Tensor, "n 2"]) -> dict[str, str]:
+def _key(
+    paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: int | None
+) -> dict[str, str]:
     """Return what packed pixels depend on: pictures are told as `make` tells files."""
     names, contents = hashlib.sha256(), hashlib.sha256()
     for path, size in zip(paths, sizes.tolist(), strict=True):
@@ -134,7 +143,7 @@ def _key(paths: Sequence[Path], sizes: Int64[Tensor, "n 2"]) -> dict[str, str]:
         "pictures": names.hexdigest(),
         "contents": contents.hexdigest(),
         "packing": _PACKING,
-    }
+    } | ({} if white_level in (None, FULL_SCALE) else {"white level": str(white_level)})
 
 
 def _refuse_full_disk(folder: Path, needed: int) -> None:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.pictures.decode import decode_sized
+from lightning_bbox.pictures.decode import DECODERS, FULL_SCALE, decode_sized
 
 
 def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
@@ -75,17 +75,18 @@ class ImageStore:
         cls,
         paths: Sequence[PathLike[str]],
         sizes: Int64[Tensor, "n 2"],
-        threads: int = 8,
+        threads: int = DECODERS,
         progress: bool = True,
+        white_level: int | None = FULL_SCALE,
     ) -> Self:
         """Decode files in parallel.
 
         Args:
             paths: The files.
             sizes: Height and width of each, as its header says.
-            threads: How many files are decoded at once (Pillow decodes outside the interpreter's
-                lock).
+            threads: How many files are decoded at once.
             progress: Show a bar, on a terminal.
+            white_level: The value that is white in pictures of 16 bits.
 
         Raises:
             BadInput: A file can't be decoded, or its size isn't the stated one.
@@ -94,7 +95,8 @@ class ImageStore:
         flat, starts = store.pixels.numpy(), store.offsets.tolist()
 
         def load(index: int) -> None:
-            packed = pack_rgb(decode_sized(paths[index], sizes[index])).reshape(-1)
+            picture = decode_sized(paths[index], sizes[index], white_level)
+            packed = pack_rgb(picture).reshape(-1)
             flat[starts[index] : starts[index] + len(packed)] = packed
 
         with ThreadPoolExecutor(threads) as pool:
@@ -145,6 +147,7 @@ class PictureFiles:
         paths: The files.
         sizes: Height and width of each, as its header says.
         most_pixels: How many pixels are held at once, but for one picture that has more.
+        white_level: The value that is white in pictures of 16 bits.
     """
 
     on_host = False
@@ -154,8 +157,10 @@ class PictureFiles:
         paths: Sequence[str | PathLike[str]],
         sizes: Int64[Tensor, "n 2"],
         most_pixels: int = 1 << 28,
+        white_level: int | None = FULL_SCALE,
     ) -> None:
         self.paths, self.sizes, self.most_pixels = paths, sizes, most_pixels
+        self.white_level = white_level
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device) -> Self:
@@ -191,7 +196,10 @@ class PictureFiles:
     def _decoded(self, image_index: Int64[Tensor, " b"]) -> tuple[ImageStore, Int64[Tensor, " b"]]:
         pictures = torch.tensor(sorted(set(image_index.tolist())), dtype=torch.int64)
         store = ImageStore.from_files(
-            [Path(self.paths[at]) for at in pictures.tolist()], self.sizes[pictures], progress=False
+            [Path(self.paths[at]) for at in pictures.tolist()],
+            self.sizes[pictures],
+            progress=False,
+            white_level=self.white_level,
         )
         place = torch.searchsorted(pictures, image_index)
         return store.to(self.device), place.to(self.device)

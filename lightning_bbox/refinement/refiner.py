@@ -56,6 +56,8 @@ class Refiner:
         batch_size: How many crops the network sees at once.
         max_shift: Largest shift of an edge to believe, in px; boxes that would move farther stay.
         trust: Modules or packages of your own that may be imported for the checkpoint.
+        white_level: The value that is white in pictures of 16 bits; that of the training by
+            default.
 
     Raises:
         BadInput: The checkpoint isn't one of ours, or needs code that isn't trusted.
@@ -76,6 +78,7 @@ class Refiner:
         batch_size: int = 512,
         max_shift: float | None = None,
         trust: Sequence[str] = (),
+        white_level: int | None = None,
     ) -> None:
         if not isinstance(checkpoint, OffsetModel):
             checkpoint = OffsetModel.load_from_checkpoint(checkpoint, trust=trust)
@@ -84,6 +87,7 @@ class Refiner:
             raise BadInput(msg)
         self.model, self.spec = checkpoint.to(device).eval(), checkpoint.spec
         self.batch_size, self.max_shift = batch_size, max_shift
+        self.white_level = white_level or self.spec.white_level
 
     def refine(
         self, image: Picture, boxes: BoxArray, labels: Sequence[str] | None = None
@@ -149,7 +153,7 @@ class Refiner:
         if len(images) != len(boxes):
             msg = f"there are {len(images)} pictures and {len(boxes)} sets of boxes; give as many"
             raise BadInput(msg)
-        store = ImageStore.from_pictures([as_rgb(image) for image in images])
+        store = ImageStore.from_pictures([as_rgb(image, self.white_level) for image in images])
         each = [_as_boxes(one) for one in boxes]
         counts = torch.tensor([len(one) for one in each], dtype=torch.int64)
         rough = torch.cat([torch.zeros(0, 4), *each])
@@ -284,16 +288,20 @@ def shifts_px(boxes: Boxes, rough: Boxes, geometry: CropGeometry) -> Float[Tenso
     return (box_centers(boxes) - box_centers(rough)) / geometry.px(rough)
 
 
-def as_rgb(image: Picture) -> np.ndarray:
+def as_rgb(image: Picture, white_level: int | None = None) -> np.ndarray:
     """Return a picture's pixels as uint8 (h, w, 3).
+
+    Args:
+        image: The picture.
+        white_level: The value that is white in a file or a Pillow image of 16 bits.
 
     Raises:
         BadInput: It is of another type or shape, or can't be decoded.
     """
     if isinstance(image, str | PathLike):
-        return decode_image(image)
+        return decode_image(image, white_level)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return to_rgb(image, white_level)
     array = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if isinstance(image, Tensor) and array.ndim == 3:
         array = array.transpose(1, 2, 0)

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.core.errors import BadInput
@@ -220,6 +220,21 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path, content):
     assert refused(tmp_path / "a.jpg", "can't be decoded", "replace or remove it")
 
 
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 60 50\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_postscript_named_as_a_picture_is_refused_and_starts_nothing(tmp_path, monkeypatch):
+    """Pillow would start Ghostscript on it."""
+    (tmp_path / "a.png").write_bytes(EPS)
+    with Image.open(tmp_path / "a.png") as image:
+        assert (image.format, image.size) == ("EPS", (60, 50))
+    write(tmp_path, {"b.csv": csv_of("a.png,1,1,2,2")})
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it was started"))
+    assert refused(tmp_path / "a.png", "of no known format")
+    with pytest.raises(BadInput, match="of no known format"):
+        read_annotations(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_truncated_pictures_are_refused(tmp_path, kind, share):
@@ -238,7 +253,7 @@ def test_a_tiff_whose_pixels_begin_at_a_fraction_is_refused(tmp_path):
 
 
 def test_pictures_that_claim_all_memory_are_refused(tmp_path, monkeypatch):
-    def claim(*_):
+    def claim(*_, **__):
         raise MemoryError
 
     path = save_picture(tmp_path / "a.png", RGB)
