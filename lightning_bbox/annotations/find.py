@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from lightning_bbox.annotations.formats.format import Format
+from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.pictures import inside, is_picture, split_of
 from lightning_bbox.annotations.splits import split_in_name
 from lightning_bbox.core.errors import BadInput, listed
@@ -61,7 +62,10 @@ def find_annotations(
     if not found:
         looked_for = ", ".join(source.looked_for for source in sources)
         problem = f"no annotations found, looked for {looked_for}"
-        raise BadInput.at(str(root), problem, "name them with annotations=")
+        remedy = f"name them with {argument('annotations')}"
+        if names:
+            remedy = f"correct {argument('annotations')} or {argument('format')}"
+        raise BadInput.at(str(root), problem, remedy)
     _refuse_rivals(found[0], len(names))
     _check_links(root, found[0].files, allow_outside)
     return found
@@ -98,7 +102,8 @@ def _named_sources(
         elif (root / file).is_file():
             files[_format_of(root, file, formats, wanted).name].append(file)
         else:
-            raise BadInput.at(name, f"is no file or folder in {root}", "correct annotations=")
+            problem = f"is no file or folder in {root}"
+            raise BadInput.at(name, problem, f"correct {argument('annotations')}")
     return [
         *(Source(kind, f"{kind.name} in {listed(names)}", files[kind.name]) for kind in formats),
         *others,
@@ -109,7 +114,8 @@ def _format_of(root: Path, file: str, formats: Sequence[Format], wanted: str) ->
     """Tell the format of a file by the word of its user or by its suffix."""
     candidates = [kind for kind in formats if kind.name == wanted] or _of_suffix(formats, file)
     if not candidates:
-        raise BadInput.at(file, "has the suffix of no known format", "name it with format=")
+        remedy = f"name it with {argument('format')}"
+        raise BadInput.at(file, "has the suffix of no known format", remedy)
     alike = (kind for kind in candidates if _looks_like(kind, root, file))
     return next(alike, candidates[0])
 
@@ -171,7 +177,8 @@ def _refuse_rivals(source: Source, named: int) -> None:
     splits = [split_in_name(file) or split_of(file) for file in source.files]
     one_each = "" not in splits and len(set(splits)) == len(splits)
     if not source.format.by_stem and len(splits) > max(named, 1) and not one_each:
-        remedy = "name the one to read, or several, with annotations="
+        which = "the files themselves" if named else "the one to read, or several,"
+        remedy = f"name {which} with {argument('annotations')}"
         raise BadInput.at(listed(source.files), "any of these may hold the annotations", remedy)
 
 
@@ -185,6 +192,7 @@ def _check_links(root: Path, files: Sequence[str], allow_outside: bool) -> None:
 def _files_below(root: Path, folder: Path) -> list[str]:
     """List the files at any depth that are not hidden, relative to the root, sorted by folder.
 
+    Folders of runs are not entered: a set that is fitted within its own folder stays what it is.
     Links that lead back are not entered: to another folder in the root, or to one around them.
     """
     found: list[str] = []
@@ -193,7 +201,8 @@ def _files_below(root: Path, folder: Path) -> list[str]:
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and not _leads_back(real, Path(parent, name))
+            if not (name.startswith(".") or _leads_back(real, path := Path(parent, name)))
+            and not _is_run(path)
         )
         base = Path(os.path.relpath(parent, root)).as_posix()
         found += (
@@ -202,6 +211,16 @@ def _files_below(root: Path, folder: Path) -> list[str]:
             if not name.startswith(".")
         )
     return found
+
+
+def _is_run(folder: Path) -> bool:
+    """Tell whether a folder is what a run or a prediction of ours left: no data, but made of it."""
+    try:
+        config = (folder / "config.yaml").read_bytes() if (folder / "checkpoints").is_dir() else b""
+        predicted = (folder / "refined").is_dir() and (folder / "unchanged.txt").is_file()
+    except OSError:
+        return False
+    return predicted or b"lightning_bbox" in config
 
 
 def _leads_back(root: str, path: Path) -> bool:

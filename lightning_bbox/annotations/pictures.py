@@ -5,10 +5,11 @@ import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from lightning_bbox.annotations.formats.format import Picture
-from lightning_bbox.annotations.formats.texts import read_lines
+from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.splits import split_in_name, usual_split
 from lightning_bbox.core.errors import BadInput, listed
 
@@ -52,7 +53,8 @@ def inside(root: Path, name: str, place: str, allow_outside: bool) -> str:
     real = Path(os.path.realpath(path))
     if not allow_outside and not real.is_relative_to(os.path.realpath(root)):
         problem = f"{name!r} leads out of {root}"
-        raise BadInput.at(place, problem, "move it inside or set allow_outside")
+        remedy = f"move it inside or set {argument('allow_outside', True)}"
+        raise BadInput.at(place, problem, remedy)
     return Path(os.path.relpath(path, root)).as_posix()
 
 
@@ -78,6 +80,7 @@ class PictureFinder:
         self._by_stem = by_stem
         self._allow_outside = allow_outside
         self._folders: dict[str, str] = {}  # of the pictures, by annotation file or its folder
+        self._looked_in: dict[str, list[str]] = {}  # where they may be, by the same
         self._names: dict[str, dict[str, list[str]]] = {}  # of pictures, by folder and stem
 
     def find(self, pictures: Iterable[Picture]) -> dict[str, Picture]:
@@ -90,18 +93,24 @@ class PictureFinder:
             The pictures by their paths relative to the root, in the same order.
 
         Raises:
-            BadInput: If a picture can't be found, may be any of several, lies outside the root or
-                is listed twice.
+            BadInput: If pictures can't be found, one may be any of several, lies outside the root
+                or is listed twice.
         """
         found: dict[str, Picture] = {}
+        missing: list[Picture] = []
         for picture in pictures:
             path = self._path(picture)
+            if path is None:
+                missing.append(picture)
+                continue
             if path in found:
                 problem = f"{path} is listed at {found[path].place} too"
                 raise BadInput.at(picture.place, problem, "keep one of the two")
             named = None if self._by_stem else split_in_name(picture.file)
             split = picture.split or named or split_of(picture.file, path)
             found[path] = replace(picture, split=split)
+        if missing:
+            raise self._missing(missing, len(missing) + len(found))
         return found
 
     def unlabelled(self, found: Iterable[str]) -> list[str]:
@@ -115,34 +124,61 @@ class PictureFinder:
         }
         return sorted(there - set(found))
 
-    def _path(self, picture: Picture) -> str:
+    def _path(self, picture: Picture) -> str | None:
         folder = self._folder(picture)
-        names = self._matches(folder, picture)
-        if not names:
-            raise _missing(picture, [folder])
+        names = [] if folder is None else self._matches(folder, picture)
+        if folder is None or not names:
+            return None
         if len(names) > 1:
             problem = f"its picture may be any of {listed(names)} in {folder or '.'}"
             raise BadInput.at(picture.place, problem, "keep one of them")
         path = posixpath.join(folder, names[0])
         return inside(self._root, path, picture.place, self._allow_outside)
 
-    def _folder(self, picture: Picture) -> str:
-        own = posixpath.dirname(picture.file)
-        key = own if self._by_stem else picture.file
+    def _folder(self, picture: Picture) -> str | None:
+        """Return the folder of an annotation file's pictures, once one of them is found."""
+        key = self._key(picture)
         if key not in self._folders:
-            folders = _picture_folders(own, self._images)
+            folders = self._candidates(picture)
+            having = next((name for name in folders if self._matches(name, picture)), None)
+            if having is None:
+                return None
+            self._folders[key] = having
+        return self._folders[key]
+
+    def _key(self, picture: Picture) -> str:
+        return posixpath.dirname(picture.file) if self._by_stem else picture.file
+
+    def _candidates(self, picture: Picture) -> list[str]:
+        """List the folders where the pictures of an annotation file may lie, best first."""
+        key = self._key(picture)
+        if key not in self._looked_in:
+            folders = _picture_folders(posixpath.dirname(picture.file), self._images)
             if not self._by_stem:
                 folders = [*_split_folders(self._root, folders, picture.file), *folders]
-            having = [folder for folder in folders if self._matches(folder, picture)]
-            if not having:
-                raise _missing(picture, folders)
-            self._folders[key] = having[0]
-        return self._folders[key]
+            self._looked_in[key] = folders
+        return self._looked_in[key]
+
+    def _missing(self, pictures: Sequence[Picture], among: int) -> BadInput:
+        """Name the pictures that can't be found, the first few of them, and where they aren't."""
+        looked_in = dict[str, None]()
+        for picture in pictures:
+            folder = self._folder(picture)
+            looked_in |= dict.fromkeys(self._candidates(picture) if folder is None else [folder])
+        names = [picture.name or PurePosixPath(picture.file).stem for picture in pictures]
+        where = f"in {listed([folder or '.' for folder in looked_in])}"
+        problem, entry = f"there is no picture {names[0]!r} {where}", "it, correct the entry"
+        if len(names) > 1:
+            missing, entry = listed([repr(name) for name in names]), "them, correct the entries"
+            problem = f"{len(names)} of {among} pictures are not {where}: {missing}"
+        remedy = f"add {entry}, or name the folder of pictures with {argument('images')}"
+        return BadInput.at(pictures[0].place, problem, remedy)
 
     def _matches(self, folder: str, picture: Picture) -> list[str]:
         if not self._by_stem:
-            there = os.path.isfile(self._root / folder / picture.name)  # noqa: PTH113 - never raises
-            return [picture.name] if there else []
+            names = dict.fromkeys((picture.name, picture.name.replace("\\", "/")))
+            there = (name for name in names if os.path.isfile(self._root / folder / name))  # noqa: PTH113 - never raises
+            return [*islice(there, 1)]
         stems = self._stems(folder)
         own = stems.get(PurePosixPath(picture.file).stem, [])
         stated = PurePosixPath(picture.name.replace("\\", "/"))
@@ -159,13 +195,6 @@ class PictureFinder:
             for name in filter(is_picture, _names_in(self._root, folder)):
                 self._names[folder].setdefault(PurePosixPath(name).stem, []).append(name)
         return self._names[folder]
-
-
-def _missing(picture: Picture, folders: Sequence[str]) -> BadInput:
-    name = picture.name or PurePosixPath(picture.file).stem
-    problem = f"there is no picture {name!r} in {listed([folder or '.' for folder in folders])}"
-    remedy = "add it, correct the entry, or name the folder of pictures with images="
-    return BadInput.at(picture.place, problem, remedy)
 
 
 def _picture_folders(own: str, images: str | None) -> list[str]:
@@ -204,51 +233,6 @@ def _names_in(root: Path, folder: str) -> list[str]:
         return []
     except OSError as error:
         raise BadInput.unreadable(folder, error) from error
-
-
-def pictures_named(
-    images: Iterable[str], root: Path, split_file: str, allow_outside: bool
-) -> list[str]:
-    r"""Return the pictures that a split file names, in its order.
-
-    Args:
-        images: Paths of the pictures there are.
-        root: Folder of the data set.
-        split_file: Text file relative to the root: a path, name or stem a line.
-        allow_outside: Whether it may lie outside the root.
-
-    Raises:
-        BadInput: If a line names no picture, more than one, or one named before.
-    """
-    file = inside(root, split_file, "split_file", allow_outside)
-    known: dict[str, list[str]] = {}
-    for path in images:
-        pure = PurePosixPath(path)
-        for name in {path, pure.with_suffix("").as_posix(), pure.name, pure.stem}:
-            known.setdefault(name, []).append(path)
-    named: dict[str, None] = {}
-    for number, line in read_lines(root, file):
-        path = _named(known, line, f"{file}:{number}")
-        if path in named:
-            raise BadInput.at(file, f"{path} is named twice", f"remove line {number}")
-        named[path] = None
-    if not named:
-        raise BadInput.at(file, "no picture is named", "write one a line")
-    return list(named)
-
-
-def _named(known: Mapping[str, list[str]], line: str, place: str) -> str:
-    paths = known.get(line.removeprefix("./"), [])
-    if len(paths) == 1:
-        return paths[0]
-    if paths:
-        problem = f"{line!r} may be any of {listed(paths)}"
-        raise BadInput.at(place, problem, "write the path relative to the root")
-    if re.search(r"\s(-1|0|1)$", line):
-        problem = f"{line!r} has a second column, as VOC's lists by class have"
-        raise BadInput.at(place, problem, "give a list of pictures alone, such as train.txt")
-    problem = f"no annotation is there for {line!r}"
-    raise BadInput.at(place, problem, "add its annotation file or remove the line")
 
 
 def group_pictures(found: Mapping[str, Picture], pattern: str | None) -> tuple[str, ...]:

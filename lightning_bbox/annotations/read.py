@@ -14,15 +14,17 @@ import torch
 from lightning_bbox.annotations.find import Source, find_annotations
 from lightning_bbox.annotations.formats.format import Format, Listing, Picture
 from lightning_bbox.annotations.formats.known import FormatName, known_formats
+from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.headers import Header, read_header
 from lightning_bbox.annotations.pictures import (
     PictureFinder,
     group_pictures,
-    pictures_named,
 )
+from lightning_bbox.annotations.split_files import pictures_named, with_stated_splits
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.annotations.validity import box_faults, without_invalid
 from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.core.files import expanded
 from lightning_bbox.geometry.boxes import box_sizes
 
 
@@ -77,9 +79,9 @@ def read_annotations(
     _check_choice("format", format, get_args(FormatName))
     _check_choice("voc_base", voc_base, (0, 1))
     _check_choice("on_bad", on_bad, ("skip", "error"))
-    base = Path(root).expanduser()
+    base = expanded(root)
     if not base.is_dir():
-        raise BadInput.at(str(base), "is no folder", "correct root=")
+        raise BadInput.at(str(base), "is no folder", f"correct {argument('root')}")
     formats = known_formats(voc_base)
     sources = find_annotations(base, formats, format, annotations, allow_outside)
     kind, files = sources[0].format, sources[0].files
@@ -87,6 +89,9 @@ def read_annotations(
     finder = PictureFinder(base, images, kind.by_stem, allow_outside)
     found = finder.find(listing.pictures)
     note = _note(sources, listing, finder.unlabelled(found))
+    if listing.splits:
+        found, doubts = with_stated_splits(found, base, listing.splits)
+        note += "".join(f"; {doubt}" for doubt in doubts)
     if split_file is not None:
         names, stem = pictures_named(found, base, split_file, allow_outside), Path(split_file).stem
         found = {path: replace(found[path], split=found[path].split or stem) for path in names}

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightning_bbox.annotations.formats.format import Record
+from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
@@ -84,7 +85,7 @@ def without_invalid(
         )
         problem = f"the box {stated} in {table.images[table.image_index[at]]} {faults[at]}"
         if on_bad == "error":
-            remedy = "correct it, or leave such boxes out with on_bad='skip'"
+            remedy = f"correct it, or leave such boxes out with {argument('on_bad', 'skip')}"
             raise BadInput.at(place, problem, remedy)
         skipped.append(f"{place}: {problem}; left out")
     good = torch.tensor([at not in faults for at in range(len(records))], dtype=torch.bool)

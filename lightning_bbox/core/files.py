@@ -103,6 +103,29 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def encoded(text: str) -> bytes:
+    r"""Return a text as UTF-8, the names of files in it as the bytes that they have on the disk.
+
+    Examples:
+        >>> encoded("é"), encoded("caf\udce9.png")
+        (b'\xc3\xa9', b'caf\xe9.png')
+    """
+    return text.encode("utf-8", "surrogateescape")
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the user's home folder in the place of `~`.
+
+    Raises:
+        BadInput: Nobody knows that folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        problem = "the home folder that ~ means isn't known"
+        raise BadInput.at(str(path), problem, "write the path without ~, or set HOME") from error
+
+
 def make_folder(folder: Path, option: str = "--runs") -> None:
     """Make a folder, with those above it, where it isn't there.
 

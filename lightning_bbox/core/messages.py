@@ -16,8 +16,19 @@ from lightning_bbox.core.files import CANNOT_WRITE
 @rank_zero_only
 def say(text: str) -> None:
     """Print what a person wants to read, once for all processes."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
     sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    r"""Escape what the terminal can't show, such as names of files that aren't UTF-8.
+
+    Examples:
+        >>> printable("caf\udce9.png")
+        'caf\\udce9.png'
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from lightning_bbox.annotations.pictures import pictures_named
 from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.annotations.split_files import pictures_named
 from lightning_bbox.annotations.splits import (
     NO_NAMES,
     ROLES,
@@ -27,6 +27,7 @@ from lightning_bbox.annotations.splits import (
 )
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.core.files import expanded
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.options import Reading, Splits
 from lightning_bbox.data.samples import Items, Source
@@ -77,11 +78,11 @@ class BoxDataModule(CropDataModule):
             raise BadInput(msg)
         self._white_asked = white_level
         self._white_trained: int | None = None
-        self.root, self.splits, self.reading = Path(root), splits, reading
+        self.root, self.splits, self.reading = expanded(root), splits, reading
         self.rough: RoughBoxes | None = None
         self.classes, self.min_size = classes, min_size
         self.read_table = partial(
-            read_annotations, root, group_pattern=splits.group_pattern, **vars(reading)
+            read_annotations, self.root, group_pattern=splits.group_pattern, **vars(reading)
         )
 
     def read(self) -> Source:
@@ -118,7 +119,7 @@ class BoxDataModule(CropDataModule):
         place = self.placement.place_of(4 * int(sizes.prod(dim=1).sum()), self.trainer)
         if place == "disk":
             asked = self.placement.folder
-            folder = Path(asked) if asked else usual_folder(self.root)
+            folder = expanded(asked) if asked else usual_folder(self.root)
             return open_disk_store(folder, paths, sizes, self.white_level)
         store = ImageStore.from_files(paths, sizes, white_level=self.white_level)
         store.on_host = place == "pinned"

@@ -107,10 +107,17 @@ def usual_folder(root: Path) -> Path:
 
     Args:
         root: Folder of the data set.
+
+    Raises:
+        BadInput: The user has no home folder.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        msg = f"no home folder is known to keep pictures in; set HOME, or name one with {_OPTION}"
+        raise BadInput(msg) from error
     root = root.resolve()
-    name = f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"
+    name = f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
     return cache / "lightning_bbox" / name
 
 
@@ -133,7 +140,7 @@ def _key(
     """Return what packed pixels depend on: pictures are told as `make` tells files."""
     names, contents = hashlib.sha256(), hashlib.sha256()
     for path, size in zip(paths, sizes.tolist(), strict=True):
-        names.update(f"{path.name} {size}\n".encode())
+        names.update(os.fsencode(f"{path.name} {size}\n"))
         try:
             stat = path.stat()
         except OSError as error:

@@ -5,7 +5,6 @@ import glob
 import io
 import json
 import math
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from lightning_bbox.annotations.write import DECIMALS, write_boxes
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import make_folder, save_picture, write_atomically
+from lightning_bbox.core.files import encoded, make_folder, save_picture, write_atomically
+from lightning_bbox.core.messages import say
 from lightning_bbox.data.boxes import BoxDataModule, RoughBoxes
 from lightning_bbox.evaluation.metrics import Refined
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
@@ -58,19 +58,20 @@ class PredictionFiles(pl.Callback):
         rough, table = data.rough, data.rough.table
         boxes, stds, reasons = self._outcome(rough, pl_module.predictions, data.geometry)
         make_folder(self.folder)
-        refined = write_boxes(table, boxes, self.folder / "refined")
-        if self.overwrite:
-            self._overwrite(rough, refined)
         unchanged = [sentence.removesuffix("; left out") for sentence in table.skipped]
         unchanged += [f"{name}: {r}" for name, r in zip(table.ids, reasons, strict=True) if r]
         text = "".join(f"{sentence}; left as it is\n" for sentence in unchanged)
-        write_atomically(self.folder / "unchanged.txt", text.encode())
+        # First, for it tells that what is beside it is no data, even where a run is killed.
+        write_atomically(self.folder / "unchanged.txt", encoded(text))
+        refined = write_boxes(table, boxes, self.folder / "refined")
+        if self.overwrite:
+            self._overwrite(rough, refined)
         moved = shifts_px(boxes, table.boxes, data.geometry)
         largest = moved.norm(dim=1).argsort(descending=True, stable=True)
         drawn = [at for at in largest[:_MOST_DRAWN].tolist() if bool(moved[at].any())]
         save_picture(self.folder / "changes.png", draw_changes(data, boxes, drawn))
         rows = change_rows(rough, boxes, stds, data.geometry, reasons)
-        write_atomically(self.folder / "changes.csv", rows.encode())
+        write_atomically(self.folder / "changes.csv", encoded(rows))
         self._say(table.note, moved, len(unchanged), data.geometry)
 
     def _outcome(
@@ -113,7 +114,7 @@ class PredictionFiles(pl.Callback):
     ) -> None:
         distance = moved.norm(dim=1)
         where = "written over the originals" if self.overwrite else "the originals are untouched"
-        sys.stdout.write(
+        say(
             f"{note}\n"
             f"{int((distance > 0).sum())} of {len(moved)} boxes moved, by {distance.mean():.2f} px "
             f"in the mean (median {distance.median():.2f}, largest {distance.max():.2f}); "
@@ -121,9 +122,8 @@ class PredictionFiles(pl.Callback):
             f"refined annotations     {self.folder / 'refined'} ({where})\n"
             f"each box, old and new   {self.folder / 'changes.csv'}\n"
             f"the largest changes     {self.folder / 'changes.png'}\n"
-            f"{unchanged} boxes left as they are, and why: {self.folder / 'unchanged.txt'}\n"
+            f"{unchanged} boxes left as they are, and why: {self.folder / 'unchanged.txt'}"
         )
-        sys.stdout.flush()
 
 
 def put_originals_back(folder: Path) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_bbox.core.files import make_folder, save_picture, write_atomically
+from lightning_bbox.core.files import encoded, make_folder, save_picture, write_atomically
 from lightning_bbox.core.messages import say
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.evaluation.evaluation import Evaluation
@@ -101,7 +101,7 @@ class RunReport(pl.Callback):
         say("\n".join(lines))
         skipped = [sentence for items in data.source.splits.values() for sentence in items.skipped]
         if skipped:
-            write_atomically(self.folder / "skipped.txt", ("\n".join(skipped) + "\n").encode())
+            write_atomically(self.folder / "skipped.txt", encoded("\n".join(skipped) + "\n"))
             say(f"skipped boxes are listed in {self.folder / 'skipped.txt'}")
         return lines
 
@@ -297,7 +297,7 @@ class ReusableConfig(SaveConfigCallback):
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write it into the run's folder, whole or not at all."""
         text = self.parser.dump(self.config, skip_none=False)
-        write_atomically(Path(trainer.default_root_dir) / "config.yaml", text.encode())
+        write_atomically(Path(trainer.default_root_dir) / "config.yaml", encoded(text))
 
 
 def _offset_model(pl_module: pl.LightningModule) -> OffsetModel:

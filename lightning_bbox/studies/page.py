@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from lightning_bbox.core.files import make_folder, save_picture, write_atomically
+from lightning_bbox.core.files import encoded, make_folder, save_picture, write_atomically
 from lightning_bbox.studies.charts import draw_comparison
 from lightning_bbox.studies.comparison import Comparison, compare
 from lightning_bbox.studies.study import Options, Result, Study
@@ -48,9 +48,9 @@ def write_comparison(study: Study, results: Sequence[Result], folder: Path) -> s
         (folder / f"{name}.png").unlink(missing_ok=True)
     for name, chart in drawn.items():
         save_picture(folder / f"{name}.png", chart)
-    write_atomically(folder / "comparison.md", as_markdown(comparison).encode())
-    write_atomically(folder / "comparison.csv", as_csv(comparison).encode())
-    write_atomically(folder / "comparison.html", _page(comparison, drawn).encode())
+    write_atomically(folder / "comparison.md", encoded(as_markdown(comparison)))
+    write_atomically(folder / "comparison.csv", encoded(as_csv(comparison)))
+    write_atomically(folder / "comparison.html", encoded(_page(comparison, drawn)))
     return as_text(comparison)
 
 

@@ -1,6 +1,7 @@
 """What is odd but has a meaning: boxes left out and listed, files read as they are, and notes."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_an_invalid_box_is_left_out_and_listed_or_refused(tmp_path, problem, fil
     assert (table.skipped, table.skipped_index) == ((f"{problem}; left out",), (0,))
     with pytest.raises(BadInput) as refusal:
         read_annotations(tmp_path, on_bad="error")
-    remedy = "correct it, or leave such boxes out with on_bad='skip'"
+    remedy = "correct it, or leave such boxes out with on_bad='skip' (--data.reading.on_bad=skip)"
     assert str(refusal.value) == f"{problem}; {remedy}"
 
 
@@ -103,6 +104,15 @@ READ = {
     "a comma in a name": ({"a, b.png": (64, 48), "b.csv": csv_of('"a, b.png",1,1,20,20')}, BOX),
     "a formula for a label": (A | {"b.csv": LABELLED}, BOX),
     "any script": ({"細胞/Ä b.png": (64, 48), "b.csv": csv_of("細胞/Ä b.png,1,1,20,20")}, BOX),
+    "backslashes in COCO": (
+        {"images/a.png": (64, 48), "b.json": coco(("images\\a.png", (64, 48), CELLS))},
+        CELL,
+    ),
+    "backslashes in CSV": ({"p/a.png": (64, 48), "b.csv": csv_of(r"p\a.png,1,1,20,20")}, BOX),
+    "a backslash that belongs to a name": (
+        {r"p\a.png": (64, 48), "p/a.png": (9, 9), "b.csv": csv_of(r"p\a.png,1,1,20,20")},
+        BOX,
+    ),
     "capitals": ({"images/a.PNG": (64, 48), "labels/a.TXT": "0 .5 .5 .5 .5"}, HALF),
     "links within the root": (LINKS, BOX),
     "VOC without size": (A | {"a.xml": XML.replace("size>", "sighs>")}, NINTH),
@@ -131,6 +141,12 @@ def test_with_leave_files_lie_out_of_the_root(tmp_path):
 def test_a_split_file_may_come_from_windows(tmp_path):
     write(tmp_path, NINE | {"b.csv": csv_of(*ROWS), "s.txt": from_windows("3\n")})
     assert read_annotations(tmp_path, split_file="s.txt").images == ("3.png",)
+
+
+def test_a_split_file_may_have_backslashes(tmp_path):
+    write(tmp_path, {"p/a.png": (64, 48), "q/a.png": (64, 48), "s.txt": ".\\q\\a.png\n"})
+    write(tmp_path, {"b.csv": csv_of("p/a.png,1,1,9,9", "q/a.png,1,1,9,9")})
+    assert read_annotations(tmp_path, split_file="s.txt").images == ("q/a.png",)
 
 
 def test_results_are_read_with_their_pictures(tmp_path):
@@ -171,3 +187,43 @@ def test_a_fit_lists_its_bad_boxes_and_draws_batches_larger_than_the_set(
     assert "skipped boxes are listed in runs/run/skipped.txt" in printed
     assert "boxes that are there twice are used twice: b.csv:14" in printed
     assert sum(int(n) for n in re.findall(r"(\d+) skipped,", printed)) == 2
+
+
+def test_a_set_is_fitted_and_corrected_within_its_own_folder_whatever_its_names(
+    tmp_path, monkeypatch, capsys
+):
+    """Names of files are bytes; they needn't be UTF-8, and come out as they went in."""
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        root.mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("names of files are UTF-8 here")
+    names = [os.fsdecode(b"\xe9%d" % n) for n in range(9)]
+    for name in names:
+        write(root, {f"images/{name}.png": (64, 48), f"labels/{name}.txt": "0 .5 .5 .5 .5\n"})
+    write(root, {f"labels/{names[3]}.txt": "0 .5 .5 .5 .5\n0 .5 .5 0 .1\n"})
+    before = read_annotations(root)
+    monkeypatch.chdir(root)
+    options = ["-c", "preset:yolo", "--data.root=.", *TINY]
+    disk = ["--data.store.place=disk", "--data.store.folder=pixels"]
+    assert main(["fit", *options, *disk, "--name=run"]) == 0
+    assert main(["predict", *options, "--name=moved", "--ckpt_path=runs/run"]) == 0
+    said = (
+        rb"labels/\xe93.txt:2: the box cx=0.5, cy=0.5, w=0, h=0.1 in images/\xe93.png "
+        rb"has no positive width; "
+    ).replace(rb"\xe9", b"\xe9")
+    assert Path("runs/run/skipped.txt").read_bytes() == said + b"left out\n"
+    assert Path("runs/moved/unchanged.txt").read_bytes() == said + b"left as it is\n"
+    rows = Path("runs/moved/changes.csv").read_bytes()
+    assert b"\nlabels/\xe98.txt:1,images/\xe98.png,0," in rows
+    assert "skipped boxes are listed in runs/run/skipped.txt" in capsys.readouterr().out
+    after = read_annotations(root)
+    assert (after.files, after.ids, after.note) == (before.files, before.ids, before.note)
+    Path("runs/moved/changes.csv").unlink()  # as where it was killed
+    assert read_annotations(root).files == before.files
+
+
+def test_only_folders_of_runs_are_left_out(tmp_path):
+    write(tmp_path / "mine", A | {"b.csv": csv_of(ROW), "refined/readme": ""})
+    write(tmp_path / "mine", {"config.yaml": "a: 1", "checkpoints/c.pt": ""})
+    assert read_annotations(tmp_path).files == ("mine/b.csv",)

@@ -51,21 +51,24 @@ def truncated_png():
 # fmt: off
 FILES = {
     "no folder": (f"{CSV}/nowhere",
-        "{root}/nowhere: is no folder; correct root="),
+        "{root}/nowhere: is no folder; correct root= (--data.root)"),
     "a file for a folder": (f"{CSV}/b.csv",
-        "{root}/b.csv: is no folder; correct root=",
+        "{root}/b.csv: is no folder; correct root= (--data.root)",
         {"b.csv": csv_of(ROW)}),
     "no annotation file": (f"{CSV} --data.reading.annotations=b.csv",
-        "b.csv: is no file or folder in {root}; correct annotations="),
+        ("b.csv: is no file or folder in {root}; "
+         "correct annotations= (--data.reading.annotations)")),
     "annotations outside the root": (f"{CSV} --data.reading.annotations=../b.csv",
-        "annotations: '../b.csv' leads out of {root}; move it inside or set allow_outside"),
+        ("annotations: '../b.csv' leads out of {root}; move it inside or set allow_outside=True "
+         "(--data.reading.allow_outside=true)")),
     "no folder of pictures": (f"{VOC} --data.reading.images=pics",
         ("Annotations/a.xml: there is no picture 'a.png' in pics/Annotations, pics; "
-         "add it, correct the entry, or name the folder of pictures with images="),
+         "add it, correct the entry, or name the folder of pictures with images= "
+         "(--data.reading.images)"),
         {"Annotations/a.xml": XML}),
     "a bad box, to be refused": (f"{CSV} --data.reading.on_bad=error",
         ("b.csv:3: the box xmin=nan, ymin=1, xmax=2, ymax=2 in a.png is not finite; "
-         "correct it, or leave such boxes out with on_bad='skip'"),
+         "correct it, or leave such boxes out with on_bad='skip' (--data.reading.on_bad=skip)"),
         A | {"b.csv": csv_of(ROW, "a.png,nan,1,2,2")}),
     "a truncated picture": (CSV,
         ("{root}/8.png: the picture can't be decoded (image file is truncated); "

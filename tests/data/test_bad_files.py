@@ -50,9 +50,9 @@ def png_that_claims(width, height):
 AUTO = {
     "nothing in the folder": (A,
         ("{root}: no annotations found, looked for *.xml in Annotations, *.json with ... beside "
-         "pictures; name them with annotations=")),
+         "pictures; name them with annotations= (--data.reading.annotations)")),
     "no known suffix": (
-        {"b.dat": ""}, "b.dat: has the suffix of no known format; name it with format=",
+        {"b.dat": ""}, "b.dat: has the suffix of no known format; name it with format= (--data",
         {"annotations": "b.dat"}),
 }
 VOC = {
@@ -86,7 +86,7 @@ COCO = {
     "two files of one split": (
         {f"annotations/instances_train{year}.json": DOCUMENT for year in (2014, 2017)} | A,
         ("annotations/instances_train2014.json, annotations/instances_train2017.json: any of these "
-         "may hold the annotations; name the one to read, or several, with annotations=")),
+         "may hold the annotations; name the one to read, or several, with annotations= (--data")),
     "a picture in two files": (
         {f"annotations/instances_{name}.json": DOCUMENT for name in ("train", "val")}
         | {"images/a.png": (64, 48)},
@@ -99,7 +99,8 @@ COCO = {
     "half": (A | {"b.json": '{"images": [], "annotations": ['},
         "b.json: is not well-formed JSON (Expecting value: line 1 column 32 (char 31)); repair"),
     "results without their pictures": (A | {"r.json": RESULTS},
-        "r.json: is a list of results, read with 0 files of pictures; name both, such as annot"),
+        ("r.json: is a list of results, read with 0 files of pictures; name both, as in "
+         "annotations=['pictures.json', 'results.json'] (--data.reading.annotations=[pict")),
     "a text": ({"b.json": '"images"'},
         "b.json: holds a str; COCO is an object with images"),
     "no annotations": ({"b.json": {name: DOCUMENT[name] for name in ("images", "categories")}},
@@ -161,8 +162,13 @@ YOLO = {
 }
 CSV = {
     "a folder for the annotation file": ({"b.csv/readme": ""},
-        "{root}: no annotations found, looked for csv in b.csv; name them with annotations=",
+        ("{root}: no annotations found, looked for csv in b.csv; correct annotations= "
+         "(--data.reading.annotations) or format= (--data.reading.format)"),
         {"annotations": "b.csv"}),
+    "two files in a folder that is named": (
+        A | {"s/b.csv": csv_of(ROW), "s/c.csv": csv_of(ROW)},
+        "s/b.csv, s/c.csv: any of these may hold the annotations; name the files themselves with",
+        {"annotations": "s"}),
     "an annotation file that may not be read": (A | {"b.csv": UNREADABLE},
         "b.csv: can't be read (Input/output error); check its name and permissions",
         {"allow_outside": True}),
@@ -171,6 +177,13 @@ CSV = {
     "no picture": ({"b.csv": csv_of(ROW)}, f"b.csv:2: {NEITHER_FOLDER}"),
     "one picture missing": (A | {"b.csv": csv_of(ROW, "c.png,1,1,20,20")},
         "b.csv:3: there is no picture 'c.png' in .; add it, correct the entry"),
+    "twenty pictures missing": (
+        A | {"b.csv": csv_of(ROW, *(f"{n}.png,1,1,20,20" for n in range(20)))},
+        ("b.csv:3: 20 of 21 pictures are not in .: '0.png', '1.png', ... '11.png' and 8 more; "
+         "add them, correct the entries, or name the folder of pictures with images= (--data")),
+    "all pictures missing": (
+        {"b.csv": csv_of("a.png,1,1,2,2", "b.png,1,1,2,2")},
+        "b.csv:2: 2 of 2 pictures are not in ., JPEGImages, images: 'a.png', 'b.png'; add them"),
     "a folder for a picture": ({"b.csv": csv_of(ROW), "a.png/readme": ""},
         f"b.csv:2: {NEITHER_FOLDER}"),
     "a name too long for any file": ({"b.csv": csv_of(f"{LONG},1,1,2,2")},
@@ -253,6 +266,10 @@ SPLITS = {
     "a picture without annotation": (PAIR | {"s.txt": "p/a.png\n\nc\n"},
         "s.txt:3: no annotation is there for 'c'; add its annotation file or remove the line",
         LISTED),
+    "pictures without annotation": (PAIR | {"s.txt": "p/a.png\n\nc\nd\n"},
+        ("s.txt:3: no annotations are there for 2 lines: 'c', 'd'; "
+         "add their annotation files or remove the lines"),
+        LISTED),
     "a name for two pictures": (PAIR | {"s.txt": "a"},
         "s.txt:1: 'a' may be any of p/a.png, q/a.png; write the path relative to the root",
         LISTED),
@@ -312,7 +329,7 @@ def test_a_file_that_cannot_be_meant_is_refused(tmp_path, files, sentence, optio
 @pytest.mark.parametrize(COLUMNS, rows(OUTSIDE))
 def test_a_file_outside_the_root_is_refused(tmp_path, files, sentence, options):
     write(tmp_path, A | files)
-    expected = f"{sentence} leads out of {tmp_path}/in; move it inside or set allow_outside"
+    expected = f"{sentence} leads out of {tmp_path}/in; move it inside or set allow_outside=True"
     with pytest.raises(BadInput, match=pattern_of(expected)):
         read_annotations(tmp_path / "in", **options)
 

@@ -102,6 +102,28 @@ def test_vocs_image_sets_are_used_where_they_are(tmp_path):
     assert pictures(read(tmp_path, named)) == found
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_voc(tmp_path / "set", 20, trainval=range(10), test=range(10, 20))
+    data = read("~/set", store=Storage("disk", "~/pixels"))
+    assert pictures(data)["test"] == list(range(10, 20))
+    assert (tmp_path / "pixels/pictures.rgbx").is_file()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_without_a_home_folder_only_the_disk_asks_for_one(tmp_path, monkeypatch):
+    write_csv(tmp_path, 30, three_splits)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where nobody knows one
+    assert len(read(tmp_path).source.store) == 30
+    with pytest.raises(BadInput, match=r"no home folder is known .* with --data\.store\.folder"):
+        read(tmp_path, store=Storage("disk")).read()
+    with pytest.raises(BadInput, match=r"^~/set: the home folder that ~ means isn't known"):
+        read("~/set")
+
+
 @pytest.mark.parametrize(
     ("sets", "sizes"),
     [

@@ -17,7 +17,7 @@ from lightning_bbox.annotations.formats.format import (
     Record,
     Span,
 )
-from lightning_bbox.annotations.formats.texts import read_text, whole_text
+from lightning_bbox.annotations.formats.texts import argument, read_text, whole_text
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.geometry.boxes import xywh_to_xyxy, xyxy_to_xywh
 
@@ -57,7 +57,8 @@ def _read(root: Path, files: Sequence[str]) -> Listing:
     with_pictures = {file: found for file, found in documents.items() if isinstance(found, dict)}
     if results and len(with_pictures) != 1:
         problem = f"is a list of results, read with {len(with_pictures)} files of pictures"
-        remedy = "name both, such as annotations=[pictures.json, results.json]"
+        both = argument("annotations", ["pictures.json", "results.json"])
+        remedy = f"name both, as in {both}"
         raise BadInput.at(next(iter(results)), problem, remedy)
     listings = [_listing(file, found, results) for file, found in with_pictures.items()]
     return Listing(

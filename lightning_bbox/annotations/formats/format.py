@@ -4,13 +4,16 @@ A record keeps the four numbers of its file, and the format's `Convention` turns
 edges, once, when the size of the picture is known.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+
+from lightning_bbox.annotations.splits import Split
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 Span = tuple[int, int]
@@ -66,11 +69,13 @@ class Listing(NamedTuple):
         pictures: What they say of each picture, in their order.
         classes: Names of the classes in their order; those met, by name, where there are none.
         note: What may not be meant.
+        splits: Folders and lists of pictures, relative to the root, by the split that they are.
     """
 
     pictures: list[Picture]
     classes: tuple[str, ...] = ()
     note: str = ""
+    splits: Mapping[Split, Sequence[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

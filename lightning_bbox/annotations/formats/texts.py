@@ -15,6 +15,27 @@ _NUMBER = re.compile(
     r"[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE
 )
 
+_OPTIONS = {"root": "--data.root", "group_pattern": "--data.splits.group_pattern"}
+
+
+def argument(name: str, value: object = None) -> str:
+    """Name an argument of `read_annotations` as Python has it and as the command line does.
+
+    Args:
+        name: The argument.
+        value: What to set it to, where that is known.
+
+    Examples:
+        >>> argument("images"), argument("allow_outside", True)
+        ('images= (--data.reading.images)',
+         'allow_outside=True (--data.reading.allow_outside=true)')
+    """
+    option = _OPTIONS.get(name, f"--data.reading.{name}")
+    if value is None:
+        return f"{name}= ({option})"
+    plain = "true" if value is True else re.sub("[' ]", "", str(value))
+    return f"{name}={value!r} ({option}={plain})"
+
 
 def read_bytes(root: Path, file: str) -> bytes:
     """Read a file.

@@ -1,9 +1,12 @@
 """YOLO text: one file a picture, one box a line, in fractions of the picture."""
 
+import os
+import posixpath
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -22,10 +25,11 @@ from lightning_bbox.annotations.formats.texts import (
     read_text,
     whole_text,
 )
+from lightning_bbox.annotations.splits import Split, usual_split
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 
-_NAMES = ("data.yaml", "data.yml", "classes.txt")
+_YAMLS, _LINES = ("data.yaml", "data.yml"), "classes.txt"
 
 
 def _looks_like(path: Path) -> bool:
@@ -38,10 +42,15 @@ def _read(root: Path, files: Sequence[str]) -> Listing:
     The class names come from `data.yaml` or `classes.txt`, whichever is nearest on the way from a
     file's folder up to the root; where there is none the names are the numbers met.
     """
-    find_names = cache(lambda folder: _class_names(root, folder))
+    read_yaml = cache(lambda file: _parsed(root, file))
+    find_names = cache(lambda folder: _class_names(root, folder, read_yaml))
+    find_yaml = cache(lambda folder: _nearest(root, folder, _YAMLS))
     pictures, classes, sources = [], dict[str, None](), dict[str, str]()
+    described = dict[str, None]()
     for file in files:
-        source, names = find_names(PurePosixPath(file).parent)
+        folder = PurePosixPath(file).parent
+        source, names = find_names(folder)
+        described |= dict.fromkeys(find_yaml(folder))
         classes |= dict.fromkeys(names.values())
         sources[source] = file
         records = [
@@ -53,7 +62,13 @@ def _read(root: Path, files: Sequence[str]) -> Listing:
         problem = f"has no class names, while {max(sources)} names those of other files"
         raise BadInput.at(sources[""], problem, "put data.yaml or classes.txt into the root")
     met = {record.label for picture in pictures for record in picture.records}
-    return Listing(pictures, tuple(classes) or tuple(sorted(met, key=int)))
+    splits = dict[Split, list[str]]()
+    notes = [
+        note for file in described for note in _add_splits(splits, root, file, read_yaml(file))
+    ]
+    return Listing(
+        pictures, tuple(classes) or tuple(sorted(met, key=int)), "; ".join(notes), splits
+    )
 
 
 def _record(
@@ -77,29 +92,36 @@ def _record(
     return Record(place, (cx, cy, w, h), names.get(label, str(label)), file, number)
 
 
-def _class_names(root: Path, folder: PurePosixPath) -> tuple[str, dict[int, str]]:
+def _nearest(root: Path, folder: PurePosixPath, names: Sequence[str]) -> list[str]:
+    """Find the file of one of these names that is nearest on the way up to the root, if any is."""
+    files = ((above / name).as_posix() for above in (folder, *folder.parents) for name in names)
+    return [*islice((file for file in files if (root / file).is_file()), 1)]
+
+
+def _class_names(
+    root: Path, folder: PurePosixPath, read_yaml: Callable[[str], object]
+) -> tuple[str, dict[int, str]]:
     """Find the file of class names, and return it with the names by number."""
-    for above in (folder, *folder.parents):
-        for name in _NAMES:
-            file = (above / name).as_posix()
-            if not (root / file).is_file():
-                continue
-            if name == "classes.txt":
-                return file, {n - 1: line for n, line in read_lines(root, file)}
-            return file, _yaml_names(root, file)
+    for file in _nearest(root, folder, (*_YAMLS, _LINES)):
+        if file.endswith(_LINES):
+            return file, {n - 1: line for n, line in read_lines(root, file)}
+        return file, _yaml_names(file, read_yaml(file))
     return "", {}
 
 
-def _yaml_names(root: Path, file: str) -> dict[int, str]:
+def _parsed(root: Path, file: str) -> object:
     text = read_text(root, file)
     try:
         # All scalars stay texts: `no` is a name, and tags such as !!int can't fail.
-        document = yaml.load(text, yaml.BaseLoader)
+        return yaml.load(text, yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else file
         problem = f"is not well-formed YAML ({getattr(error, 'problem', error)})"
         raise BadInput.at(place, problem, "repair it") from error
+
+
+def _yaml_names(file: str, document: object) -> dict[int, str]:
     names = document.get("names") if isinstance(document, dict) else None
     numbered = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(numbered, dict) or not all(
@@ -109,6 +131,48 @@ def _yaml_names(root: Path, file: str) -> dict[int, str]:
         problem = f"'names' is {reprlib.repr(names)}, no list or numbered map of texts"
         raise BadInput.at(file, problem, "write names: ['first', 'second']")
     return {int(number): whole_text(name, file) for number, name in numbered.items()}
+
+
+def _add_splits(
+    splits: dict[Split, list[str]], root: Path, file: str, document: object
+) -> Iterator[str]:
+    """Add the folders and lists of pictures that a `data.yaml` names, and say which are amiss."""
+    if not isinstance(document, dict):
+        return
+    base, folder = document.get("path"), posixpath.dirname(file)
+    stated = False
+    for key, places in document.items():
+        role = usual_split(key) if isinstance(key, str) else None
+        if role is None or not places:
+            continue
+        for place in [places] if isinstance(places, str) else places:
+            if not isinstance(place, str) or isinstance(places, dict):
+                problem = f"{key!r} is {reprlib.repr(places)}, no path or list of paths"
+                raise BadInput.at(file, problem, f"write {key}: images/{key}")
+            found = _located(root, folder, base if isinstance(base, str) else "", place)
+            if found is None:
+                yield f"{key} of {file} ({place}) isn't there"
+            else:
+                splits.setdefault(role, []).append(found)
+                stated = True
+    if stated:
+        yield f"splits as in {file}"
+
+
+def _located(root: Path, folder: str, base: str, place: str) -> str | None:
+    """Find a folder or list below the root as `data.yaml` means it, or as its end is found here.
+
+    Such files come with paths of other machines, and with `../` where none belongs.
+    """
+    plain = place.replace("\\", "/")
+    parts = [part for part in plain.split("/") if part not in ("", ".", "..")]
+    ends = ("/".join(parts[start:]) for start in range(max(len(parts) - 1, 1)))
+    whole = Path(os.path.normpath(root.absolute()))
+    for name in (posixpath.join(base, plain), plain, *ends):
+        path = Path(os.path.normpath(whole / folder / name))
+        if path.is_relative_to(whole) and os.path.exists(path):  # noqa: PTH110 - never raises
+            return path.relative_to(whole).as_posix()
+    return None
 
 
 def _spans(text: str) -> Iterator[list[Span]]:
