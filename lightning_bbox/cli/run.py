@@ -15,8 +15,8 @@ from lightning_bbox.cli.processes import default_devices, one_of_a_run, say_once
 from lightning_bbox.cli.run_folders import Begun
 from lightning_bbox.cli.wrong_options import OneSentenceParser, cause
 from lightning_bbox.core.compiling import default_precision
-from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import CANNOT_WRITE, cannot_write
+from lightning_bbox.core.errors import CANNOT_WRITE, BadInput
+from lightning_bbox.core.files import cannot_write
 from lightning_bbox.core.messages import plain_warnings
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.insight.probe import ProbingTrainer

@@ -1,8 +1,12 @@
 """The one way this package refuses what a user gave it."""
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from typing import Self
+
+CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that is full or may not be written to."""
 
 _MOST_LISTED = 12
 _LONGEST = 2000  # characters: a file may hold a megabyte where a name should be

@@ -1,66 +1,71 @@
-"""Files that are whole or not there, and that say what they were made of."""
+"""Files that are whole or not there, and locks that one process has at a time."""
 
-import errno
-import json
+import glob
 import os
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from lightning_bbox.core.errors import BadInput
 
-CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk that is full or may not be written to."""
-
-_PIECE = 1 << 24  # bytes of a file that are read at once
+_TEMPORARY = ".lightning_bbox.tmp"
+"""What a temporary file's name ends in: it signs the file, which a killed process leaves behind."""
 
 
-def write_atomically(path: Path, *content: bytes | memoryview, option: str = "--runs") -> None:
-    """Write a file whole or not at all: a temporary neighbour, synced, then renamed.
+@contextmanager
+def replacing(path: Path, option: str = "--runs") -> Iterator[BinaryIO]:
+    """Yield a file to write, which then takes its place whole: a neighbour, synced, then renamed.
 
-    The folder is synced too, so that the new name outlives a power cut.
+    Its permissions are those of the file that it replaces. The folder is synced too, so that the
+    new name outlives a power cut.
 
     Args:
-        path: The file.
-        content: What it holds, one piece after the other.
+        path: The place.
         option: What names another folder.
 
     Raises:
         BadInput: The folder can't be written to, or there is no room; what was there stays.
     """
-    write_pieces(path, content, option)
-
-
-def write_pieces(path: Path, pieces: Iterable[bytes | memoryview], option: str = "--runs") -> None:
-    """Write a file whole or not at all, as its pieces come: it need never be in memory.
-
-    Args:
-        path: The file.
-        pieces: What it holds, one piece after the other.
-        option: What names another folder.
-
-    Raises:
-        BadInput: The folder can't be written to, or there is no room; what was there stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+        opener = partial(os.open, mode=0o666 if mode is None else mode)  # never wider than it ends
         try:
-            with temporary.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece)
+            with open(temporary, "wb", opener=opener) as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if mode is not None:
+                temporary.chmod(mode)
             temporary.replace(path)
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error, option) from error
+
+
+def write_atomically(path: Path, content: bytes, option: str = "--runs") -> None:
+    """Write a file whole or not at all (see `replacing`).
+
+    Args:
+        path: The file.
+        content: What it holds.
+        option: What names another folder.
+
+    Raises:
+        BadInput: The folder can't be written to, or there is no room; what was there stays.
+    """
+    with replacing(path, option) as file:
+        file.write(content)
 
 
 def cannot_write(path: Path | str, error: OSError, option: str = "--runs") -> BadInput:
@@ -142,10 +147,48 @@ def make_folder(folder: Path, option: str = "--runs") -> None:
         raise cannot_write(folder, error, option) from error
 
 
+@contextmanager
+def locked(path: Path, option: str = "--runs", refusal: BadInput | None = None) -> Iterator[None]:
+    """Hold a lock that one process has at a time, and that the system frees however it ends.
+
+    Args:
+        path: The lock's file, which is made where it isn't there, and stays.
+        option: What names another folder.
+        refusal: Raised where another process holds the lock; by default it is waited for.
+
+    Raises:
+        BadInput: The lock is held by another process, or its file can't be made.
+    """
+    lock = FileLock(path, thread_local=False)
+    try:
+        path.touch()  # says what is wrong, where the lock would try for ever
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if refusal:
+                raise refusal from None
+            from lightning_bbox.core.messages import say  # by way of Lightning, which takes seconds
+
+            say(f"waiting for another process, which holds {path}")
+            lock.acquire()
+    except OSError as error:
+        raise cannot_write(path, error, option) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writes that were killed."""
-    for path in folder.rglob(".*.*.tmp"):
+    """Remove the temporary files of writes that were killed, in a folder and those below it."""
+    for path in folder.rglob(f".*.*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Remove the temporary files of writes of one file that were killed."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
@@ -163,73 +206,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class KeyedFile:
-    """A file, and a sidecar in JSON that says what it depends on, and how to know it is whole.
-
-    The sidecar is written last, so a file that has one is whole.
-
-    Args:
-        path: The file; the sidecar lies beside it.
-        key: What the file's content depends on, by name.
-        option: What names another folder.
-    """
-
-    def __init__(self, path: Path, key: dict[str, str], option: str) -> None:
-        self.path, self.sidecar = path, path.with_suffix(".json")
-        self.key, self.option = key, option
-
-    def problem(self) -> str | None:
-        """Say why the file can't be used: it is stale or damaged; `""` where there is none."""
-        if not self.sidecar.exists():
-            return ""
-        try:
-            said = json.loads(self.sidecar.read_bytes())
-            key, size, checksum = dict(said["key"]), said["bytes"], said["crc32"]
-        except (OSError, ValueError, TypeError, KeyError):
-            return f"damaged ({self.sidecar.name} can't be read)"
-        names = [name for name in self.key | key if self.key.get(name) != key.get(name)]
-        if names:
-            return f"stale (made of other {', '.join(names)})"
-        try:
-            if (found := self.path.stat().st_size) != size:
-                return f"damaged ({self.path.name} has {found} bytes of {size})"
-            if _checksum(self.path) != checksum:
-                return f"damaged (the checksum of {self.path.name} is wrong)"
-        except OSError as error:
-            return f"damaged ({self.path.name} can't be read: {error.strerror})"
-        return None
-
-    def write(
-        self, pieces: Iterable[bytes | memoryview], facts: Mapping[str, object] | None = None
-    ) -> None:
-        """Write both files, each whole or not at all, as the pieces come.
-
-        Args:
-            pieces: What the file holds, one piece after the other.
-            facts: What else the sidecar tells a person.
-
-        Raises:
-            BadInput: The folder can't be written to, or there is no room.
-        """
-        size = checksum = 0
-
-        def passing() -> Iterator[bytes | memoryview]:
-            nonlocal size, checksum
-            for piece in pieces:
-                size, checksum = size + len(piece), zlib.crc32(piece, checksum)
-                yield piece
-
-        # An old sidecar must not vouch for the new file, nor the new one for an old file.
-        write_pieces(self.path, passing(), self.option)
-        said = {"key": self.key, **(facts or {}), "bytes": size, "crc32": checksum}
-        write_atomically(self.sidecar, json.dumps(said, indent=2).encode(), option=self.option)
-
-
-def _checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            checksum = zlib.crc32(piece, checksum)
-    return checksum

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from lightning_bbox.core.files import CANNOT_WRITE
+from lightning_bbox.core.errors import CANNOT_WRITE
 
 
 @rank_zero_only

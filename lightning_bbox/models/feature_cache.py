@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable
-from io import BytesIO
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_bbox.core.cache_file import CacheFile, Content, digest_of
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import KeyedFile, make_folder
+from lightning_bbox.core.files import make_folder
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.recipes import Part
 from lightning_bbox.data.loader import PlanLoader, Split
@@ -81,30 +82,30 @@ def fill_cache(place: str, data: CropDataModule, splits: Iterable[Split], net: O
         make_folder(folder, option="--model.cache")
         key = _feature_key(data, net, str(trainer.precision))
     for split in splits:
-        file = (
-            None if folder is None else _FeatureFile(folder, split, key | _draws_key(data, split))
-        )
-        if file is None or not _is_known(file, trainer):
-            _compute_and_keep(file, data, split, net)
-        if file is not None:
-            data.features[split] = file.read().to(trainer.strategy.root_device)
+        if folder is None:
+            data.features[split] = _computed(data, split, net, "memory")
+            continue
+        file = _file_of(folder, split, key | _draws_key(data, split))
+        found: Content | str | None = _known(file, split, trainer)
+        if found is None:
+            features = _computed(data, split, net, str(file.path))
+            if trainer.local_rank == 0:
+                _keep(file, features)
+            trainer.strategy.barrier("features")
+            found = file.open()
+        assert isinstance(found, Content)
+        data.features[split] = _mapped(found).to(trainer.strategy.root_device)
 
 
-def _compute_and_keep(
-    file: "_FeatureFile | None", data: CropDataModule, split: Split, net: OffsetNet
-) -> None:
+def _computed(
+    data: CropDataModule, split: Split, net: OffsetNet, where: str
+) -> Float[Tensor, "n f"]:
     since = time.perf_counter()
     features = compute_features(data, split, net)
     rows, columns = features.shape
-    assert data.trainer is not None
-    if file is None:
-        data.features[split] = features
-    elif data.trainer.local_rank == 0:
-        file.keep(features)
-    data.trainer.strategy.barrier("features")
-    where = "memory" if file is None else file.folder
     seconds = time.perf_counter() - since
     say(f"features of {split}: {rows} x {columns} computed in {seconds:.1f} s, kept in {where}")
+    return features
 
 
 def refuse_learning(backbone: Backbone) -> None:
@@ -131,38 +132,45 @@ def _refuse_changing(augment: Augment) -> None:
         raise BadInput(msg)
 
 
-def _is_known(file: "_FeatureFile", trainer: pl.Trainer) -> bool:
-    """Tell whether every process finds the features on its disk, and say what the first one did."""
-    problem = file.problem()
-    if problem:
-        rank_zero_warn(f"features of {file.split} in {file.folder} are {problem}: computed anew")
-    known: bool = trainer.strategy.reduce_boolean_decision(problem is None)
-    if known:
-        say(f"features of {file.split}: read from {file.folder}")
-    return known
+def _file_of(folder: Path, split: Split, key: dict[str, str]) -> CacheFile:
+    """Return the file of these features, other than that of any other run's."""
+    return CacheFile(folder / f"{split}-{digest_of(key)}.features", key, "--model.cache")
 
 
-class _FeatureFile(KeyedFile):
-    """Features of one split on disk: a .npy file, and a sidecar that says what they are."""
+def _known(file: CacheFile, split: Split, trainer: pl.Trainer) -> Content | None:
+    """Open the features if every process finds them on its disk; say what the first one did."""
+    found = file.open()
+    if isinstance(found, str) and found:
+        rank_zero_warn(f"features of {split} in {file.path.parent} are {found}: computed anew")
+    known = trainer.strategy.reduce_boolean_decision(isinstance(found, Content))
+    if isinstance(found, str):
+        return None
+    if not known:
+        found.file.close()
+        return None
+    say(f"features of {split}: read from {file.path}")
+    return found
 
-    def __init__(self, folder: Path, split: Split, key: dict[str, str]) -> None:
-        super().__init__(folder / f"{split}.npy", key, "--model.cache")
-        self.folder, self.split = folder, split
 
-    def read(self) -> Float[Tensor, "n f"]:
-        """Map the features; pages are read when they are used."""
+def _mapped(content: Content) -> Float[Tensor, "n f"]:
+    """Map features; pages are read when they are used."""
+    with content.file:
         # Not "r": torch warns of arrays that can't be written to. Nothing writes to the file.
-        return torch.from_numpy(np.lib.format.open_memmap(self.path, mode="c"))
-
-    def keep(self, features: Float[Tensor, "n f"]) -> None:
-        """Write both files, each whole or not at all."""
-        array: np.ndarray[Any, Any] = np.ascontiguousarray(features.cpu().numpy())
-        header = BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header, np.lib.format.header_data_from_array_1_0(array)
+        array = np.memmap(
+            content.file,
+            dtype=content.facts["dtype"],
+            mode="c",
+            offset=content.start,
+            shape=tuple(content.facts["shape"]),
         )
-        facts = {"shape": list(array.shape), "dtype": str(array.dtype)}
-        self.write((header.getvalue(), array.data.cast("B")), facts)
+    return torch.from_numpy(array)
+
+
+def _keep(file: CacheFile, features: Float[Tensor, "n f"]) -> None:
+    array: np.ndarray[Any, Any] = np.ascontiguousarray(features.cpu().numpy())
+    with file.making():
+        facts = {"shape": list(array.shape), "dtype": array.dtype.str}
+        file.write(array.nbytes, [array.data.cast("B")], facts)
 
 
 def _feature_key(data: CropDataModule, net: OffsetNet, precision: str) -> dict[str, str]:
@@ -176,6 +184,7 @@ def _feature_key(data: CropDataModule, net: OffsetNet, precision: str) -> dict[s
         "backbone": _recipe(net.backbone),
         "weights": _digest_of(*_state(net.backbone)),
         "precision": precision,
+        "versions": f"lightning_bbox {version('lightning_bbox')}, torch {torch.__version__}",
     }
 
 

@@ -1,13 +1,11 @@
 """Pixels on disk: pictures decoded once into a file that is mapped, by this run and later ones."""
 
-import fcntl
 import hashlib
 import mmap
 import os
 import shutil
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,8 +13,9 @@ from jaxtyping import Int64
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_bbox.core.cache_file import CacheFile, Content, digest_of
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import KeyedFile, cannot_write, make_folder
+from lightning_bbox.core.files import make_folder
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.prefetch import ahead
 from lightning_bbox.geometry.boxes import Boxes
@@ -32,20 +31,21 @@ class DiskStore(ImageStore):
     """Pictures whose packed pixels are mapped from a file; pages are read when they are used.
 
     Args:
-        path: Packed pixels of all pictures, as `ImageStore` has them.
+        content: Packed pixels of all pictures, as `ImageStore` has them; closed with the store.
         sizes: Height and width of each picture.
     """
 
-    def __init__(self, path: Path, sizes: Int64[Tensor, "n 2"]) -> None:
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
+    def __init__(self, content: Content, sizes: Int64[Tensor, "n 2"]) -> None:
+        self._file, self._start = content.file.fileno(), content.start
+        weakref.finalize(self, content.file.close)
         # Not read-only: torch warns of memory that can't be written to. Nothing writes to it.
         mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
         if hasattr(mmap, "MADV_RANDOM"):
             # `expect` knows better what to read: a fault alone would take megabytes around it
             # (2.4 MB a crop from pictures of 1024 x 768, instead of 0.3).
             mapped.madvise(mmap.MADV_RANDOM)
-        super().__init__(torch.frombuffer(mapped, dtype=torch.float32), sizes)
+        pixels = torch.frombuffer(mapped, dtype=torch.float32, offset=self._start)
+        super().__init__(pixels, sizes)
         self.on_host = True
 
     def expect(self, image_index: Int64[Tensor, " b"], crop_boxes: Boxes) -> None:
@@ -53,14 +53,14 @@ class DiskStore(ImageStore):
 
         A cut alone would wait for one page after the other.
         """
-        if not hasattr(os, "posix_fadvise"):  # macOS
+        if not hasattr(os, "posix_fadvise"):  # not Linux: the cut waits, as it does without
             return
         highest, lowest = crop_boxes[:, 1::2].aminmax(dim=1)  # mirrored ones have swapped corners
         top, low = highest.floor().long() - 1, lowest.ceil().long() + 1
         heights, widths = self.heights[image_index].long(), self.widths[image_index].long()
         top = top.clamp(min=0).minimum(heights - 1)
         low = low.minimum(heights).maximum(top + 1)
-        starts = 4 * (self.offsets[image_index] + top * widths)
+        starts = self._start + 4 * (self.offsets[image_index] + top * widths)
         lengths = 4 * (low - top) * widths
         for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
             os.posix_fadvise(self._file, start, length, os.POSIX_FADV_WILLNEED)
@@ -72,7 +72,9 @@ def open_disk_store(
     sizes: Int64[Tensor, "n 2"],
     white_level: int | None = FULL_SCALE,
 ) -> DiskStore:
-    """Map the pictures of a folder's file, which they are decoded into where that isn't done yet.
+    """Map the file that holds these pictures, which they are decoded into where it isn't there yet.
+
+    Other pictures have a file of another name, so that several selections lie side by side.
 
     Args:
         folder: Of the file.
@@ -84,22 +86,25 @@ def open_disk_store(
         BadInput: A picture can't be decoded, or the folder can't be written to.
     """
     make_folder(folder, _OPTION)
-    file = KeyedFile(folder / "pictures.rgbx", _key(paths, sizes, white_level), _OPTION)
-    with _locked(folder, fcntl.LOCK_SH):
-        problem = file.problem()
-        if problem is None:
-            say(f"store: {len(paths)} pictures read from {folder}")
-            return DiskStore(file.path, sizes)
-    if problem:
-        rank_zero_warn(f"the pictures in {folder} are {problem}: decoded anew")
-    with _locked(folder, fcntl.LOCK_EX):
-        if file.problem() is not None:  # nobody did it while this one waited
-            for leftover in folder.glob(f".{file.path.name}.*.tmp"):
-                leftover.unlink()
-            _refuse_full_disk(folder, 4 * int(sizes.prod(dim=1).sum()))
-            file.write(_packed(paths, sizes, white_level))
-            say(f"store: {len(paths)} pictures decoded into {folder}")
-        return DiskStore(file.path, sizes)
+    which, contents = _keys(paths, sizes, white_level)
+    path = folder / f"pictures-{digest_of(which)}.rgbx"
+    file = CacheFile(path, which | contents, _OPTION)
+    found = file.open()
+    if isinstance(found, Content):
+        say(f"store: {len(paths)} pictures read from {path}")
+        return DiskStore(found, sizes)
+    if found:
+        rank_zero_warn(f"the pictures in {folder} are {found}: decoded anew")
+    with file.making():
+        found = file.open()
+        if isinstance(found, str):  # nobody did it while this one waited
+            size = 4 * int(sizes.prod(dim=1).sum())
+            _refuse_full_disk(folder, size)
+            file.write(size, _packed(paths, sizes, white_level))
+            say(f"store: {len(paths)} pictures decoded into {path}")
+            found = file.open()
+    assert isinstance(found, Content)
+    return DiskStore(found, sizes)
 
 
 def usual_folder(root: Path) -> Path:
@@ -134,41 +139,25 @@ def _packed(
         yield packed
 
 
-def _key(
+def _keys(
     paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: int | None
-) -> dict[str, str]:
-    """Return what packed pixels depend on: pictures are told as `make` tells files."""
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return which pictures these are, and what is in them, which is told as `make` tells it."""
     names, contents = hashlib.sha256(), hashlib.sha256()
     for path, size in zip(paths, sizes.tolist(), strict=True):
-        names.update(os.fsencode(f"{path.name} {size}\n"))
+        names.update(os.fsencode(path.absolute()) + f" {size}\n".encode())
         try:
             stat = path.stat()
         except OSError as error:
             raise BadInput.unreadable(str(path), error) from error
         contents.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return {
-        "pictures": names.hexdigest(),
-        "contents": contents.hexdigest(),
-        "packing": _PACKING,
-    } | ({} if white_level in (None, FULL_SCALE) else {"white level": str(white_level)})
+    which = {"pictures": names.hexdigest(), "packing": _PACKING}
+    if white_level not in (None, FULL_SCALE):
+        which["white level"] = str(white_level)
+    return which, {"contents": contents.hexdigest()}
 
 
 def _refuse_full_disk(folder: Path, needed: int) -> None:
     if needed > (free := shutil.disk_usage(folder).free):
         problem = f"{told(needed)} of pixels don't fit into the {told(free)} that are free"
         raise BadInput.at(str(folder), problem, f"make room, or name another with {_OPTION}")
-
-
-@contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    """Let nobody read while one writes: a run's processes and a study's arms share the folder."""
-    path = folder / "lock"
-    try:
-        lock = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise cannot_write(path, error, _OPTION) from error
-    try:
-        fcntl.flock(lock, how)
-        yield
-    finally:
-        os.close(lock)

@@ -1,7 +1,6 @@
 """What `predict` leaves behind: refined annotation files, a table and a sheet of the changes."""
 
 import csv
-import glob
 import io
 import json
 import math
@@ -15,7 +14,13 @@ from torch import Tensor
 
 from lightning_bbox.annotations.write import DECIMALS, write_boxes
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import encoded, make_folder, save_picture, write_atomically
+from lightning_bbox.core.files import (
+    encoded,
+    make_folder,
+    remove_leftovers_of,
+    save_picture,
+    write_atomically,
+)
 from lightning_bbox.core.messages import say
 from lightning_bbox.data.boxes import BoxDataModule, RoughBoxes
 from lightning_bbox.evaluation.metrics import Refined
@@ -147,8 +152,7 @@ def put_originals_back(folder: Path) -> None:
             )
             raise BadInput.at(str(original), problem, f"see which you want, and remove {record}")
     for original, (kept, _) in originals.items():
-        for leftover in original.parent.glob(f".{glob.escape(original.name)}.*.tmp"):
-            leftover.unlink()
+        remove_leftovers_of(original)
         write_atomically(original, (folder / kept).read_bytes())
     record.unlink()
     rank_zero_warn("a predict was stopped while it overwrote; the originals are put back first")

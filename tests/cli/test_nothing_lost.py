@@ -133,7 +133,10 @@ def test_the_same_command_goes_on_with_ckpt_path_last(cut, whole):
 
 
 def test_a_run_is_resumed_from_within_its_folder_and_leftovers_removed(cut, whole, monkeypatch):
-    for name in ("checkpoints/.last.ckpt.123.tmp", ".config.yaml.123.tmp"):
+    for name in (
+        "checkpoints/.last.ckpt.123.lightning_bbox.tmp",
+        ".config.yaml.123.lightning_bbox.tmp",
+    ):
         (cut / name).write_bytes(b"half of a write that was killed")
     monkeypatch.chdir(cut)
     assert resume(Path()) == 0
@@ -522,7 +525,7 @@ def test_a_predict_stopped_while_it_overwrote_begins_again(whole, tmp_path, refu
     (run / "changes.csv").unlink()
     for name in sorted(name for name in old if name.endswith(".txt"))[5:]:
         (data / name).write_bytes(old[name])
-    (data / ".9.txt.123.tmp").write_bytes(b"half")
+    (data / ".9.txt.123.lightning_bbox.tmp").write_bytes(b"half")
     with pytest.warns(UserWarning, match="the originals are put back first"):
         assert main(arguments) == 0
     assert files_of(data) == new

@@ -2,7 +2,7 @@
 
 import json
 import os
-import re
+import shutil
 import signal
 
 import lightning.pytorch as pl
@@ -22,6 +22,7 @@ from lightning_bbox import (
     UniformJitter,
 )
 from lightning_bbox.cli.main import main
+from lightning_bbox.core.cache_file import CacheFile, Content
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.data.loader import Rows
 from tests.runs import (
@@ -164,83 +165,109 @@ def lines(capsys):
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("features")]
 
 
+def kept(folder, split):
+    """Return the file of a split's features, and what its head says."""
+    (path,) = folder.glob(f"{split}-*.features")
+    return path, json.loads(path.read_bytes().partition(b"\n")[0])
+
+
 def test_features_are_computed_once_and_the_files_say_what_they_are(tmp_path, capsys):
     trained(frozen(cache=str(tmp_path)))
+    splits = ("train", "train_eval", "val")
+    paths = {split: kept(tmp_path, split)[0] for split in splits}
     computed = lines(capsys)
     assert [line.split(" computed")[0] for line in computed] == [
         "features of train: 64 x 16", "features of train_eval: 10 x 16", "features of val: 40 x 16"
     ]  # fmt: skip
-    assert all(line.endswith(f"kept in {tmp_path}") for line in computed)
-    splits = ("train", "train_eval", "val")
-    expected = {f"{split}.{end}" for split in splits for end in ("json", "npy")}
-    assert {path.name for path in tmp_path.iterdir()} == expected
-    said = json.loads((tmp_path / "train.json").read_text())
-    assert said["shape"] == [64, 16]
-    assert said["dtype"] == "float32"
+    for line, path in zip(computed, paths.values(), strict=True):
+        assert line.endswith(f"kept in {path}")
+    said = kept(tmp_path, "train")[1]
+    assert said["facts"] == {"shape": [64, 16], "dtype": "<f4"}
     assert said["key"].keys() == {
-        "pictures", "draws", "preprocess", "backbone", "weights", "precision"
+        "pictures", "draws", "preprocess", "backbone", "weights", "precision", "versions"
     }  # fmt: skip
+    assert torch.__version__ in said["key"]["versions"]
     trained(frozen(cache=str(tmp_path)))
-    assert lines(capsys) == [f"features of {split}: read from {tmp_path}" for split in splits]
+    assert lines(capsys) == [f"features of {s}: read from {path}" for s, path in paths.items()]
 
 
 @pytest.mark.parametrize(
-    ("names", "model", "data", "trainer"),
+    ("model", "data", "trainer"),
     [
-        ("draws", {}, {"jitter": UniformJitter(4.0)}, {}),
-        ("weights, draws", {}, {"seed": 1}, {}),
-        ("pictures, preprocess, draws", {}, {"num_scenes": 31}, {}),
-        ("weights, precision", {}, {}, {"precision": "64-true"}),
-        ("backbone, weights", {"backbone": {"fc": (16, 16)}}, {}, {}),
-        ("draws", {}, {"crop": CropGeometry(size=24, context=1.4)}, {}),
-        ("draws", {}, {"augment": Augment(noise=0.1)}, {}),
+        ({}, {"jitter": UniformJitter(4.0)}, {}),
+        ({}, {"seed": 1}, {}),
+        ({}, {"num_scenes": 31}, {}),
+        ({}, {}, {"precision": "64-true"}),
+        ({"fc": (16, 16)}, {}, {}),
+        ({}, {"crop": CropGeometry(size=24, context=1.4)}, {}),
+        ({}, {"augment": Augment(noise=0.1)}, {}),
     ],
 )
-def test_stale_features_are_computed_anew_and_what_differs_is_said(
-    names, model, data, trainer, tmp_path
-):
-    def make(cache):
-        small = {"channels": (4, 8), "fc": (16,)} | model.get("backbone", {})
-        return frozen(backbone=FrozenConvNet(**small), cache=cache), scenes(**data)
+def test_runs_of_other_settings_keep_features_side_by_side(model, data, trainer, tmp_path, capsys):
+    def other(cache):
+        backbone = FrozenConvNet(**{"channels": (4, 8), "fc": (16,)} | model)
+        return trained(frozen(backbone=backbone, cache=cache), scenes(**data), epochs=1, **trainer)
 
+    def usual():
+        return trained(frozen(cache=str(tmp_path)), epochs=1)
+
+    runs = [usual(), other(str(tmp_path))]
+    assert sum("computed" in line for line in lines(capsys)) >= 4
+    runs += [usual(), other(str(tmp_path))]
+    assert all("read from" in line for line in lines(capsys))
+    assert runs[0].losses == runs[2].losses
+    assert runs[1].losses == runs[3].losses == other("memory").losses
+
+
+def test_another_version_computes_its_own(tmp_path, monkeypatch, capsys):
     trained(frozen(cache=str(tmp_path)), epochs=1)
-    watch, said = told(*make(str(tmp_path)), epochs=1, **trainer)
-    fresh = trained(*make("memory"), epochs=1, **trainer)
-    assert watch.losses == fresh.losses
-    (sentence,) = (line for line in said if line.startswith("features of train in"))
-    words = rf"{re.escape(str(tmp_path))} are stale \(made of other (.*)\): computed anew"
-    found = re.fullmatch(f"features of train in {words}", sentence)
-    assert found
-    assert set(names.split(", ")) <= set(found[1].split(", "))
-    assert told(*make(str(tmp_path)), epochs=1, **trainer)[1] == []
+    monkeypatch.setattr(torch, "__version__", "3.0")
+    lines(capsys)
+    trained(frozen(cache=str(tmp_path)), epochs=1)
+    assert all("computed" in line for line in lines(capsys))
+    assert len(list(tmp_path.glob("*.features"))) == 6
 
 
-def flipped(content):
-    return content[:2000] + bytes([content[2000] ^ 1]) + content[2001:]
-
-
-@pytest.mark.parametrize(
-    ("name", "damage", "words"),
-    [
-        ("train.npy", flipped, "the checksum of train.npy is wrong"),
-        ("train.json", lambda _: b"[]", "train.json can't be read"),
-    ],
-)
-def test_damaged_features_are_computed_anew(name, damage, words, tmp_path):
+def test_damaged_features_are_computed_anew(tmp_path):
     first = trained(frozen(cache=str(tmp_path)), epochs=1)
-    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    path, _ = kept(tmp_path, "train")
+    content = path.read_bytes()
+    path.write_bytes(content[:-90] + bytes([content[-90] ^ 1]) + content[-89:])
     again, (said,) = told(frozen(cache=str(tmp_path)), epochs=1)
-    assert said == f"features of train in {tmp_path} are damaged ({words}): computed anew"
+    words = f"damaged (the checksum of {path.name} is wrong)"
+    assert said == f"features of train in {tmp_path} are {words}: computed anew"
     assert again.losses == first.losses
 
 
-def test_a_table_without_a_sidecar_counts_as_none(tmp_path, capsys):
-    first = trained(frozen(cache=str(tmp_path)), epochs=1)
-    (tmp_path / "val.json").unlink()
-    (tmp_path / "val.npy").write_bytes(b"half")
-    again = trained(frozen(cache=str(tmp_path)), epochs=1)
-    assert "computed" in lines(capsys)[-1]
-    assert again.evaluated == first.evaluated
+def test_the_features_that_were_checked_are_those_that_are_trained_on(tmp_path, monkeypatch):
+    first, opened = trained(frozen(cache=str(tmp_path)), epochs=1), CacheFile.open
+
+    def open_then_lose(file):
+        found = opened(file)
+        if isinstance(found, Content):  # another run takes its place at once
+            shutil.copy(tmp_path / "zeros", tmp_path / "copy").replace(file.path)
+        return found
+
+    (tmp_path / "zeros").write_bytes(bytes(9000))
+    monkeypatch.setattr(CacheFile, "open", open_then_lose)
+    assert trained(frozen(cache=str(tmp_path)), epochs=1).losses == first.losses
+
+
+def test_a_folder_of_annotations_keeps_them(tmp_path):
+    theirs = [f"{name}.{end}" for name in ("train", "val", "train_eval") for end in ("json", "npy")]
+    for name in theirs:
+        (tmp_path / name).write_text(f"my {name}")
+    trained(frozen(cache=str(tmp_path)), epochs=1)
+    assert [(tmp_path / name).read_text() for name in theirs] == [f"my {name}" for name in theirs]
+
+
+def test_a_file_of_somebody_else_in_the_place_of_features_is_refused(tmp_path):
+    trained(frozen(cache=str(tmp_path)), epochs=1)
+    path, _ = kept(tmp_path, "val")
+    path.write_text("{}")
+    with pytest.raises(BadInput, match=rf"{path}: wasn't written by .* --model\.cache"):
+        trained(frozen(cache=str(tmp_path)), epochs=1)
+    assert path.read_text() == "{}"
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused():
@@ -253,9 +280,9 @@ def test_a_full_disk_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BadInput, match=r"train.npy: can't be written \(No space left on device\)"):
+    with pytest.raises(BadInput, match=r"\.features: can't be written \(No space left on"):
         trained(frozen(cache=str(tmp_path)))
-    assert not list(tmp_path.iterdir())
+    assert {path.suffix for path in tmp_path.iterdir()} == {".lock"}
 
 
 CACHED = [*SCENES, "--model.backbone=tests.runs.FrozenConvNet", "--model.backbone.fc=[16]"]

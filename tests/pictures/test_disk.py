@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import locked
 from lightning_bbox.pictures.disk import DiskStore, open_disk_store, usual_folder
 from lightning_bbox.pictures.store import ImageStore
 from tests.core.test_prefetch import alive
@@ -25,7 +27,21 @@ def pictures(tmp_path):
 
 
 def leftovers(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """Return what lies in a folder, beside the locks, which stay."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def kept(folder):
+    (path,) = folder.glob("*.rgbx")
+    return path
+
+
+@pytest.fixture
+def checksums(monkeypatch):
+    """Count the bytes that checksums are taken of."""
+    taken, crc32 = [], zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda *a: taken.append(len(a[0])) or crc32(*a))
+    return taken
 
 
 def test_a_store_on_disk_holds_what_one_in_memory_does(pictures, tmp_path, capsys):
@@ -37,8 +53,9 @@ def test_a_store_on_disk_holds_what_one_in_memory_does(pictures, tmp_path, capsy
         assert store.on_host
         for name in ("pixels", "offsets", "heights", "widths"):
             assert torch.equal(getattr(store, name), getattr(memory, name))
-        assert capsys.readouterr().out == f"store: 5 pictures {said} {tmp_path / 'store'}\n"
-    assert leftovers(tmp_path / "store") == ["lock", "pictures.json", "pictures.rgbx"]
+        path = kept(tmp_path / "store")
+        assert capsys.readouterr().out == f"store: 5 pictures {said} {path}\n"
+    assert leftovers(tmp_path / "store") == [path.name]
     assert store.to(torch.device("meta")) is store
 
 
@@ -51,8 +68,9 @@ def test_expecting_crops_reads_nothing_outside_the_file(pictures, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "posix_fadvise", lambda _, *place: asked.append(place[:2]))
         store.expect(index, boxes)
-    starts = (4 * store.offsets[index]).tolist()
-    ends = (4 * (store.offsets + store.heights * store.widths)[index]).tolist()
+    head = kept(tmp_path / "store").stat().st_size - 4 * len(store.pixels)
+    starts = (head + 4 * store.offsets[index]).tolist()
+    ends = (head + 4 * (store.offsets + store.heights * store.widths)[index]).tolist()
     assert asked[0] == (starts[0] + 4 * 31 * 1, 4 * 31 * 5)
     assert asked[1] == (starts[1], ends[1] - starts[1])
     assert asked[3] == (starts[3] + 4 * 64 * 2, 4 * 64 * 8)
@@ -65,29 +83,16 @@ def paint_over(paths, _):
     Image.new("RGB", (9, 6), (1, 2, 3)).save(paths[0])
 
 
-def rename(paths, _):
-    paths[0] = paths[0].rename(paths[0].with_name("other.png"))
-
-
-def flip_a_bit(_, folder):
-    content = bytearray((folder / "pictures.rgbx").read_bytes())
-    content[500] ^= 1
-    (folder / "pictures.rgbx").write_bytes(content)
+def flip_a_bit(_, path):
+    content = bytearray(path.read_bytes())
+    content[-500] ^= 1
+    path.write_bytes(content)
 
 
 SPOILT = {
     "stale (made of other contents)": paint_over,
-    "stale (made of other pictures)": rename,
-    "damaged (the checksum of pictures.rgbx is wrong)": flip_a_bit,
-    "damaged (pictures.rgbx has 100 bytes of 9628)": (
-        lambda _, folder: os.truncate(folder / "pictures.rgbx", 100)
-    ),
-    "damaged (pictures.rgbx can't be read: No such file or directory)": (
-        lambda _, folder: (folder / "pictures.rgbx").unlink()
-    ),
-    "damaged (pictures.json can't be read)": (
-        lambda _, folder: (folder / "pictures.json").write_text("{")
-    ),
+    "damaged (the checksum of NAME is wrong)": flip_a_bit,
+    "damaged (NAME has 4100 bytes of 13724)": lambda _, path: os.truncate(path, 4100),
 }
 
 
@@ -95,32 +100,92 @@ SPOILT = {
 def test_a_store_that_is_stale_or_damaged_is_decoded_anew(problem, pictures, tmp_path, capsys):
     paths, sizes = pictures
     folder = tmp_path / "store"
-    open_disk_store(folder, paths, sizes)
-    SPOILT[problem](paths, folder)
+    used = open_disk_store(folder, paths, sizes).pixels
+    before, path = used.clone(), kept(folder)
+    replaced = path.rename(tmp_path / "used")
+    path.write_bytes(replaced.read_bytes())
+    SPOILT[problem](paths, path)
     with pytest.warns(UserWarning, match="decoded anew") as warned:
         store = open_disk_store(folder, paths, sizes)
     assert [str(each.message) for each in warned] == [
-        f"the pictures in {folder} are {problem}: decoded anew"
+        f"the pictures in {folder} are {problem.replace('NAME', path.name)}: decoded anew"
     ]
     assert torch.equal(store.pixels, ImageStore.from_files(paths, sizes).pixels)
+    assert torch.equal(used, before)
     capsys.readouterr()
     open_disk_store(folder, paths, sizes)
     assert "read from" in capsys.readouterr().out
 
 
-def test_a_store_in_use_is_not_touched_by_one_that_takes_its_place(pictures, tmp_path):
+def test_a_store_is_read_for_its_checksum_only_where_somebody_touched_it(
+    pictures, tmp_path, checksums
+):
     paths, sizes = pictures
-    store = open_disk_store(tmp_path / "store", paths, sizes)
-    before = store.pixels.clone()
-    with pytest.warns(UserWarning, match="stale"):
-        open_disk_store(tmp_path / "store", paths[1:], sizes[1:])
-    assert torch.equal(store.pixels, before)
+    open_disk_store(tmp_path / "store", paths, sizes)
+    for touched, expected in ((False, 0), (True, 9628), (False, 0)):
+        checksums.clear()
+        if touched:
+            kept(tmp_path / "store").touch()
+        open_disk_store(tmp_path / "store", paths, sizes)
+        assert sum(checksums) == expected
+
+
+def test_selections_of_one_data_set_lie_side_by_side(pictures, tmp_path, capsys):
+    paths, sizes = pictures
+    selections = (slice(0, 3), slice(1, 5))
+    stores = [open_disk_store(tmp_path / "s", paths[each], sizes[each]) for each in selections]
+    again = [open_disk_store(tmp_path / "s", paths[each], sizes[each]) for each in selections]
+    for each, first, second in zip(selections, stores, again, strict=True):
+        expected = ImageStore.from_files(paths[each], sizes[each]).pixels
+        assert torch.equal(first.pixels, expected)
+        assert torch.equal(second.pixels, expected)
+    said = capsys.readouterr().out
+    assert (said.count("decoded into"), said.count("read from")) == (2, 2)
+
+
+def test_who_reads_a_store_doesn_t_wait_for_who_makes_another(pictures, tmp_path):
+    paths, sizes = pictures
+    open_disk_store(tmp_path / "s", paths, sizes)
+    lock = Path(f"{kept(tmp_path / 's')}.lock")
+    with ThreadPoolExecutor(1) as pool, locked(lock):
+        store = pool.submit(open_disk_store, tmp_path / "s", paths, sizes).result(timeout=60)
+    assert torch.equal(store.pixels, ImageStore.from_files(paths, sizes).pixels)
+
+
+USERS = ["pictures.json", "pictures.rgbx", "lock", ".a.png.123.tmp"]
+
+
+def test_the_files_of_a_data_set_survive_a_store_among_them(pictures, tmp_path):
+    paths, sizes = pictures
+    theirs = {name: f"my {name}".encode() for name in USERS}
+    for name, content in theirs.items():
+        (tmp_path / name).write_bytes(content)
+    theirs |= {path.name: path.read_bytes() for path in paths}
+    open_disk_store(tmp_path, paths, sizes)
+    assert {name: (tmp_path / name).read_bytes() for name in theirs} == theirs
+
+
+@pytest.mark.parametrize("content", [b"", b"mine", b"[]", b'{"made_by": "me"}', b"\xff" * 9])
+def test_a_file_of_somebody_else_in_a_store_s_place_is_refused(content, pictures, tmp_path):
+    open_disk_store(tmp_path / "s", *pictures)
+    path = kept(tmp_path / "s")
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=rf"{path}: wasn't written by .*data\.store\.folder"):
+        open_disk_store(tmp_path / "s", *pictures)
+    assert path.read_bytes() == content
+
+
+def test_names_that_are_no_text_are_stored(tmp_path):
+    (path,) = saved_pictures(tmp_path, [(6, 9)])
+    path = path.rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    store = open_disk_store(tmp_path / "s", [path], torch.tensor([[6, 9]]))
+    assert len(store.pixels) == 54
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(pictures):
     with pytest.raises(BadInput, match=r"can't be written \(Not a directory\); .*store.folder"):
         open_disk_store(Path("/dev/null/store"), *pictures)
-    with pytest.raises(BadInput, match=r"/proc/self: can't be written|lock: can't be written"):
+    with pytest.raises(BadInput, match=r"lock: can't be written"):
         open_disk_store(Path("/proc/self"), *pictures)
 
 
@@ -131,32 +196,32 @@ def test_pixels_that_do_not_fit_the_disk_are_refused_before_they_are_decoded(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(BadInput, match=r"0.00963 MB of pixels don't fit into the 0.005 MB"):
         open_disk_store(tmp_path / "store", *pictures)
-    assert leftovers(tmp_path / "store") == ["lock"]
+    assert leftovers(tmp_path / "store") == []
 
 
 def test_a_disk_that_fills_up_leaves_nothing_and_is_told(pictures, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
     try:
-        with pytest.raises(BadInput, match=r"pictures\.rgbx: can't be written .*store.folder"):
+        with pytest.raises(BadInput, match=r"\.rgbx: can't be written .*store.folder"):
             open_disk_store(tmp_path / "store", *pictures)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert leftovers(tmp_path / "store") == ["lock"]
+    assert leftovers(tmp_path / "store") == []
     assert not alive()
 
 
 def test_a_picture_that_is_broken_leaves_the_store_of_before(pictures, tmp_path):
     paths, sizes = pictures
     open_disk_store(tmp_path / "store", paths, sizes)
-    before = (tmp_path / "store" / "pictures.rgbx").read_bytes()
+    before = kept(tmp_path / "store").read_bytes()
     paths[3].write_bytes(paths[3].read_bytes()[:80])
     with (
         pytest.warns(UserWarning, match="stale"),
         pytest.raises(BadInput, match=r"3\.png: the picture can't be decoded"),
     ):
         open_disk_store(tmp_path / "store", paths, sizes)
-    assert (tmp_path / "store" / "pictures.rgbx").read_bytes() == before
+    assert kept(tmp_path / "store").read_bytes() == before
     paths[3].unlink()
     with pytest.raises(BadInput, match=r"3\.png: can't be read"):
         open_disk_store(tmp_path / "store", paths, sizes)
@@ -171,11 +236,14 @@ def test_of_several_that_need_a_store_one_decodes_it(pictures, tmp_path, capsys)
 
 
 def test_what_a_killed_process_left_is_removed(pictures, tmp_path):
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / ".pictures.rgbx.123.tmp").touch()
-    (tmp_path / "s" / ".mine.123.tmp").touch()
     open_disk_store(tmp_path / "s", *pictures)
-    assert leftovers(tmp_path / "s") == [".mine.123.tmp", "lock", "pictures.json", "pictures.rgbx"]
+    name = kept(tmp_path / "s").name
+    kept(tmp_path / "s").unlink()
+    left, mine = f".{name}.123.lightning_bbox.tmp", f".{name}.123.tmp"
+    for each in (left, mine):
+        (tmp_path / "s" / each).touch()
+    open_disk_store(tmp_path / "s", *pictures)
+    assert leftovers(tmp_path / "s") == [mine, name]
 
 
 def test_each_data_set_has_a_folder_of_its_own(tmp_path, monkeypatch):
