@@ -5,19 +5,26 @@ sample looks the same on every device and for every number of processes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int64
 from kornia import augmentation, enhance
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lightning_bbox.core.compiling import compiled_for_any_batch
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.randomness import EpochPlan, keyed_generator
+from lightning_bbox.core.randomness import EpochPlan, keyed_generator, stream_seed
 
 Crops = Float[Tensor, "b c h w"]
+
+MOST_MOVED = 0.1
+"""By how many pixels of a crop an augmentation may move the object, in the mean."""
+
+_SIDE, _RADIUS, _CENTER, _TRIES = 45, 10.0, (20.5, 24.5), 128  # of the disc that tells it
+_FLAT, _DISC = 0.3, 0.8  # grey levels, neither of which inverting or solarizing makes the other
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,8 @@ class Augment:
             sample.
 
     Raises:
-        BadInput: A strength is out of range, or an extra augmentation moves or mixes pixels.
+        BadInput: A strength is out of range, or an extra augmentation mixes crops or moves what is
+            in them (see `mean_shift`).
 
     Examples:
         >>> Augment(flip_y=False).flips(EpochPlan(0, 0, 10, 10))[:, 1].unique()
@@ -48,7 +56,7 @@ class Augment:
     contrast: float = 0.0
     saturation: float = 0.0
     noise: float = 0.0
-    extra: list[nn.Module] = field(default_factory=list)
+    extra: tuple[nn.Module, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -59,8 +67,10 @@ class Augment:
         if self.noise < 0:
             msg = f"augment noise is {self.noise}; expected 0 (off) or more"
             raise BadInput(msg)
+        object.__setattr__(self, "extra", tuple(self.extra))  # a list could be added to later
         for module in self.extra:
             _refuse_geometric(module)
+            _refuse_moving(module)
 
     def flips(self, plan: EpochPlan) -> Float[Tensor, "n 2"]:
         """Draw which samples are mirrored, left-right and up-down (0 or 1)."""
@@ -141,11 +151,11 @@ class NoiseBank:
     Args:
         key: What the noise depends on, beside the offset.
         window: How many numbers a sample needs.
-        length: Length of the bank.
+        length: Length of the bank, or twice the window where that is more.
     """
 
     def __init__(self, key: Sequence[int | str], window: int, length: int = 1 << 22) -> None:
-        self.key, self.window, self.length = tuple(key), window, length
+        self.key, self.window, self.length = tuple(key), window, max(length, 2 * window)
 
     def offsets(self, plan: EpochPlan) -> Int64[Tensor, " n"]:
         """Draw each sample's offset."""
@@ -160,6 +170,61 @@ class NoiseBank:
         """Return the noise of samples, of standard deviation 1."""
         self.values = self.values.to(offsets.device)
         return self.values.unfold(0, self.window, 1)[offsets]
+
+
+@torch.no_grad()
+def mean_shift(module: nn.Module) -> float:
+    """Tell by how many pixels a module moves a disc of a radius of 10, in the mean over many draws.
+
+    The disc is what differs between two pictures that go through it with the same random numbers,
+    one with it and one without: noise and illumination are the same in both. Holes of single
+    pixels don't matter. A draw that leaves nothing of the disc counts as its radius.
+
+    Args:
+        module: Takes crops in [0, 1].
+
+    Examples:
+        >>> round(mean_shift(augmentation.RandomBoxBlur((4, 4), p=1.0)), 3)  # half of both axes
+        0.707
+        >>> round(mean_shift(augmentation.RandomBoxBlur((3, 3), p=1.0)), 3)
+        0.0
+    """
+    places = torch.arange(_SIDE) + 0.5
+    x, y = places - _CENTER[0], (places - _CENTER[1])[:, None]
+    disc = (_RADIUS + 0.5 - torch.hypot(x, y)).clamp(0, 1)
+    flat, found = torch.full((_TRIES, 3, _SIDE, _SIDE), _FLAT), []
+    with torch.random.fork_rng(devices=[]):
+        for crops in (flat, flat + (_DISC - _FLAT) * disc):
+            torch.manual_seed(stream_seed("mean shift"))
+            found.append(module(crops))
+    seen = (found[1] - found[0]).abs().sum(dim=1)
+    seen = (seen - seen.flatten(1).median(dim=1).values[:, None, None]).abs()
+    filled = -functional.max_pool2d(-functional.max_pool2d(seen, 3, 1, 1), 3, 1, 1)
+    top = filled.amax(dim=(1, 2))
+    shape = (4 * filled / top.clamp(min=1e-9)[:, None, None] - 1).clamp(0, 1)  # whatever its light
+    area = shape.sum(dim=(1, 2)).clamp(min=1e-9)
+    shift = torch.hypot((shape * x).sum(dim=(1, 2)) / area, (shape * y).sum(dim=(1, 2)) / area)
+    return float(shift.where(top > 1 / 255, torch.tensor(_RADIUS)).mean())
+
+
+def _refuse_moving(module: nn.Module) -> None:
+    """Refuse by its effect what moves or hides the object, whatever its class."""
+    name = type(module).__name__
+    try:
+        shift = mean_shift(module)
+    except Exception as error:
+        msg = (
+            f"augment.extra's {name} can't be applied to crops of {_SIDE} x {_SIDE} px ({error}); "
+            f"correct its arguments"
+        )
+        raise BadInput(msg) from error
+    if not shift <= MOST_MOVED:
+        msg = (
+            f"augment.extra's {name} moves or hides the object, by {shift:.2f} px of a crop in the "
+            f"mean where {MOST_MOVED} are allowed, and its label doesn't follow; leave it out or "
+            f"choose other arguments, such as an odd kernel or no direction"
+        )
+        raise BadInput(msg)
 
 
 def _refuse_geometric(module: nn.Module) -> None:

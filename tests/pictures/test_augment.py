@@ -10,6 +10,7 @@ from lightning_bbox.pictures.augment import (
     NoiseBank,
     adjust_photometry,
     compiled_photometry,
+    mean_shift,
 )
 
 PLAN = EpochPlan(seed=0, epoch=0, num_items=10, num_draws=10_000)
@@ -99,7 +100,6 @@ def test_half_of_the_crops_are_flipped_along_the_sides_that_are_on(flip_x, flip_
     [
         K.ColorJitter(0.1, 0.1, 0.1, order=(0, 1, 2)),
         K.RandomGaussianBlur((3, 3), (0.1, 1.0)),
-        K.RandomErasing(),
         nn.Sequential(K.RandomGamma(), K.RandomGrayscale()),
         K.ImageSequential(K.RandomGamma(), K.ImageSequential(K.RandomSolarize())),
         K.AugmentationSequential(K.RandomPosterize()),
@@ -140,6 +140,92 @@ def test_whatever_could_move_the_object_is_refused(module, name):
     message = f"augment.extra holds {name}, which isn't a photometric kornia augmentation"
     with pytest.raises(BadInput, match=message):
         Augment(extra=[K.RandomGamma(), module])
+
+
+@pytest.mark.parametrize(
+    ("module", "shift"),
+    [
+        (K.RandomBoxBlur((4, 4), p=1.0), 0.5**0.5),
+        (K.RandomBoxBlur((2, 3), p=1.0), 0.5),
+        (K.RandomBoxBlur((4, 4), p=0.5), 0.5**0.5 / 2),
+        (K.RandomBoxBlur((5, 5), p=1.0), 0.0),
+        (K.RandomGamma((0.5, 2.0), p=1.0), 0.0),
+    ],
+    ids=["4 x 4", "2 x 3", "half of the time", "5 x 5", "gamma"],
+)
+def test_the_shift_of_a_disc_is_the_one_that_the_kernel_makes(module, shift):
+    share = float(module.p)
+    spread = 3 * shift / share * (share * (1 - share) / 128) ** 0.5  # of the draws that do nothing
+    assert mean_shift(module) == pytest.approx(shift, abs=spread + 1e-3)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        K.RandomBoxBlur((4, 4)),
+        K.RandomMotionBlur((3, 9), 35.0, 0.5, p=1.0),
+        K.RandomMotionBlur(9, (0.0, 360.0), (-1.0, 1.0), p=1.0),
+        K.RandomErasing(),
+        K.RandomErasing(p=0.1),
+        K.RandomErasing(scale=(0.9, 1.0), ratio=(1.0, 1.0), p=1.0),
+        K.RandomPlasmaShadow(p=1.0),
+        K.RandomRain(p=1.0, drop_height=(5, 8), drop_width=(-2, 2)),
+        nn.Sequential(K.RandomGamma(), K.RandomBoxBlur((4, 4), p=1.0)),
+        K.RandomBrightness((1.99, 2.0), p=1.0),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_photometric_classes_that_move_or_hide_the_object_are_refused(module):
+    with pytest.raises(BadInput, match=rf"extra's {type(module).__name__} moves or hides the obj"):
+        Augment(extra=[module])
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        K.ColorJiggle(0.4, 0.4, 0.4, 0.1, p=1.0),
+        K.RandomAutoContrast(p=1.0),
+        K.RandomChannelDropout(p=1.0),
+        K.RandomChannelShuffle(p=1.0),
+        K.RandomEqualize(p=1.0),
+        K.RandomGaussianBlur((5, 5), (0.5, 2.0), p=1.0),
+        K.RandomGaussianIllumination(p=1.0),
+        K.RandomGaussianNoise(0.0, 0.5, p=1.0),
+        K.RandomHue((-0.5, 0.5), p=1.0),
+        K.RandomInvert(p=1.0),
+        K.RandomJPEG((10.0, 50.0), p=1.0),
+        K.RandomLinearCornerIllumination(p=1.0),
+        K.RandomLinearIllumination(p=1.0),
+        K.RandomMedianBlur((3, 3), p=1.0),
+        K.RandomMotionBlur(5, 35.0, 0.0, p=1.0),
+        K.RandomPlanckianJitter(p=1.0),
+        K.RandomPosterize(3, p=1.0),
+        K.RandomSaltAndPepperNoise(p=1.0),
+        K.RandomSharpness(p=1.0),
+        K.RandomSnow(p=1.0),
+        K.RandomSolarize(p=1.0),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_what_leaves_the_object_where_it_is_is_allowed_and_leaves_the_random_numbers(module):
+    torch.manual_seed(7)
+    Augment(extra=[module])
+    after = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(after, torch.rand(3))
+
+
+def test_a_module_that_fails_is_refused_in_one_sentence():
+    with pytest.raises(BadInput, match=r"RandomRain can't be applied to crops of 45 x 45 px \("):
+        Augment(extra=[K.RandomRain(drop_height=(50, 60), p=1.0)])
+
+
+def test_the_extra_modules_of_one_are_not_those_of_another():
+    given = [K.RandomGamma()]
+    augment = Augment(extra=given)
+    given.append(K.RandomHorizontalFlip())
+    assert len(augment.extra) == 1
+    assert Augment().extra == ()
 
 
 @pytest.mark.parametrize(
@@ -186,3 +272,22 @@ def test_banks_differ_by_key():
     first, again, other = (NoiseBank(("noise", seed), 4, 64).values for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("size", [836, 837, 1182, 1183, 1300])
+def test_noise_reaches_crops_of_any_size(size):
+    """From 1183 px on a crop has more values than the bank had; up to 836 px nothing changes."""
+    bank = NoiseBank(("noise",), window=3 * size**2)
+    assert bank.length == max(1 << 22, 6 * size**2)
+    offsets = bank.offsets(EpochPlan(seed=0, epoch=0, num_items=10, num_draws=1000))
+    assert len(offsets.unique()) > 990
+    assert offsets.min() >= 0
+    assert offsets.max() + bank.window <= bank.length
+
+
+def test_crops_larger_than_the_bank_once_was_get_noise():
+    bank = NoiseBank(("noise",), window=3 * 1183**2)
+    noise = bank.windows(torch.tensor([0, 5]))
+    assert noise.shape == (2, 3 * 1183**2)
+    assert torch.equal(noise[0, 5:], noise[1, :-5])
+    assert noise[0].std() == pytest.approx(1, abs=0.01)
