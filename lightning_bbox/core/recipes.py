@@ -127,6 +127,17 @@ class Part(Recipe, nn.Module):
             self._buffers[name] = buffer.to(fn(buffer).device)
         return self
 
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        *args: Any,  # noqa: ANN401 (torch's own, passed on)
+    ) -> None:
+        # What follows from the recipe is made by it; checkpoints of 0.1.0 hold it all the same.
+        for name in self._non_persistent_buffers_set:
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 def class_path_of(cls: type) -> str:
     """Return the path that names a class everywhere: the public one where it has one.

@@ -367,6 +367,9 @@ class CropDataModule(pl.LightningDataModule):
         if self._rough != (stage == "predict"):
             self._rough, self._source = stage == "predict", None
         _ = self.source
+        if self.trainer is not None and self.trainer.lightning_module is not None:
+            # Callbacks come next, then the model: they are to find its layers.
+            self.trainer.lightning_module.configure_model()
 
     def teardown(self, stage: str) -> None:
         """Forget what one model wanted and made of crops, and end what is done ahead."""

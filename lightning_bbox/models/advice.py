@@ -1,5 +1,16 @@
 """Advice on how parts go together: refusals of what can't work, warnings of what hardly does."""
 
+from collections.abc import Iterable, Mapping
+
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -12,6 +23,47 @@ from lightning_bbox.nn.heads.linear import LinearHead
 from lightning_bbox.nn.losses import L2Loss
 from lightning_bbox.nn.network import OffsetNet
 from lightning_bbox.nn.stochastic import DropConnect, stochastic_layers
+
+_MISFITS: Mapping[type[Callback], str] = {
+    StochasticWeightAveraging: (
+        "puts a schedule of its own in place of the model's; choose WeightAveraging or "
+        "EMAWeightAveraging"
+    ),
+    LearningRateFinder: (
+        "trains through a schedule of its own, and the model's optimizer says the learning rate; "
+        "leave it out, and set optimizer.lr"
+    ),
+    BatchSizeFinder: (
+        "finds the largest batch that fits, after the run's size was noted; leave it out, and set "
+        "data.batch_size: auto"
+    ),
+    GradientAccumulationScheduler: (
+        "changes how many steps the run has, which the schedule of the learning rate must know; "
+        "leave it out, and set trainer.accumulate_grad_batches"
+    ),
+    ModelPruning: (
+        "takes weights for vectors, and the convolutions' are laid out channels last; leave it "
+        "out, and prune a trained model.net by torch.nn.utils.prune"
+    ),
+    BackboneFinetuning: (
+        "gives the optimizer parameters that the model's schedule doesn't know; leave it out, "
+        "train the head alone (backbone.frozen), then all from its model.weights"
+    ),
+}
+"""Callbacks of Lightning that can't work with a model of ours: why, and what does."""
+
+
+def refuse_misfits(callbacks: Iterable[Callback]) -> None:
+    """Refuse callbacks of Lightning that can't work with a model of ours.
+
+    Raises:
+        BadInput: There is one.
+    """
+    for callback in callbacks:
+        for kind, why in _MISFITS.items():
+            if isinstance(callback, kind):
+                msg = f"trainer.callbacks: {type(callback).__name__} {why}"
+                raise BadInput(msg)
 
 
 def advice(net: OffsetNet) -> list[str]:

@@ -40,7 +40,7 @@ from lightning_bbox.geometry.codecs import (
     refuse_other_crops,
     refuse_other_white,
 )
-from lightning_bbox.models.advice import refuse_equal_passes
+from lightning_bbox.models.advice import refuse_equal_passes, refuse_misfits
 from lightning_bbox.models.checkpoints import (
     CHECKPOINT_KEY,
     checkpoint_of,
@@ -101,6 +101,8 @@ class OffsetModel(pl.LightningModule):
         self._is_new = False  # built for this run, and not trained since
         self._run: dict[str, Plain] = {}
         self._resumed_run: dict[str, Plain] | None = None
+        self._calibrated: dict[str, Tensor] | None = None  # by the last validation
+        self._validated_every: int | None = None  # epochs, of a trainer at its end
 
     def _take_parts(
         self, preprocess: Preprocess, backbone: Backbone, head: Head, codec: DeltaCodec
@@ -129,30 +131,49 @@ class OffsetModel(pl.LightningModule):
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lags
         self.spec = spec
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Add none, but refuse those of the trainer's that can't work with the model.
+
+        Raises:
+            BadInput: There is one.
+        """
+        refuse_misfits(self.trainer.callbacks)  # type: ignore[attr-defined] # Lightning sets it
+        return []
+
     def setup(self, stage: str) -> None:
-        """Build the model for the data, and fit its parts on the training split.
+        """Have the data cut crops as the model knows them, which is built where it wasn't.
 
         Raises:
             BadInput: The model isn't trained and is to predict, or was trained on other crops.
         """
+        self._build_for_the_data()
+        assert self.spec is not None
+        self.data.follow(self.spec, needs_class=self.net.head.per_class)
+
+    def configure_model(self) -> None:
+        """Build the model where it isn't, and compile the network in place.
+
+        Names in the checkpoint don't change by that. Data modules call it before callbacks are set
+        up, which may copy, freeze or prune what there is; to call it again changes nothing.
+        """
+        self._build_for_the_data()
+        if self.net._compiled_call_impl is None and should_compile(
+            self.compile_choice, self.trainer.strategy.root_device, pays_on_cpu=False
+        ):
+            self.net.compile(fullgraph=True)
+
+    def _build_for_the_data(self) -> None:
+        """Build the model for the data, and fit its parts on the training split, if it isn't."""
         data = self.data
         if self.spec is not None:
-            data.follow(self.spec, needs_class=self.net.head.per_class)
             return
-        if stage == "predict":
+        if self.trainer.state.fn == "predict":
             msg = "the model isn't trained; load one with BoxRegressor.load_from_checkpoint(path)"
             raise BadInput(msg)
         self.build(data.spec(), data.seed)
         self.net.backbone.load_pretrained()
         fit_parts(self.net, self.codec, data, self.trainer.strategy.root_device)
         self._is_new = True
-
-    def configure_model(self) -> None:
-        """Compile the network in place, so that names in the checkpoint don't change."""
-        if self.net._compiled_call_impl is None and should_compile(
-            self.compile_choice, self.trainer.strategy.root_device, pays_on_cpu=False
-        ):
-            self.net.compile(fullgraph=True)
 
     def on_train_start(self) -> None:
         """Have batches hold features, where they are cached: only now are the weights final."""
@@ -269,6 +290,27 @@ class OffsetModel(pl.LightningModule):
             stds.append(self.net.head.stds(outputs))
         return torch.stack(boxes).mean(dim=0), torch.stack(stds).mean(dim=0)
 
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
+        """Have a run validated where it ends, wherever in an epoch or between validations that is.
+
+        Lightning wouldn't: the best checkpoint would be one of the schedule's midst, or none.
+        """
+        trainer = self.trainer
+        last_epoch = 0 <= (trainer.max_epochs or -1) <= trainer.current_epoch + 1
+        if 0 <= trainer.max_steps <= trainer.global_step or (last_epoch and trainer.is_last_batch):
+            trainer.should_stop = True
+            if self._validated_every is None:
+                self._validated_every = trainer.check_val_every_n_epoch
+                trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch and 1
+
+    def on_train_end(self) -> None:
+        """Leave the trainer as it was, and the calibration, whatever callbacks did to buffers."""
+        if self._calibrated is not None:
+            self.net.calibration.load_state_dict(self._calibrated)
+        if self._validated_every is not None:
+            self.trainer.check_val_every_n_epoch = self._validated_every
+            self._validated_every = None
+
     def on_validation_epoch_start(self) -> None:
         """Begin empty tables."""
         self._begin("val", "train_eval")
@@ -343,6 +385,8 @@ class OffsetModel(pl.LightningModule):
         px, count = self.data.geometry.px(samples.proposals), self.data.num_targets
         errors = coordinate_errors(refined.boxes, samples.gt_boxes, px, count)
         self.net.calibration.fit(errors, refined.stds, self.net.head.error_law)
+        state = self.net.calibration.state_dict()
+        self._calibrated = {name: value.clone() for name, value in state.items()}
 
     def _predict_mean(self, samples: Samples) -> Boxes:
         """Return the boxes of the training targets' mean: the baseline of every evaluation."""
@@ -394,6 +438,9 @@ class OffsetModel(pl.LightningModule):
             training_set = self.data.source.splits["train"].digest()
             ours |= {"run": self._run, "training_set": training_set}
         checkpoint[CHECKPOINT_KEY] = ours
+        # Found by validation, as weights aren't: a callback that averages those has none.
+        found = self.net.calibration.state_dict(prefix="net.calibration.")
+        checkpoint["state_dict"] |= found
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override] # one way to load: by path, without code

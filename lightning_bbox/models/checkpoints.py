@@ -177,8 +177,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def checkpoint_of(path: str | os.PathLike[str]) -> Path:
-    """Return the checkpoint that a path means: a file is itself, a run's folder its best one."""
-    return Path(path) / "checkpoints" / "best.ckpt" if Path(path).is_dir() else Path(path)
+    """Return the checkpoint that a path means: a file is itself, a run's folder its best one.
+
+    Where a run has none, as it was never validated, it is the last one.
+    """
+    if not Path(path).is_dir():
+        return Path(path)
+    best, last = (Path(path) / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    return last if last.exists() and not best.exists() else best
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:

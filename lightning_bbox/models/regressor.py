@@ -340,6 +340,7 @@ class BoxRegressor(OffsetModel):
 
     def on_train_end(self) -> None:
         """Give back what was for the steps alone."""
+        super().on_train_end()
         if self._several:
             self._several.end()
 

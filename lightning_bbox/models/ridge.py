@@ -5,8 +5,10 @@ import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
 from jaxtyping import Bool, Float
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -120,6 +122,21 @@ class RidgeRegressor(OffsetModel):
         self._sums: Sums = []
         self._restored: list[dict[str, Tensor]] | None = None
         self._unsolved = self._finished = False
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Add none, but refuse one that averages the weights of steps.
+
+        Raises:
+            BadInput: There is one.
+        """
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined] # Lightning sets it
+            if isinstance(callback, WeightAveraging):
+                name = type(callback).__name__
+                msg = (
+                    f"trainer.callbacks: {name} averages steps, and a ridge has none; leave it out"
+                )
+                raise BadInput(msg)
+        return super().configure_callbacks()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Make none; but a run that goes on must be the same run."""

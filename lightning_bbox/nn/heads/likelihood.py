@@ -161,9 +161,10 @@ class FlowLikelihood(Likelihood):
             for last in (nn.Tanh(), nn.Identity())
         )
         turns = torch.arange(self.couplings)[:, None] + torch.arange(num_targets)
-        self.register_buffer("masks", (turns % 2).float())
+        self.register_buffer("masks", (turns % 2).float(), persistent=False)
         even = torch.quasirandom.SobolEngine(num_targets, scramble=True, seed=0)  # type: ignore[no-untyped-call] # not typed in torch
-        self.register_buffer("normal", torch.special.ndtri(even.draw(1024).clamp(1e-6, 1 - 1e-6)))
+        normal = torch.special.ndtri(even.draw(1024).clamp(1e-6, 1 - 1e-6))
+        self.register_buffer("normal", normal, persistent=False)
         return self
 
     def nll(self, errors: Errors, log_scales: Errors) -> Errors:

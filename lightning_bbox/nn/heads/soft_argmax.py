@@ -103,8 +103,9 @@ class SoftArgmaxHead(PointHead):
                 f"the middle, and offsets {spec.max_shift:.3g} px; read an earlier layer or scale"
             )
             raise BadInput(msg)
-        self.register_buffer("places", torch.cartesian_prod(y, x).flip(1))
-        self.register_buffer("spread", 2 * self.reach * self.sigma / torch.tensor([width, height]))
+        self.register_buffer("places", torch.cartesian_prod(y, x).flip(1), persistent=False)
+        spread = 2 * self.reach * self.sigma / torch.tensor([width, height])
+        self.register_buffer("spread", spread, persistent=False)
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b m"]:
         """Return the heat map's logits, row by row, then the log sizes where asked for."""

@@ -111,8 +111,8 @@ class BinHead(Head):
         bounds = [self.max_shift or spec.max_shift] * 2 + spec.bounds[2:]
         widths = [self.bin_width] * 2 + [self.log_bin_width] * sizes
         grid = lay_grid(bounds, widths, self.labels.padding, self.grids)
-        for name, buffer in grid._asdict().items():
-            self.register_buffer(name, buffer)
+        for name, buffer in grid._replace(inside=grid.inside.byte())._asdict().items():
+            self.register_buffer(name, buffer, persistent=False)
         super().build(in_features, spec)
         prior = grid.prior(torch.tensor(spec.bounds * self.grids))
         self.link.build(in_features, grid.inside, prior)
@@ -121,7 +121,7 @@ class BinHead(Head):
     @property
     def grid(self) -> BinGrid:
         """The bins of each row: the coordinates of the first grid, then those of the next."""
-        return BinGrid(self.centers, self.edges, self.inside, self.widths)
+        return BinGrid(self.centers, self.edges, self.inside.bool(), self.widths)
 
     def fit(self, space: TargetSpace) -> None:
         """Take over where px lie in target units; warn where the bins don't hold the data.

@@ -23,7 +23,7 @@ class Link(Part):
     in fp32 whatever the layer runs in.
     """
 
-    inside: Tensor
+    inside: Tensor  # bytes: a callback that averages buffers can't do so with truth values
 
     def build(
         self, in_features: int, inside: Bool[Tensor, "r k"], prior: Float[Tensor, "r k"]
@@ -35,7 +35,7 @@ class Link(Part):
             inside: Which bins each row has.
             prior: Mass of each bin before a picture is seen.
         """
-        self.register_buffer("inside", inside)
+        self.register_buffer("inside", inside.byte(), persistent=False)
         self.linear = near_zero_linear(in_features, len(inside) * self.outputs())
         return self
 
@@ -100,7 +100,7 @@ class IndependentLink(Link):
 
     def asked(self) -> Bool[Tensor, "r m"]:
         """Return the bins that a row has."""
-        return self.inside
+        return self.inside.bool()
 
 
 class TreeLink(Link):
@@ -143,7 +143,7 @@ class TreeLink(Link):
         levels = self._levels()
         leaves = F.pad(inside, (0, levels[-1] - inside.shape[1]))
         alive = [leaves.view(len(inside), size, -1).any(dim=-1) for size in levels]
-        self.register_buffer("alive", torch.cat(alive, dim=-1))
+        self.register_buffer("alive", torch.cat(alive, dim=-1).byte(), persistent=False)
         return self
 
     def _levels(self) -> list[int]:
@@ -188,7 +188,7 @@ class CumulativeLink(Link):
         self, in_features: int, inside: Bool[Tensor, "r k"], prior: Float[Tensor, "r k"]
     ) -> "CumulativeLink":
         """Make the score's weights, and the thresholds from the prior."""
-        self.register_buffer("inside", inside)
+        self.register_buffer("inside", inside.byte(), persistent=False)
         self.linear = near_zero_linear(in_features, len(inside), bias=False)
         starts = _tails(prior).clamp(1e-6, 1 - 1e-6).logit()
         gaps = -starts.diff(dim=-1).clamp(max=-1e-3)
@@ -226,11 +226,11 @@ class CumulativeLink(Link):
 
     def asked(self) -> Bool[Tensor, "r m"]:
         """Return the thresholds between two bins of a row."""
-        return self.inside[:, :-1] & self.inside[:, 1:]
+        return (self.inside[:, :-1] & self.inside[:, 1:]).bool()
 
 
-def _masked(logits: Logits, possible: Bool[Tensor, "r m"]) -> Logits:
-    return logits.masked_fill(~possible, IMPOSSIBLE)
+def _masked(logits: Logits, possible: Tensor) -> Logits:
+    return logits.masked_fill(~possible.bool(), IMPOSSIBLE)
 
 
 def _tails(probs: Float[Tensor, "*b k"]) -> Float[Tensor, "*b m"]:

@@ -91,7 +91,7 @@ def test_bins_reach_four_sigma_beyond_the_bound_and_labels_are_those_of_hl_gauss
     probs = head.target_probs(offsets.float())
     assert probs.shape == (100, *head.centers.shape)
     for row, bound in enumerate(bounds):
-        width, inside = 0.5 if row < 2 else 0.05, head.inside[row]
+        width, inside = 0.5 if row < 2 else 0.05, head.grid.inside[row]
         expected = [hl_gauss(y, bound, width, sigma) for y in offsets[:, row].numpy()]
         np.testing.assert_allclose(head.centers[row, inside], expected[0][0], atol=1e-6)
         masses = np.stack([mass for _, mass in expected])
@@ -243,7 +243,7 @@ def test_shifted_grids_decode_any_offset_and_cost_as_much_at_chance(grids, decod
     offsets = torch.linspace(-5, 5, 501)[:, None].repeat(1, 2)
     logits = head.target_probs(offsets).log().clamp(min=-100)
     assert (head.decode(logits) - offsets).abs().max() < 0.01
-    bins = head.inside.sum(dim=-1)
+    bins = head.grid.inside.sum(dim=-1)
     chance = head.loss(torch.zeros_like(logits), offsets)
     torch.testing.assert_close(chance, bins.log().sum().expand(501) / grids)
     together = head.votes(logits)

@@ -126,7 +126,7 @@ def test_what_lies_outside_a_row_changes_nothing(loss, link):
     labels = OneHotLabels()(torch.tensor([[1.3, 0.1]]), GRID)
     logits = torch.randn_like(link(torch.zeros(1, 8)))
     changed = logits.clone()
-    counts = link.alive if isinstance(link, TreeLink) else link.inside
+    counts = (link.alive if isinstance(link, TreeLink) else link.inside).bool()
     counts = link.asked() if isinstance(link, CumulativeLink) else counts
     changed[:, ~counts] += 7
     assert torch.equal(loss(link, changed, labels, GRID), loss(link, logits, labels, GRID))
