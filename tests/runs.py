@@ -102,7 +102,8 @@ def end_of(folder: Path) -> dict[str, object]:
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
             end[f"{name}.{key}"] = checkpoint[key]
     metrics = json.loads((folder / "metrics.json").read_text())
-    return end | {"metrics": {key: metrics[key] for key in metrics if key != "train_seconds"}}
+    own = ("train_seconds", "settings")  # those of a run that is hit say so
+    return end | {"metrics": {key: metrics[key] for key in metrics if key not in own}}
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from lightning_bbox.cli.processes import (
 )
 from lightning_bbox.cli.run_folders import Begun
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.recipes import find_class, flatten
+from lightning_bbox.core.recipes import find_class
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.insight.probe import ProbingTrainer
@@ -34,8 +34,10 @@ from lightning_bbox.reports.callbacks import (
     EventLog,
     PlainProgress,
     RunReport,
+    Settings,
     TensorBoardPictures,
     Throughput,
+    settings_of,
 )
 
 
@@ -99,17 +101,20 @@ class BoxCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Settle on the run's length and folder."""
+        self._settle_length()
         config = self.config[self.subcommand]
-        if config.trainer.max_epochs is None:
-            model = find_class(config.model.class_path, OffsetModel, "model")
-            config.trainer.max_epochs = model.default_epochs
         folder = Path(config.runs) / (config.name or default_name(config))
         self.run_folder = folder if config.name else shared_by_launched(folder)
         config.ckpt_path = self.begun.begin(str(self.subcommand), self.run_folder, config.ckpt_path)
 
+    def _settle_length(self) -> None:
+        config = self.config[self.subcommand]
+        if config.trainer.max_epochs is None:
+            model = find_class(config.model.class_path, OffsetModel, "model")
+            config.trainer.max_epochs = model.default_epochs
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
         """Add the logger and callbacks that every run has."""
-        self.begun.make_folder()
         config = self._get(self.config_init, "trainer")
         if self.subcommand == "predict":
             kwargs["logger"] = config.logger or False
@@ -122,8 +127,8 @@ class BoxCLI(LightningCLI):
             )
         own = self.config[self.subcommand]
         callbacks: list[pl.Callback] = [
-            RunReport(self.run_folder),
-            TensorBoardPictures(self._settings()),
+            RunReport(self.run_folder, self.settings()),
+            TensorBoardPictures(self._hyperparameters()),
             Throughput(),
         ]
         if self.subcommand == "predict":
@@ -174,10 +179,14 @@ class BoxCLI(LightningCLI):
             raise BadInput(msg) from error
         return trainer
 
-    def _settings(self) -> dict[str, Any]:
-        """Return the model's and data's configuration by dotted name, for the hparams view."""
+    def settings(self) -> Settings:
+        """Return what makes the run what it is."""
         self._dump_config()
-        return flatten({key: self.config_dump[key] for key in ("model", "data", "seed_everything")})
+        return settings_of(self.config_dump)
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        """Return the model's and data's configuration by dotted name, for the hparams view."""
+        return {k: v for k, v in self.settings().items() if not k.startswith("trainer.")}
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it, and let nothing it began outlive it."""
@@ -241,7 +250,8 @@ class Rehearsal(BoxCLI):
     """Read the settings and make the parts they name; run nothing, leave nothing."""
 
     def before_instantiate_classes(self) -> None:
-        """Leave the run's folder alone."""
+        """Settle on the run's length; leave its folder alone."""
+        self._settle_length()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
         """Do without what a run keeps."""

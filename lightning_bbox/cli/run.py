@@ -23,7 +23,7 @@ from lightning_bbox.insight.probe import ProbingTrainer
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.divergence import DivergedError
 from lightning_bbox.models.stopping import RunStopped, sigterm_raises
-from lightning_bbox.reports.callbacks import ReusableConfig
+from lightning_bbox.reports.callbacks import ReusableConfig, Settings
 
 
 @one_of_a_run()
@@ -32,8 +32,7 @@ def run(arguments: list[str]) -> int:
     """Run a command and return its exit code, as `main` does."""
     for name in lightning_bbox.__all__:  # a part goes by its name alone once it is imported
         getattr(lightning_bbox, name)
-    begun = Begun()
-    with plain_warnings():
+    with Begun() as begun, plain_warnings():
         try:
             _carry_out(arguments, begun)
         except DivergedError as error:
@@ -46,15 +45,18 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def rehearse(arguments: list[str]) -> str | None:
-    """Return why a command would refuse its settings, None where it would begin."""
+def rehearse(arguments: list[str]) -> Settings:
+    """Return the settings that a command would run with.
+
+    Raises:
+        BadInput: It would refuse them.
+    """
     try:
-        _lightning_cli(Rehearsal, arguments, Begun())
+        return _lightning_cli(Rehearsal, arguments, Begun()).settings()
     except (ValueError, OSError, MisconfigurationException, SystemExit) as leaving:
         if (refusal := _refusal(leaving)) is None:
             raise
-        return str(refusal)
-    return None
+        raise BadInput(str(refusal)) from leaving
 
 
 def _carry_out(arguments: list[str], begun: Begun) -> None:
@@ -66,11 +68,11 @@ def _carry_out(arguments: list[str], begun: Begun) -> None:
         _lightning_cli(BoxCLI, arguments, begun)
 
 
-def _lightning_cli(cli: type[BoxCLI], arguments: list[str], begun: Begun) -> None:
+def _lightning_cli(cli: type[BoxCLI], arguments: list[str], begun: Begun) -> BoxCLI:
     words, moved = with_new_options(resolve(arguments))
     if moved:
         rank_zero_warn(told(moved))
-    cli(
+    return cli(
         OffsetModel,
         CropDataModule,
         begun=begun,

@@ -1,29 +1,44 @@
 """A run's folder: whether it is free, and with which checkpoint the run in it begins."""
 
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Self
 
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import make_folder, remove_leftovers, write_atomically
+from lightning_bbox.core.files import alone_in, make_folder, remove_leftovers
 from lightning_bbox.models.checkpoints import checkpoint_of, newest_checkpoint, read_checkpoint
 from lightning_bbox.refinement.predictions import put_originals_back
+from lightning_bbox.reports.callbacks import CONFIG, is_of_a_run
 
-_RESULTS = (("predict", "changes.csv", "refined boxes"), ("probe", "probe.json", "a probe"))
+_RESULTS = (
+    ("predict", "changes.csv", "refined boxes"),
+    ("probe", "probe.json", "a probe"),
+    ("test", "metrics.json", "a test's results"),
+)
+_BEFORE_A_RUN = ("events.", CONFIG)  # what is written before a run can't be refused any more
 
 
-@dataclass
 class Begun:
-    """What a command has begun, and whether it may take it back.
+    """What a command has begun, and may take back: its folder is this process's alone meanwhile.
 
     Attributes:
         folder: The run's folder, None until it is known.
-        is_new: Whether this command made the folder, so that nobody else's files are in it.
     """
 
-    folder: Path | None = None
-    is_new: bool = False
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self._lock = ExitStack()
+        self._made: list[Path] = []  # folders, the innermost first
+        self._there = set[str]()  # what the run's folder held before
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let others have the folder."""
+        self._lock.close()
 
     def begin(self, command: str, folder: Path, asked: str | None) -> str | None:
         """Make sure a run may begin, and return the checkpoint to go on from, or to apply.
@@ -42,38 +57,36 @@ class Begun:
         """
         resuming = command == "fit" and _is_of(folder, asked)
         checkpoint = _find_checkpoint(command, folder, asked)
+        self._take(folder)
+        self.folder = folder
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # Lightning sets it
             _refuse_taken(command, folder, resuming)
             remove_leftovers(folder)
-            if resuming and checkpoint:
-                _begin_last(folder, Path(checkpoint))
             if command == "predict":
                 put_originals_back(folder)
-        self.folder = folder
         return checkpoint
 
     @rank_zero_only
-    def make_folder(self) -> None:
-        """Make the run's folder where it isn't there.
-
-        Raises:
-            BadInput: It can't be made.
-        """
-        assert self.folder is not None
-        is_new = not self.folder.exists()
-        make_folder(self.folder)
-        self.is_new = is_new
+    def _take(self, folder: Path) -> None:
+        """Make the folder where it isn't there, and keep other processes out of it."""
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+        make_folder(folder)
+        self._lock.enter_context(alone_in(folder))
+        self._there = {path.name for path in folder.iterdir()}
 
     @rank_zero_only
     def undo(self) -> None:
-        """Remove the folder of a run that was refused before it began, with its settings."""
-        if self.folder is None or not self.is_new:
+        """Remove what this command made, where it was refused before its run began."""
+        self._lock.close()
+        if self.folder is None:
             return
-        files = [*self.folder.iterdir()]
-        if all(path.name.startswith(("events.", "config.yaml")) for path in files):
+        files = [path for path in self.folder.iterdir() if path.name not in self._there]
+        if all(path.name.startswith(_BEFORE_A_RUN) for path in files):
             for path in files:
                 path.unlink(missing_ok=True)
-            self.folder.rmdir()
+        for made in self._made:
+            with suppress(OSError):  # something is in it
+                made.rmdir()
 
 
 def _is_of(folder: Path, checkpoint: str | None) -> bool:
@@ -104,19 +117,17 @@ def _find_checkpoint(command: str, folder: Path, asked: str | None) -> str | Non
 
 
 def _refuse_taken(command: str, folder: Path, resuming: bool) -> None:
-    """Refuse to mix two runs in one folder."""
+    """Refuse to mix two runs in one folder, or a run with what it would write over."""
     for other, file, what in _RESULTS:
         if command == other and (folder / file).exists():
             msg = f"{folder}: holds {what} already; choose another --name"
             raise BadInput(msg)
-    if any((folder / "checkpoints").glob("*.ckpt")) and not resuming:
+    there = [*folder.glob("checkpoints/*.ckpt"), *folder.glob("metrics.json")]
+    if there and not resuming:
         more = f", or continue it with --resume {folder}" if command == "fit" else ""
         msg = f"{folder}: a run of this name exists; choose another --name{more}"
         raise BadInput(msg)
-
-
-def _begin_last(folder: Path, checkpoint: Path) -> None:
-    """Make the checkpoint that a run goes on from its last, whichever it is."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if checkpoint.resolve() != last.resolve():
-        write_atomically(last, checkpoint.read_bytes())
+    config = folder / CONFIG
+    if command == "fit" and config.exists() and not is_of_a_run(config):
+        problem = "wasn't written by a run, and this one would write its settings over it"
+        raise BadInput.at(str(config), problem, "choose another --name, or rename the file")

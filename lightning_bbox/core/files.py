@@ -4,7 +4,7 @@ import glob
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -177,6 +177,27 @@ def locked(path: Path, option: str = "--runs", refusal: BadInput | None = None) 
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder, or a study's, however this one ends.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        BadInput: Another process is at work in it.
+    """
+    lock = folder / ".lock"
+    remedy = "wait until it ends, or choose another --name"
+    refusal = BadInput.at(str(folder), "another process is at work in it", remedy)
+    with locked(lock, refusal=refusal):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # some systems keep a file that is open
+                lock.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:

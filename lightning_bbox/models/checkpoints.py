@@ -228,6 +228,15 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the checkpoint that a run of this folder goes on from its last."""
+        begun_from, last = trainer.ckpt_path, Path(str(self.dirpath)) / "last.ckpt"
+        if begun_from is None or not trainer.is_global_zero:
+            return
+        own = Path(begun_from).resolve()
+        if own.parent == last.parent.resolve() and own.name != last.name:
+            write_atomically(last, own.read_bytes())
+
     def state_dict(self) -> dict[str, Any]:
         """Keep how good the best checkpoint is; where it lies is known."""
         return {"best_model_score": self.best_model_score}

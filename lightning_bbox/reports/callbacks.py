@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_bbox.core.files import encoded, make_folder, save_picture, write_atomically
 from lightning_bbox.core.messages import say
+from lightning_bbox.core.recipes import flatten
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.evaluation.evaluation import Evaluation
 from lightning_bbox.evaluation.metrics import error_px
+from lightning_bbox.geometry.boxes import box_sizes
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.divergence import OUTCOME, DivergedError
 from lightning_bbox.reports.sheets import (
@@ -31,7 +34,50 @@ from lightning_bbox.reports.sheets import (
 )
 from lightning_bbox.reports.tables import format_metrics
 
+CONFIG = "config.yaml"
+"""The file of a run that holds its settings."""
+
+Settings = dict[str, bool | int | float | str]
+"""What makes a run what it is: options of a command by their dotted names, without None."""
+
+_NO_SETTINGS = (
+    "devices",
+    "default_root_dir",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "logger",
+)
+"""What of the trainer's options changes where and how a run is seen, but not what it finds."""
+
+_RESULTS = (OUTCOME, "metrics.json", "test_errors.npz", "crops.png")
+_HEADER = "# lightning.pytorch=="
 _HPARAM_METRICS = ("mae_px", "mae_px_predict_mean", "p95_px", "iou_before", "iou_after")
+
+
+def settings_of(config: Mapping[str, Any]) -> Settings:
+    """Return what of a configuration makes a run what it is.
+
+    Args:
+        config: Trainer, model, data and seed, as a run's `config.yaml` has them.
+
+    Examples:
+        >>> settings_of({"trainer": {"max_steps": 9, "devices": 1}, "seed_everything": 0})
+        {'seed_everything': 0, 'trainer.max_steps': 9}
+    """
+    trainer = config.get("trainer") or {}
+    kept = {name: value for name, value in trainer.items() if name not in _NO_SETTINGS}
+    own = {key: config.get(key) for key in ("seed_everything", "model", "data")}
+    return flatten(own | {"trainer": kept})
+
+
+def is_of_a_run(config: Path) -> bool:
+    """Tell whether a run wrote a configuration, not a person.
+
+    Args:
+        config: The file.
+    """
+    with config.open("rb") as file:
+        return file.read(len(_HEADER)) == _HEADER.encode()
 
 
 class RunReport(pl.Callback):
@@ -39,27 +85,38 @@ class RunReport(pl.Callback):
 
     `data.png` and the list of skipped boxes before training; `crops.png`, `metrics.json` and the
     error of each draw (`test_errors.npz`) after the test; `outcome.json` where a run diverges.
+    Results say with which settings they were made.
 
     Args:
         folder: The run's folder.
+        settings: What makes the run what it is (see `settings_of`).
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, settings: Settings | None = None) -> None:
+        self.folder, self._settings = folder, settings or {}
+        self._trained_by = self._settings
         self.metrics: dict[str, Any] = {}
         self._seconds = 0.0
         self._since = 0.0
         self._said = False
         self._curve: list[tuple[int, float]] = []
+        self._fraction_curve: list[tuple[int, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Keep time and curve so far, so that a resumed run has all of them."""
-        return {"seconds": self._seconds + time.monotonic() - self._since, "curve": self._curve[:]}
+        return {
+            "seconds": self._seconds + time.monotonic() - self._since,
+            "curve": self._curve[:],
+            "fraction_curve": self._fraction_curve[:],
+            "settings": self._trained_by,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self._seconds = state_dict["seconds"]
         self._curve = list(state_dict.get("curve", []))
+        self._fraction_curve = list(state_dict.get("fraction_curve", []))
+        self._trained_by = state_dict.get("settings", {})
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show what the model is going to see."""
@@ -68,13 +125,19 @@ class RunReport(pl.Callback):
             lines = self._say_what_is_there(data)
             device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
             say(f"training on {device} in {trainer.precision}")
-            (self.folder / OUTCOME).unlink(missing_ok=True)
             save_picture(self.folder / "data.png", draw_data(data, "\n".join(lines)))
             say(f"what the model sees: {self.folder / 'data.png'}")
         # Lightning comes next, with its own answer to SIGTERM until training begins: a process that
         # waits for the others would go out of step with them. So none waits there for long.
         trainer.strategy.barrier("data.png")
         self._since = time.monotonic()
+
+    @rank_zero_only
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove results of other steps or settings than those that are coming."""
+        self._trained_by = self._settings
+        for name in _RESULTS:
+            (self.folder / name).unlink(missing_ok=True)
 
     @rank_zero_only
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -90,6 +153,7 @@ class RunReport(pl.Callback):
         metrics = _offset_model(pl_module).evaluations["val"].metrics
         if trainer.state.fn == "fit":
             self._curve.append((trainer.global_step, metrics["mae_px"]))
+            self._fraction_curve.append((trainer.global_step, metrics["error_fraction"]))
         else:
             say("\n" + format_metrics(metrics, [], title="validation"))
 
@@ -109,7 +173,9 @@ class RunReport(pl.Callback):
         """Note how long training took, also where it had only to be tested."""
         seconds = self.state_dict()["seconds"]
         self.metrics |= {"train_seconds": seconds, "train_steps": trainer.global_step}
-        self.metrics["val/curve"] = self._curve
+        self.metrics |= {"val/curve": self._curve, "val/fraction_curve": self._fraction_curve}
+        geometry = _offset_model(pl_module).data.geometry
+        self.metrics |= {"px_per_side": geometry.px_per_delta, "square": geometry.square}
 
     @rank_zero_only
     def on_exception(
@@ -118,6 +184,7 @@ class RunReport(pl.Callback):
         """Note where a run diverged."""
         if isinstance(exception, DivergedError):
             outcome = {"status": "diverged", "step": exception.step, "detail": str(exception)}
+            outcome |= {"settings": self._trained_by}
             write_atomically(self.folder / OUTCOME, json.dumps(outcome).encode())
 
     @rank_zero_only
@@ -127,12 +194,14 @@ class RunReport(pl.Callback):
         evaluation = model.evaluations["test"]
         make_folder(self.folder)
         self.metrics |= {f"test/{name}": value for name, value in evaluation.metrics.items()}
+        self.metrics["settings"] = self._trained_by
         self.metrics["test/rows"] = [
             {"kind": kind, "name": name, "draws": count, "mae_px": mae}
             for kind, name, count, mae in evaluation.rows
         ]
         write_atomically(self.folder / "test_errors.npz", _errors_file(model.data, evaluation))
         write_atomically(self.folder / "metrics.json", json.dumps(self.metrics, indent=2).encode())
+        (self.folder / OUTCOME).unlink(missing_ok=True)
         save_picture(self.folder / "crops.png", draw_results(model.data, evaluation))
         say(
             f"\n{format_metrics(evaluation.metrics, evaluation.rows)}\n\n"
@@ -143,13 +212,22 @@ class RunReport(pl.Callback):
 
 
 def _errors_file(data: CropDataModule, evaluation: Evaluation) -> bytes:
-    """Return a NumPy archive: `error_px` (n, 2) of each draw, and the number of its `picture`."""
+    """Return a NumPy archive of each draw: `error_px` (n, 2), `error_fraction`, its `picture`.
+
+    The fraction is of the true box's side, the picture is told by its number.
+    """
     samples = evaluation.samples
     px = data.geometry.px(samples.proposals)
     error = error_px(evaluation.refined.boxes, samples.gt_boxes, px)
     pictures = data.source.splits["test"].clusters[samples.items]
     file = BytesIO()
-    np.savez(file, error_px=error.float().numpy(), picture=pictures.numpy())
+    fraction = error * px / box_sizes(samples.gt_boxes)
+    np.savez(
+        file,
+        error_px=error.float().numpy(),
+        error_fraction=fraction.float().numpy(),
+        picture=pictures.numpy(),
+    )
     return file.getvalue()
 
 
@@ -287,17 +365,32 @@ class PlainProgress(pl.Callback):
 
 
 class ReusableConfig(SaveConfigCallback):
-    """Save the configuration without what belongs to this run only, so that it can be run again."""
+    """Save the configuration without what belongs to this run only, so that it can be run again.
+
+    One that is there stays until the run goes on by this one: before, it may be refused.
+    """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
         config = config.clone()
         config.name = config.ckpt_path = None
         super().__init__(parser, config, save_to_log_dir=False)
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save it where there is none."""
+        if not (Path(trainer.default_root_dir) / CONFIG).exists():
+            self.save_config(trainer, pl_module, stage)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save it in place of what an earlier part of the run began with."""
+        if not self.already_saved:
+            self.save_config(trainer, pl_module, "fit")
+            self.already_saved = True
+
+    @rank_zero_only
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write it into the run's folder, whole or not at all."""
         text = self.parser.dump(self.config, skip_none=False)
-        write_atomically(Path(trainer.default_root_dir) / "config.yaml", encoded(text))
+        write_atomically(Path(trainer.default_root_dir) / CONFIG, encoded(text))
 
 
 def _offset_model(pl_module: pl.LightningModule) -> OffsetModel:

@@ -21,6 +21,8 @@ from lightning_bbox.reports.charts import (
 )
 from lightning_bbox.studies.comparison import Comparison, figures_of
 
+CHARTS = ("errors", "curves", "effects", "heat")
+"""The names of the charts, in the order of the page."""
 BEST = 6
 """How many of the best arms have a colour of their own among the curves."""
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
@@ -34,15 +36,19 @@ def draw_comparison(comparison: Comparison) -> dict[str, Image.Image | None]:
         comparison: What a study has found.
     """
     ranked = any(comparison.ranked_by in arm.figures for arm in comparison.arms)
-    has_curves = any(result.curve for arm in comparison.arms for result in arm.results)
+    has_curves = any(comparison.curve(result) for arm in comparison.arms for result in arm.results)
     has_effects = any(effect.ratio for effect in comparison.effects)
     return {
         name: render(draw(comparison)) if ranked and has_something else None
-        for name, draw, has_something in (
-            ("errors", _draw_errors, True),
-            ("curves", _draw_curves, has_curves),
-            ("effects", _draw_effects, has_effects),
-            ("heat", _draw_heat, _crosses_two_axes(comparison)),
+        for name, (draw, has_something) in zip(
+            CHARTS,
+            (
+                (_draw_errors, True),
+                (_draw_curves, has_curves),
+                (_draw_effects, has_effects),
+                (_draw_heat, _crosses_two_axes(comparison)),
+            ),
+            strict=True,
         )
     }
 
@@ -65,12 +71,12 @@ def _draw_curves(comparison: Comparison) -> Figure:
     """Draw the mean over runs by step; the base and the best arms with the range of their runs."""
     figure = new_chart(11.0, 5.5)
     axes = figure.subplots()
-    drawn = [arm for arm in comparison.arms if any(result.curve for result in arm.results)]
+    drawn = [arm for arm in comparison.arms if any(map(comparison.curve, arm.results))]
     others = [arm for arm in drawn if arm.arm is not comparison.base]
     colours = dict(zip([arm.arm.name for arm in others], _COLOURS[:BEST], strict=False))
     colours[comparison.base.name] = "black"
     for arm in drawn:
-        curves = [result.curve for result in arm.results if result.curve]
+        curves = [curve for curve in map(comparison.curve, arm.results) if curve]
         steps, errors = mean_curve(curves)
         colour = colours.get(arm.arm.name)
         label = wrap_label(arm.arm.name, 44) if colour else "_"
@@ -82,10 +88,11 @@ def _draw_curves(comparison: Comparison) -> Figure:
     if len(drawn) > len(colours):
         axes.plot([], [], color=_GREY, label=f"{len(drawn) - len(colours)} other arms")
     reach = comparison.study.reach_px
-    axes.axhline(reach, color="black", linewidth=0.6, linestyle=":", label=f"{reach:g} px")
-    if not math.isnan(comparison.predict_mean_px):
-        axes.axhline(comparison.predict_mean_px, **PREDICT_MEAN)
-    axes.set(xlabel="step", ylabel="validation error, px", xlim=(0, None))
+    if comparison.in_px:
+        axes.axhline(reach, color="black", linewidth=0.6, linestyle=":", label=f"{reach:g} px")
+    if not math.isnan(comparison.predict_mean):
+        axes.axhline(comparison.predict_mean, **PREDICT_MEAN)
+    axes.set(xlabel="step", ylabel=f"validation error, {comparison.unit}", xlim=(0, None))
     axes.set_yscale("log")
     axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * _limit(comparison)))
     _tick_log(axes.yaxis)
@@ -115,14 +122,16 @@ def _draw_errors(comparison: Comparison) -> Figure:
         runs = [figures_of(run, comparison.study.reach_px).get(ranked_by) for run in arm.done]
         values = [value for value in runs if value is not None]
         axes.plot(values, [row] * len(values), ".", color="0.5", markersize=4, zorder=1)
-    if not math.isnan(comparison.predict_mean_px):
-        axes.axvline(comparison.predict_mean_px, **PREDICT_MEAN)
+    if not math.isnan(comparison.predict_mean):
+        axes.axvline(comparison.predict_mean, **PREDICT_MEAN)
     names = [wrap_label(arm.arm.name, 60, most=3) for arm in arms]
     axes.set_yticks(range(len(arms)), names, fontsize=8)
     for label, arm in zip(axes.get_yticklabels(), arms, strict=True):
         label.set_fontweight("bold" if arm.arm is comparison.base else "normal")
-    split = "test" if ranked_by == "test_mae_px" else "lowest validation"
-    axes.set(xlabel=f"{split} error, px", xlim=(0, limit), ylim=(len(arms) - 0.5, -0.5))
+    split = "test" if comparison.study.folds is None else "lowest validation"
+    axes.set(
+        xlabel=f"{split} error, {comparison.unit}", xlim=(0, limit), ylim=(len(arms) - 0.5, -0.5)
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower left", framealpha=1.0)
     return figure
@@ -200,7 +209,7 @@ def _draw_heat(comparison: Comparison) -> Figure:
     axes = figure.subplots()
     low, high = float(np.nanmin(means)), min(float(np.nanmax(means)), _limit(comparison))
     picture = axes.imshow(means, cmap="viridis_r", vmin=low, vmax=high, aspect="auto")
-    figure.colorbar(picture, label="error, px")
+    figure.colorbar(picture, label=f"error, {comparison.unit}")
     axes.set_facecolor("0.93")
     for (row, column), mean in np.ndenumerate(means):
         cell = cells.get((rows[row], columns[column]))
@@ -219,7 +228,7 @@ def _limit(comparison: Comparison) -> float:
     by = comparison.ranked_by
     values = [arm.figures[by].value for arm in comparison.arms if by in arm.figures]
     usual = [value for value in values if value <= 3 * sorted(values)[len(values) // 2]]
-    return 1.05 * float(np.nanmax([*usual, comparison.predict_mean_px]))
+    return 1.05 * float(np.nanmax([*usual, comparison.predict_mean]))
 
 
 def _tick_log(axis: Axis) -> None:

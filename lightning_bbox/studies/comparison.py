@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from lightning_bbox.evaluation.intervals import Mean, crossed_interval, t_interval, t_quantile
 from lightning_bbox.studies.designs import effects_of, main_effects_matrix
 from lightning_bbox.studies.study import Arm, Result, Study
 
+IN_PX = ("val_mae_px", "test_mae_px", "test_p95_px", "steps_to_reach")
+"""Figures that tell nothing between arms of which a px is not the same."""
+IN_PERCENT = ("val_error_percent", "test_error_percent")
+"""What stands in their place: errors in percent of the true box's side."""
 FIGURES = (
-    *("val_mae_px", "test_mae_px", "test_p95_px", "share_of_predict_mean"),
+    *("val_mae_px", "test_mae_px", *IN_PERCENT, "test_p95_px", "share_of_predict_mean"),
     *("steps_to_reach", "train_seconds"),
 )
 """Names of a run's figures, in the order of the tables."""
@@ -26,8 +32,9 @@ class ArmSummary:
         arm: Which one.
         results: What became of each of its runs, in the order of the study.
         figures: Means over the runs that have them, by the names of `FIGURES`.
-        difference: Of the absolute test error from the base's in px, draw by draw, over the runs
-            that both have; None for the base, and where there are no common draws.
+        difference: Of the absolute test error from the base's, draw by draw, over the runs that
+            both have, in px or percent, as arms are ranked; None for the base, and where
+            there are no common draws.
     """
 
     arm: Arm
@@ -39,6 +46,11 @@ class ArmSummary:
     def done(self) -> list[Result]:
         """The runs that arrived."""
         return [result for result in self.results if result.status == "done"]
+
+    @property
+    def diverged(self) -> int:
+        """How many runs diverged."""
+        return sum(result.status == "diverged" for result in self.results)
 
     @property
     def status(self) -> str:
@@ -78,18 +90,41 @@ class Comparison:
 
     Attributes:
         study: The study.
-        ranked_by: The figure that the arms are in the order of.
-        arms: From the lowest error up; those without any come last.
+        ranked_by: The figure that the arms are in the order of: in px, or where arms don't agree
+            what a px is (`data.crop`), in percent of the true box's side.
+        arms: From the lowest error up; then those of which a run diverged, and those without any
+            error last.
         effects: Main effects, where the design tells them apart from noise; base levels aren't
             among them.
-        predict_mean_px: Test error of predicting the training mean, in px; nan where no run knows.
+        predict_mean: Test error of predicting the training mean, in the unit of the ranking; nan
+            where no run knows.
     """
 
     study: Study
     ranked_by: str
     arms: tuple[ArmSummary, ...]
     effects: tuple[Effect, ...]
-    predict_mean_px: float
+    predict_mean: float
+
+    @property
+    def in_px(self) -> bool:
+        """Whether errors are told in px, not in percent of the true box's side."""
+        return self.ranked_by in IN_PX
+
+    @property
+    def unit(self) -> str:
+        """The unit that errors are told in."""
+        return "px" if self.in_px else "%"
+
+    def curve(self, result: Result) -> list[tuple[int, float]]:
+        """Return a run's validation errors by step, in this unit.
+
+        Args:
+            result: What became of the run.
+        """
+        if self.in_px:
+            return result.curve
+        return [(step, 100 * error) for step, error in result.fraction_curve]
 
     @property
     def base(self) -> Arm:
@@ -109,16 +144,19 @@ def compare(study: Study, results: Sequence[Result]) -> Comparison:
     for run in study.runs():
         by_arm[run.arm.name].append(found.get(run.name, Result(run, "missing")))
     base = by_arm[study.arms[0].name]
-    summaries = [_summary(arm, by_arm[arm.name], base, study.reach_px) for arm in study.arms]
-    ranked_by = "test_mae_px" if study.folds is None else "val_mae_px"
-    known = [result.metrics.get("test/mae_px_predict_mean") for result in results]
-    means = [value for value in known if value is not None]
+    in_px = len({_px_of(result) for result in results if result.status == "done"}) < 2
+    summaries = [_summary(arm, by_arm[arm.name], base, study.reach_px, in_px) for arm in study.arms]
+    split, unit = "test" if study.folds is None else "val", "mae_px" if in_px else "error_percent"
+    ranked_by = f"{split}_{unit}"
+    guess = "mae_px" if in_px else "error_fraction"
+    known = [result.metrics.get(f"test/{guess}_predict_mean") for result in results]
+    means = [value * (1 if in_px else 100) for value in known if value is not None]
     return Comparison(
         study=study,
         ranked_by=ranked_by,
-        arms=tuple(sorted(summaries, key=lambda arm: _value(arm, ranked_by))),
+        arms=tuple(sorted(summaries, key=lambda arm: _place(arm, ranked_by))),
         effects=tuple(_main_effects(summaries, ranked_by)),
-        predict_mean_px=math.fsum(means) / len(means) if means else math.nan,
+        predict_mean=math.fsum(means) / len(means) if means else math.nan,
     )
 
 
@@ -130,10 +168,13 @@ def figures_of(result: Result, reach_px: float) -> dict[str, float]:
         reach_px: The validation error whose first step is told, in px.
     """
     metrics, errors = result.metrics, [error for _, error in result.curve]
+    shares, share = [e for _, e in result.fraction_curve], metrics.get("test/error_fraction")
     error, mean = metrics.get("test/mae_px"), metrics.get("test/mae_px_predict_mean")
     figures = {
         "val_mae_px": min(errors, default=None),
         "test_mae_px": error,
+        "val_error_percent": 100 * min(shares) if shares else None,
+        "test_error_percent": None if share is None else 100 * share,
         "test_p95_px": metrics.get("test/p95_px"),
         "share_of_predict_mean": error / mean if error is not None and mean else None,
         "steps_to_reach": _steps_to_reach(result.curve, reach_px),
@@ -153,20 +194,30 @@ def _steps_to_reach(curve: Sequence[tuple[int, float]], threshold: float) -> flo
     return None
 
 
-def _paired_difference(arm: Sequence[Result], base: Sequence[Result]) -> Mean | None:
+def _px_of(result: Result) -> tuple[float | None, ...]:
+    """Return what a px is in a run: the same in two runs where this is equal."""
+    return tuple(result.metrics.get(name) for name in ("px_per_side", "square"))
+
+
+def _paired_difference(arm: Sequence[Result], base: Sequence[Result], in_px: bool) -> Mean | None:
     """Return how much an arm's error lies above the base's, over runs of the same seed and fold.
 
-    In px; None where no two runs have the same draws. Both have their runs in the same order.
+    In px or percent; None where no two runs have the same draws. Both have their runs in the
+    same order.
     """
+
+    def error(result: Result) -> Float[Tensor, " n"]:
+        return result.errors.double() if in_px else 100 * result.fractions.double()
+
     both = [
         (mine, its)
         for mine, its in zip(arm, base, strict=True)
-        if mine.status == its.status == "done" and len(mine.errors)
+        if mine.status == its.status == "done" and len(error(mine)) == len(error(its)) > 0
         if mine.pictures.equal(its.pictures)
     ]
     if not both:
         return None
-    differences = [mine.errors.double() - its.errors.double() for mine, its in both]
+    differences = [error(mine) - error(its) for mine, its in both]
     return crossed_interval(differences, [mine.pictures for mine, _ in both])
 
 
@@ -206,12 +257,19 @@ def _main_effects(arms: Sequence[ArmSummary], figure: str) -> list[Effect]:
     return effects
 
 
-def _summary(arm: Arm, results: list[Result], base: list[Result], reach_px: float) -> ArmSummary:
+def _summary(
+    arm: Arm, results: list[Result], base: list[Result], reach_px: float, in_px: bool
+) -> ArmSummary:
     rows = [figures_of(result, reach_px) for result in results if result.status == "done"]
     columns = {name: [row[name] for row in rows if name in row] for name in FIGURES}
     figures = {name: t_interval(values) for name, values in columns.items() if values}
-    difference = None if results is base else _paired_difference(results, base)
+    difference = None if results is base else _paired_difference(results, base, in_px)
     return ArmSummary(arm, tuple(results), figures, difference)
+
+
+def _place(arm: ArmSummary, figure: str) -> tuple[bool, float]:
+    """Return what puts an arm in order: the mean of the runs that didn't diverge flatters one."""
+    return arm.diverged > 0, _value(arm, figure)
 
 
 def _value(arm: ArmSummary, figure: str) -> float:

@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
+from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import encoded, make_folder, save_picture, write_atomically
-from lightning_bbox.studies.charts import draw_comparison
+from lightning_bbox.studies.charts import CHARTS, draw_comparison
 from lightning_bbox.studies.comparison import Comparison, compare
 from lightning_bbox.studies.study import Options, Result, Study
 from lightning_bbox.studies.tables import (
@@ -24,6 +25,8 @@ from lightning_bbox.studies.tables import (
     further_tables,
     notes,
 )
+
+_PAGE = "comparison.html"
 
 
 def write_comparison(study: Study, results: Sequence[Result], folder: Path) -> str:
@@ -38,20 +41,41 @@ def write_comparison(study: Study, results: Sequence[Result], folder: Path) -> s
         folder: Where to; what an earlier comparison left there is replaced.
 
     Raises:
-        BadInput: The folder can't be written to.
+        BadInput: The folder can't be written to, or holds files of such names that aren't ours.
     """
     comparison = compare(study, results)
     charts = draw_comparison(comparison)
     make_folder(folder)
+    refuse_foreign(folder)
     drawn = {name: chart for name, chart in charts.items() if chart is not None}
+    write_atomically(folder / _PAGE, encoded(_page(comparison, drawn)))
     for name in charts.keys() - drawn:
         (folder / f"{name}.png").unlink(missing_ok=True)
     for name, chart in drawn.items():
         save_picture(folder / f"{name}.png", chart)
     write_atomically(folder / "comparison.md", encoded(as_markdown(comparison)))
     write_atomically(folder / "comparison.csv", encoded(as_csv(comparison)))
-    write_atomically(folder / "comparison.html", encoded(_page(comparison, drawn)))
     return as_text(comparison)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to write over files that no comparison wrote: its page is written first.
+
+    Args:
+        folder: Where a comparison is to be written.
+
+    Raises:
+        BadInput: There is such a file.
+    """
+    page = folder / _PAGE
+    begin = _FRAME.partition("{")[0]
+    if page.is_file() and page.read_bytes().startswith(begin.encode()):
+        return
+    for name in (_PAGE, "comparison.md", "comparison.csv", *(f"{name}.png" for name in CHARTS)):
+        if (folder / name).exists():
+            problem = "wasn't written by a study, and this one would write over it"
+            remedy = "choose another --name, or rename the file"
+            raise BadInput.at(str(folder / name), problem, remedy)
 
 
 def _page(comparison: Comparison, charts: dict[str, Image.Image]) -> str:

@@ -1,7 +1,6 @@
 """Run a study: every arm with every seed, several side by side, and go on where it stopped."""
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -18,22 +17,26 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lightning_bbox.core.errors import BadInput, listed
-from lightning_bbox.core.files import make_folder, write_atomically
-from lightning_bbox.core.memory import keep_freed_memory
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import alone_in, make_folder, write_atomically
+from lightning_bbox.core.memory import free_host_memory, keep_freed_memory
 from lightning_bbox.core.messages import say
 from lightning_bbox.models.divergence import OUTCOME
-from lightning_bbox.studies.page import write_comparison
-from lightning_bbox.studies.study import Result, Run, Study, read_result
+from lightning_bbox.reports.callbacks import Settings
+from lightning_bbox.studies.page import refuse_foreign, write_comparison
+from lightning_bbox.studies.results import read_result, refuse_other_settings
+from lightning_bbox.studies.study import Result, Run, Study
 from lightning_bbox.studies.study_file import read_study
 
 Fit = Callable[[list[str]], int]
 """The command line: arguments to an exit code."""
 
-Rehearse = Callable[[list[str]], str | None]
-"""The command line's settings alone: arguments to why they are refused, None where they aren't."""
+Rehearse = Callable[[list[str]], Settings]
+"""The command line's settings alone, by its arguments; they may be refused."""
 
-_ARGUMENTS = "arguments.json"
+PATIENCE = 60.0
+"""Seconds that runs which are stopped have to save where they stand."""
+_MEMORY_OF_A_RUN = 2 << 30  # bytes: PyTorch and a small data set
 _REFUSED = 2
 
 
@@ -66,7 +69,12 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
     parser.add_argument("--steps", type=int, help="steps of a run, instead of the study's budget")
     parser.add_argument("--runs", default="runs", help="folder of all runs; runs by default")
     parser.add_argument("--name", help="name of the study's folder; the file's by default")
-    parser.add_argument("--jobs", type=int, help="runs side by side; one a GPU or core by default")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="runs side by side; by default one a GPU or core, and no more than one for 2 GB of "
+        "free memory",
+    )
     own, options = parser.parse_known_args(arguments)
     study = read_study(own.config[0])
     study = replace(study, configs=(*study.configs, *own.config[1:]))
@@ -77,12 +85,19 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
     if own.steps is not None:
         study = replace(study, steps=own.steps, seconds=None)
     for run in study.runs()[: len(study.arms)]:
-        if reason := rehearse(["fit", *study.arguments(run, options)]):
-            msg = f"{own.config[0]}: arm {run.arm.name!r}: {reason}"
-            raise BadInput(msg)
+        try:
+            rehearse(["fit", *study.arguments(run, options)])
+        except BadInput as refusal:
+            msg = f"{own.config[0]}: arm {run.arm.name!r}: {refusal}"
+            raise BadInput(msg) from refusal
     folder = Path(own.runs) / (own.name or study.name)
-    results = _run_study(study, options, folder, own.jobs or _default_jobs(), fit)
-    say(f"\n{write_comparison(study, results, folder)}\n\nthe same with charts: {folder}")
+    make_folder(folder)
+    with alone_in(folder):
+        refuse_foreign(folder)
+        found = _found(study, options, folder, rehearse)
+        results = _run_study(study, options, folder, own.jobs or _default_jobs(), fit, found)
+        text = write_comparison(study, results, folder)
+    say(f"\n{text}\n\nthe same with charts: {folder}")
     broken = [result for result in results if result.status in ("refused", "failed")]
     if broken:
         first = broken[0]
@@ -94,26 +109,34 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
 
 
 def _default_jobs() -> int:
-    """Return how many runs go side by side: one on each GPU, else one on each CPU core."""
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    """Return how many runs go side by side: one a GPU, else a core, as far as memory goes."""
+    places = torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    return max(1, min(places, free_host_memory() // _MEMORY_OF_A_RUN))
 
 
-def _run_study(study: Study, options: list[str], folder: Path, jobs: int, fit: Fit) -> list[Result]:
+def _found(study: Study, options: list[str], folder: Path, rehearse: Rehearse) -> list[Result]:
+    """Return what is there of each run, and refuse what other settings made."""
+    found = [read_result(run, folder / run.name) for run in study.runs()]
+    for result in found:
+        if result.settings is not None:
+            now = rehearse(["fit", *study.arguments(result.run, options)])
+            refuse_other_settings(result, folder / result.run.name, now)
+    return found
+
+
+def _run_study(
+    study: Study, options: list[str], folder: Path, jobs: int, fit: Fit, found: list[Result]
+) -> list[Result]:
     """Make all runs of a study that aren't there yet, and return what became of all.
 
     What arrived or diverged is not run again; what was stopped goes on; what was refused or failed
-    is tried once more. A folder that holds another study is refused.
+    is tried once more.
     """
-    make_folder(folder)
-    runs = study.runs()
-    for run in runs:
-        _refuse_other(folder / run.name, study.arguments(run, options))
-    found = [read_result(run, folder / run.name) for run in runs]
     pending = [result.run for result in found if result.status not in ("done", "diverged")]
     with Workers(folder, jobs, fit) as workers, Progress(study, len(pending), jobs) as progress:
         for result in workers.results((run, study.arguments(run, options)) for run in pending):
             progress.show(_accepted(study, result))
-    return [read_result(run, folder / run.name) for run in runs]
+    return [read_result(run, folder / run.name) for run in study.runs()]
 
 
 def _accepted(study: Study, result: Result) -> Result:
@@ -121,26 +144,6 @@ def _accepted(study: Study, result: Result) -> Result:
     if result.run.arm == study.arms[0] and result.status in ("refused", "failed"):
         raise BadInput(result.detail)
     return result
-
-
-def _refuse_other(folder: Path, arguments: list[str]) -> None:
-    """Refuse to mix runs of different settings, and remember these."""
-    given = json.dumps({"arguments": arguments, "configs": _digests(arguments)}, indent=1)
-    kept = folder / _ARGUMENTS
-    if kept.is_file() and kept.read_text() != given and any(folder.glob("checkpoints/*.ckpt")):
-        before = json.loads(kept.read_text())["arguments"]
-        other = [argument for argument in before if argument not in arguments]
-        other += [argument for argument in arguments if argument not in before]
-        differ = f" ({listed(other)})" if other else " (its configuration's file)"
-        problem = f"was run with other settings{differ}"
-        raise BadInput.at(str(folder), problem, "give the study another --name, or remove its runs")
-    make_folder(folder)
-    write_atomically(kept, given.encode())
-
-
-def _digests(arguments: list[str]) -> list[str]:
-    files = [Path(a.partition("=")[2]) for a in arguments if a.startswith("--config=")]
-    return [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
 
 
 class Workers:
@@ -167,11 +170,20 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop what still runs; each saves what it has."""
+        """Stop what still runs: each saves what it has, and is killed where it doesn't end.
+
+        Another Ctrl-C kills at once.
+        """
         for process in self._running:
             process.terminate()
-        for process in self._running:
-            process.join()
+        end = time.monotonic() + PATIENCE
+        try:
+            for process in self._running:
+                process.join(max(0.0, end - time.monotonic()))
+        finally:
+            for process in self._running:
+                process.kill()
+                process.join()
 
     def results(self, runs: Iterable[tuple[Run, list[str]]]) -> Iterator[Result]:
         """Start each run, with its arguments, as soon as there is room; yield those that end."""

@@ -5,16 +5,14 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightning_bbox.core.recipes import Plain
-from lightning_bbox.models.divergence import OUTCOME
+from lightning_bbox.reports.callbacks import Settings
 
 Levels = dict[str, str]
 """The level of each axis, by their labels."""
@@ -124,8 +122,11 @@ class Result:
         step: The step at which it diverged.
         metrics: Numbers of the test, and `train_seconds` and `train_steps`.
         curve: (step, error on the validation draws in px), in order.
+        fraction_curve: The same with the error as a fraction of the true box's side.
         errors: Absolute error of each test draw in px, the mean of x and y.
+        fractions: The same as a fraction of the true box's side.
         pictures: Which picture, or group, each test draw is of.
+        settings: What made the run what it is; None where there is nothing of it yet.
     """
 
     run: Run
@@ -134,29 +135,11 @@ class Result:
     step: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     curve: list[tuple[int, float]] = field(default_factory=list)
+    fraction_curve: list[tuple[int, float]] = field(default_factory=list)
     errors: Float[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0))
+    fractions: Float[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0))
     pictures: Int64[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-
-
-def read_result(run: Run, folder: Path) -> Result:
-    """Read what a run left in its folder.
-
-    Args:
-        run: Which one.
-        folder: Its folder, there or not.
-    """
-    if (folder / OUTCOME).is_file():
-        outcome = json.loads((folder / OUTCOME).read_text())
-        return Result(run, outcome["status"], detail=outcome["detail"], step=outcome["step"])
-    if not (folder / "metrics.json").is_file():
-        return Result(run, "missing")
-    found = json.loads((folder / "metrics.json").read_text())
-    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
-    with np.load(folder / "test_errors.npz") as file:
-        errors = torch.from_numpy(file["error_px"]).abs().mean(dim=1)
-        pictures = torch.from_numpy(file["picture"])
-    curve = [(int(step), float(error)) for step, error in found["val/curve"]]
-    return Result(run, "done", metrics=numbers, curve=curve, errors=errors, pictures=pictures)
+    settings: Settings | None = None
 
 
 def _written(options: Options) -> list[str]:

@@ -1,6 +1,7 @@
 """A study's file: YAML that says what is compared, read whole or refused in one sentence."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning_bbox.studies.study import Arm, Levels, Options, Study
 BASE = "base"
 """The name of the arm that all others are compared with."""
 
+_NO_NAMES = ("", ".", "..")
 _KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "name": (str, "a name for the study's folder"),
     "base": ((str, list), "a configuration's file, preset:NAME, or a list of them"),
@@ -63,7 +65,7 @@ def read_study(path: str | Path) -> Study:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = yaml.safe_load(path.read_text())
+        text = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text"
         raise BadInput.at(str(path), f"can't be read ({reason})", "name a study's file") from error
@@ -91,16 +93,18 @@ def _out_of_range(text: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Find what is missing, and values that can't be: each problem with its remedy."""
     if "base" not in text:
         yield "has no base", "name the configuration that arms change"
-    if "/" in text.get("name", ""):
+    if (name := text.get("name", "a")) in _NO_NAMES or "/" in name or "\\" in name:
         yield f"name is {text['name']!r}", "give one of a folder"
     seeds = text.get("seeds", [0])
     if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
         yield f"seeds is {seeds!r}", "give a list of whole numbers"
+    if twice := sorted({str(seed) for seed in seeds if seeds.count(seed) > 1}):
+        yield f"seeds names {listed(twice)} more than once", "give each seed once"
     if "steps" in text and "seconds" in text:
         yield "has a budget of both steps and seconds", "give one of them"
-    if min(text.get("steps", 1), text.get("seconds", 1)) <= 0:
+    if not all(0 < text.get(budget, 1) < math.inf for budget in ("steps", "seconds")):
         yield "has no budget to train with", "give steps or seconds above 0"
-    if text.get("reach_px", 1) <= 0:
+    if not 0 < text.get("reach_px", 1) < math.inf:
         yield f"reach_px is {text['reach_px']}", "give an error above 0"
     if not 2 <= text.get("folds", 2) <= 10:
         yield f"folds is {text['folds']}", "give 2 to 10 tenths"
@@ -154,7 +158,8 @@ def _arms(path: Path, axes: Axes, text: dict[str, Any]) -> tuple[Arm, ...]:
     if len(arms) < 2:
         raise BadInput.at(str(path), "compares nothing", "give axes or arms")
     folders = [arm.folder for arm in arms]
-    if twice := sorted({name for name in folders if folders.count(name) > 1}):
+    alike = [name.casefold() for name in folders]  # one folder where case doesn't count
+    if twice := [name for name, same in zip(folders, alike, strict=True) if alike.count(same) > 1]:
         raise BadInput.at(str(path), f"{listed(twice)} names two arms", "give them other labels")
     for first, second in itertools.combinations(arms, 2):
         if first.options == second.options:

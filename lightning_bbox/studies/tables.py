@@ -9,7 +9,15 @@ from typing import NamedTuple
 
 from lightning_bbox.evaluation.intervals import TOO_FEW, Mean
 from lightning_bbox.reports.tables import format_markdown, format_spaced
-from lightning_bbox.studies.comparison import FIGURES, ArmSummary, Comparison, compare, figures_of
+from lightning_bbox.studies.comparison import (
+    FIGURES,
+    IN_PERCENT,
+    IN_PX,
+    ArmSummary,
+    Comparison,
+    compare,
+    figures_of,
+)
 from lightning_bbox.studies.study import Arm, Run, Study
 
 
@@ -37,9 +45,13 @@ class Table(NamedTuple):
 def arms_table(comparison: Comparison) -> Table:
     """Return the table of all arms in their order, the base marked."""
     study = comparison.study
-    shown = [figure for figure in FIGURES if figure != "val_mae_px" or study.folds is not None]
+    hidden = {*(IN_PERCENT if comparison.in_px else IN_PX)}
+    if study.folds is None:
+        hidden |= {"val_mae_px", "val_error_percent"}
+    shown = [figure for figure in FIGURES if figure not in hidden]
     heads = _heads(study.reach_px)
-    names = ["arm", "runs", *(heads[figure] for figure in shown), "difference from base, px"]
+    names = ["arm", "runs", *(heads[figure] for figure in shown)]
+    names.append(f"difference from base, {comparison.unit}")
     rows = []
     for arm in comparison.arms:
         is_base = arm.arm is comparison.base
@@ -99,14 +111,21 @@ def notes(comparison: Comparison) -> list[str]:
     over = seeds if study.folds is None else f"{seeds} and {study.folds} folds"
     error = "test" if study.folds is None else "lowest validation"
     lines = [f"Ranked by the {error} error: absolute, mean of x and y, mean over {over}."]
+    if not comparison.in_px:
+        lines.append(
+            "Arms don't agree what a px is (data.crop), so errors are told in percent of the true"
+            " box's side; a jitter of as many px moves boxes farther where a px is larger."
+        )
+    if any(arm.diverged and arm.done for arm in comparison.arms):
+        lines.append("Arms of which a run diverged come last: their mean is of the others only.")
     if len(study.seeds) * (study.folds or 1) > 1:
         lines.append("± is the 95 % t-interval over runs; without it one run is all there is.")
     else:
         lines.append("One run an arm: nothing tells how much another seed would change.")
     if study.folds is not None:
         lines.append("Folds share training pictures: intervals over them are too narrow.")
-    if not math.isnan(comparison.predict_mean_px):
-        mean = f"{comparison.predict_mean_px:.3f} px"
+    if not math.isnan(comparison.predict_mean):
+        mean = f"{comparison.predict_mean:.3f} {comparison.unit}"
         lines.append(f"Predict-mean, moving every box by the training mean, errs by {mean}.")
     lines.append(
         "Difference from base: on the same draws, 95 % interval over runs and pictures or groups of"
@@ -164,7 +183,8 @@ def as_csv(comparison: Comparison) -> str:
 
 def _heads(reach_px: float) -> dict[str, str]:
     heads = (
-        *("validation error, px", "test error, px", "95th percentile, px"),
+        *("validation error, px", "test error, px", "validation error, %", "test error, %"),
+        "95th percentile, px",
         *("% of predict-mean", f"steps to {reach_px:g} px", "seconds"),
     )
     return dict(zip(FIGURES, heads, strict=True))

@@ -15,7 +15,7 @@ from lightning_bbox.cli.arguments import CONFIG_FOLDERS, resolve
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
 from tests.conftest import yolo_folder
-from tests.runs import CONFIGS, SCENES, TINY, fit, same, weights
+from tests.runs import CONFIGS, SCENES, TINY, files_of, fit, same, weights
 
 
 def metrics_of(folder):
@@ -181,16 +181,43 @@ def test_existing_run_is_refused(run, refused):
     assert "--resume" in sentence
 
 
-def test_a_refused_run_removes_no_folder_that_was_there(tmp_path, refused):
-    config = tmp_path / "mine" / "config.yaml"
-    config.parent.mkdir()
+def write_config(folder, header=""):
+    """Write settings whose data isn't there, as a person does, or with the header of a run."""
+    folder.mkdir()
     data = "{class_path: BoxDataModule, init_args: {root: nowhere}}"
-    config.write_text(f"{{model: BoxRegressor, data: {data}}}")
-    for name, is_left in (("mine", True), ("new", False)):
-        sentence = refused(["fit", f"--config={config}", f"--runs={tmp_path}", f"--name={name}"])
-        assert sentence.startswith("nowhere: is no folder")
-        assert (tmp_path / name).exists() == is_left
-    assert config.is_file()
+    (folder / "config.yaml").write_text(f"{header}{{model: BoxRegressor, data: {data}}}")
+    return folder / "config.yaml"
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        ("", "mine/config.yaml: wasn't written by a run, and this one would write its settings"),
+        ("# lightning.pytorch==2.6.6\n", "nowhere: is no folder"),  # killed while it read its data
+    ],
+)
+def test_a_refused_run_leaves_what_was_there(header, sentence, tmp_path, refused):
+    config = write_config(tmp_path / "mine", header)
+    (tmp_path / "mine" / "events.notes").write_text("mine")
+    before = files_of(tmp_path)
+    command = ["fit", f"--config={config}", f"--runs={tmp_path}"]
+    assert sentence in refused([*command, "--name=mine"])
+    assert files_of(tmp_path) == before
+
+
+def test_a_refused_run_leaves_nothing_that_was_not_there(tmp_path, refused):
+    config = write_config(tmp_path / "mine")
+    sentence = refused(["fit", f"--config={config}", f"--runs={tmp_path / 'a' / 'b'}", "--name=c"])
+    assert sentence.startswith("nowhere: is no folder")
+    assert [*tmp_path.iterdir()] == [config.parent]
+
+
+def test_a_run_that_keeps_no_checkpoint_is_not_written_over(tmp_path, refused):
+    folder = fit(tmp_path, "run", "--trainer.enable_checkpointing=false")
+    before = files_of(folder)
+    command = [*SCENES, f"--runs={tmp_path}", "--name=run", "--model.backbone.fc=[8]"]
+    assert "a run of this name exists" in refused(command)
+    assert files_of(folder) == before
 
 
 def test_presets_are_the_files_in_configs():

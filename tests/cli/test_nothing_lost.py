@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -30,6 +31,7 @@ from tests.runs import (
     resume,
     same,
     scenes,
+    start,
     trained_quietly,
 )
 
@@ -305,6 +307,73 @@ def test_a_refused_resume_leaves_the_settings_of_a_run_that_had_only_begun(
     with pytest.warns(UserWarning, match=ANEW):
         refused(["fit", f"--resume={config.parent}", "--model.weights=no.ckpt"])
     assert config.is_file()
+
+
+def test_a_refused_resume_changes_no_file_of_the_run(cut, whole, refused):
+    before = files_of(cut)
+    refused(["fit", f"--resume={cut}", "--model.head=LinearHead", "--trainer.max_epochs=9"])
+    assert files_of(cut) == before
+    assert resume(cut) == 0
+    assert equal(cut, whole)
+
+
+def test_a_refused_resume_leaves_even_a_broken_last_checkpoint(cut, refused):
+    (cut / "checkpoints" / "last.ckpt").write_bytes(b"")
+    before = files_of(cut)
+    with pytest.warns(UserWarning, match="going on from"):
+        refused(["fit", f"--resume={cut}", "--seed_everything=1"])
+    assert files_of(cut) == before
+
+
+def test_results_are_gone_as_soon_as_a_run_goes_on_by_other_settings(whole, tmp_path):
+    """Else the error of the run before would stand beside the settings of this one."""
+    folder = shutil.copytree(whole, tmp_path / "cut")
+    longer = ["--trainer.max_epochs=4", *interfered("training", 14, 2)]
+    assert resume(folder, *longer) == 130
+    left = {path.name for path in folder.iterdir()}
+    assert left.isdisjoint({"metrics.json", "test_errors.npz", "crops.png"})
+    assert "max_epochs: 4" in (folder / "config.yaml").read_text()
+    assert resume(folder) == 0
+    settings = json.loads((folder / "metrics.json").read_text())["settings"]
+    assert settings["trainer.max_epochs"] == 4
+
+
+def test_results_say_by_what_they_were_trained_not_by_what_was_asked_for_since(whole, tmp_path):
+    """A finished run has nothing left to train at another rate."""
+    folder = shutil.copytree(whole, tmp_path / "cut")
+    assert resume(folder, "--model.optimizer.lr=0.02") == 0
+    settings = json.loads((folder / "metrics.json").read_text())["settings"]
+    assert settings["model.optimizer.lr"] == 0.1
+    assert "lr: 0.1" in (folder / "config.yaml").read_text()
+
+
+AT_WORK = """
+import sys, time
+from pathlib import Path
+from lightning_bbox.core.files import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("mine", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_command_on_a_run_is_refused_while_the_first_is_at_work(cut, whole, refused):
+    """The lock is its process's: however that ends, the next one has the folder."""
+    other = start([sys.executable, "-c", AT_WORK, str(cut)])
+    assert other.stdout.readline() == "mine\n"
+    before = files_of(cut)
+    try:
+        sentence = refused(["fit", f"--resume={cut}"])
+    finally:
+        other.kill()
+        other.communicate()
+    assert sentence == (
+        f"{cut}: another process is at work in it; wait until it ends, or choose another --name"
+    )
+    assert files_of(cut) == before
+    assert resume(cut) == 0
+    assert equal(cut, whole)
+    assert not (cut / ".lock").exists()
 
 
 def test_a_flipped_bit_is_never_taken_for_a_weight(whole, tmp_path):

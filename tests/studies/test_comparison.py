@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -87,6 +88,66 @@ def test_arms_are_ranked_by_the_mean_and_hold_its_interval():
     assert means == sorted(means)
     values = [result.metrics["test/mae_px"] for result in comparison.arms[0].results]
     assert comparison.arms[0].figures["test_mae_px"] == t_interval(values)
+
+
+def seen_in(px_per_side, run, error):
+    """Return a run whose error is this share of the true box's side, in its own px."""
+    found = finished(run, error * px_per_side)
+    own = {"px_per_side": px_per_side, "square": 0.0, "test/error_fraction": error}
+    curve = [(step, value / px_per_side) for step, value in found.curve]
+    mean = {"test/error_fraction_predict_mean": 0.1}
+    return replace(
+        found,
+        metrics=found.metrics | own | mean,
+        fraction_curve=curve,
+        fractions=found.errors / px_per_side,
+    )
+
+
+@pytest.mark.parametrize("folds", [None, 2])
+def test_arms_of_which_a_px_differs_are_ranked_in_one_unit(folds, tmp_path):
+    """A crop with twice the context has px twice as large: fewer of them are no lower error."""
+    near, wide = Arm("near"), Arm("wide", options={"data.crop.context": 3.0})
+    study = Study("contexts", (near, wide), seeds=(0, 1), folds=folds)
+    results = [
+        seen_in(30.0, run, 0.04) if run.arm is near else seen_in(15.0, run, 0.06)
+        for run in study.runs()
+    ]
+    comparison = compare(study, results)
+    split = "test" if folds is None else "val"
+    assert results[1].metrics["test/mae_px"] < results[0].metrics["test/mae_px"]
+    assert [arm.arm.name for arm in comparison.arms] == ["near", "wide"]
+    assert comparison.ranked_by == f"{split}_error_percent"
+    assert comparison.arms[1].figures["test_error_percent"].value == pytest.approx(6.0)
+    errors = [100 * float(result.fractions.mean()) for result in results]
+    assert comparison.arms[1].difference.value == pytest.approx(
+        np.mean(errors[1::2]) - np.mean(errors[::2]), rel=1e-5
+    )
+    assert comparison.predict_mean == pytest.approx(10.0)
+    text = write_comparison(study, results, tmp_path)
+    assert "test error, %" in arms_table(comparison).names
+    assert not [name for name in arms_table(comparison).names if "px" in name]
+    assert "Arms don't agree what a px is (data.crop)" in text
+    assert "errs by 10.000 %" in text
+    assert (tmp_path / "curves.png").is_file()
+
+
+def test_arms_with_one_px_are_ranked_in_it():
+    study = Study("one", (Arm("base"), Arm("L1")), seeds=(0,))
+    comparison = compare(study, [seen_in(30.0, run, 0.04) for run in study.runs()])
+    assert comparison.ranked_by == "test_mae_px"
+    assert "difference from base, px" in arms_table(comparison).names
+
+
+def test_an_arm_of_which_a_run_diverged_comes_after_those_that_held():
+    """The mean of the survivors is no error of the arm."""
+    study = Study("rates", (Arm("base"), Arm("fast")), seeds=(0, 1))
+    results = [finished(run, 1.0 if run.arm.name == "base" else 0.5) for run in study.runs()]
+    results[3] = Result(results[3].run, "diverged", "the loss is inf", 7)
+    comparison = compare(study, results)
+    assert [arm.arm.name for arm in comparison.arms] == ["base", "fast"]
+    assert comparison.arms[1].figures["test_mae_px"].value == 0.5
+    assert "Arms of which a run diverged come last" in as_markdown(comparison)
 
 
 def test_folds_are_ranked_by_validation():
@@ -244,7 +305,6 @@ class Page(HTMLParser):
 
 def test_the_page_is_whole_escaped_and_needs_nothing_else(tmp_path):
     study, results = eventful()
-    (tmp_path / "heat.png").touch()
     text = write_comparison(study, results, tmp_path)
     assert "test error, px" in text
     page = Page((tmp_path / "comparison.html").read_text())
@@ -266,6 +326,14 @@ def test_a_chart_without_anything_to_show_does_not_stay(tmp_path):
     write_comparison(study, [planted(run) for run in study.runs()], tmp_path)
     write_comparison(study, [], tmp_path)
     assert not [*tmp_path.glob("*.png")]
+
+
+@pytest.mark.parametrize("name", ["curves.png", "comparison.md", "comparison.html"])
+def test_files_that_no_study_wrote_are_neither_written_over_nor_removed(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(BadInput, match=f"{name}: wasn't written by a study"):
+        write_comparison(crossed_study(), [], tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_there_is_no_heat_map_where_axes_are_not_crossed():

@@ -14,10 +14,10 @@ from lightning_bbox import BoxRegressor
 from lightning_bbox.cli.main import main
 from lightning_bbox.cli.run import rehearse
 from lightning_bbox.core.messages import plain_warnings
-from lightning_bbox.studies.study import read_result
+from lightning_bbox.studies.results import read_result
 from lightning_bbox.studies.study_file import read_study
 from tests.conftest import ROOT
-from tests.runs import CONFIGS, PYTHON
+from tests.runs import CONFIGS, PYTHON, files_of
 
 pytestmark = pytest.mark.slow  # fits and campaigns in processes of their own
 
@@ -89,7 +89,33 @@ def test_what_is_there_is_not_run_again_and_what_is_not_is(smoke, capsys):
 def test_other_settings_do_not_mix_with_what_is_there(smoke, capsys):
     assert main(["compare", "-c", str(SMOKE), f"--runs={smoke.parent}", "--steps=5"]) == 2
     error = capsys.readouterr().err
-    assert "was run with other settings (--trainer.max_steps=24, --trainer.max_steps=5)" in error
+    assert "was run with other settings (trainer.max_steps 24, now 5); give the study" in error
+
+
+def test_what_diverged_is_no_result_of_other_settings(tmp_path, capsys):
+    """Nor is what keeps no checkpoint: results say themselves by what they were made."""
+    options = yaml.safe_load(SMOKE.read_text())["options"]
+    options["trainer.enable_checkpointing"] = False
+    large = {"model.optimizer": "AdamW", "model.optimizer.lr": 1e20}
+
+    def command(steps):
+        arms = {"large": large}
+        study = write_study(tmp_path, options=options, arms=arms, steps=steps)
+        return ["compare", "-c", str(study), f"--runs={tmp_path}", "--jobs=2"]
+
+    assert main(command(steps=4)) == 0
+    before = files_of(tmp_path / "mine")
+    assert json.loads(before["large-seed0/outcome.json"])["status"] == "diverged"
+    large["model.optimizer.lr"] = 0.01
+    assert main(command(steps=4)) == 2
+    sentence = "large-seed0: was run with other settings (model.optimizer.lr 1e+20, now 0.01)"
+    assert sentence in capsys.readouterr().err
+    large["model.optimizer.lr"] = 1e20
+    assert main(command(steps=8)) == 2
+    assert "was run with other settings (trainer.max_steps 4, now 8)" in capsys.readouterr().err
+    assert files_of(tmp_path / "mine") == before
+    assert main(command(steps=4)) == 0
+    assert "0 runs to make, 2 at once; 2 are there already" in capsys.readouterr().out
 
 
 STUDIES = sorted(SMOKE.parent.glob("*.yaml"))
@@ -102,8 +128,8 @@ def test_no_arm_of_the_studies_here_is_refused(path):
     with plain_warnings(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some arms are there to show what a warning is about
         given = ["--data.root=pictures"] * (study.folds is not None)
-        refused = {run.arm.name: rehearse(["fit", *study.arguments(run, given)]) for run in runs}
-    assert set(refused.values()) == {None}, refused
+        settings = [rehearse(["fit", *study.arguments(run, given)]) for run in runs]
+    assert [found["seed_everything"] for found in settings] == [run.seed for run in runs]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,10 @@ REFUSALS = {
     "no budget": ({"axes": AXES, "steps": 0}, "no budget to train with"),
     "seeds": ({"axes": AXES, "seeds": ["a"]}, "seeds is ['a']"),
     "a seed that is no list": ({"axes": AXES, "seeds": 3}, "seeds is 3; give a list"),
+    "a seed twice": ({"axes": AXES, "seeds": [0, 1, 0]}, "seeds names 0 more than once"),
+    "no end": ({"axes": AXES, "seconds": float("inf")}, "no budget to train with"),
+    "no number": ({"axes": AXES, "seconds": float("nan")}, "no budget to train with"),
+    "no error": ({"axes": AXES, "reach_px": float("nan")}, "reach_px is nan"),
     "folds": ({"axes": AXES, "folds": 11}, "folds is 11; give 2 to 10"),
     "a design": ({"axes": AXES, "design": "half"}, "design is 'half'; give one_at_a_time"),
     "too small a fraction": (
@@ -124,7 +128,12 @@ REFUSALS = {
         "'a' and 'b' are the same; leave one out",
     ),
     "a name that is a path": ({"axes": AXES, "name": "a/b"}, "name is 'a/b'"),
-    "names that collide": ({"arms": {"a b": {"x": 1}, "a-b": {"x": 2}}}, "a-b names two arms"),
+    "a name that is above": ({"axes": AXES, "name": ".."}, "name is '..'"),
+    "names that differ by case alone": (
+        {"arms": {"a Y": {"x": 1}, "a y": {"x": 2}}},
+        "a-Y, a-y names two arms",
+    ),
+    "names that collide": ({"arms": {"a b": {"x": 1}, "a-b": {"x": 2}}}, "a-b, a-b names two arms"),
 }
 
 
