@@ -429,9 +429,21 @@ FAULTS = (
     ),
     Fault(
         "command line: a run of the same name is written over",
-        'if any((folder / "checkpoints").glob("*.ckpt")) and not resuming:',
+        "if there and not resuming:",
         "if folder is None:",
         ("cli/test_main",),
+    ),
+    Fault(
+        "command line: a second process works in the folder of a run",
+        "self._lock.enter_context(alone_in(folder))",
+        "pass",
+        ("cli/test_nothing_lost",),
+    ),
+    Fault(
+        "compare: what other settings made is taken over",
+        "if then is None or then == now:",
+        "if then is not None:",
+        ("studies/test_results",),
     ),
 )
 

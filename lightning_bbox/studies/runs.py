@@ -196,6 +196,7 @@ class Workers:
 
     def _start(self, run: Run, arguments: list[str]) -> None:
         slot, folder = self._free.pop(0), self._folder / run.name
+        make_folder(folder)
         going_on = [f"--ckpt_path={folder}"] * any(folder.glob("checkpoints/*.ckpt"))
         gpus = torch.cuda.device_count()
         device = f"--trainer.devices={[slot % gpus] if gpus else 1}"
