@@ -29,9 +29,6 @@ class SplitNames(NamedTuple):
     test: list[str]
 
 
-NO_NAMES = SplitNames([], [], [])
-
-
 def all_names(names: SplitNames) -> list[str]:
     """Return the names of all roles."""
     return [*names.train, *names.val, *names.test]
@@ -57,44 +54,36 @@ def check_names(names: SplitNames) -> None:
         raise BadInput(msg)
 
 
-def roles_of(origins: Sequence[str], names: SplitNames) -> list[str]:
-    """Return each picture's role; what isn't named trains, unless training is named.
+def check_known(origins: Sequence[str], names: SplitNames) -> None:
+    """Refuse names that no picture has.
 
     Args:
         origins: The split of each picture, as the files tell it.
-        names: Which of these serve which role.
+        names: What the user names.
 
     Raises:
         BadInput: If no picture is in a split that is named.
     """
-    if unknown := [name for name in all_names(names) if name not in origins]:
-        there = sorted({origin for origin in origins if origin})
-        msg = f"there is no split {listed(unknown)}; the files have {listed(there) or 'none'}"
+    there = set(origins)
+    if unknown := [name for name in all_names(names) if name not in there]:
+        known = listed(sorted(there - {""}))
+        msg = f"there is no split {listed(unknown)}; the files have {known or 'none'}"
         raise BadInput(msg)
-    role_of = {name: role for role in ROLES for name in getattr(names, role)}
-    rest = "" if names.train or split_files(names) else "train"
-    return [role_of.get(origin, rest) for origin in origins]
 
 
-def image_sets(root: Path) -> SplitNames:
-    """Return VOC's split files, where training and test ones are there.
+def image_sets(root: Path, whole: bool = True) -> SplitNames:
+    """Return VOC's split files that are there.
 
     Args:
         root: Folder of the data set, which `ImageSets/Main` lies in.
+        whole: Whether `trainval.txt` may train: where `test.txt` tests, or one of its two parts
+            isn't there.
     """
-    folder = Path("ImageSets") / "Main"
+    folder = PurePosixPath("ImageSets/Main")
     there = {path.stem: str(folder / path.name) for path in (root / folder).glob("*.txt")}
-    if "test" not in there or not {"trainval", "train"} & there.keys():
-        return NO_NAMES
-    if "trainval" in there:
-        return SplitNames([there["trainval"]], [], [there["test"]])
-    return SplitNames([there["train"]], [there["val"]] if "val" in there else [], [there["test"]])
-
-
-def usual_names(there: Set[str]) -> SplitNames:
-    """Return the splits that go by the usual names, or none where nothing is left to train on."""
-    names = SplitNames(*(sorted(n for n in there if usual_split(n) == role) for role in ROLES))
-    return names if names.train or there - set(all_names(names)) else NO_NAMES
+    whole &= "trainval" in there and ("test" in there or not {"train", "val"} <= there.keys())
+    stems = ("trainval", "", "test") if whole else ("train", "val", "test")
+    return SplitNames(*([there[stem]] if stem in there else [] for stem in stems))
 
 
 def shared_groups(groups: Iterable[str], roles: Iterable[str]) -> list[str]:

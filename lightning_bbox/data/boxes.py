@@ -11,25 +11,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from lightning_bbox.annotations.read import read_annotations
-from lightning_bbox.annotations.split_files import pictures_named
-from lightning_bbox.annotations.splits import (
-    NO_NAMES,
-    ROLES,
-    SplitNames,
-    all_names,
-    held_out,
-    image_sets,
-    roles_of,
-    shared_groups,
-    split_files,
-    split_pictures,
-    usual_names,
-)
+from lightning_bbox.annotations.splits import ROLES
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.options import Reading, Splits
+from lightning_bbox.data.roles import assign_roles
 from lightning_bbox.data.samples import Items, Source
 from lightning_bbox.geometry.boxes import box_sizes
 from lightning_bbox.geometry.codecs import OffsetSpec, refuse_other_white
@@ -43,9 +31,10 @@ _MOST_SEEN = 1 << 27  # pixels, evenly spread, that are looked at for the white 
 class BoxDataModule(CropDataModule):
     """Annotated pictures: VOC XML, COCO JSON, YOLO txt or CSV, recognised or named.
 
-    Without any split named, `ImageSets/Main` files and folders called train, valid and test are
-    used where they are there and share no group; otherwise pictures are split by group, seeded. The
-    validation split is carved from the training pictures where none is named.
+    A role that no split is named for is that of the file in `ImageSets/Main`, of the folder or of
+    the split that goes by its name (train, valid, test and the like), where these share no group;
+    otherwise it is carved from the training pictures by group, seeded. A note says how each role
+    came about.
 
     Args:
         root: Folder of the data set.
@@ -87,7 +76,9 @@ class BoxDataModule(CropDataModule):
 
     def read(self) -> Source:
         """Read the annotations, split the pictures, and decode those that have a box left."""
-        table, roles, notes = self._split_table()
+        table = self.read_table()
+        _check_boxes(table)
+        table, roles, notes = assign_roles(table, self.splits, self.reading.allow_outside)
         whole = table
         table = table.of_min_size(self.min_size)
         table = table.of_classes(self.classes) if self.classes else table
@@ -183,66 +174,6 @@ class BoxDataModule(CropDataModule):
             reason = "" if is_large else f"has a side below min_size {self.min_size:g}"
             reasons.append(reason if label in asked else f"is of class {label}, not of `classes`")
         return reasons
-
-    def _split_table(self) -> tuple[BoxTable, list[str], list[str]]:
-        """Read the table and give each picture a role; return notes on how."""
-        names, notes = self.splits.names(), list[str]()
-        usual = not (all_names(names) or self.splits.test_groups)
-        if usual:
-            names = image_sets(self.root)
-        if split_files(names):
-            table, origins = self._read_split_files(names)
-        else:
-            table = self.read_table()
-            origins = list(table.splits)
-        _check_boxes(table)
-        if usual and not all_names(names):
-            names = usual_names(set(origins))
-            if shared := shared_groups(table.groups, roles_of(origins, names)):
-                notes.append(
-                    f"the files' own splits share groups ({listed(shared)}), "
-                    f"so pictures are split by group"
-                )
-                names = NO_NAMES
-        roles = roles_of(origins, names)
-        self._carve(table, roles)
-        if shared := shared_groups(table.groups, roles):
-            msg = f"groups {listed(shared)} lie in more than one split; name other splits or groups"
-            raise BadInput(msg)
-        if left := roles.count(""):
-            notes.append(f"{left} pictures are in none of the named splits")
-        return table, roles, notes
-
-    def _read_split_files(self, names: SplitNames) -> tuple[BoxTable, list[str]]:
-        """Read all pictures, those first that split files name, and tell which file names each."""
-        table, named = self.read_table(), dict[str, str]()
-        for file in split_files(names):
-            images = pictures_named(table.images, table.root, file, self.reading.allow_outside)
-            if twice := [image for image in images if image in named]:
-                problem = f"{twice[0]} is named in {named[twice[0]]} too"
-                raise BadInput.at(file, problem, "put each picture into one split")
-            named |= dict.fromkeys(images, file)
-        places = {image: at for at, image in enumerate(table.images)}
-        order = [*named, *(image for image in table.images if image not in named)]
-        origins = [named.get(image, "") for image in order]
-        return table.pictures([places[image] for image in order]), origins
-
-    def _carve(self, table: BoxTable, roles: list[str]) -> None:
-        """Fill in the test and validation roles that nobody named, from the training pictures."""
-        asked = self.splits
-        for at in held_out(table.groups, asked.test_groups or [])[1]:
-            roles[at] = "test"
-        carved = ("test", asked.test_fraction, 0), ("val", asked.val_fraction, asked.fold)
-        for role, fraction, fold in carved:
-            if role in roles:
-                if fold:
-                    msg = f"splits.fold is {fold}, but the {role} split is there; leave one out"
-                    raise BadInput(msg)
-                continue
-            train = [at for at, name in enumerate(roles) if name == "train"]
-            groups = [table.groups[at] for at in train]
-            for at in split_pictures(groups, fraction, asked.seed, fold)[1]:
-                roles[train[at]] = role
 
 
 class RoughBoxes(NamedTuple):

@@ -3,10 +3,14 @@
 Box n begins at x = n and picture n is of the gray level n, so both say where they come from.
 """
 
+from collections import Counter
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
 
+from lightning_bbox.annotations import read as read_module
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.data.options import Reading, Splits
@@ -128,16 +132,57 @@ def test_without_a_home_folder_only_the_disk_asks_for_one(tmp_path, monkeypatch)
     ("sets", "sizes"),
     [
         ({"train": range(4), "val": [4, 5], "test": [6, 7, 8]}, [4, 2, 3]),
-        ({"train": range(8), "val": [8, 9]}, [7, 1, 2]),
+        ({"train": range(8), "val": [8, 9]}, [6, 2, 2]),
+        ({"train": range(8), "val": [8, 9], "trainval": range(10)}, [6, 2, 2]),
+        ({"trainval": range(7), "test": [7, 8, 9]}, [6, 1, 3]),
+        ({"val": [8, 9]}, [6, 2, 2]),
+        ({"test": [8, 9]}, [7, 1, 2]),
     ],
-    ids=["without trainval", "without test, left alone"],
+    ids=["all three", "of 2012", "of 2012, whole", "of 2007", "val alone", "test alone"],
 )
-def test_vocs_training_and_validation_sets_are_used_where_a_test_set_is(tmp_path, sets, sizes):
+def test_of_vocs_sets_those_that_are_there_are_used(tmp_path, sets, sizes):
     num = sum(sizes)
-    found = pictures(read(write_voc(tmp_path, num, **sets)))
+    data = read(write_voc(tmp_path, num, **sets))
+    found = pictures(data)
     assert [len(found[name]) for name in SPLITS] == sizes
     assert together(found) == list(range(num))
-    assert "test" not in sets or found == {name: list(sets[name]) for name in SPLITS}
+    assert all(found[name] == [*sets[name]] for name in ("val", "test") if name in sets)
+    for name in {"val", "test"} - sets.keys():
+        share = {"val": 10, "test": 20}[name]
+        why = f"by seed 0, because ImageSets has no {name}.txt"
+        assert f"{name}: {share} % of the training pictures {why}" in data.source.notes
+
+
+def test_beside_vocs_sets_that_are_named_the_others_are_used(tmp_path):
+    sets = {"train": range(4), "val": [4, 5], "trainval": range(6), "test": [6, 7, 8]}
+    write_voc(tmp_path, 9, **sets)
+    of_train = Splits(train="ImageSets/Main/train.txt")
+    assert pictures(read(tmp_path, of_train)) == {name: [*sets[name]] for name in SPLITS}
+    tested_on_val = pictures(read(tmp_path, Splits(test="ImageSets/Main/val.txt")))
+    assert (tested_on_val["test"], together(tested_on_val)) == ([4, 5], [*range(6)])
+    whole = read(tmp_path, Splits(train="ImageSets/Main/trainval.txt"))
+    assert pictures(whole)["test"] == [6, 7, 8]
+    assert sorted(pictures(whole)["train"] + pictures(whole)["val"]) == [*range(6)]
+
+
+def test_annotations_and_headers_are_read_once_however_many_split_files(tmp_path, monkeypatch):
+    write_voc(tmp_path, 12, train=range(4), val=range(4, 8), test=range(8, 12))
+    opened, headers = Counter(), Counter()
+    path_open, header = Path.open, read_module.read_header
+
+    def counted_open(path, *arguments, **options):
+        opened[path.name] += 1
+        return path_open(path, *arguments, **options)
+
+    def counted_header(root, path, picture):
+        headers[path] += 1
+        return header(root, path, picture)
+
+    monkeypatch.setattr(Path, "open", counted_open)
+    monkeypatch.setattr(read_module, "read_header", counted_header)
+    assert pictures(read(tmp_path))["test"] == [8, 9, 10, 11]
+    assert {opened[f"p{n}.xml"] for n in range(12)} == {1}
+    assert headers == dict.fromkeys((f"JPEGImages/p{n}.png" for n in range(12)), 1)
 
 
 @pytest.mark.parametrize(
@@ -257,10 +302,121 @@ def test_splits_are_those_named(tmp_path, arguments, expected):
 
 def test_named_groups_are_tested_on(tmp_path):
     write_csv(tmp_path, 30, lambda n: "test" if n % 2 else "train", lambda n: f"b{n // 5}")
-    found = pictures(read(tmp_path, Splits(test_groups=["b1", "b4"])))
+    data = read(tmp_path, Splits(test_groups=["b1", "b4"]))
+    found = pictures(data)
     assert found["test"] == [*range(5, 10), *range(20, 25)]
     assert len(found["val"]) == 5
     assert {n // 5 for n in found["val"]}.isdisjoint({n // 5 for n in found["train"]})
+    assert "test: groups b1, b4, as splits.test_groups says" in data.source.notes
+
+
+def test_beside_named_groups_the_files_own_splits_are_kept(tmp_path):
+    own = ["val", "test", *["train"] * 4]
+    write_csv(tmp_path, 30, lambda n: own[n // 5], lambda n: f"b{n // 5}")
+    data = read(tmp_path, Splits(test_groups=["b4"]))
+    left = [*range(10, 20), *range(25, 30)]  # and what the files call test is in none
+    assert pictures(data) == {"train": left, "val": [*range(5)], "test": [*range(20, 25)]}
+    assert "5 pictures are in none of the named splits" in data.source.notes
+
+
+@pytest.mark.parametrize(
+    ("asked", "train", "test"),
+    [
+        ({"val": ["valid"]}, range(6), [8, 9, 10]),
+        ({"test": ["test"]}, range(6), [8, 9, 10]),
+        ({"train": ["train"]}, range(6), [8, 9, 10]),
+        ({"train": ["train", "test"], "test": ["other"]}, [*range(6), 8, 9, 10], [11, 12]),
+        ({"test": ["other"]}, range(6), [11, 12]),
+    ],
+)
+def test_what_bears_another_roles_name_trains_only_if_named_for_it(tmp_path, asked, train, test):
+    names = ["train"] * 6 + ["valid"] * 2 + ["test"] * 3 + ["other"] * 2
+    write_csv(tmp_path, 13 if test == [11, 12] else 11, lambda n: names[n])
+    found = pictures(read(tmp_path, Splits(**asked)))
+    assert found == {"train": [*train], "val": [6, 7], "test": test}
+
+
+DAYS = {"m": [*range(10)], "t": [*range(10, 14)], "f": [*range(14, 18)]}
+DATA_YAML = {
+    "folders": ({"train": "monday", "val": "tuesday", "test": "friday"}, "m t f", ""),
+    "a folder too far up": (
+        {"train": "../monday/images", "valid": r"..\tuesday\images"}, "m t", ""),
+    "of another machine": (
+        {"path": "/far/set", "train": "/far/set/monday/images", "val": "tuesday"}, "m t", ""),
+    "several": ({"train": "[monday, friday]", "val": "tuesday"}, "mf t", ""),
+    "lists": ({"train": "lists/train.txt", "val": "lists/val.txt"}, "m t",
+        "1 lines of lists name no annotated picture: images/gone.png"),
+    "one isn't here": ({"train": "monday", "val": "tuesday", "test": "gone"}, "m t",
+        "test of data.yaml (gone) isn't there; splits as in data.yaml"),
+    "one twice": ({"train": "monday", "val": "monday"}, "m",
+        "the pictures of val are those of train, and left to it"),
+    "one within another": ({"train": ".", "val": "tuesday", "test": "friday"}, "m t f",
+        "8 pictures are in two splits, and don't train"),
+    "none": ({"train": "", "val": ""}, "mtf", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("splits", "days", "note"), DATA_YAML.values(), ids=DATA_YAML)
+def test_the_splits_of_data_yaml_are_used(tmp_path, splits, days, note):
+    write_yolo(tmp_path, monday=DAYS["m"], tuesday=DAYS["t"], friday=DAYS["f"])
+    near = "\n".join(f"./../monday/images/p{n}.png" for n in DAYS["m"])
+    far = "\n".join(f"/far/away/tuesday/images/p{n}.png" for n in DAYS["t"])
+    write(tmp_path, {"lists/train.txt": near, "lists/val.txt": f"images/gone.png\n{far}"})
+    lines = "".join(f"{name}: {value}\n" for name, value in splits.items())
+    write(tmp_path, {"data.yaml": f"names: [cell]\n{lines}"})
+    data = read(tmp_path)
+    found = pictures(data)
+    stated = [sorted(n for day in each for n in DAYS[day]) for each in days.split()]
+    for name, numbers in zip(SPLITS[1:], stated[1:], strict=False):
+        assert found[name] == numbers
+    assert together(found) == sorted(n for numbers in stated for n in numbers)
+    assert note in data.source.notes[0]
+
+
+def test_what_is_no_path_in_data_yaml_is_refused(tmp_path):
+    write_yolo(tmp_path, monday=range(5))
+    write(tmp_path, {"data.yaml": "names: [cell]\ntrain: {monday: 1}\n"})
+    problem = r"data\.yaml: 'train' is .*, no path or list of paths; write"
+    with pytest.raises(BadInput, match=problem):
+        read(tmp_path).read()
+
+
+def test_a_note_a_role_says_how_it_came_about(tmp_path):
+    def notes(root, splits=Splits()):
+        found = [note for note in read(root, splits).source.notes if note.split(":")[0] in SPLITS]
+        assert len(found) == 3
+        return dict(note.split(": ") for note in found)
+
+    write_csv(tmp_path / "a", 30, lambda n: "abcd"[n % 4])
+    assert notes(tmp_path / "a", Splits(val="b")) == {
+        "train": "all other pictures",
+        "val": "b, as splits.val says",
+        "test": "20 % of the training pictures by seed 0, "
+        "because none of the files' splits (a, b, c, d) is named so",
+    }
+    write_csv(tmp_path / "b", 30, group=lambda n: f"b{n // 3}")
+    assert notes(tmp_path / "b", Splits(fold=3, seed=1, val_fraction=0.2)) == {
+        "train": "all other pictures",
+        "val": "20 % of the training groups by seed 1, fold 3, because the files name no splits",
+        "test": "20 % of the groups by seed 1, because the files name no splits",
+    }
+    write_coco(tmp_path / "c", train=range(9), val2017=[9, 10], test=[11])
+    assert notes(tmp_path / "c") == {
+        "train": "the files' own split train",
+        "val": "the files' own split val2017",
+        "test": "the files' own split test",
+    }
+    write_coco(tmp_path / "d", val2017=range(20))
+    assert notes(tmp_path / "d")["test"] == (
+        "20 % of the pictures by seed 0, because the files' own splits can't be used"
+    )
+    write_voc(tmp_path / "e", 20, trainval=range(12), val=range(3), test=range(12, 20))
+    assert notes(tmp_path / "e") == {
+        "train": "the files' own split ImageSets/Main/trainval.txt",
+        "val": "10 % of the training pictures by seed 0, "
+        "because ImageSets' val.txt is used for another role",
+        "test": "the files' own split ImageSets/Main/test.txt",
+    }
 
 
 def test_a_group_pattern_keeps_copies_of_a_picture_on_one_side(tmp_path):
