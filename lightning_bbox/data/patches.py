@@ -3,16 +3,15 @@
 import math
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Shaped, UInt8
 
 from lightning_bbox.annotations.splits import hold_out_groups
-from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.core.errors import BadInput
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.options import Shares
+from lightning_bbox.data.patch_files import read_patches
 from lightning_bbox.data.samples import Items, Source
 from lightning_bbox.geometry.boxes import shift_boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
@@ -52,7 +51,7 @@ class PatchDataModule(CropDataModule):
         **common: Any,  # noqa: ANN401 (typed there)
     ) -> None:
         self.file = file
-        self.patches, self.groups, self.offsets = _load_patches(Path(file))
+        self.patches, self.groups, self.offsets = read_patches(Path(file))
         side = min(self.patches.shape[1:3])
         default = side if self.offsets is not None else side - 10
         size = crop_size or default
@@ -115,59 +114,3 @@ class PatchDataModule(CropDataModule):
         place = self.placement.place_of(4 * len(store.pixels), self.trainer)
         store.on_host = place == "pinned"
         return Source(store, splits, ("patch",), (note,))
-
-
-def _load_patches(
-    path: Path,
-) -> tuple[
-    UInt8[np.ndarray, "n h w 3"], Shaped[np.ndarray, " n"], Float32[np.ndarray, "n 2"] | None
-]:
-    """Read and check patches, groups and, where the file has them, offsets."""
-    arrays = _load_arrays(path)
-    if "patches" not in arrays:
-        msg = f"{path}: has no key 'patches', only {listed(sorted(arrays))}"
-        raise BadInput(msg)
-    patches = arrays["patches"]
-    if patches.ndim != 4 or patches.dtype != np.uint8:
-        msg = (
-            f"{path}: patches are {patches.dtype} of shape {patches.shape}; "
-            f"expected uint8, N x H x W x C or N x C x H x W"
-        )
-        raise BadInput(msg)
-    if patches.shape[-1] not in (1, 3) and patches.shape[1] in (1, 3):
-        patches = patches.transpose(0, 2, 3, 1)
-    if patches.shape[-1] not in (1, 3):
-        msg = f"{path}: patches of shape {patches.shape} have neither 1 nor 3 channels"
-        raise BadInput(msg)
-    patches = np.ascontiguousarray(np.broadcast_to(patches, (*patches.shape[:3], 3)))
-    groups = arrays.get("groups", np.arange(len(patches)))
-    if groups.shape != (len(patches),):
-        msg = f"{path}: groups have shape {groups.shape}; expected ({len(patches)},), one a patch"
-        raise BadInput(msg)
-    offsets = arrays.get("offsets")
-    if offsets is None:
-        return patches, groups, None
-    if (
-        offsets.shape != (len(patches), 2)
-        or offsets.dtype.kind not in "fiu"
-        or not np.isfinite(offsets).all()
-    ):
-        msg = (
-            f"{path}: offsets have shape {offsets.shape}; "
-            f"expected ({len(patches)}, 2), finite, x and y in px"
-        )
-        raise BadInput(msg)
-    return patches, groups, offsets.astype(np.float32)
-
-
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            return {"patches": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except FileNotFoundError as error:
-        msg = f"{path}: no such file; set data.file to an npy or npz of patches"
-        raise BadInput(msg) from error
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        msg = f"{path}: can't be read as npy or npz ({error}); write it with numpy.savez"
-        raise BadInput(msg) from error

@@ -16,6 +16,8 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.pictures.decode import DECODERS, FULL_SCALE, decode_sized
 
+_PACKED_AT_ONCE = 1 << 20  # pixels, so that packing takes no memory to speak of
+
 
 def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
     """Pack RGB into one whole number a pixel, red lowest, so that a cut loads a pixel at once.
@@ -61,7 +63,12 @@ class ImageStore:
         """Store pictures of one size."""
         n, height, width, _ = pictures.shape
         sizes = torch.tensor([height, width]).expand(n, 2)
-        return cls(torch.from_numpy(pack_rgb(pictures).reshape(-1)), sizes)
+        packed = np.empty((n, height * width), dtype=np.float32)
+        step = max(1, _PACKED_AT_ONCE // max(1, height * width))
+        for start in range(0, n, step):
+            some = pictures[start : start + step]
+            packed[start : start + step] = pack_rgb(some).reshape(len(some), -1)
+        return cls(torch.from_numpy(packed.reshape(-1)), sizes)
 
     @classmethod
     def from_pictures(cls, pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Self:

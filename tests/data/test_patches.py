@@ -1,10 +1,17 @@
 import re
+import struct
+import tracemalloc
+from contextlib import suppress
+from zipfile import ZIP_BZIP2, ZIP_LZMA, ZipFile
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.data import patch_files
 from lightning_bbox.data.options import Shares
 from lightning_bbox.data.patches import PatchDataModule
 from lightning_bbox.geometry.boxes import box_centers
@@ -190,6 +197,11 @@ REFUSED = {
         {},
         r"offsets have shape \(30, 4\); expected \(30, 2\), finite, x and y in px",
     ),
+    "offsets beyond": (
+        {"patches": P, "offsets": np.where(np.arange(60).reshape(30, 2) == 15, -4000.0, 13.0)},
+        {},
+        r"1 of 30 offsets lead out of their patches of 26 x 26, such as \(13, -4000\) of patch 7;",
+    ),
     "nan": ({"patches": P, "offsets": np.full((30, 2), np.nan)}, {}, "expected .*, finite"),
     "texts": ({"patches": P, "offsets": np.full((30, 2), "1")}, {}, "offsets"),
     "no_margin": (
@@ -226,6 +238,49 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:-400])
 
 
+def flipped(path):
+    np.savez_compressed(path, patches=P)
+    content = bytearray(path.read_bytes())
+    content[200:220] = bytes(255 - byte for byte in content[200:220])
+    path.write_bytes(content)
+
+
+def with_header(path, header):
+    """Write an npz whose only array has this header, padded as NumPy does, and its checksum."""
+    head = header.encode().ljust(117) + b"\n"
+    member = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + P.tobytes()
+    with ZipFile(path, "w") as archive:
+        archive.writestr("patches.npy", member)
+
+
+def lying(path, claimed):
+    """Write an npz whose directory claims another size of its array once it is inflated."""
+    np.savez_compressed(path, patches=P)
+    size = len(P.tobytes()) + 128
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", size), struct.pack("<I", claimed)))
+
+
+def of_method(path, method):
+    with ZipFile(path, "w", method) as archive, archive.open("patches.npy", "w") as file:
+        np.lib.format.write_array(file, P)
+
+
+def encrypted(path):
+    write(path, P)
+    content = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.index(mark) + flags] |= 1
+    path.write_bytes(content)
+
+
+def claiming(*shape):
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
+    return lambda path: with_header(path, header)
+
+
+CANT = "can't be read as npy or npz "
+
+
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
@@ -235,9 +290,84 @@ def truncated(path):
         ("folder.npy", lambda path: path.mkdir(), "can't be read as npy or npz"),
         ("truncated.npy", truncated, "can't be read as npy or npz"),
         ("truncated.npz", truncated, "can't be read as npy or npz"),
+        ("flipped.npz", flipped, CANT + r"\(.*(decompress|CRC)"),
+        (
+            "huge.npz",
+            claiming(10**15, 9),
+            CANT + r"\(.* takes 9000",
+        ),
+        (
+            "large.npz",
+            claiming(30, 26, 26, 4),
+            CANT + ".* 81120 byt",
+        ),
+        (
+            "small.npz",
+            claiming(3, 26, 26, 3),
+            CANT + ".* takes 6084",
+        ),
+        ("below.npz", claiming(-1, -60840), CANT + ".*shape"),
+        ("header.npz", lambda p: with_header(p, "{'descr': ((("), CANT),
+        (
+            "claims.npz",
+            lambda p: lying(p, 2**31),
+            CANT + r".*claims 2\.15 GB, more than its",
+        ),
+        ("less.npz", lambda p: lying(p, 1000), CANT),
+        ("bzip2.npz", lambda p: of_method(p, ZIP_BZIP2), CANT + ".*a way that numpy.savez doesn"),
+        ("lzma.npz", lambda p: of_method(p, ZIP_LZMA), CANT + ".*a way that numpy.savez doesn"),
+        ("encrypted.npz", encrypted, CANT + r"\(.*encrypted"),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path, name, make, message):
     make(tmp_path / name)
     with pytest.raises(BadInput, match=re.escape(f"{tmp_path / name}: ") + message):
         read(tmp_path / name)
+
+
+def test_arrays_that_are_not_needed_are_not_inflated(tmp_path):
+    more = {"notes": np.zeros(40 << 20, np.uint8), "objects": np.array([{}], dtype=object)}
+    np.savez_compressed(tmp_path / "p.npz", patches=P, **more)
+    tracemalloc.start()
+    try:
+        assert len(read(tmp_path / "p.npz").source.store) == 30
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_array_beyond_the_memory_is_refused_before_it_is_inflated(tmp_path, monkeypatch):
+    monkeypatch.setattr(patch_files, "free_host_memory", lambda: 60_000)
+    with pytest.raises(BadInput, match=r"it takes 0\.0608 MB of memory, and 0\.06 MB are free"):
+        read(write(tmp_path / "p.npz", P))
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_damage_is_refused_in_one_sentence_or_changes_no_patch(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damage") / "p.npz"
+    np.savez_compressed(path, patches=P[:3], groups=np.arange(3), offsets=np.zeros((3, 2)))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
+    with suppress(BadInput):
+        patches, _, _ = patch_files.read_patches(path)
+        np.testing.assert_array_equal(patches, P[:3])
+
+
+@pytest.mark.parametrize(("channels", "most"), [(1, 5.2), (3, 2.5)], ids=["grey", "colour"])
+def test_patches_take_their_file_and_four_bytes_a_pixel(tmp_path, channels, most):
+    """Grey ones took 16 times their file at the peak, and 11 times thereafter."""
+    patches = draw_patches(4_000, 50, 50)[..., :channels]
+    path = write(tmp_path / "p.npz", patches)
+    tracemalloc.start()
+    try:
+        data = read(path)
+        _ = data.source
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1.02 * (1 + 4 / channels) * patches.nbytes
+    assert peak < (most + 0.6) * patches.nbytes + (8 << 20)
+    np.testing.assert_array_equal(data.source.store.picture(3999)[..., :channels], patches[3999])
