@@ -14,7 +14,7 @@ from torch import Tensor
 Boxes = Float[Tensor, "*#b 4"]
 
 EPS = 1e-7
-"""Keeps the ratios of the IoU family finite for empty boxes."""
+"""Keeps the weight of CIoU's term of aspects finite where boxes are equal."""
 
 
 def xyxy_to_xywh(boxes: Boxes) -> Boxes:
@@ -174,6 +174,11 @@ def _product(sizes: Float[Tensor, "*#b 2"]) -> Float[Tensor, "*#b"]:
     return sizes[..., 0] * sizes[..., 1]
 
 
+def _nonzero(sizes: Float[Tensor, "*#b"]) -> Float[Tensor, "*#b"]:
+    # By no bound, which would be in square pixels: boxes in other units may be as small as it is.
+    return sizes.masked_fill(sizes == 0, 1)
+
+
 def _intersection_and_union(boxes: Boxes, others: Boxes) -> tuple[Tensor, Tensor]:
     low = torch.maximum(boxes[..., :2], others[..., :2])
     high = torch.minimum(boxes[..., 2:], others[..., 2:])
@@ -195,7 +200,7 @@ def paired_iou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
         tensor([0.3333])
     """
     intersection, union = _intersection_and_union(boxes, others)
-    return intersection / union.clamp(min=EPS)
+    return intersection / _nonzero(union)
 
 
 def paired_giou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
@@ -209,8 +214,8 @@ def paired_giou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
         tensor([-0.3333])
     """
     intersection, union = _intersection_and_union(boxes, others)
-    enclosing = _product(_enclosing_sizes(boxes, others)).clamp(min=EPS)
-    return intersection / union.clamp(min=EPS) - (enclosing - union) / enclosing
+    enclosing = _nonzero(_product(_enclosing_sizes(boxes, others)))
+    return intersection / _nonzero(union) - (enclosing - union) / enclosing
 
 
 def paired_diou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
@@ -224,8 +229,8 @@ def paired_diou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
         tensor([-0.4000])
     """
     distance = (box_centers(boxes) - box_centers(others)).square().sum(dim=-1)
-    diagonal = _enclosing_sizes(boxes, others).square().sum(dim=-1).clamp(min=EPS)
-    return paired_iou(boxes, others) - distance / diagonal
+    diagonal = _enclosing_sizes(boxes, others).square().sum(dim=-1)
+    return paired_iou(boxes, others) - distance / _nonzero(diagonal)
 
 
 def paired_ciou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
@@ -240,10 +245,14 @@ def paired_ciou(boxes: Boxes, others: Boxes) -> Float[Tensor, "*#b"]:
         >>> paired_ciou(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[2.0, 0.0, 3.0, 1.0]]))
         tensor([-0.4000])
     """
-    # Of an empty box the angle has no gradient, as its area has none.
-    sizes = [box_sizes(each).clamp(min=EPS) for each in (boxes, others)]
-    angles = [torch.atan2(size[..., 0], size[..., 1]) for size in sizes]
+    angles = [_aspect_angle(box_sizes(each).clamp(min=0)) for each in (boxes, others)]
     v = 4 / math.pi**2 * (angles[0] - angles[1]).square()
     with torch.no_grad():
         alpha = v / (1 - paired_iou(boxes, others) + v).clamp(min=EPS)
     return paired_diou(boxes, others) - alpha * v
+
+
+def _aspect_angle(sizes: Float[Tensor, "*#b 2"]) -> Float[Tensor, "*#b"]:
+    # Of a point the angle has no gradient, as its area has none.
+    sizes = sizes.masked_fill((sizes == 0).all(dim=-1, keepdim=True), 1)
+    return torch.atan2(sizes[..., 0], sizes[..., 1])

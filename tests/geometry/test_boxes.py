@@ -156,6 +156,33 @@ def test_iou_family_of_a_box_with_itself_is_one(drawn):
         )
 
 
+@each_iou
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [2e-4 / 30, 1e-9, 1.0, 1e9])
+def test_the_iou_family_of_tiny_and_huge_boxes_is_that_of_plain_loops(
+    function, oracle, scale, dtype
+):
+    """A bound in square pixels made it 0.4 of boxes that are equal and 0.0002 wide."""
+    boxes, others = (scale * made_up_boxes(40, seed=seed).double() for seed in (0, 1))
+    found = function(boxes.to(dtype), others.to(dtype))
+    expected = reference.each(oracle, boxes.numpy(), others.numpy())
+    rounding = 1e-4 if dtype == torch.float32 else 1e-12
+    np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=rounding)
+    equal = function(boxes.to(dtype), boxes.to(dtype))
+    np.testing.assert_allclose(equal.double().numpy(), 1, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("function", IOU_FAMILY)
+def test_gradients_of_tiny_boxes_are_those_of_larger_ones_over_the_scale(function):
+    scale, gradients = 2e-4 / 30, []
+    for factor in (1.0, scale):
+        leaf = (factor * made_up_boxes(40).double()).requires_grad_()
+        others = factor * made_up_boxes(40, seed=1).double()
+        function(leaf, others).sum().backward()
+        gradients.append(factor * leaf.grad)
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("shift", [0.0, 1.0, 5.0, 29.0, 30.0])
 def test_iou_under_a_shift_is_width_minus_shift_over_width_plus_shift(shift):
     box = torch.tensor([10.0, 10.0, 40.0, 40.0])
