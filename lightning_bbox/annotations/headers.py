@@ -27,7 +27,8 @@ FAULTS = (
 """What Pillow raises, for one broken file or another."""
 
 _DECODERS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_PNG_TEXTS = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # the chunks that may hold an orientation
+_PNG_TEXTS = (b"iTXt", b"zTXt", b"tEXt")
+_PNG_TURNS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # keys of those that may turn it
 _TURN = ExifTags.Base.Orientation
 _SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
 
@@ -64,7 +65,7 @@ def read_header(root: Path, path: str, picture: Picture) -> Header:
             refuse_bomb(image)
             width, height, turned = *image.size, ""
             deep, left_out = is_deep(image), _left_out(image)
-            if _may_be_turned(image, root / path) and image.getexif().get(_TURN) in _SIDEWAYS:
+            if _orientation(image, root / path) in _SIDEWAYS:
                 width, height, turned = height, width, " once EXIF has turned it"
     except FAULTS as error:
         problem = f"{path} can't be read as a picture ({fault_words(error, root / path)})"
@@ -138,9 +139,34 @@ def _left_out(image: Image.Image) -> str:
     return "bands beyond the colours, such as alpha" if bands > len(colours) else ""
 
 
-def _may_be_turned(image: Image.Image, path: Path) -> bool:
-    """Tell whether EXIF may yet turn the size: Pillow has turned a TIFF's, few PNGs have any."""
-    if image.format == "PNG":  # asking for EXIF would decode all of it
-        content = path.read_bytes()
-        return any(text in content for text in _PNG_TEXTS)
-    return image.format != "TIFF"
+def _orientation(image: Image.Image, path: Path) -> int | None:
+    """Return the orientation that EXIF or XMP asks for, without decoding the picture."""
+    if image.format == "TIFF":  # Pillow has turned its size already
+        return None
+    if image.format != "PNG":
+        return image.getexif().get(_TURN)
+    if _has_late_orientation(path):
+        image.load()
+    return Image.Image.getexif(image).get(_TURN)  # a PNG's own would decode any that has none
+
+
+def _has_late_orientation(path: Path) -> bool:
+    """Tell whether a PNG may hold an orientation behind its pixels, reading heads of chunks only.
+
+    There exiftool writes it. Pillow has read what stands before the pixels.
+    """
+    behind_pixels = False
+    with path.open("rb", buffering=0) as file:  # a buffer would read all of it
+        file.seek(len(b"\x89PNG\r\n\x1a\n"))
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            end = file.tell() + length + 4
+            behind_pixels |= kind == b"IDAT"
+            if behind_pixels and (kind == b"eXIf" or _may_hold_one(kind, file)):
+                return True
+            file.seek(end)
+    return False
+
+
+def _may_hold_one(kind: bytes, file: BinaryIO) -> bool:
+    return kind in _PNG_TEXTS and file.read(32).startswith(_PNG_TURNS)
