@@ -147,8 +147,8 @@ FAULTS = (
     ),
     Fault(
         "headers: two of the orientations that lie on their side are forgotten",
-        "_SIDEWAYS = (5, 6, 7, 8)",
-        "_SIDEWAYS = (6, 8)",
+        "SIDEWAYS = (5, 6, 7, 8)",
+        "SIDEWAYS = (6, 8)",
         ("annotations/test_read",),
     ),
     Fault(

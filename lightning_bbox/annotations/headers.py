@@ -8,6 +8,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from lightning_bbox.annotations.formats.format import Picture
+from lightning_bbox.annotations.turns import SIDEWAYS
 from lightning_bbox.core.errors import BadInput
 
 FAULTS = (
@@ -30,7 +31,6 @@ _DECODERS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _PNG_TEXTS = (b"iTXt", b"zTXt", b"tEXt")
 _PNG_TURNS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # keys of those that may turn it
 _TURN = ExifTags.Base.Orientation
-_SIDEWAYS = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
 
 
 class Header(NamedTuple):
@@ -41,12 +41,14 @@ class Header(NamedTuple):
         width: Columns, likewise.
         is_deep: Whether it has 16 bits a band (see `is_deep`).
         left_out: What is there but not read, or nothing.
+        turn: The EXIF orientation, where the annotations state the size before EXIF turned it.
     """
 
     height: int
     width: int
     is_deep: bool
     left_out: str
+    turn: int = 1
 
 
 def read_header(root: Path, path: str, picture: Picture) -> Header:
@@ -63,18 +65,23 @@ def read_header(root: Path, path: str, picture: Picture) -> Header:
     try:
         with (root / path).open("rb") as file, open_picture(file) as image:
             refuse_bomb(image)
-            width, height, turned = *image.size, ""
+            width, height = image.size
             deep, left_out = is_deep(image), _left_out(image)
-            if _orientation(image, root / path) in _SIDEWAYS:
-                width, height, turned = height, width, " once EXIF has turned it"
+            turn = _orientation(image, root / path)
+            if turn in SIDEWAYS:
+                width, height = height, width
     except FAULTS as error:
         problem = f"{path} can't be read as a picture ({fault_words(error, root / path)})"
         raise BadInput.at(picture.place, problem, "replace it") from error
-    if picture.size is not None and picture.size != (height, width):
-        stated = f"states {picture.size[1]:.10g} x {picture.size[0]:.10g} pixels"
-        problem = f"{stated}, but {path} has {width} x {height}{turned}"
-        raise BadInput.at(picture.place, problem, "correct that size or replace the picture")
-    return Header(height, width, deep, left_out)
+    size = picture.size
+    if size is None or 0 in size or size == (height, width):  # exporters write 0 if they don't know
+        return Header(height, width, deep, left_out)
+    if turn in SIDEWAYS and size == (width, height):
+        return Header(height, width, deep, left_out, turn)
+    turned = " once EXIF has turned it" if turn in SIDEWAYS else ""
+    stated = f"states {size[1]:.10g} x {size[0]:.10g} pixels"
+    problem = f"{stated}, but {path} has {width} x {height}{turned}"
+    raise BadInput.at(picture.place, problem, "correct that size or replace the picture")
 
 
 def open_picture(file: str | PathLike[str] | BinaryIO) -> Image.Image:

@@ -4,6 +4,7 @@ What can't be meant is refused in one sentence that says where. Invalid boxes ar
 listed. Nothing is clipped, rounded or dropped without a word.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Literal, get_args
 import torch
 
 from lightning_bbox.annotations.find import Source, find_annotations
-from lightning_bbox.annotations.formats.format import Format, Listing, Picture
+from lightning_bbox.annotations.formats.format import Format, Listing, Picture, Record
 from lightning_bbox.annotations.formats.known import FormatName, known_formats
 from lightning_bbox.annotations.formats.texts import argument
+from lightning_bbox.annotations.formats.voc import VocBase
 from lightning_bbox.annotations.headers import Header, read_header
 from lightning_bbox.annotations.pictures import (
     PictureFinder,
@@ -36,7 +38,7 @@ def read_annotations(
     images: str | None = None,
     split_file: str | None = None,
     group_pattern: str | None = None,
-    voc_base: Literal[0, 1] = 1,
+    voc_base: VocBase = 1,
     on_bad: Literal["skip", "error"] = "skip",
     allow_outside: bool = False,
 ) -> BoxTable:
@@ -55,7 +57,8 @@ def read_annotations(
             the root; its own name is their split where they have no other.
         group_pattern: Regular expression; what its first group finds in a picture's path is the
             picture's group.
-        voc_base: Coordinate of the first pixel in VOC files: 1 by definition, 0 from some tools.
+        voc_base: Coordinate of the first pixel in VOC files: 1 by definition, 0 from some tools;
+            `edges` where corners are edges, xmax being xmin and the width (CVAT).
         on_bad: What to do with a box that is not finite, has no positive width or height, reaches
             outside its picture by more than a pixel, or is a crowd.
         allow_outside: Whether files may lie outside the root.
@@ -77,7 +80,7 @@ def read_annotations(
         'CSV, corners as pixel edges, read from boxes.csv'
     """
     _check_choice("format", format, get_args(FormatName))
-    _check_choice("voc_base", voc_base, (0, 1))
+    _check_choice("voc_base", voc_base, get_args(VocBase))
     _check_choice("on_bad", on_bad, ("skip", "error"))
     base = expanded(root)
     if not base.is_dir():
@@ -98,6 +101,7 @@ def read_annotations(
     if not found:
         raise BadInput.at(listed(files), "no picture is listed", "name other files")
     groups = group_pictures(found, group_pattern)
+    _refuse_fractions(kind, [record for picture in found.values() for record in picture.records])
     met = {record.label for picture in listing.pictures for record in picture.records}
     table = _table(base, found, kind, listing.classes or tuple(sorted(met)), on_bad)
     note += table.note
@@ -125,6 +129,19 @@ def _note(sources: Sequence[Source], listing: Listing, unlabelled: Sequence[str]
     return note
 
 
+def _refuse_fractions(kind: Format, records: Sequence[Record]) -> None:
+    """Refuse numbers that all lie within the picture's first pixel: they are meant otherwise."""
+    finite = [record for record in records if all(map(math.isfinite, record.values))]
+    numbers = [number for record in finite for number in record.values]
+    if kind.convention.fractions or not numbers or not (min(numbers) >= 0 < max(numbers) <= 1):
+        return
+    pairs = zip(kind.convention.fields, finite[0].values, strict=True)
+    stated = ", ".join(f"{name}={value:.10g}" for name, value in pairs)
+    problem = f"{stated} and all other boxes lie between 0 and 1, as fractions of a picture do"
+    remedy = "multiply them by the width and height of their pictures"
+    raise BadInput.at(finite[0].place, problem, remedy)
+
+
 def _table(
     root: Path,
     found: Mapping[str, Picture],
@@ -146,7 +163,7 @@ def _table(
         splits=tuple(picture.split for picture in found.values()),
         sizes=sizes,
         image_index=image_index,
-        boxes=kind.convention.edges(values, sizes[image_index]).float(),
+        boxes=values.float(),
         labels=torch.tensor([numbers[record.label] for record in records], dtype=torch.int64),
         classes=classes,
         ids=tuple(record.place for record in records),
@@ -154,7 +171,9 @@ def _table(
         format=kind,
         note=_left_out(found, headers),
         deep=frozenset(path for path, header in zip(found, headers, strict=True) if header.is_deep),
+        turns={path: h.turn for path, h in zip(found, headers, strict=True) if h.turn != 1},
     )
+    table = replace(table, boxes=table.edges(values, image_index).float())
     sides = box_sizes(values) if kind.convention.inclusive else None
     faults = box_faults(table.boxes, sizes[image_index], sides)
     faults |= {at: record.fault for at, record in enumerate(records) if record.fault}
@@ -162,12 +181,14 @@ def _table(
 
 
 def _left_out(found: Iterable[str], headers: Sequence[Header]) -> str:
-    """Say what of the pictures isn't read."""
+    """Say what of the pictures isn't read, or not as it was drawn on."""
     by_what: dict[str, list[str]] = {}
     for path, header in zip(found, headers, strict=True):
         if header.left_out:
-            by_what.setdefault(header.left_out, []).append(path)
-    return "".join(f"; {what} aren't read: {listed(paths)}" for what, paths in by_what.items())
+            by_what.setdefault(f"{header.left_out} aren't read", []).append(path)
+        if header.turn != 1:
+            by_what.setdefault("boxes are turned with their pictures by EXIF", []).append(path)
+    return "".join(f"; {what}: {listed(paths)}" for what, paths in by_what.items())
 
 
 def _repeated(table: BoxTable) -> list[str]:

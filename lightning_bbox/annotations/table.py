@@ -1,14 +1,15 @@
 """The table of pictures and boxes that every format becomes, with the operations on it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from lightning_bbox.annotations.formats.format import Format
+from lightning_bbox.annotations.turns import sensor_boxes, upright_boxes
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.geometry.boxes import box_sizes
 
@@ -36,6 +37,8 @@ class BoxTable:
         skipped: One sentence for each box left out.
         skipped_index: The picture of each box left out.
         deep: Paths of the pictures of 16 bits a band.
+        turns: EXIF orientation of the pictures, by path, whose boxes are drawn before EXIF turns
+            them.
     """
 
     root: Path
@@ -55,6 +58,37 @@ class BoxTable:
     skipped: tuple[str, ...] = ()
     skipped_index: tuple[int, ...] = ()
     deep: frozenset[str] = frozenset()
+    turns: Mapping[str, int] = field(default_factory=dict)
+
+    def edges(
+        self, values: Float64[Tensor, "n 4"], image_index: Int64[Tensor, " n"]
+    ) -> Float64[Tensor, "n 4"]:
+        """Turn the numbers of boxes into `xyxy` edges in the pixels of upright pictures.
+
+        Args:
+            values: The numbers as the files have them.
+            image_index: The picture of each box.
+        """
+        sizes = self.sizes[image_index]
+        edges = self.format.convention.edges(values, sizes)
+        return upright_boxes(edges, sizes, self._turns()[image_index]) if self.turns else edges
+
+    def numbers(
+        self, edges: Float64[Tensor, "n 4"], image_index: Int64[Tensor, " n"]
+    ) -> Float64[Tensor, "n 4"]:
+        """Turn edges into the numbers that the files have: the inverse of `edges`.
+
+        Args:
+            edges: Boxes, `xyxy` in pixels.
+            image_index: The picture of each box.
+        """
+        sizes = self.sizes[image_index]
+        if self.turns:
+            edges = sensor_boxes(edges, sizes, self._turns()[image_index])
+        return self.format.convention.numbers(edges, sizes)
+
+    def _turns(self) -> Int64[Tensor, "images"]:
+        return torch.tensor([self.turns.get(path, 1) for path in self.images])
 
     def pictures(self, keep: Sequence[int]) -> "BoxTable":
         """Keep these pictures with their boxes and skipped sentences, in this order.

@@ -62,11 +62,10 @@ def _numbers(table: BoxTable, boxes: Boxes) -> list[list[str]]:
 
     Edges are rounded first, so that a size and the corner it ends at agree.
     """
-    convention = table.format.convention
     edges = boxes.double().round(decimals=DECIMALS) + 0.0  # -0.0 becomes 0
-    numbers = convention.numbers(edges, table.sizes[table.image_index])
+    numbers = table.numbers(edges, table.image_index)
     # A fraction of a picture 100,000 pixels wide still tells a thousandth of a pixel.
-    digits = DECIMALS + 6 if convention.fractions else DECIMALS
+    digits = DECIMALS + 6 if table.format.convention.fractions else DECIMALS
     return [
         [np.format_float_positional(number, digits, trim="-") for number in row]
         for row in numbers.numpy()
@@ -105,7 +104,7 @@ def _check_old(table: BoxTable, indices: Sequence[int], texts: Sequence[Sequence
     """Refuse boxes whose old numbers, as they were found in the file, don't make them up."""
     values = torch.tensor([_values(four) for four in texts], dtype=torch.float64)
     index = torch.tensor(indices)
-    found = table.format.convention.edges(values, table.sizes[table.image_index[index]])
+    found = table.edges(values, table.image_index[index])
     if len(other := (found.float() != table.boxes[index]).any(dim=1).nonzero()):
         problem = "its numbers are not found where they were read"
         remedy = "read it again if it has changed, or write plain digits"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_bbox.annotations.formats.known import FormatName
+from lightning_bbox.annotations.formats.voc import VocBase
 from lightning_bbox.annotations.splits import SplitNames, check_names
 from lightning_bbox.core.errors import BadInput
 
@@ -17,7 +18,8 @@ class Reading:
         annotations: Annotation files or folders, relative to the root, where the usual places don't
             hold them.
         images: Folder of the pictures, relative to the root.
-        voc_base: Coordinate of the first pixel in VOC files.
+        voc_base: Coordinate of the first pixel in VOC files; `edges` where xmax is xmin and the
+            width (CVAT).
         on_bad: Leave bad boxes out (`predict`: as they are) and list them, or refuse the first.
         allow_outside: Whether files may lie outside the root, as links do.
     """
@@ -25,7 +27,7 @@ class Reading:
     format: FormatName = "auto"
     annotations: str | list[str] | None = None
     images: str | None = None
-    voc_base: Literal[0, 1] = 1
+    voc_base: VocBase = 1
     on_bad: Literal["skip", "error"] = "skip"
     allow_outside: bool = False
 

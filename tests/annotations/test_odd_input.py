@@ -115,6 +115,8 @@ READ = {
     ),
     "capitals": ({"images/a.PNG": (64, 48), "labels/a.TXT": "0 .5 .5 .5 .5"}, HALF),
     "links within the root": (LINKS, BOX),
+    "VOC of size 0": (A | {"a.xml": voc("a.png", (0, 0), ("cell", (1, 1, 9, 9)))}, NINTH),
+    "COCO of size 0": (A | {"b.json": changed("images", width=0, height=0)}, CELL),
     "VOC without size": (A | {"a.xml": XML.replace("size>", "sighs>")}, NINTH),
     "COCO without size": (A | {"b.json": changed("images", width=None)}, CELL),
     "other values of YAML": (A | {"a.txt": "3 .5 .5 .5 .5", "data.yaml": NAMES}, HALF),
@@ -163,10 +165,25 @@ def test_boxes_that_are_there_twice_are_noted(tmp_path):
     assert table.note.endswith("; boxes that are there twice are used twice: b.csv:4, b.csv:5")
 
 
-def test_a_corner_at_0_where_pixels_count_from_1_is_noted(tmp_path):
-    write(tmp_path, A | {"a.xml": voc("a.png", (64, 48), ("cell", (0, 1, 9, 9)))})
-    note = "a corner is 0 at a.xml: object 1: set voc_base=0 if pixels are counted from 0"
-    assert read_annotations(tmp_path).note.endswith(f"; {note}")
+ZERO, FAR = ("cell", (0, 1, 9, 9)), ("cell", (5, 1, 64, 9))
+AT_ZERO, AT_FAR = "a corner is 0 at a.xml: object 1", "at the picture's far edge at a.xml: object"
+EDGES = f"{AT_ZERO} and one {AT_FAR} 2: set voc_base='edges' (--data.reading.voc_base=edges) if xm"
+DOUBTS = {
+    "zero": (1, [ZERO], f"{AT_ZERO}: set voc_base=0 (--data.reading.voc_base=0) if pixels count"),
+    "far": (0, [FAR], f"a corner is {AT_FAR} 1: set voc_base=1 (--data.reading.voc_base=1) if"),
+    "both": (1, [ZERO, FAR], EDGES),
+    "both, from 0": (0, [ZERO, FAR], EDGES),
+    "far, from 1": (1, [FAR], None),
+    "zero, from 0": (0, [ZERO], None),
+    "edges": ("edges", [ZERO, FAR], None),
+}
+
+
+@pytest.mark.parametrize(("base", "boxes", "note"), DOUBTS.values(), ids=DOUBTS)
+def test_corners_that_doubt_where_pixels_count_from_are_noted(tmp_path, base, boxes, note):
+    write(tmp_path, A | {"a.xml": voc("a.png", (64, 48), *boxes)})
+    said = read_annotations(tmp_path, voc_base=base).note.partition("read from a.xml")[2]
+    assert said.startswith(f"; {note}") if note else not said
 
 
 def test_a_fit_lists_its_bad_boxes_and_draws_batches_larger_than_the_set(

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,6 +23,7 @@ from lightning_bbox.annotations.splits import usual_split
 from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.pictures.decode import decode_image
 from tests.annotation_files import (
     SCENE,
     coco,
@@ -92,9 +94,23 @@ def test_voc_base_0_is_said_and_moves_the_boxes(tmp_path):
     assert shifted.boxes[0].tolist() == [4.0, 5.0, 19.5, 29.25]
 
 
+def test_edges_are_written_into_voc_by_some_tools(tmp_path):
+    """Datumaro writes CVAT's boxes with xmax = xmin + width."""
+    write(
+        tmp_path, {"a.xml": voc("a.png", (64, 48), ("cell", (10, 11, 20, 48))), "a.png": (64, 48)}
+    )
+    table = read_annotations(tmp_path, voc_base="edges")
+    assert table.boxes.tolist() == [[10.0, 11.0, 20.0, 48.0]]
+    assert table.note == "VOC XML, corners as pixel edges, read from a.xml"
+    (path,) = write_boxes(table, table.boxes - 1.5, tmp_path / "out")
+    text = path.read_text()
+    assert "<xmin>8.5</xmin><ymin>9.5</ymin><xmax>18.5</xmax><ymax>46.5</ymax>" in text
+    assert read_annotations(tmp_path, voc_base="edges", on_bad="error").skipped == ()
+
+
 CHOICES = {
     "format": ("pascal", "format is 'pascal'; choose from 'auto', 'voc', 'coco', 'yolo', 'csv'"),
-    "voc_base": (2, "voc_base is 2; choose from 0, 1"),
+    "voc_base": (2, "voc_base is 2; choose from 0, 1, 'edges'"),
     "on_bad": ("clip", "on_bad is 'clip'; choose from 'skip', 'error'"),
 }
 
@@ -118,6 +134,7 @@ def test_conversions_equal_hand_arithmetic_and_are_inverted(numbers, height, wid
     expected = {
         voc_format(1): (a - 1, b - 1, c, d),
         voc_format(0): (a, b, c + 1, d + 1),
+        voc_format("edges"): numbers,
         COCO: (a, b, a + c, b + d),
         YOLO: tuple(
             side * centre + sign * side * extent / 2
@@ -169,6 +186,46 @@ def test_sizes_are_those_of_the_turned_picture(tmp_path, suffix, orientation):
     write(tmp_path, {"b.csv": csv_of(f"a.{suffix},1,1,2,2")})
     assert read_annotations(tmp_path).sizes.tolist() == [[height, width]]
     assert (height > width) == (orientation > 4)
+
+
+@pytest.mark.parametrize("writer", ["voc", "coco"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_drawn_before_exif_turned_a_picture_turn_with_it(tmp_path, writer, orientation):
+    """The box is bright in the picture, so decoding tells where it lies."""
+    root = tmp_path / "set"
+    root.mkdir()
+    pixels = np.zeros((48, 64), dtype=np.uint8)
+    pixels[5:15, 20:50] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(root / "a.png", exif=exif)
+    Image.new("L", (64, 48)).save(root / "b.png")
+    if writer == "voc":
+        write(root, {"a.xml": voc("a.png", (64, 48), ("cell", (21, 6, 50, 15)))})
+        write(root, {"b.xml": voc("b.png", (64, 48), ("cell", (21, 6, 50, 15)))})
+    else:
+        boxes = [("cell", (20, 5, 30, 10))]
+        document = coco(("a.png", (64, 48), boxes), ("b.png", (64, 48), boxes))
+        write(root, {"b.json": document})
+    table = read_annotations(root)
+    bright = decode_image(root / "a.png")[:, :, 0] == 255
+    (top, *_, low), (left, *_, right) = (np.flatnonzero(bright.any(axis=side)) for side in (1, 0))
+    assert table.sizes.tolist() == [[64, 48], [48, 64]]
+    expected = [[left, top, right + 1, low + 1], [20, 5, 50, 15]]
+    assert table.boxes.tolist() == expected
+    assert table.note.endswith("; boxes are turned with their pictures by EXIF: a.png")
+    kept = write_boxes(table, table.boxes, tmp_path / "kept")
+    assert [path.read_bytes() for path in kept] == [
+        (root / file).read_bytes() for file in table.files
+    ]
+    moved = table.boxes + torch.tensor([1.25, -2.0, 1.25, -2.0])
+    for path in write_boxes(table, moved, tmp_path / "moved"):
+        path.replace(root / path.name)
+    again = read_annotations(root)
+    assert torch.equal(again.boxes, moved)
+    other = again.pictures([1, 0])
+    numbers = other.numbers(other.boxes.double(), other.image_index)
+    assert torch.equal(other.edges(numbers, other.image_index).float(), moved.flip(0))
 
 
 YOLO_LINE = "0 .5 .5 .25 .5"

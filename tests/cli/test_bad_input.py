@@ -128,7 +128,7 @@ OPTIONS = {
     "a text for a number": (f"{FIT} --model.optimizer=SGD --model.optimizer.lr=fast",
         "model.optimizer.lr: is 'fast'; expected a number"),
     "a pixel to begin at that none begins at": (f"{VOC} --data.reading.voc_base=2",
-        "data.reading.voc_base: is '2'; expected 0, 1"),
+        "data.reading.voc_base: is '2'; expected 0, 1, 'edges'"),
     "a text for a list": (f"{CSV} --data.classes=cell",
         "data.classes: is 'cell'; expected a list"),
     "an unknown choice": (f"{FIT} --data.kind=blue",

@@ -92,10 +92,11 @@ COCO = {
         | {"images/a.png": (64, 48)},
         ("annotations/instances_val.json: image 0: images/a.png is listed at "
          "annotations/instances_train.json: image 0 too; keep one")),
-    "a size of nothing": (A | {"b.json": changed("images", width=0, height=0)},
-        "b.json: image 0: states 0 x 0 pixels, but a.png has 64 x 48; correct that size"),
     "a size beyond all bounds": (A | {"b.json": changed("images", width=10**400)},
         "b.json: image 0: states inf x 48 pixels, but a.png has 64 x 48; correct that size"),
+    "fractions of the picture": (
+        A | {"b.json": changed("annotations", bbox=[0.1, 0.2, 0.5, 0.6])},
+        "b.json: annotation 0: x=0.1, y=0.2, width=0.5, height=0.6 and all other boxes lie betwe"),
     "half": (A | {"b.json": '{"images": [], "annotations": ['},
         "b.json: is not well-formed JSON (Expecting value: line 1 column 32 (char 31)); repair"),
     "results without their pictures": (A | {"r.json": RESULTS},
@@ -218,6 +219,10 @@ CSV = {
     "commas in numbers behind semicolons": (
         A | {"b.csv": "image;xmin;ymin;xmax;ymax\na.png;1,5;1;2;2"},
         "b.csv:2: xmin is '1,5', not a number; correct"),
+    "fractions of the picture": (
+        A | {"b.csv": csv_of("a.png,nan,0,1,1", "a.png,0.1,0.2,0.6,1", "a.png,0,0,1,1")},
+        ("b.csv:3: xmin=0.1, ymin=0.2, xmax=0.6, ymax=1 and all other boxes lie between 0 and 1, "
+         "as fractions of a picture do; multiply them by the width and height of their pictures")),
     "no picture named": (A | {"b.csv": csv_of(",1,1,2,2")},
         "b.csv:2: the image is empty; fill it or remove"),
     "no label": (A | {"b.csv": csv_of(ROW + ",", header="image,xmin,ymin,xmax,ymax,label")},

@@ -1,5 +1,6 @@
 """VOC XML: one file a picture, corners that are pixels of the box."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -19,31 +20,36 @@ from lightning_bbox.annotations.formats.format import (
     Record,
     Span,
 )
-from lightning_bbox.annotations.formats.texts import parse_number, read_bytes
+from lightning_bbox.annotations.formats.texts import argument, parse_number, read_bytes
 from lightning_bbox.core.errors import BadInput
+
+VocBase = Literal[0, 1, "edges"]
+"""Coordinate of the first pixel, where corners are pixels of the box; or else edges."""
 
 _CORNERS = tuple(("annotation", "object", "bndbox", name) for name in CORNERS)
 
 
 @cache
-def voc_format(base: Literal[0, 1]) -> Format:
-    """Return VOC as counted from 1, by definition, or from 0, by some tools.
+def voc_format(base: VocBase) -> Format:
+    """Return VOC as counted from 1, by definition, or from 0, by some tools; or as edges.
 
-    The corners are pixels that belong to the box: the right edge of xmax is the box's own.
+    Counted corners are pixels that belong to the box: the right edge of xmax is the box's own.
+    Others (CVAT) write edges, so that xmax is xmin and the width.
 
     Args:
-        base: Coordinate of the first pixel.
+        base: Coordinate of the first pixel, or `edges`.
     """
 
     def shift(values: Tensor) -> Tensor:
-        return values.new_tensor([base, base, base - 1, base - 1])
+        return values.new_tensor([base, base, base - 1, base - 1] if base != "edges" else [0] * 4)
 
+    corners = "corners as pixel edges" if base == "edges" else f"{base}-based inclusive corners"
     convention = Convention(
-        f"VOC XML, {base}-based inclusive corners",
+        f"VOC XML, {corners}",
         CORNERS,
         to_xyxy=lambda values: values - shift(values),
         from_xyxy=lambda edges: edges + shift(edges),
-        inclusive=True,
+        inclusive=base != "edges",
     )
     return Format(
         "voc",
@@ -57,12 +63,30 @@ def voc_format(base: Literal[0, 1]) -> Format:
     )
 
 
-def _read(root: Path, files: Sequence[str], base: Literal[0, 1]) -> Listing:
+def _read(root: Path, files: Sequence[str], base: VocBase) -> Listing:
     pictures = [_picture(root, file) for file in files]
-    records = (record for picture in pictures for record in picture.records)
-    zero = next((record.place for record in records if 0 <= min(record.values) < base), None)
-    note = f"a corner is 0 at {zero}: set voc_base=0 if pixels are counted from 0" if zero else ""
-    return Listing(pictures, note=note)
+    return Listing(pictures, note="" if base == "edges" else _doubts(pictures, base))
+
+
+def _doubts(pictures: Sequence[Picture], base: Literal[0, 1]) -> str:
+    """Say what tells that pixels aren't counted from there: a corner 0, or one at the far edge."""
+    zero = far = ""
+    for picture in pictures:
+        height, width = picture.size or (math.inf, math.inf)
+        for place, (xmin, ymin, xmax, ymax), *_ in picture.records:
+            if 0 <= min(xmin, ymin) < 1:
+                zero = zero or place
+            if 0 < width == xmax or 0 < height == ymax:
+                far = far or place
+    if zero and far:
+        problem = f"a corner is 0 at {zero} and one at the picture's far edge at {far}"
+        return f"{problem}: set {argument('voc_base', 'edges')} if xmax is xmin and the width"
+    if zero and base == 1:
+        return f"a corner is 0 at {zero}: set {argument('voc_base', 0)} if pixels count from 0"
+    if far and base == 0:
+        problem = f"a corner is at the picture's far edge at {far}"
+        return f"{problem}: set {argument('voc_base', 1)} if pixels count from 1"
+    return ""
 
 
 def _picture(root: Path, file: str) -> Picture:
