@@ -72,7 +72,7 @@ def read_header(root: Path, path: str, picture: Picture) -> Header:
                 width, height = height, width
     except FAULTS as error:
         problem = f"{path} can't be read as a picture ({fault_words(error, root / path)})"
-        raise BadInput.at(picture.place, problem, "replace it") from error
+        raise BadInput.at(picture.place, problem, remedy_for(error, "replace it")) from error
     size = picture.size
     if size is None or 0 in size or size == (height, width):  # exporters write 0 if they don't know
         return Header(height, width, deep, left_out)
@@ -103,12 +103,12 @@ def refuse_bomb(image: Image.Image) -> None:
     """Refuse a picture of more pixels than Pillow allows, where it only warns up to twice as many.
 
     Raises:
-        ValueError: If there are more.
+        Image.DecompressionBombError: If there are more.
     """
     pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if most and pixels > most:
-        msg = f"{pixels} pixels, more than the {most} allowed"
-        raise ValueError(msg)
+        msg = f"it has {pixels} pixels, and more than {most} may be a file that fills the memory"
+        raise Image.DecompressionBombError(msg)
 
 
 def fault_words(error: Exception, path: str | PathLike[str]) -> str:
@@ -118,6 +118,16 @@ def fault_words(error: Exception, path: str | PathLike[str]) -> str:
     if isinstance(error, MemoryError):
         return "it asks for more memory than there is"
     return (getattr(error, "strerror", "") or str(error)).rstrip(".")
+
+
+def remedy_for(error: Exception, otherwise: str) -> str:
+    """Say what can be done about a file that Pillow refuses."""
+    if not isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return otherwise
+    return (
+        "if so many pixels are meant, set data.reading.max_pixels (in Python also "
+        "PIL.Image.MAX_IMAGE_PIXELS) to their number, or cut it into tiles"
+    )
 
 
 def _unknown(path: Path) -> str:

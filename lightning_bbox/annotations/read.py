@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from PIL import Image
 
 from lightning_bbox.annotations.find import Source, find_annotations
 from lightning_bbox.annotations.formats.format import Format, Listing, Picture, Record
@@ -41,6 +42,7 @@ def read_annotations(
     voc_base: VocBase = 1,
     on_bad: Literal["skip", "error"] = "skip",
     allow_outside: bool = False,
+    max_pixels: int | None = None,
 ) -> BoxTable:
     """Read the annotations of a data set.
 
@@ -62,6 +64,8 @@ def read_annotations(
         on_bad: What to do with a box that is not finite, has no positive width or height, reaches
             outside its picture by more than a pixel, or is a crowd.
         allow_outside: Whether files may lie outside the root.
+        max_pixels: The most pixels a picture may have, from now on and in the whole process, as
+            Pillow has one limit; by default that one, 89,478,485.
 
     Raises:
         BadInput: If something is missing, malformed, ambiguous or contradictory.
@@ -82,6 +86,11 @@ def read_annotations(
     _check_choice("format", format, get_args(FormatName))
     _check_choice("voc_base", voc_base, get_args(VocBase))
     _check_choice("on_bad", on_bad, ("skip", "error"))
+    if max_pixels is not None:
+        if max_pixels < 1:
+            msg = f"max_pixels is {max_pixels}; expected 1 or more"
+            raise BadInput(msg)
+        Image.MAX_IMAGE_PIXELS = max_pixels
     base = expanded(root)
     if not base.is_dir():
         raise BadInput.at(str(base), "is no folder", f"correct {argument('root')}")

@@ -22,6 +22,8 @@ class Reading:
             width (CVAT).
         on_bad: Leave bad boxes out (`predict`: as they are) and list them, or refuse the first.
         allow_outside: Whether files may lie outside the root, as links do.
+        max_pixels: The most pixels a picture may have, in the whole process; by default Pillow's
+            limit, 89,478,485.
     """
 
     format: FormatName = "auto"
@@ -30,6 +32,7 @@ class Reading:
     voc_base: VocBase = 1
     on_bad: Literal["skip", "error"] = "skip"
     allow_outside: bool = False
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from lightning_bbox.annotations.headers import (
     is_deep,
     open_picture,
     refuse_bomb,
+    remedy_for,
 )
 from lightning_bbox.core.errors import BadInput
 
@@ -121,9 +122,9 @@ def _opened(path: str | PathLike[str]) -> Iterator[Image.Image]:
         msg = f"{path}: no such picture; check the root folder and the annotations' file names"
         raise BadInput(msg) from error
     except FAULTS as error:
-        words = fault_words(error, path)
-        msg = f"{path}: the picture can't be decoded ({words}); replace or remove it"
-        raise BadInput(msg) from error
+        problem = f"the picture can't be decoded ({fault_words(error, path)})"
+        remedy = remedy_for(error, "replace or remove it")
+        raise BadInput.at(str(path), problem, remedy) from error
 
 
 def _check_level(image: Image.Image, white_level: int | None) -> None:

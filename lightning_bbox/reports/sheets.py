@@ -12,9 +12,8 @@ from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.data.loader import Rows, Split
 from lightning_bbox.data.module import CropDataModule
-from lightning_bbox.data.scenes import SceneDataModule
 from lightning_bbox.evaluation.evaluation import Evaluation
-from lightning_bbox.evaluation.metrics import Refined, error_px
+from lightning_bbox.evaluation.metrics import error_px
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.nn.preprocess import Preprocess
 
@@ -215,7 +214,8 @@ def _draw_panel(
     draw = ImageDraw.Draw(panel)
     for box, colour in boxes:
         if bool(box.isfinite().all()):  # not so of a model that diverged
-            draw.rectangle([round(value) for value in box.tolist()], outline=colour, width=2)
+            edges = box.clamp(-PANEL, 2 * PANEL)  # Pillow can't draw to where no pixel could be
+            draw.rectangle([round(value) for value in edges.tolist()], outline=colour, width=2)
     draw.rectangle([0, PANEL, PANEL, PANEL + LINE], fill=PAPER)
     draw.text((2, PANEL + 2), caption, fill=INK, font=_font(12))
     return panel
@@ -227,13 +227,3 @@ def _title_height(title: str) -> int:
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def _unrefined_scenes(draws: int) -> tuple[CropDataModule, Evaluation]:
-    """Return scenes and what a model that does nothing makes of them, for the examples."""
-    data = SceneDataModule(num_scenes=20, eval_draws=draws, compile=False)
-    samples = data.samples("val")
-    zeros = torch.zeros(draws)
-    stds, nll = torch.zeros(2, draws, 2)
-    refined = Refined(samples.proposals, zeros, stds, nll, zeros == 0)
-    return data, Evaluation(samples, refined, {}, [])

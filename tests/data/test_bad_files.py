@@ -198,9 +198,10 @@ CSV = {
         {"allow_outside": True}),
     "a picture of too many pixels": (
         {"a.png": png_that_claims(10_000, 10_000), "b.csv": csv_of(ROW)},
-        f"b.csv:2: {NO_PICTURE} (100000000 pixels, more than the 89478485 allowed); replace it"),
+        (f"b.csv:2: {NO_PICTURE} (it has 100000000 pixels, and more than 89478485 may ..."
+        "); if so many pixels are meant, set data.reading.max_pixels")),
     "a decompression bomb": ({"a.png": png_that_claims(30_000, 30_000), "b.csv": csv_of(ROW)},
-        f"b.csv:2: {NO_PICTURE} (... could be decompression bomb DOS attack); replace it"),
+        f"b.csv:2: {NO_PICTURE} (... could be decompression bomb DOS attack); if so many pixels"),
     "a picture under two names": (A | {"b.csv": csv_of(ROW, "./a.png,1,1,2,2")},
         "b.csv:3: a.png is listed at b.csv:2 too; keep one"),
     "empty": (A | {"b.csv": ""}, f"b.csv:1: the header '' {NO_COLUMNS}"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
+from lightning_bbox import BoxDataModule, Reading
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.pictures.decode import decode_image
@@ -271,7 +272,25 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch, side):
     path = save_picture(tmp_path / "a.png", made_up_picture(side, 10))
     assert decode_image(path).shape == (side, 10, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert refused(path, "can't be decoded", f"{side * 10} pixels", "bomb")
+    assert refused(path, "can't be decoded", f"{side * 10} pixels", "set data.reading.max_pixels")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_picture_of_more_pixels_than_pillow_allows_is_read_where_that_many_are_allowed(
+    tmp_path, monkeypatch
+):
+    picture = made_up_picture(20, 30)
+    path = save_picture(tmp_path / "a.png", picture)
+    write(tmp_path, {"b.csv": csv_of("a.png,1,1,2,2")})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for limit in (None, 599):
+        with pytest.raises(BadInput, match=r"set data\.reading\.max_pixels \(in Python also PIL"):
+            read_annotations(tmp_path, max_pixels=limit)
+    data = BoxDataModule(str(tmp_path), reading=Reading(max_pixels=600))
+    assert data.read_table().sizes.tolist() == [[20, 30]]
+    np.testing.assert_array_equal(decode_image(path), picture)
+    with pytest.raises(BadInput, match="max_pixels is 0; expected 1 or more"):
+        read_annotations(tmp_path, max_pixels=0)
 
 
 @pytest.mark.parametrize(
