@@ -121,7 +121,7 @@ def test_each_kind_is_read_as_it_is_meant(tmp_path, name):
 def test_a_whole_read_gives_every_kind_upright_and_of_its_size(tmp_path):
     for name, (image, options, _) in KINDS.items():
         save_picture(tmp_path / name, image, **options)
-    write(tmp_path, {"b.csv": csv_of(*(f"{name},0,0,1,1" for name in KINDS))})
+    write(tmp_path, {"b.csv": csv_of(*(f"{name},0,0,2,1" for name in KINDS))})
     table = read_annotations(tmp_path)
     store = ImageStore.from_files([tmp_path / name for name in table.images], table.sizes)
     for number, name in enumerate(table.images):
