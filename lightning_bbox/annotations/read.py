@@ -108,7 +108,8 @@ def read_annotations(
         names, stem = pictures_named(found, base, split_file, allow_outside), Path(split_file).stem
         found = {path: replace(found[path], split=found[path].split or stem) for path in names}
     if not found:
-        raise BadInput.at(listed(files), "no picture is listed", "name other files")
+        remedy = f"name other files with {argument('annotations')}"
+        raise BadInput.at(listed(files), "no picture is listed", remedy)
     groups = group_pictures(found, group_pattern)
     _refuse_fractions(kind, [record for picture in found.values() for record in picture.records])
     met = {record.label for picture in listing.pictures for record in picture.records}

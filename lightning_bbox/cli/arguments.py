@@ -1,11 +1,12 @@
 """What people write on the command line, made into what LightningCLI takes."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import read_yaml
+from lightning_bbox.core.files import expanded, read_yaml
 
 COMMANDS = {
     "fit": "Train a model, and test its best checkpoint.",
@@ -104,7 +105,7 @@ def resolve(arguments: Sequence[str]) -> list[str]:
         >>> resolve(["fit", "--trainer.max_epochs=1"])
         ['fit', '--trainer.max_epochs=1']
     """
-    given = list(options(arguments[1:]))
+    given = list(options([_at_home(word) for word in arguments[1:]]))
     words: list[str] = []
     of_run: list[str] = []
     for name, value, written in given:
@@ -118,6 +119,19 @@ def resolve(arguments: Sequence[str]) -> list[str]:
                 of_run = of_run or _config_of_run(value)
     # First, so that what else the command line says wins.
     return [*arguments[:1], *of_run, *words]
+
+
+def _at_home(word: str) -> str:
+    """Put the home folder in the place of `~`, which shells leave behind `=`.
+
+    Raises:
+        BadInput: The word isn't UTF-8, as names of files may be but configurations can't.
+    """
+    if re.search("[\ud800-\udfff]", word):
+        remedy = "go to that folder, and name it from there, such as --data.root=."
+        raise BadInput.at(repr(word), "isn't UTF-8, in which settings are kept", remedy)
+    home = re.match(r"(--[\w.+]+=)?~(?=/|$)", word)
+    return f"{home[1] or ''}{expanded('~')}{word[home.end() :]}" if home else word
 
 
 def _config_of_run(folder: str) -> list[str]:

@@ -20,6 +20,7 @@ from lightning_bbox.cli.processes import (
 )
 from lightning_bbox.cli.run_folders import Begun
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import expanded
 from lightning_bbox.core.recipes import find_class
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.geometry.codecs import OffsetSpec
@@ -103,7 +104,7 @@ class BoxCLI(LightningCLI):
         """Settle on the run's length and folder."""
         self._settle_length()
         config = self.config[self.subcommand]
-        folder = Path(config.runs) / (config.name or default_name(config))
+        folder = expanded(config.runs) / (config.name or default_name(config))
         self.run_folder = folder if config.name else shared_by_launched(folder)
         config.ckpt_path = self.begun.begin(str(self.subcommand), self.run_folder, config.ckpt_path)
 

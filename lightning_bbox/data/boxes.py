@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import ROLES
 from lightning_bbox.annotations.table import BoxTable
@@ -196,7 +197,8 @@ def _check_boxes(table: BoxTable) -> None:
         return
     files = listed(table.files)
     if not table.skipped:
-        raise BadInput.at(files, "has no boxes", "annotate some or name other files")
+        remedy = f"annotate some, or name other files with {argument('annotations')}"
+        raise BadInput.at(files, "has no boxes", remedy)
     convention = table.note.partition(", read from")[0]
     problem = f"none of the {len(table.skipped)} boxes can be used, read as {convention}"
     first = table.skipped[0].removesuffix("; left out")

@@ -1,7 +1,6 @@
 """Ready patches as training data: the original question's form."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,11 @@ import torch
 
 from lightning_bbox.annotations.splits import hold_out_groups
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import expanded
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.options import Shares
 from lightning_bbox.data.patch_files import read_patches
+from lightning_bbox.data.roles import share_note
 from lightning_bbox.data.samples import Items, Source
 from lightning_bbox.geometry.boxes import shift_boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
@@ -51,7 +52,7 @@ class PatchDataModule(CropDataModule):
         **common: Any,  # noqa: ANN401 (typed there)
     ) -> None:
         self.file = file
-        self.patches, self.groups, self.offsets = read_patches(Path(file))
+        self.patches, self.groups, self.offsets = read_patches(expanded(file))
         side = min(self.patches.shape[1:3])
         default = side if self.offsets is not None else side - 10
         size = crop_size or default
@@ -107,10 +108,17 @@ class PatchDataModule(CropDataModule):
                 clusters=torch.from_numpy(groups)[index].long(),
                 proposals=None if offsets is None else middle[index].contiguous(),
             )
+        what = "patches" if len(names) == count else "groups"
+        why = "because files of patches name no splits"
+        roles = (
+            "train: all other patches",
+            f"val: {share_note('val', asked, f'training {what}')}, {why}",
+            f"test: {share_note('test', asked, what)}, {why}",
+        )
         note = f"{count} patches of {height} x {width}, " + (
             "shifts cut from the margin" if offsets is None else "already shifted"
         )
         store = ImageStore.from_array(self.patches)
         place = self.placement.place_of(4 * len(store.pixels), self.trainer)
         store.on_host = place == "pinned"
-        return Source(store, splits, ("patch",), (note,))
+        return Source(store, splits, ("patch",), (note, *roles))

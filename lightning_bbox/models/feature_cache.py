@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightning_bbox.core.cache_file import CacheFile, Content, digest_of
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import make_folder
+from lightning_bbox.core.files import expanded, make_folder
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.recipes import Part
 from lightning_bbox.data.loader import PlanLoader, Split
@@ -74,7 +74,7 @@ def fill_cache(place: str, data: CropDataModule, splits: Iterable[Split], net: O
     """
     refuse_learning(net.backbone)
     _refuse_changing(data.augment)
-    trainer, folder = data.trainer, None if place == "memory" else Path(place)
+    trainer, folder = data.trainer, None if place == "memory" else expanded(place)
     assert trainer is not None
     data.fix_draws()
     key = {}

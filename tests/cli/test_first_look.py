@@ -6,7 +6,7 @@ import sys
 import pytest
 from jsonargparse import ArgumentParser
 
-from lightning_bbox.cli.arguments import COMMANDS, OPTIONS, OPTIONS_OF
+from lightning_bbox.cli.arguments import COMMANDS, OPTIONS, OPTIONS_OF, resolve
 from lightning_bbox.cli.commands import BoxCLI
 from lightning_bbox.cli.first_look import look_first
 from lightning_bbox.cli.main import main
@@ -78,3 +78,17 @@ def test_the_parser_has_the_same_options(command, monkeypatch):
     assert commands.keys() == BoxCLI.subcommands().keys()
     names = {action.dest.partition(".")[0] for action in commands[command]._actions}
     assert names == {*OPTIONS, *OPTIONS_OF.get(command, ()), "trainer", "model", "data"}
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_shell_leaves_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--runs=~/out", "--data.root", "~/set", "--data.store.folder=~", "--name=a~/b"]
+    there = ["--runs=/home/me/out", "--data.root", "/home/me/set", "--data.store.folder=/home/me"]
+    assert resolve(["fit", *words]) == ["fit", *there, "--name=a~/b"]
+
+
+def test_words_that_no_config_can_hold_are_refused():
+    with pytest.raises(
+        BadInput, match=r"^'--data.root=caf\\udce9': isn't UTF-8, .*--data\.root=\.$"
+    ):
+        resolve(["fit", "--data.root=caf\udce9"])

@@ -233,7 +233,7 @@ CSV = {
     "Excel's Unicode text": (A | {"b.csv": csv_of(ROW).encode("utf-16")},
         "b.csv: is not UTF-8 text (... byte 0xff in position 0...); save it as UTF-8"),
     "nothing listed": ({"b.csv": csv_of()},
-        "b.csv: no picture is listed; name other files"),
+        "b.csv: no picture is listed; name other files with annotations= (--data.reading.annot"),
     "a picture in two splits": (
         A | {"b.csv": csv_of(ROW + ",train", ROW + ",test", header="image,x1,y1,x2,y2,split")},
         "b.csv:3: split 'test' and group '' of a.png contradict 'train' and '' at b.csv:2; give"),
@@ -292,7 +292,7 @@ SPLITS = {
         "there is no split tset; the files have none",
         {"splits": Splits(test="tset")}),
     "no boxes": (A | {"b.json": coco(("a.png", (64, 48), []))},
-        "b.json: has no boxes; annotate some or name other files"),
+        "b.json: has no boxes; annotate some, or name other files with annotations= (--data.read"),
     "bad boxes only": (A | {"a.txt": "0 32 24 10 10"},
         ("a.txt: none of the 1 boxes can be used, read as YOLO text, ... fractions of the picture; "
          "correct them, such as a.txt:1: the box cx=32, cy=24, w=10, h=10 in a.png reaches 2304")),

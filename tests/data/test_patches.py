@@ -69,7 +69,7 @@ LAYOUTS = {
 def test_crops_are_slices_of_the_patches_bit_by_bit(tmp_path, layout, suffix, shape, size):
     patches = draw_patches(30, *shape)
     data = read(write(tmp_path / f"p.{suffix}", LAYOUTS[layout](patches)), crop_size=size)
-    assert data.source.notes == (f"30 patches of 26 x {shape[1]}, shifts cut from the margin",)
+    assert data.source.notes[0] == f"30 patches of 26 x {shape[1]}, shifts cut from the margin"
     assert data.source.classes == ("patch",)
     seen = patches[..., :1].repeat(3, axis=3) if layout.startswith("grey") else patches
     for split in SPLITS:
@@ -113,6 +113,21 @@ def test_groups_never_cross_splits(tmp_path, seed):
         assert len(pairs) == len(found[name])
 
 
+def test_a_note_a_role_says_how_it_came_about(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "p.npz", draw_patches(60), groups=np.arange(60) // 4)
+    write(tmp_path / "q.npz", draw_patches(60))
+    why = "because files of patches name no splits"
+    grouped = PatchDataModule("~/p.npz", splits=Shares(seed=3), compile=False)
+    assert grouped.source.notes[1:] == (
+        "train: all other patches",
+        f"val: 10 % of the training groups by seed 3, {why}",
+        f"test: 20 % of the groups by seed 3, {why}",
+    )
+    single = PatchDataModule("~/q.npz", splits=Shares(test_fraction=0.25), compile=False)
+    assert single.source.notes[3] == f"test: 25 % of the patches by seed 0, {why}"
+
+
 def test_folds_of_validation_share_no_group(tmp_path):
     path = write(tmp_path / "p.npz", draw_patches(60), groups=np.arange(60) // 2)
     folds = [read(path, splits=Shares(fold=fold)).source.splits for fold in range(10)]
@@ -145,7 +160,7 @@ def test_shifted_patches_are_used_as_they_are_and_offsets_point_to_the_object(tm
     patches = blobs(offsets)
     path = write(tmp_path / "p.npz", patches, offsets=offsets)
     data = read(path, crop_size=crop_size)
-    assert data.source.notes == ("50 patches of 31 x 31, already shifted",)
+    assert data.source.notes[0] == "50 patches of 31 x 31, already shifted"
     used = offsets[data.source.splits["train"].image_index]
     assert data.spec().bounds == pytest.approx([np.abs(used).max()] * 2, rel=1e-5)
     size = crop_size or 31

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.core.files import expanded
 
 WEIGHTS_VARIABLE = "LIGHTNING_BBOX_WEIGHTS"
 """Environment variable with the folder of weights, where no other is named."""
@@ -36,9 +37,10 @@ def find_weights(name: str, weights_dir: str | None = None) -> Path:
     Raises:
         BadInput: It isn't there and can't be fetched, or isn't what its name says.
     """
-    folder = weights_dir or os.environ.get(WEIGHTS_VARIABLE)
+    asked = weights_dir or os.environ.get(WEIGHTS_VARIABLE)
+    folder = str(expanded(asked)) if asked else None
     if name not in FILES:
-        path = Path(name)
+        path = expanded(name)
     elif folder is not None and Path(folder, FILES[name]).exists():
         path = Path(folder, FILES[name])
     elif name == "imagenet":

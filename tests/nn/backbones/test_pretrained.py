@@ -238,3 +238,10 @@ def test_weights_of_another_net_are_refused_but_for_what_is_not_needed(weights, 
     with pytest.raises(BadInput, match=re.escape(f"a.pth: {message}; give weights of the same")):
         refuse_other_weights("a.pth", weights, STATE, needed=STATE)
     refuse_other_weights("a.pth", {"conv.bias": torch.zeros(2)}, STATE, needed=["conv.bias"])
+
+
+def test_a_tilde_is_the_home_folder_of_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / FILES["caffe"]).touch()
+    assert find_weights("caffe", "~") == tmp_path / FILES["caffe"]
+    assert find_weights("~/own.pth") == tmp_path / "own.pth"
