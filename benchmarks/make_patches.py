@@ -20,7 +20,7 @@ from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.geometry.boxes import box_centers
-from lightning_bbox.pictures.decode import decode_image
+from lightning_bbox.pictures.decode import decode_image, find_white_level
 
 SIDE, SHIFT = 45, 5
 
@@ -49,11 +49,13 @@ def make_patches(table: BoxTable, per_box: int, shifted: bool, seed: int) -> dic
     moved by up to half a pixel more, as boxes drawn by people are.
     """
     side = SIDE if shifted else SIDE + 2 * SHIFT
+    deep = [table.root / name for name in table.images if name in table.deep]
+    white_level = find_white_level(deep)[0] if deep else None
     generator = keyed_generator("patches", seed)
     patches, offsets, groups = [], [], []
     for index in range(len(table.images)):
         boxes = table.boxes[table.image_index == index]
-        picture = decode_image(table.root / table.images[index])
+        picture = decode_image(table.root / table.images[index], white_level)
         for center in box_centers(boxes).repeat_interleave(per_box, dim=0):
             reach = SHIFT if shifted else 0.5
             moved = center + (2 * torch.rand(2, generator=generator) - 1) * reach

@@ -4,6 +4,7 @@ kornia changes pixels; boxes are moved by our own code. Parameters come from the
 sample looks the same on every device and for every number of processes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,7 +65,7 @@ class Augment:
             if not 0 <= (value := getattr(self, name)) <= 1:
                 msg = f"augment {name} is {value}; expected 0 (off) to 1"
                 raise BadInput(msg)
-        if self.noise < 0:
+        if not 0 <= self.noise < math.inf:
             msg = f"augment noise is {self.noise}; expected 0 (off) or more"
             raise BadInput(msg)
         object.__setattr__(self, "extra", tuple(self.extra))  # a list could be added to later

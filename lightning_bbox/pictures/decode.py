@@ -179,7 +179,7 @@ def _eight_bits(values: UInt16[np.ndarray, "h w"], white_level: int) -> UInt8[np
         # Without the picture's name, so that it is said once, not for each of them.
         rank_zero_warn(
             f"pictures of 16 bits have values above their white level {white_level}, and are white "
-            f"there; data.white_level={_level_for(largest)} would tell these values apart"
+            f"there; training with data.white_level={_level_for(largest)} tells these values apart"
         )
     levels = np.minimum(np.arange(FULL_SCALE + 1), white_level) * 255 // white_level
     eight: UInt8[np.ndarray, "h w"] = levels.astype(np.uint8)[values]

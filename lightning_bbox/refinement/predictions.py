@@ -77,7 +77,7 @@ class PredictionFiles(pl.Callback):
         save_picture(self.folder / "changes.png", draw_changes(data, boxes, drawn))
         rows = change_rows(rough, boxes, stds, data.geometry, reasons)
         write_atomically(self.folder / "changes.csv", encoded(rows))
-        self._say(table.note, moved, len(unchanged), data.geometry)
+        self._say("\n".join(data.source.notes), moved, len(unchanged), data.geometry)
 
     def _outcome(
         self, rough: RoughBoxes, found: Refined, geometry: CropGeometry
@@ -115,12 +115,12 @@ class PredictionFiles(pl.Callback):
             write_atomically(original, path.read_bytes())
 
     def _say(
-        self, note: str, moved: Float[Tensor, "n 2"], unchanged: int, geometry: CropGeometry
+        self, notes: str, moved: Float[Tensor, "n 2"], unchanged: int, geometry: CropGeometry
     ) -> None:
         distance = moved.norm(dim=1)
         where = "written over the originals" if self.overwrite else "the originals are untouched"
         say(
-            f"{note}\n"
+            f"{notes}\n"
             f"{int((distance > 0).sum())} of {len(moved)} boxes moved, by {distance.mean():.2f} px "
             f"in the mean (median {distance.median():.2f}, largest {distance.max():.2f}); "
             f"a px is 1/{geometry.reference_size:g} of a crop's side\n"

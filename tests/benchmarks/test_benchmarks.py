@@ -49,6 +49,15 @@ def test_shifted_patches_say_where_their_object_lies(one_square: Path, tmp_path:
     np.testing.assert_allclose(centroids(arrays["patches"]) - 22.5, arrays["offsets"], atol=1e-5)
 
 
+def test_patches_of_pictures_of_16_bits_keep_their_levels(one_square: Path, tmp_path: Path) -> None:
+    ramp = np.arange(14_000, dtype=np.uint16).reshape(100, 140) % 1000
+    Image.fromarray(ramp).save(one_square / "a.png")
+    assert make_patches([str(one_square), str(tmp_path / "patches.npz")]) == 0
+    levels = np.unique(np.load(tmp_path / "patches.npz")["patches"])
+    assert levels.max() == 999 * 255 // 1023
+    assert len(levels) > 200
+
+
 def test_patches_with_a_margin_hold_their_object_in_the_middle(
     one_square: Path, tmp_path: Path
 ) -> None:

@@ -234,6 +234,11 @@ def test_the_extra_modules_of_one_are_not_those_of_another():
         ({"brightness": -0.1}, r"augment brightness is -0\.1; expected 0 \(off\) to 1"),
         ({"contrast": 1.5}, r"augment contrast is 1\.5"),
         ({"saturation": 2}, "augment saturation is 2"),
+        *(
+            ({name: float("nan")}, f"augment {name} is nan")
+            for name in ("brightness", "contrast", "saturation", "noise")
+        ),
+        ({"noise": float("inf")}, "augment noise is inf"),
         ({"noise": -0.01}, r"augment noise is -0\.01; expected 0 \(off\) or more"),
     ],
 )

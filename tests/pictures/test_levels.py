@@ -80,7 +80,7 @@ def test_white_is_the_smallest_2k_minus_1_that_holds_the_largest_value(tmp_path,
 
 def test_values_above_white_are_white_and_that_is_said_with_the_level_that_would_do(tmp_path):
     path = save_picture(tmp_path / "a.png", RAMP)
-    with pytest.warns(UserWarning, match=r"white level 1023, .* data\.white_level=4095 would"):
+    with pytest.warns(UserWarning, match=r"white level 1023, .* data\.white_level=4095 tells"):
         found = decode_image(path, 1023)
     np.testing.assert_array_equal(found[..., 0], scaled(RAMP, 1023))
 

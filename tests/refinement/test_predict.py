@@ -224,3 +224,14 @@ def test_data_without_rough_boxes_are_refused(run, tmp_path, refused):
     asked = ["predict", f"--ckpt_path={run}", "--data=SceneDataModule", f"--runs={tmp_path}"]
     expected = "SceneDataModule has no rough boxes to refine; give annotated pictures"
     assert refused(asked).startswith(expected)
+
+
+def test_the_white_of_pictures_of_16_bits_is_said(run, write_set, capsys):
+    """The model was trained on 8 bits, so it is that of the pictures at hand."""
+    root = write_set("csv")
+    for path in root.glob("*.png"):
+        with Image.open(path) as image:
+            Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 3).save(path)
+    predict(run, root, "deep")
+    said = "2 of 2 pictures have 16 bits a band, where 1023 is white (auto: the largest value of 2"
+    assert f"{said} is 765)" in capsys.readouterr().out
