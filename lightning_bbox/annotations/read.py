@@ -30,6 +30,9 @@ from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
 from lightning_bbox.geometry.boxes import box_sizes
 
+_LONG_TO_READ = 50_000_000  # bytes of text: some 200,000 boxes, or 10 s
+_MANY_HEADERS = 50_000
+
 
 def read_annotations(
     root: str | Path,
@@ -97,6 +100,7 @@ def read_annotations(
     formats = known_formats(voc_base)
     sources = find_annotations(base, formats, format, annotations, allow_outside)
     kind, files = sources[0].format, sources[0].files
+    _tell_if_long(sum(_size(base / file) for file in files), _LONG_TO_READ, "bytes of annotations")
     listing = kind.read(base, files)
     finder = PictureFinder(base, images, kind.by_stem, allow_outside)
     found = finder.find(listing.pictures)
@@ -110,6 +114,7 @@ def read_annotations(
     if not found:
         remedy = f"name other files with {argument('annotations')}"
         raise BadInput.at(listed(files), "no picture is listed", remedy)
+    _tell_if_long(len(found), _MANY_HEADERS, "headers of pictures")
     groups = group_pictures(found, group_pattern)
     _refuse_fractions(kind, [record for picture in found.values() for record in picture.records])
     met = {record.label for picture in listing.pictures for record in picture.records}
@@ -118,6 +123,18 @@ def read_annotations(
     if repeated := _repeated(table):
         note += f"; boxes that are there twice are used twice: {listed(repeated)}"
     return replace(table, groups=groups, note=note, files=tuple(files))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _tell_if_long(count: int, usual: int, what: str) -> None:
+    """Say what is about to be read where that takes tens of seconds."""
+    if count > usual:
+        from lightning_bbox.core.messages import say  # by way of Lightning, which takes seconds
+
+        say(f"reading {count:,} {what}")
 
 
 def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:

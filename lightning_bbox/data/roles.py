@@ -134,14 +134,16 @@ def _note(role: str, mine: Mapping[str, str], usual: Mapping[str, str], asked: S
 
 def _why(table: BoxTable, sets: SplitNames, dropped: bool) -> dict[str, str]:
     """Say for each role why it has to be carved, if it has."""
-    there = sorted({split for split in table.splits if split} - set(all_names(sets)))
-    why = "the files name no splits"
     if dropped:
-        why = "the files' own splits can't be used"
-    elif there:
-        why = f"none of the files' splits ({listed(there)}) is named so"
-    if dropped or not all_names(sets):
-        return dict.fromkeys(ROLES, why)
+        return dict.fromkeys(ROLES, "the files' own splits can't be used")
+    if not all_names(sets):
+        there = listed(sorted({split for split in table.splits if split}))
+        return {
+            role: f"the files have no {role} split, only {there}"
+            if there
+            else "the files name no splits"
+            for role in ROLES
+        }
     files = {role: f"{role}.txt" for role in ROLES}
     return {
         role: f"ImageSets' {file} is used for another role"

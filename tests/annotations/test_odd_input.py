@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_bbox.annotations import read as read_module
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
@@ -244,3 +245,15 @@ def test_only_folders_of_runs_are_left_out(tmp_path):
     write(tmp_path / "mine", A | {"b.csv": csv_of(ROW), "refined/readme": ""})
     write(tmp_path / "mine", {"config.yaml": "a: 1", "checkpoints/c.pt": ""})
     assert read_annotations(tmp_path).files == ("mine/b.csv",)
+
+
+def test_what_takes_long_to_read_is_said(tmp_path, monkeypatch, capsys):
+    text = csv_of(ROW)
+    write(tmp_path, A | {"b.csv": text})
+    read_annotations(tmp_path)
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(read_module, "_LONG_TO_READ", 9)
+    monkeypatch.setattr(read_module, "_MANY_HEADERS", 0)
+    read_annotations(tmp_path)
+    said = f"reading {len(text)} bytes of annotations\nreading 1 headers of pictures\n"
+    assert capsys.readouterr().out == said

@@ -392,7 +392,7 @@ def test_a_note_a_role_says_how_it_came_about(tmp_path):
         "train": "all other pictures",
         "val": "b, as splits.val says",
         "test": "20 % of the training pictures by seed 0, "
-        "because none of the files' splits (a, b, c, d) is named so",
+        "because the files have no test split, only a, b, c, d",
     }
     write_csv(tmp_path / "b", 30, group=lambda n: f"b{n // 3}")
     assert notes(tmp_path / "b", Splits(fold=3, seed=1, val_fraction=0.2)) == {
