@@ -171,7 +171,8 @@ class PictureFinder:
         if len(names) > 1:
             missing, entry = listed([repr(name) for name in names]), "them, correct the entries"
             problem = f"{len(names)} of {among} pictures are not {where}: {missing}"
-        remedy = f"add {entry}, or name the folder of pictures with {argument('images')}"
+        named = "correct" if self._images else "name the folder of pictures with"
+        remedy = f"add {entry}, or {named} {argument('images')}"
         return BadInput.at(pictures[0].place, problem, remedy)
 
     def _matches(self, folder: str, picture: Picture) -> list[str]:

@@ -63,8 +63,7 @@ FILES = {
          "(--data.reading.allow_outside=true)")),
     "no folder of pictures": (f"{VOC} --data.reading.images=pics",
         ("Annotations/a.xml: there is no picture 'a.png' in pics/Annotations, pics; "
-         "add it, correct the entry, or name the folder of pictures with images= "
-         "(--data.reading.images)"),
+         "add it, correct the entry, or correct images= (--data.reading.images)"),
         {"Annotations/a.xml": XML}),
     "a bad box, to be refused": (f"{CSV} --data.reading.on_bad=error",
         ("b.csv:3: the box xmin=nan, ymin=1, xmax=2, ymax=2 in a.png is not finite; "
