@@ -50,8 +50,8 @@ def read_annotations(
     """Read the annotations of a data set.
 
     Without further arguments the format is recognised by the usual names of files and folders, and
-    so are the splits: by a COCO or CSV file's name, such as `instances_train2017.json`, or else by
-    folders named train, valid, val2017, Test or the like.
+    so are the splits: by a COCO or CSV file's name, such as `instances_train2017.json`, by what
+    YOLO's `data.yaml` names, or else by folders named train, valid, val2017, Test or the like.
 
     Args:
         root: Folder of the data set.
