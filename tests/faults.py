@@ -157,6 +157,37 @@ FAULTS = (
         "(found.float() == torch.inf)",
         ("annotations/test_write",),
     ),
+    # pictures of 16 bits, extra augmentations, files of patches
+    Fault(
+        "16 bits: the white level of the training isn't that of later pictures",
+        "self._white_trained = self.white_level = known",
+        "_ = known",
+        ("pictures/test_levels",),
+    ),
+    Fault(
+        "16 bits: the level is found in test pictures too",
+        "seen = sorted(set(deep).intersection(training)) or deep",
+        "seen = deep",
+        ("pictures/test_levels",),
+    ),
+    Fault(
+        "extra augmentations: what hides the object passes",
+        "shift.where(top > 1 / 255, torch.tensor(_RADIUS)).mean()",
+        "shift[top > 1 / 255].sum() / len(top)",
+        ("pictures/test_augment",),
+    ),
+    Fault(
+        "patches: more is inflated than the file can hold",
+        "if member.file_size > factor * min(member.compress_size, size):",
+        "if member.file_size < 0:",
+        ("data/test_patches",),
+    ),
+    Fault(
+        "headers: an orientation behind a PNG's pixels is overlooked",
+        "if _has_late_orientation(path):",
+        "if not path:",
+        ("annotations/test_headers",),
+    ),
     # splits
     Fault(
         "splits: the seed has no part in them",

@@ -155,11 +155,9 @@ class BoxDataModule(CropDataModule):
         elif self._white_trained:
             self.white_level, why = self._white_trained, "as the model was trained"
         else:
-            looked_at = sorted(set(deep).intersection(training)) or deep
-            looked_at = looked_at[
-                :: -(-int(table.sizes[looked_at].prod(dim=1).sum()) // _MOST_SEEN)
-            ]
-            paths = [table.root / table.images[at] for at in looked_at]
+            seen = sorted(set(deep).intersection(training)) or deep
+            step = -(-int(table.sizes[seen].prod(dim=1).sum()) // _MOST_SEEN)
+            paths = [table.root / table.images[at] for at in seen[::step]]
             self.white_level, largest = find_white_level(paths)
             why = f"auto: the largest value of {len(paths)} is {largest}"
         share = f"{len(deep)} of {len(used)} pictures have 16 bits a band"
