@@ -133,9 +133,16 @@ class Part(Recipe, nn.Module):
         prefix: str,
         *args: Any,  # noqa: ANN401 (torch's own, passed on)
     ) -> None:
-        # What follows from the recipe is made by it; checkpoints of 0.1.0 hold it all the same.
-        for name in self._non_persistent_buffers_set:
-            state_dict.pop(prefix + name, None)
+        # What follows from the recipe is made by it, and checkpoints of 0.1.0 hold it all the same.
+        # Theirs may be another: that of weights their run began with. Then it is this part's own.
+        for name in [*self._non_persistent_buffers_set]:
+            if (stored := state_dict.get(prefix + name)) is None:
+                continue
+            made = self.get_buffer(name)
+            if made.shape == stored.shape and made.allclose(stored.to(made)):
+                del state_dict[prefix + name]
+            else:
+                self._non_persistent_buffers_set.discard(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

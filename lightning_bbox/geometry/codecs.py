@@ -193,12 +193,13 @@ class DeltaCodec(Part):
             self.register_buffer(name, torch.full((spec.num_targets,), value))
         return self
 
-    def fit(self, gt_boxes: Boxes, proposals: Boxes) -> None:
+    def fit(self, gt_boxes: Boxes, proposals: Boxes, *, rescale: bool = True) -> None:
         """Set the scaling and the statistics from the training split.
 
         Args:
             gt_boxes: True boxes of training samples.
             proposals: What each was proposed as.
+            rescale: Whether to set the scaling, or the statistics alone.
 
         Raises:
             BadInput: The targets of one coordinate are all the same, so there is nothing to learn.
@@ -216,7 +217,8 @@ class DeltaCodec(Part):
                 f"nothing to learn; check the jitter, or use 2 targets where sizes don't change"
             )
             raise BadInput(msg)
-        self._fit_scaling(deltas)
+        if rescale:
+            self._fit_scaling(deltas)
         targets = self._scaled(deltas)
         self.mean.copy_(targets.mean(dim=0))
         self.std.copy_(targets.std(dim=0))

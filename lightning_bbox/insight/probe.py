@@ -24,7 +24,6 @@ from lightning_bbox.geometry.codecs import DeltaCodec
 from lightning_bbox.insight.layers import Projection, layer_hooks, layer_order
 from lightning_bbox.insight.readings import Estimate, LayerReading, Reading, Readings
 from lightning_bbox.models.base import OffsetModel
-from lightning_bbox.models.regressor import BoxRegressor
 from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.network import OffsetNet
 from lightning_bbox.solvers.least_squares import Rows, Spectrum, score_lambdas
@@ -242,8 +241,6 @@ class ProbingTrainer(pl.Trainer):
         self.datamodule, datamodule.trainer, model.trainer = datamodule, self, self
         datamodule.setup("test")
         model.setup("test")
-        if isinstance(model, BoxRegressor):
-            model.take_weights()
         backbone = model.net.backbone
         new = untrained(backbone, datamodule.geometry.size, "init", datamodule.seed).state_dict()
         own = backbone.state_dict()

@@ -16,9 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.backbones.convnet import ShallowConvNet
 from lightning_bbox.nn.backbones.extractor import FeatureExtractor
+from lightning_bbox.nn.heads.base import Head
 from lightning_bbox.nn.heads.linear import LinearHead
 from lightning_bbox.nn.losses import L2Loss
 from lightning_bbox.nn.network import OffsetNet
@@ -97,6 +99,27 @@ def advice(net: OffsetNet) -> list[str]:
             "backbone.global_pool: false, or backbone.coordinates: true"
         )
     return found
+
+
+def range_advice(head: Head, spec: OffsetSpec) -> str | None:
+    """Warn of offsets that a head can't say, however long it learns.
+
+    Args:
+        head: Built, perhaps for other data.
+        spec: Of the data it is about to be used on.
+    """
+    asked = (spec.max_shift, spec.max_log_size if spec.num_targets > 2 else 0.0)
+    for what, unit, most, held in zip(
+        ("shifts", "changes of size"), (" px", " in log size"), asked, head.reach or asked,
+        strict=True,
+    ):  # fmt: skip
+        if most > held * (1 + 1e-4):  # a range that was measured again is never quite the same
+            return (
+                f"{what} reach {most:.3g}{unit}, and the {type(head).__name__} was made for "
+                f"{held:.3g}: what lies beyond is never found; train a new model (a BinHead's "
+                f"max_shift as large, or left out), or lower the jitter"
+            )
+    return None
 
 
 def refuse_lonely_samples(net: OffsetNet, batch_size: int, world_size: int) -> None:

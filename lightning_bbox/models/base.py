@@ -25,7 +25,6 @@ from lightning_bbox.core.recipes import (
     from_plain,
     to_plain,
     trusting,
-    with_public_paths,
 )
 from lightning_bbox.data.loader import Split
 from lightning_bbox.data.module import CropDataModule
@@ -40,13 +39,14 @@ from lightning_bbox.geometry.codecs import (
     refuse_other_crops,
     refuse_other_white,
 )
-from lightning_bbox.models.advice import refuse_equal_passes, refuse_misfits
+from lightning_bbox.models.advice import range_advice, refuse_equal_passes, refuse_misfits
 from lightning_bbox.models.checkpoints import (
     CHECKPOINT_KEY,
     checkpoint_of,
     class_path_in,
     read_checkpoint,
     read_spec,
+    recipe_in,
     refuse_other_class,
     refuse_other_parts,
     refuse_other_run,
@@ -110,6 +110,11 @@ class OffsetModel(pl.LightningModule):
         self.net, self.codec = OffsetNet(preprocess, backbone, head), codec
 
     @property
+    def asked(self) -> dict[str, Plain]:
+        """The recipes of the parts that were asked for by name, None where one wasn't."""
+        return {name: to_plain(part, f"model.{name}") for name, part in self._asked.items()}
+
+    @property
     def data(self) -> CropDataModule:
         """The data module of the running trainer."""
         data = getattr(self.trainer, "datamodule", None)
@@ -149,6 +154,10 @@ class OffsetModel(pl.LightningModule):
         self._build_for_the_data()
         assert self.spec is not None
         self.data.follow(self.spec, needs_class=self.net.head.per_class)
+        if "train" in self.data.source.splits:
+            sentence = range_advice(self.net.head, self.data.spec())
+            if sentence is not None:
+                rank_zero_warn(sentence)
 
     def configure_model(self) -> None:
         """Build the model where it isn't, and compile the network in place.
@@ -535,9 +544,7 @@ class OffsetModel(pl.LightningModule):
     def _become(self, checkpoint: dict[str, Any], trust: Sequence[str] = ()) -> None:
         refuse_other_class(checkpoint, type(self))
         spec = read_spec(checkpoint)
-        recipe = with_public_paths(checkpoint[CHECKPOINT_KEY]["model"])
-        assert isinstance(recipe, dict)
-        asked = {name: to_plain(part, f"model.{name}") for name, part in self._asked.items()}
+        recipe, asked = recipe_in(checkpoint), self.asked
         refuse_other_parts(recipe, asked)
         if self.average_flips is None:
             self.average_flips = bool(recipe["average_flips"])

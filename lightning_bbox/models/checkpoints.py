@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import make_folder, write_atomically
-from lightning_bbox.core.recipes import Plain, class_path_of, flatten
+from lightning_bbox.core.recipes import Plain, class_path_of, flatten, with_public_paths
 from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.models.stopping import RunStopped
@@ -68,6 +68,13 @@ def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> Offse
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{path}: wasn't written by lightning_bbox; give a checkpoint that a run of it wrote"
         raise BadInput(msg) from error
+
+
+def recipe_in(checkpoint: dict[str, Any]) -> dict[str, Plain]:
+    """Return what a checkpoint's model was made of, its classes by their public paths."""
+    recipe = with_public_paths(checkpoint[CHECKPOINT_KEY]["model"])
+    assert isinstance(recipe, dict)
+    return recipe
 
 
 def class_path_in(checkpoint: dict[str, Any]) -> str:
@@ -128,22 +135,25 @@ def refuse_other_run(then: dict[str, Plain], now: dict[str, Plain]) -> None:
             raise BadInput(msg)
 
 
-def load_weights(net: nn.Module, path: str) -> None:
-    """Take over a network's weights from a checkpoint, or the best one of a run's folder.
+def take_weights(module: nn.Module, prefix: str, checkpoint: dict[str, Any]) -> None:
+    """Take over the weights and buffers of a part of a checkpoint's model.
+
+    Args:
+        module: What takes them.
+        prefix: Their names begin by it.
+        checkpoint: The checkpoint.
 
     Raises:
-        BadInput: There is no such checkpoint, or its network is another.
+        BadInput: They don't fit.
     """
-    found, prefix = checkpoint_of(path), "net."
-    state = read_checkpoint(found)["state_dict"]
-    own = {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }
+    state = checkpoint["state_dict"]
     try:
-        net.load_state_dict(own)
+        module.load_state_dict(
+            {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+        )
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        msg = f"{found}: its weights don't fit the configured model ({reason})"
+        msg = f"its weights don't fit the configured model ({reason})"
         raise BadInput(msg) from error
 
 

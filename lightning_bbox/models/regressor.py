@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +18,20 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_bbox.core.compiling import Compile
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.messages import say
+from lightning_bbox.core.recipes import from_plain
 from lightning_bbox.data.loader import Rows
 from lightning_bbox.data.samples import Batch
-from lightning_bbox.geometry.codecs import DeltaCodec
+from lightning_bbox.geometry.codecs import DeltaCodec, refuse_other_crops
 from lightning_bbox.models.advice import advice, refuse_equal_passes, refuse_lonely_samples
 from lightning_bbox.models.base import OffsetModel
-from lightning_bbox.models.checkpoints import load_weights
+from lightning_bbox.models.checkpoints import (
+    checkpoint_of,
+    read_checkpoint,
+    read_spec,
+    recipe_in,
+    refuse_other_parts,
+    take_weights,
+)
 from lightning_bbox.models.divergence import DivergedError, LossWatch, divergence_message
 from lightning_bbox.models.feature_cache import compute_features, refuse_learning
 from lightning_bbox.models.fitting import fit_head
@@ -29,6 +39,8 @@ from lightning_bbox.models.several_steps import SeveralSteps
 from lightning_bbox.models.stability import excess_message, largest_stable_rate
 from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.heads.base import Head
+from lightning_bbox.nn.heads.bins.head import BinHead
+from lightning_bbox.nn.heads.bins.labels import refuse_other_bins
 from lightning_bbox.nn.heads.linear import LinearHead
 from lightning_bbox.nn.preprocess import Preprocess
 from lightning_bbox.nn.regularizers import Regularization, Regularizer
@@ -52,7 +64,8 @@ class BoxRegressor(OffsetModel):
         average_flips: At evaluation, average the boxes found on the crop and its three mirror
             images; as its checkpoint says by default, else not.
         weights: A checkpoint (or a run's folder) whose weights training starts from (fine-tuning),
-            with its preprocessing; the targets' statistics are fitted anew.
+            with its preprocessing, codec and range of offsets: the model begins by saying what that
+            one says. Its crops and bins must be those asked for.
         compile: Compile the network; `auto` does on CUDA.
         cache: Where the features of a frozen backbone are kept: `memory`, or a folder of files that
             later runs use again. The training set is then that of the first epoch, in a fresh order
@@ -123,6 +136,7 @@ class BoxRegressor(OffsetModel):
         self.passes, self.regularizers, self.weights = passes, regularizers or [], weights
         self.optimizer, self.schedule = optimizer, schedule or OneCycle()
         self.steps_per_call = steps_per_call
+        self._refusal: BadInput | None = None  # of the weights to start from
         several = steps_per_call > 1 or cuda_graph
         self._several = SeveralSteps(self, steps_per_call, cuda_graph) if several else None
         self.automatic_optimization = not several
@@ -138,18 +152,57 @@ class BoxRegressor(OffsetModel):
         super().setup(stage)
         self._watch = LossWatch(torch.device("cpu"))
 
-    def take_weights(self) -> None:
-        """Take over the weights to start from, unless the run goes on from a checkpoint."""
+    def _build_for_the_data(self) -> None:
+        """Build the model for the data, or for the weights that it is to start from."""
+        is_new = self.spec is None and self.trainer.state.fn != "predict"
+        if is_new and self.weights is not None:
+            path = checkpoint_of(self.weights)
+            try:
+                self._build_for_weights(path)
+            except BadInput as refusal:
+                said = str(refusal).removeprefix(f"{path}: ")
+                self._refusal = BadInput(f"{path}: {said}")
+                if self.trainer.state.fn != "fit":
+                    raise self._refusal from refusal
+        super()._build_for_the_data()
+
+    def _build_for_weights(self, path: Path) -> None:
+        """Build what a checkpoint's weights mean: its targets and bins, on its preprocessing.
+
+        Raises:
+            BadInput: Its crops are others, or parts that were asked for.
+        """
+        checkpoint, spec = read_checkpoint(path), self.data.spec()
+        then, recipe = read_spec(checkpoint), recipe_in(checkpoint)
+        refuse_other_crops(then, spec.geometry, spec.num_targets)
+        asked = {name: self.asked[name] for name in ("preprocess", "codec")}
+        refuse_other_parts(recipe, asked)
+        theirs = {name: from_plain(recipe[name]) for name in (*asked, "head")}
+        head, backbone = self.net.head, self.net.backbone
+        self._take_parts(theirs["preprocess"], backbone, head, theirs["codec"])
+        spec = replace(spec, max_shift=then.max_shift, max_log_size=then.max_log_size)
+        # Its regressors are of its classes, in their order.
+        self.build(replace(spec, classes=then.classes) if head.per_class else spec, self.data.seed)
+        if isinstance(head, BinHead) and isinstance(theirs["head"], BinHead):
+            refuse_other_bins(theirs["head"].lay(then), head.grid)
+        take_weights(self.net, "net.", checkpoint)
+        if isinstance(head, BinHead):  # a checkpoint of 0.1.0 may hold others than its recipe says
+            refuse_other_bins(head.grid, head.lay(spec))
+        take_weights(self.codec, "codec.", checkpoint)
+        samples = self.data.samples("train", epoch=0)
+        self.codec.fit(samples.gt_boxes, samples.proposals, rescale=False)
+        head.refit(self.codec.space())
+
+    def _refuse_weights(self) -> None:
+        """Say what was wrong with the weights, unless the run goes on from its own checkpoint."""
         if self.weights is not None and self._resumed_run is not None:
             rank_zero_warn("model.weights is not loaded: the run goes on from its own checkpoint")
-        elif self.weights is not None and self._is_new:
-            load_weights(self.net, self.weights)
-            self.net.head.fit(self.codec.space())
-            self._is_new = False
+        elif self._refusal is not None:
+            raise self._refusal
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and a schedule over the whole run, once the weights are there."""
-        self.take_weights()  # only now is it known whether the run goes on from a checkpoint
+        self._refuse_weights()  # only now is it known whether the run goes on from a checkpoint
         self._regularization = Regularization(self.regularizers, self.net)
         self._try_batch_sizes()
         self._look_over()

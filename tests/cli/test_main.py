@@ -232,8 +232,9 @@ def test_presets_are_the_files_in_configs():
 def test_geometry_stays_exact_in_every_precision(precision, run, tmp_path):
     exact = weights(run)
     other = weights(fit(tmp_path, "other", f"--trainer.precision={precision}"))
-    buffers = [name for name in exact if name.startswith("codec.") or name.endswith("head.edges")]
-    assert len(buffers) == 5
+    ends = ("head.origin", "head.unit")
+    buffers = [name for name in exact if name.startswith("codec.") or name.endswith(ends)]
+    assert len(buffers) == 6
     for name in buffers:
         assert other[name].dtype == torch.float32
         assert other[name].equal(exact[name])

@@ -40,6 +40,9 @@ class Head(Part):
     error_law: ErrorLaw = "gaussian"
     """How errors are spread, given the standard deviation it tells: which quantiles this has."""
 
+    reach: tuple[float, float] | None = None
+    """The largest shift and change of log size that it can say, once it is built; None for any."""
+
     keeps: ClassVar[tuple[str, ...]] = ()
     """What it keeps of the codec's target space, as buffers: any of origin, unit and std."""
 
@@ -70,6 +73,13 @@ class Head(Part):
             raise BadInput(msg)
         for name in self.keeps:
             self.get_buffer(name).copy_(getattr(space, name))
+
+    def refit(self, space: TargetSpace) -> None:
+        """Take over the target space of other data, whose scaling is the same.
+
+        What the outputs mean stays, so that weights that are there go on saying what they said.
+        """
+        self.fit(space)
 
     def fit_features(
         self, features: Float[Tensor, "n f"], targets: Targets, labels: Int64[Tensor, " n"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import Part
-from lightning_bbox.geometry.codecs import OffsetSpec
+from lightning_bbox.geometry.codecs import OffsetSpec, TargetSpace
 from lightning_bbox.nn.calibration import ErrorLaw
 from lightning_bbox.nn.heads.base import Head, MapShape, Targets, ToBoxes, near_zero_linear
 
@@ -226,6 +226,9 @@ class LikelihoodHead(Head):
         self.linear = near_zero_linear(in_features, 2 * spec.num_targets, std=1e-4)
         self.likelihood.build(spec.num_targets)
         return self
+
+    def refit(self, space: TargetSpace) -> None:
+        """Keep the standard deviation, which is the outputs' unit."""
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b m"]:
         """Return the means, then the logarithms of the scales."""

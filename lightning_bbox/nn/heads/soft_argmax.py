@@ -94,8 +94,8 @@ class SoftArgmaxHead(PointHead):
 
     def _lay_out(self, height: int, width: int, spec: OffsetSpec) -> None:
         """Place the cells over the crop, in px from its middle."""
-        self.reach = spec.geometry.reference_size / 2
-        y, x = (self.reach * _middles(cells) for cells in (height, width))
+        self.edge = spec.geometry.reference_size / 2
+        y, x = (self.edge * _middles(cells) for cells in (height, width))
         outermost = min(float(x[-1]), float(y[-1]))
         if outermost < spec.max_shift:
             msg = (
@@ -103,8 +103,9 @@ class SoftArgmaxHead(PointHead):
                 f"the middle, and offsets {spec.max_shift:.3g} px; read an earlier layer or scale"
             )
             raise BadInput(msg)
+        self.reach = (outermost, math.inf)
         self.register_buffer("places", torch.cartesian_prod(y, x).flip(1), persistent=False)
-        spread = 2 * self.reach * self.sigma / torch.tensor([width, height])
+        spread = 2 * self.edge * self.sigma / torch.tensor([width, height])
         self.register_buffer("spread", spread, persistent=False)
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b m"]:
@@ -162,7 +163,7 @@ class SoftArgmaxHead(PointHead):
         return outputs[:, : len(self.places)].float().log_softmax(dim=1)
 
     def _log_target_probs(self, shifts: Float[Tensor, "b 2"]) -> HeatMap:
-        inside = shifts.clamp(-self.reach, self.reach)[:, None]
+        inside = shifts.clamp(-self.edge, self.edge)[:, None]
         return (-0.5 * ((self.places - inside) / self.spread).square().sum(dim=2)).log_softmax(1)
 
     def _mean(self, probs: HeatMap) -> Float[Tensor, "b 2"]:

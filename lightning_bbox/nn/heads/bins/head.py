@@ -5,11 +5,10 @@ from typing import Self
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.geometry.codecs import OffsetSpec, TargetSpace
+from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.nn.heads.base import Head, MapShape, Targets, ToBoxes
 from lightning_bbox.nn.heads.bins.decoders import Decoder, ExpectationDecoder, ModeDecoder
 from lightning_bbox.nn.heads.bins.labels import BinGrid, BinLabels, lay_grid
@@ -107,10 +106,8 @@ class BinHead(Head):
 
     def build(self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None) -> Self:
         """Lay the bins out, symmetric about 0, in px and log size, and make the link's layer."""
-        sizes = spec.num_targets - 2
-        bounds = [self.max_shift or spec.max_shift] * 2 + spec.bounds[2:]
-        widths = [self.bin_width] * 2 + [self.log_bin_width] * sizes
-        grid = lay_grid(bounds, widths, self.labels.padding, self.grids)
+        self.reach = (self.max_shift or spec.max_shift, spec.max_log_size)
+        grid = self.lay(spec)
         for name, buffer in grid._replace(inside=grid.inside.byte())._asdict().items():
             self.register_buffer(name, buffer, persistent=False)
         super().build(in_features, spec)
@@ -118,24 +115,20 @@ class BinHead(Head):
         self.link.build(in_features, grid.inside, prior)
         return self
 
+    def lay(self, spec: OffsetSpec) -> BinGrid:
+        """Return the bins that the head has for some data.
+
+        Args:
+            spec: What there is to know of the data.
+        """
+        bounds = [self.max_shift or spec.max_shift] * 2 + spec.bounds[2:]
+        widths = [self.bin_width] * 2 + [self.log_bin_width] * (spec.num_targets - 2)
+        return lay_grid(bounds, widths, self.labels.padding, self.grids)
+
     @property
     def grid(self) -> BinGrid:
         """The bins of each row: the coordinates of the first grid, then those of the next."""
         return BinGrid(self.centers, self.edges, self.inside.bool(), self.widths)
-
-    def fit(self, space: TargetSpace) -> None:
-        """Take over where px lie in target units; warn where the bins don't hold the data.
-
-        Raises:
-            BadInput: The codec mixes the coordinates, so that bins of one mean nothing.
-        """
-        super().fit(space)
-        largest = float(space.bound[0])
-        if self.max_shift is not None and self.max_shift < largest:
-            rank_zero_warn(
-                f"targets wider than the bins: shifts reach {largest:g} px, BinHead holds "
-                f"{self.max_shift:g}; raise its max_shift, or lower the jitter"
-            )
 
     def forward(self, features: Float[Tensor, "b f"]) -> Logits:
         """Return the link's logits, a row for each coordinate of each grid."""

@@ -34,6 +34,11 @@ class BinGrid(NamedTuple):
     inside: Bool[Tensor, "r k"]
     widths: Float[Tensor, " r"]
 
+    def sentence(self) -> str:
+        """Say how wide and how many the bins of each coordinate are."""
+        rows = zip(self.widths.tolist(), self.inside.sum(dim=1).tolist(), strict=True)
+        return ", ".join(dict.fromkeys(f"{count} of {width:.3g}" for width, count in rows))
+
     def positions(self, offsets: Offsets) -> Offsets:
         """Return where offsets lie among a row's bins, 0 at the first centre, 1 at the next.
 
@@ -96,6 +101,24 @@ def lay_grid(
         inside=index.abs() <= torch.tensor(reach)[:, None],
         widths=width,
     )
+
+
+def refuse_other_bins(trained: BinGrid, asked: BinGrid) -> None:
+    """Refuse to take over weights for other bins than they were trained on.
+
+    Raises:
+        BadInput: The bins differ.
+
+    Examples:
+        >>> refuse_other_bins(lay_grid([5.0], [0.5], padding=3), lay_grid([5.0], [0.5], padding=3))
+    """
+    then, now = trained.centers, asked.centers
+    if then.shape != now.shape or not torch.allclose(then, now.to(then), atol=1e-4):
+        msg = (
+            f"its bins are {trained.sentence()}, those asked for {asked.sentence()}; leave out "
+            f"what says so of the head (bin_width, log_bin_width, max_shift, grids), or train anew"
+        )
+        raise BadInput(msg)
 
 
 class BinLabels(Recipe):

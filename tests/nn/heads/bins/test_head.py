@@ -264,13 +264,10 @@ def test_the_l1_term_is_the_expectations_error_in_stds(labels):
     torch.testing.assert_close(with_l1.loss(logits, targets), expected)
 
 
-def test_targets_wider_than_the_bins_are_warned_of():
-    space = TargetSpace(torch.ones(2), torch.zeros(2), torch.ones(2), torch.tensor([5.0, 5.0]))
+def test_bins_reach_as_far_as_they_are_asked_to():
     head = bin_head(max_shift=3.0)
-    assert head.centers[0, -1] == 4.5
-    with pytest.warns(UserWarning, match="targets wider than the bins: shifts reach 5 px"):
-        head.fit(space)
-    bin_head(max_shift=6.0).fit(space)
+    assert (head.centers[0, -1], head.reach[0]) == (4.5, 3.0)
+    assert bin_head().reach[0] == 5.0
 
 
 @pytest.mark.parametrize(
