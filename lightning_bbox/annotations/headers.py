@@ -94,9 +94,11 @@ def open_picture(file: str | PathLike[str] | BinaryIO) -> Image.Image:
 
 def is_deep(image: Image.Image) -> bool:
     """Tell whether a picture just opened has 16 bits a band, and nothing says what white is."""
-    rawmodes = [str(tile[3]) for tile in getattr(image, "tile", ())]
-    tiff_or_png = image.format in ("TIFF", "PNG")  # 16 bits of a BMP are three colours
-    return image.mode.startswith("I;16") or (tiff_or_png and ";16" in "".join(rawmodes))
+    if image.mode.startswith("I;16"):
+        return True
+    tiles = getattr(image, "tile", ())  # of strips there may be thousands, all alike
+    # 16 bits of a BMP are three colours.
+    return image.format in ("TIFF", "PNG") and bool(tiles) and ";16" in str(tiles[0][3])
 
 
 def refuse_bomb(image: Image.Image) -> None:
