@@ -3,7 +3,7 @@
 import struct
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
@@ -96,7 +96,7 @@ def is_deep(image: Image.Image) -> bool:
     """Tell whether a picture just opened has 16 bits a band, and nothing says what white is."""
     if image.mode.startswith("I;16"):
         return True
-    tiles = getattr(image, "tile", ())  # of strips there may be thousands, all alike
+    tiles: list[Any] = getattr(image, "tile", [])  # of strips there may be thousands, all alike
     # 16 bits of a BMP are three colours.
     return image.format in ("TIFF", "PNG") and bool(tiles) and ";16" in str(tiles[0][3])
 
