@@ -440,8 +440,8 @@ FAULTS = (
     ),
     Fault(
         "comparison: the better arm is told to be the worse",
-        "mine.errors.double() - its.errors.double()",
-        "its.errors.double() - mine.errors.double()",
+        "error(mine) - error(its)",
+        "error(its) - error(mine)",
         ("studies/test_comparison",),
     ),
     # insight

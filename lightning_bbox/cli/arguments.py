@@ -17,6 +17,9 @@ COMMANDS = {
     "compare": "Measure configurations against each other, as a study's file says.",
 }
 
+OF_TRAINED = ("validate", "test", "predict", "probe")
+"""Commands for which a checkpoint says what the model is."""
+
 OPTIONS = ("config", "help", "print_config", "seed_everything", "name", "runs", "ckpt_path")
 """What every command takes beside `trainer`, `model` and `data`."""
 OPTIONS_OF = {"predict": ("max_shift", "overwrite"), "probe": ("draws", "width", "lambda_by")}
@@ -93,7 +96,8 @@ def content_of(config: str) -> dict[str, Any]:
 def resolve(arguments: Sequence[str]) -> list[str]:
     """Replace presets by their files, and what names a run's folder by the options it stands for.
 
-    `--resume FOLDER` goes on with a run; `--ckpt_path FOLDER` without a config takes the run's own.
+    `--resume FOLDER` goes on with a run; `--ckpt_path` without a config takes that of the run whose
+    folder, or checkpoint, it names. What is predicted are the boxes of annotated pictures.
 
     Args:
         arguments: The command, and its options.
@@ -117,6 +121,8 @@ def resolve(arguments: Sequence[str]) -> list[str]:
             words += written
             if name == "--ckpt_path" and not any(other.name == "--config" for other in given):
                 of_run = of_run or _config_of_run(value)
+    if arguments[0] == "predict" and not chosen_class("data", [*options([*of_run, *words])]):
+        of_run = ["--data=BoxDataModule", *of_run]
     # First, so that what else the command line says wins.
     return [*arguments[:1], *of_run, *words]
 
@@ -134,13 +140,29 @@ def _at_home(word: str) -> str:
     return f"{home[1] or ''}{expanded('~')}{word[home.end() :]}" if home else word
 
 
-def _config_of_run(folder: str) -> list[str]:
-    """Return the option that takes the configuration of the run whose folder is the checkpoint."""
-    if folder not in ("", "best", "last") and not Path(folder).exists():
-        msg = f"{folder}: no such run or checkpoint; correct --ckpt_path"
+def _config_of_run(checkpoint: str) -> list[str]:
+    """Return the option that takes the configuration of a checkpoint's run, where it lies in one.
+
+    The checkpoint may go by its run's folder.
+    """
+    path = Path(checkpoint)
+    if checkpoint not in ("", "best", "last") and not path.exists():
+        msg = f"{checkpoint}: no such run or checkpoint; correct --ckpt_path"
         raise BadInput(msg)
-    config = Path(folder) / "config.yaml"
-    return [f"--config={config}"] if folder and config.is_file() else []
+    if path.is_file() and path.absolute().parent.name == "checkpoints":
+        path = path.absolute().parents[1]
+    config = path / "config.yaml"
+    return [f"--config={config}"] if checkpoint and config.is_file() else []
+
+
+def asked_checkpoint(given: Sequence[Option]) -> str | None:
+    """Return the path of the checkpoint that a command is to apply; None where none is named.
+
+    Args:
+        given: The command's options; the last one wins.
+    """
+    asked = [option.value for option in given if option.name == "--ckpt_path"]
+    return asked[-1] if asked and asked[-1] not in ("best", "last") else None
 
 
 def _preset(name: str) -> Path:

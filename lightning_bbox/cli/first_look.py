@@ -12,7 +12,15 @@ from functools import cache
 from pathlib import Path
 
 import lightning_bbox
-from lightning_bbox.cli.arguments import OPTIONS, OPTIONS_OF, chosen_class, options, resolve
+from lightning_bbox.cli.arguments import (
+    OF_TRAINED,
+    OPTIONS,
+    OPTIONS_OF,
+    asked_checkpoint,
+    chosen_class,
+    options,
+    resolve,
+)
 from lightning_bbox.cli.moved_keys import with_new_options
 from lightning_bbox.core.errors import BadInput, nearest
 
@@ -57,6 +65,8 @@ def look_first(arguments: Sequence[str]) -> None:
             msg = f"{option.name[2:]}: has no value; write one behind it"
             raise BadInput(msg)
     missing = [group for group in _GROUPS if not chosen[group]]
+    if arguments[0] in OF_TRAINED and asked_checkpoint(given) and "model" in missing:
+        missing.remove("model")  # the checkpoint knows
     if missing and not any(option.name.endswith(_WITHOUT_VALUE) for option in given):
         msg = f"{', '.join(missing)}: missing; add it to the command line or a config"
         raise BadInput(msg)

@@ -8,7 +8,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_bbox
-from lightning_bbox.cli.arguments import COMMANDS, resolve
+from lightning_bbox.cli.arguments import (
+    COMMANDS,
+    OF_TRAINED,
+    asked_checkpoint,
+    chosen_class,
+    options,
+    resolve,
+)
 from lightning_bbox.cli.commands import BoxCLI, Rehearsal
 from lightning_bbox.cli.moved_keys import told, with_new_options
 from lightning_bbox.cli.processes import default_devices, one_of_a_run, say_once
@@ -18,9 +25,11 @@ from lightning_bbox.core.compiling import default_precision
 from lightning_bbox.core.errors import CANNOT_WRITE, BadInput
 from lightning_bbox.core.files import cannot_write
 from lightning_bbox.core.messages import plain_warnings
+from lightning_bbox.core.recipes import find_class, trusting
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.insight.probe import ProbingTrainer
 from lightning_bbox.models.base import OffsetModel
+from lightning_bbox.models.checkpoints import checkpoint_of, class_path_in, read_checkpoint
 from lightning_bbox.models.divergence import DivergedError
 from lightning_bbox.models.stopping import RunStopped, sigterm_raises
 from lightning_bbox.reports.callbacks import ReusableConfig, Settings
@@ -72,6 +81,7 @@ def _lightning_cli(cli: type[BoxCLI], arguments: list[str], begun: Begun) -> Box
     words, moved = with_new_options(resolve(arguments))
     if moved:
         rank_zero_warn(told(moved))
+    words = _with_trained_model(words)
     return cli(
         OffsetModel,
         CropDataModule,
@@ -99,6 +109,19 @@ def _lightning_cli(cli: type[BoxCLI], arguments: list[str], begun: Begun) -> Box
             "use_distributed_sampler": False,
         },
     )
+
+
+def _with_trained_model(words: list[str]) -> list[str]:
+    """Name the model of the checkpoint to apply, where no model is named."""
+    command, *given = words
+    named = [*options(given)]
+    asked = asked_checkpoint(named) if command in OF_TRAINED else None
+    if asked is None or chosen_class("model", named):
+        return words
+    path = class_path_in(read_checkpoint(checkpoint_of(asked)))
+    with trusting(()):  # the parser would import whatever it is
+        find_class(path, OffsetModel, "the checkpoint")
+    return [command, f"--model={path}", *given]
 
 
 def _left(leaving: BaseException, command: str, begun: Begun) -> int:

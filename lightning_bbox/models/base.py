@@ -50,6 +50,7 @@ from lightning_bbox.models.checkpoints import (
     refuse_other_class,
     refuse_other_parts,
     refuse_other_run,
+    refuse_weights_alone,
 )
 from lightning_bbox.models.feature_cache import fill_cache
 from lightning_bbox.models.fitting import fit_parts
@@ -511,6 +512,8 @@ class OffsetModel(pl.LightningModule):
             then = read_spec(checkpoint)
             refuse_other_crops(then, self.spec.geometry, self.spec.num_targets)
             refuse_other_white(then, self.spec.white_level)
+        if self.trainer.state.fn == "fit":
+            refuse_weights_alone(checkpoint)
         self._become(checkpoint)
         self.configure_model()
         # Lightning does it later, when the weights of a run in 64-true would be rounded already.
@@ -547,7 +550,7 @@ class OffsetModel(pl.LightningModule):
         recipe, asked = recipe_in(checkpoint), self.asked
         refuse_other_parts(recipe, asked)
         if self.average_flips is None:
-            self.average_flips = bool(recipe["average_flips"])
+            self.average_flips = bool(recipe.get("average_flips"))
         if self.passes is None:
             self.passes = int(str(recipe.get("passes", 0)))
         mine = self.recipe()

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import make_folder, write_atomically
 from lightning_bbox.core.recipes import Plain, class_path_of, flatten, with_public_paths
 from lightning_bbox.geometry.codecs import OffsetSpec
@@ -23,6 +23,10 @@ from lightning_bbox.pictures.decode import FULL_SCALE
 
 CHECKPOINT_KEY = "lightning_bbox"
 """Where a checkpoint keeps what its model must know of the data."""
+
+_PARTS = ("preprocess", "backbone", "head", "codec")
+_RECIPE = {"class_path", "init_args"}
+_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
 
 
 def read_checkpoint(
@@ -50,7 +54,18 @@ def read_checkpoint(
         raise BadInput(msg)
     ours: dict[str, Any] = checkpoint if isinstance(checkpoint, dict) else {}
     read_spec(ours, str(path))
+    _refuse_incomplete(ours, str(path))
     return ours
+
+
+def _refuse_incomplete(checkpoint: dict[str, Any], path: str) -> None:
+    """Refuse a checkpoint without what rebuilds its model, its weights, or where it stands."""
+    recipe, weights = checkpoint[CHECKPOINT_KEY].get("model"), checkpoint.get("state_dict")
+    parts = [recipe.get(name) for name in _PARTS] if isinstance(recipe, dict) else [None]
+    whole = isinstance(weights, dict) and isinstance(checkpoint.get("global_step"), int)
+    if not whole or not all(isinstance(part, dict) and part.keys() == _RECIPE for part in parts):
+        msg = f"{path}: lacks what rebuilds its model; give a checkpoint as a run wrote it"
+        raise BadInput(msg)
 
 
 def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> OffsetSpec:
@@ -133,6 +148,20 @@ def refuse_other_run(then: dict[str, Plain], now: dict[str, Plain]) -> None:
                 f"go on; keep it, or begin a new run from its weights with --model.weights"
             )
             raise BadInput(msg)
+
+
+def refuse_weights_alone(checkpoint: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint that has no more than a model.
+
+    Raises:
+        BadInput: It doesn't say where its run stood.
+    """
+    if lacking := [name for name in _STATE if name not in checkpoint]:
+        msg = (
+            f"the checkpoint has no {listed(lacking)}, so a run can't go on from it; begin a new "
+            f"run from its weights with --model.weights"
+        )
+        raise BadInput(msg)
 
 
 def take_weights(module: nn.Module, prefix: str, checkpoint: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 
 from lightning_bbox import BoxRegressor, ShallowConvNet
 from lightning_bbox.cli.main import main
@@ -27,6 +28,7 @@ from tests.runs import (
     equal,
     files_of,
     interfered,
+    metrics,
     predict_with,
     resume,
     same,
@@ -525,6 +527,92 @@ def test_a_trained_model_keeps_its_parts_and_refuses_others(command, whole, csv_
     sentence = refused([*arguments, "--name=other", "--model.head=LinearHead"])
     assert "model.head is BinHead in the checkpoint and LinearHead in" in sentence
     assert main([*arguments, "--name=same"]) == 0
+
+
+# A checkpoint knows its model.
+
+
+@pytest.fixture
+def moved(whole, tmp_path):
+    """The best checkpoint of the run, away from it."""
+    return Path(shutil.copy(whole / "checkpoints" / "best.ckpt", tmp_path / "moved.ckpt"))
+
+
+def data_of(whole, folder):
+    """Write a config that has the run's data alone, and return the options that take it."""
+    config = yaml.safe_load((whole / "config.yaml").read_text())
+    (folder / "data.yaml").write_text(yaml.safe_dump({"data": config["data"]}))
+    return [f"--config={folder / 'data.yaml'}", "--trainer.precision=32-true", f"--runs={folder}"]
+
+
+def test_a_checkpoint_alone_repeats_the_test_of_its_run(whole, moved, tmp_path):
+    options = [f"--ckpt_path={moved}", *data_of(whole, tmp_path)]
+    assert main(["test", *options, "--name=moved"]) == 0
+    found, expected = (
+        {key: value for key, value in metrics(folder).items() if key.startswith("test/")}
+        for folder in (tmp_path / "moved", whole)
+    )
+    assert found == expected
+    assert main(["validate", *options]) == 0
+    assert main(["probe", *options, "--draws=64", "--name=probed"]) == 0
+    assert (tmp_path / "probed" / "probe.json").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:predict returned None")
+def test_a_checkpoint_alone_predicts_as_its_run_does(whole, moved, csv_folder, tmp_path):
+    common = [f"--data.root={csv_folder}", f"--runs={tmp_path}", "--trainer.precision=32-true"]
+    within = whole / "checkpoints" / "best.ckpt"
+    for name, checkpoint in (("run", whole), ("file", moved), ("within", within)):
+        options = ["--data=BoxDataModule"] if checkpoint != moved else []
+        command = ["predict", f"--ckpt_path={checkpoint}", *options, *common, f"--name={name}"]
+        assert main(command) == 0
+    changes = [(tmp_path / n / "changes.csv").read_bytes() for n in ("run", "file", "within")]
+    assert changes[0] == changes[1] == changes[2]
+
+
+def test_what_a_checkpoint_does_not_know_is_asked_for(moved, refused):
+    sentence = refused(["test", f"--ckpt_path={moved}"])
+    assert sentence == "data: missing; add it to the command line or a config"
+
+
+def test_a_checkpoint_may_not_have_a_class_imported_for_a_command(moved, csv_folder, refused):
+    content = torch.load(moved, weights_only=True)
+    content["lightning_bbox"]["class"] = "antigravity.Flight"
+    torch.save(content, moved)
+    sentence = refused(["predict", f"--ckpt_path={moved}", f"--data.root={csv_folder}"])
+    assert "antigravity.Flight, and a file may not have antigravity imported" in sentence
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "lost", ["model", "codec", "head", "init_args", "average_flips", "state_dict", "global_step"]
+)
+def test_a_checkpoint_that_lacks_a_part_is_read_or_refused_in_a_sentence(
+    lost, moved, csv_folder, refused
+):
+    content = torch.load(moved, weights_only=True)
+    ours = content["lightning_bbox"]
+    recipe = ours["model"]
+    places = {"model": ours, "init_args": recipe["head"]} | dict.fromkeys(recipe, recipe)
+    del places.get(lost, content)[lost]
+    torch.save(content, moved)
+    if lost == "average_flips":  # older than the option
+        assert not BoxRegressor.load_from_checkpoint(moved).average_flips
+        return
+    sentence = f"{moved}: lacks what rebuilds its model; give a checkpoint as a run wrote it"
+    assert refused(["predict", f"--ckpt_path={moved}", f"--data.root={csv_folder}"]) == sentence
+    with pytest.raises(BadInput, match="lacks what rebuilds its model"):
+        BoxRegressor.load_from_checkpoint(moved)
+
+
+def test_a_run_does_not_go_on_from_weights_alone(cut, refused):
+    for path in cut.rglob("*.ckpt"):
+        content = torch.load(path, weights_only=True)
+        del content["optimizer_states"], content["lr_schedulers"]
+        torch.save(content, path)
+    sentence = refused(["fit", f"--resume={cut}"])
+    assert "has no optimizer_states, lr_schedulers, so a run can't go on from it" in sentence
+    assert "--model.weights" in sentence
 
 
 # Losses that are not finite.
