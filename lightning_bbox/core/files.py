@@ -1,5 +1,6 @@
 """Files that are whole or not there, and locks that one process has at a time."""
 
+import errno
 import glob
 import os
 import stat
@@ -161,10 +162,11 @@ def locked(path: Path, option: str = "--runs", refusal: BadInput | None = None) 
     """
     lock = FileLock(path, thread_local=False)
     try:
-        path.touch()  # says what is wrong, where the lock would try for ever
         try:
             lock.acquire(blocking=False)
         except Timeout:
+            if not path.exists():  # so nobody holds it, but it can't be made
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
             if refusal:
                 raise refusal from None
             from lightning_bbox.core.messages import say  # by way of Lightning, which takes seconds
@@ -189,7 +191,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         BadInput: Another process is at work in it.
     """
-    lock = folder / ".lock"
+    lock = folder / ".lightning_bbox.lock"
     remedy = "wait until it ends, or choose another --name"
     refusal = BadInput.at(str(folder), "another process is at work in it", remedy)
     with locked(lock, refusal=refusal):

@@ -1,7 +1,11 @@
-"""Memory: what a process frees stays at hand for its next step; how much is free."""
+"""What the machine has: memory, of which a process keeps what it frees, and cores.
+
+Linux tells most; where another system doesn't tell something, the docstring says what is assumed.
+"""
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,14 +33,17 @@ def keep_freed_memory() -> bool:
     """
     if not _DECIDE.isdisjoint(os.environ):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # not Linux with glibc
+    # Only Linux with glibc has it; on Windows not even the C library is found so.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
         return False
     return all(mallopt(option, _LARGEST) == 1 for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
 
 
 def free_host_memory(root: Path = Path("/")) -> int:
     """Return how many bytes of memory are free: on the machine, or in this container.
+
+    Where the system isn't Linux, all memory counts as free.
 
     Args:
         root: Where `proc` and `sys` are.
@@ -46,8 +53,44 @@ def free_host_memory(root: Path = Path("/")) -> int:
         fields = dict(line.split(":", 1) for line in lines)
         free = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, ValueError, KeyError):  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return host_memory()
     return min([free, *_free_in_groups(root)])
+
+
+def host_memory() -> int:
+    """Return how many bytes of memory the machine has; Windows doesn't tell: without limit."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
+
+
+def peak_host_memory() -> int:
+    """Return the most bytes of memory that this process has held; 0 on Windows, which counts none.
+
+    Examples:
+        >>> peak_host_memory() >= 0
+        True
+    """
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes elsewhere
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use; all of the machine where that isn't told.
+
+    Examples:
+        >>> usable_cores() > 0
+        True
+    """
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # neither macOS nor Windows has it
+        return os.cpu_count() or 1
 
 
 def _free_in_groups(root: Path) -> Iterator[int]:

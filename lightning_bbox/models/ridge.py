@@ -1,7 +1,6 @@
 """The LightningModule that learns box offsets in closed form, in one pass over the training set."""
 
 import math
-import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -259,7 +258,7 @@ class RidgeRegressor(OffsetModel):
         if self.device.type == "cuda":
             there = torch.cuda.get_device_properties(self.device).total_memory
         else:
-            there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            there = host_memory()
         if needed > there / 2:
             msg = (
                 f"a ridge on {length} features of {sum(counts)} draws needs {needed / 1e9:.0f} GB "

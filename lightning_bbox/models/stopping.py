@@ -101,7 +101,7 @@ class StopBetweenSteps(pl.Callback):
         if self._signum:
             self._give_back()
             self._take_sigterm()
-            os.kill(os.getpid(), signum)
+            signal.raise_signal(signum)
             return
         self._signum = signum
         # Unbuffered: the signal may have come in the midst of a write.

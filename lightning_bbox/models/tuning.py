@@ -1,6 +1,5 @@
 """The batch size whose throughput is near the best: measured, before training begins."""
 
-import resource
 import time
 from collections.abc import Callable, Iterable
 from itertools import chain, count, pairwise, takewhile
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.memory import peak_host_memory
 from lightning_bbox.core.messages import say
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Batch
@@ -145,4 +145,4 @@ def peak_memory(device: torch.device) -> int:
     """Return the most bytes that this process has held there."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_host_memory()

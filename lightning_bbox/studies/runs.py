@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import alone_in, make_folder, write_atomically
-from lightning_bbox.core.memory import free_host_memory, keep_freed_memory
+from lightning_bbox.core.memory import free_host_memory, keep_freed_memory, usable_cores
 from lightning_bbox.core.messages import say
 from lightning_bbox.models.divergence import OUTCOME
 from lightning_bbox.reports.callbacks import Settings
@@ -51,6 +51,9 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
     Raises:
         BadInput: The study can't be run.
     """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        msg = "compare needs a server of processes, which Windows hasn't; run it on Linux or macOS"
+        raise BadInput(msg)
     parser = argparse.ArgumentParser(
         prog="lightning-bbox compare",
         allow_abbrev=False,
@@ -110,7 +113,7 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
 
 def _default_jobs() -> int:
     """Return how many runs go side by side: one a GPU, else a core, as far as memory goes."""
-    places = torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    places = torch.cuda.device_count() or usable_cores()
     return max(1, min(places, free_host_memory() // _MEMORY_OF_A_RUN))
 
 
@@ -161,7 +164,7 @@ class Workers:
     def __init__(self, folder: Path, jobs: int, fit: Fit) -> None:
         self._folder, self._fit = folder, fit
         self._free = list(range(jobs))
-        self._threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+        self._threads = max(1, usable_cores() // jobs)
         self._running: dict[ForkServerProcess, tuple[Run, int]] = {}
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([fit.__module__])

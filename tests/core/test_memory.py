@@ -2,12 +2,15 @@
 
 import ctypes
 import os
+import resource
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lightning_bbox.core.memory import free_host_memory, keep_freed_memory
+from lightning_bbox.core.memory import free_host_memory, keep_freed_memory, peak_host_memory
 from lightning_bbox.pictures.places import measure_room
 
 
@@ -75,3 +78,12 @@ def test_without_proc_all_memory_counts_as_free(tmp_path: Path) -> None:
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert free_host_memory(tmp_path) == pages >= measure_room(torch.device("cpu")).host > 0
     assert measure_room(torch.device("cpu")).shared
+
+
+@pytest.mark.parametrize(("system", "peak"), [("linux", 7 * 1024), ("darwin", 7)])
+def test_the_peak_is_in_bytes_whatever_the_system_counts(
+    system: str, peak: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=7))
+    monkeypatch.setattr(sys, "platform", system)
+    assert peak_host_memory() == peak
