@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_bbox.core.compiling import Compile
 from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.core.memory import host_memory
 from lightning_bbox.core.messages import say
 from lightning_bbox.data.loader import Split
 from lightning_bbox.data.samples import Batch
