@@ -234,6 +234,10 @@ class CropDataModule(pl.LightningDataModule):
             return len(self.source.splits[split])
         return -(-self.eval_draws // 4) if split == "train_eval" else self.eval_draws
 
+    def item_name(self, split: Split, item: int) -> str:
+        """Say where an item of a split comes from."""
+        return self.source.splits["train" if split.startswith("train") else split].name(item)
+
     def fix_draws(self) -> None:
         """Train on the draws of epoch 0 in every epoch, in a fresh order each."""
         self._fixed = True

@@ -137,11 +137,12 @@ class LayerReader:
         """Fit a layer's own targets and the shuffled ones; measure both on the true test boxes."""
         moments = rows.sums.compute()
         assert moments is not None
-        if not bool(moments.gram.diagonal().isfinite().all()):
+        val_rows, test_rows = torch.cat(rows.val), torch.cat(rows.test).double()
+        finite = [moments.is_finite(), *(bool(r.isfinite().all()) for r in (val_rows, test_rows))]
+        if not all(finite):
             msg = f"the output of {name} isn't finite; probe another checkpoint, or in 32-true"
             raise BadInput(msg)
         spectrum = moments.spectrum("standard")
-        val_rows, test_rows = torch.cat(rows.val), torch.cat(rows.test).double()
         readings = []
         for columns in (slice(0, self.num_targets), slice(self.num_targets, None)):
             own = _of_targets(spectrum, columns)

@@ -1,13 +1,15 @@
 """Watch the losses without waiting for the device, and say where they first were not finite."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, distributed
 
 from lightning_bbox.core.errors import listed
+
+T = TypeVar("T")
 
 OUTCOME = "outcome.json"
 """The file of a run that did not arrive: what became of it, at which step, and why."""
@@ -119,16 +121,26 @@ class LossWatch:
             mine = FirstBadStep(*self._steps[first], rows)
         elif self._newest and not all(bool(value.isfinite().all()) for value in values):
             mine = FirstBadStep(*self._newest, self._newest_rows.tolist(), what)
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return mine
-        every = [mine] * distributed.get_world_size()
-        distributed.all_gather_object(every, mine)
-        found = [bad for bad in every if bad is not None]
+        found = [bad for bad in of_all_processes(mine) if bad is not None]
         if not found:
             return None
         earliest = min(found, key=lambda bad: bad.step)
         rows = sorted(row for bad in found if bad.step == earliest.step for row in bad.rows)
         return earliest._replace(rows=rows)
+
+
+def of_all_processes(mine: T) -> list[T]:
+    """Return what each process has, in all of them.
+
+    Examples:
+        >>> of_all_processes("alone")
+        ['alone']
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [mine]
+    every = [mine] * distributed.get_world_size()
+    distributed.all_gather_object(every, mine)
+    return every
 
 
 def divergence_message(bad: FirstBadStep, names: list[str]) -> str:

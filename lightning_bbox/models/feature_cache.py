@@ -26,6 +26,7 @@ from lightning_bbox.core.messages import say
 from lightning_bbox.core.recipes import Part
 from lightning_bbox.data.loader import PlanLoader, Split
 from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.models.fitting import refuse_invalid_features
 from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.network import OffsetNet
 from lightning_bbox.pictures.augment import Augment
@@ -39,6 +40,9 @@ def compute_features(data: CropDataModule, split: Split, net: OffsetNet) -> Floa
         data: Where the crops come from, of a trainer that is about to train.
         split: Which draws.
         net: What makes the features, in the trainer's precision.
+
+    Raises:
+        BadInput: A feature isn't finite.
     """
     trainer, (rank, world_size) = data.trainer, data.ranks()
     assert trainer is not None
@@ -56,6 +60,7 @@ def compute_features(data: CropDataModule, split: Split, net: OffsetNet) -> Floa
         table[batch.rows[own]] = features[own].to(table.dtype)
     assert table is not None
     reduced: Tensor = trainer.strategy.reduce(table, reduce_op="sum")
+    refuse_invalid_features(reduced, data, split, data.samples(split))
     return reduced
 
 

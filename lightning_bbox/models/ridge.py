@@ -21,6 +21,8 @@ from lightning_bbox.geometry.codecs import DeltaCodec
 from lightning_bbox.models.advice import refuse_idle_dropout
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import CHECKPOINT_KEY
+from lightning_bbox.models.divergence import of_all_processes
+from lightning_bbox.models.fitting import invalid_features
 from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.heads.linear import LinearHead
 from lightning_bbox.nn.losses import L2Loss
@@ -30,6 +32,7 @@ from lightning_bbox.solvers.least_squares import (
     RidgeSolution,
     Rows,
     Scaling,
+    first_invalid,
     score_lambdas,
 )
 from lightning_bbox.solvers.sums import RidgeRows, RidgeSums
@@ -230,7 +233,7 @@ class RidgeRegressor(OffsetModel):
         if not self._unsolved:
             return
         self._unsolved = False
-        gathered: Gathered = [sums.compute() for sums in self._sums]
+        gathered = self._gather(self._sums, "train")
         lam, solutions = self._choose(gathered)
         if self.robust:
             self._take(solutions)
@@ -313,7 +316,37 @@ class RidgeRegressor(OffsetModel):
         for batch in self.data.batches(split, 0, self.device):
             with self.trainer.precision_plugin.val_step_context():
                 self._add(sums, batch, batch.valid)
-        return [each.compute() for each in sums]
+        return self._gather(sums, split)
+
+    def _gather(self, sums: Sums, split: Split) -> Gathered:
+        """Put together what all processes summed up.
+
+        Raises:
+            BadInput: It isn't finite; the first draw that made it so is named.
+        """
+        gathered: Gathered = [each.compute() for each in sums]
+        if all(each.is_finite() for each in gathered if each):
+            return gathered
+        found = [bad for bad in of_all_processes(self._first_invalid(split)) if bad]
+        if not found:
+            msg = "the ridge's sums aren't finite, though each feature is; scale the features down"
+            raise BadInput(msg)
+        epoch, row, what = min(found)
+        item = int(self.data.samples(split, epoch).items[row])
+        raise invalid_features(self.data, split, item, row, what)
+
+    def _first_invalid(self, split: Split) -> tuple[int, int, str] | None:
+        """Return epoch and row of this process's first draw that isn't finite, and what isn't."""
+        precision = self.trainer.precision_plugin
+        for epoch in range(self.trainer.current_epoch + 1 if split == "train" else 1):
+            for batch in self.data.batches(split, epoch, self.device):
+                with precision.train_step_context():
+                    features = self._features(batch)
+                targets = self.codec.encode(batch.gt_boxes, batch.proposals)
+                if bad := first_invalid(features[batch.valid], targets[batch.valid]):
+                    row, what = bad
+                    return epoch, int(batch.rows[batch.valid][row]), what
+        return None
 
     def _sums_without_worst(self) -> Sums:
         """Pass over the same draws twice more: to find the largest errors, and without them."""

@@ -25,6 +25,10 @@ LEAF = 256
 CHUNK = 2048
 """Samples converted to fp64 at once."""
 
+OF_ROUNDING = {torch.float64: 1e-13}
+OF_ROUNDING_ELSE = 1.5e-7
+"""Deviations, as a share of the mean, that rounding gives a constant feature, by its dtype."""
+
 
 class RidgeSolution(NamedTuple):
     """Weights and intercept for features as they are, neither centred nor scaled.
@@ -107,6 +111,7 @@ class Moments:
         cross: Centred products of features and targets.
         target_squares: Centred sums of squares of the targets.
         mean_norm: Mean Euclidean norm of a sample's features.
+        rounding: Deviation that is rounding alone, as a share of a feature's mean.
     """
 
     # No dataclass: torchmetrics squeezes the tensors of one that `compute` returns.
@@ -119,15 +124,21 @@ class Moments:
         cross: Float[Tensor, "p t"],
         target_squares: Float[Tensor, " t"],
         mean_norm: Float[Tensor, ""],
+        rounding: float,
     ) -> None:
         self.count, self.mean, self.target_mean = count, mean, target_mean
-        self.gram, self.cross = gram, cross
+        self.gram, self.cross, self.rounding = gram, cross, rounding
         self.target_squares, self.mean_norm = target_squares, mean_norm
+
+    def is_finite(self) -> bool:
+        """Tell whether all features and targets were finite: one that wasn't shows in the sums."""
+        sums = self.gram.diagonal(), self.target_squares
+        return all(bool(each.isfinite().all()) for each in sums)
 
     def scale(self, scaling: Scaling) -> Float[Tensor, " p"]:
         """Return what features are divided by; those that are constant by infinity, so they go."""
         variances = self.gram.diagonal() / self.count
-        return _scale(scaling, variances, self.mean, self.mean_norm)
+        return _scale(scaling, variances, self.mean, self.mean_norm, self.rounding)
 
     def _scaled(self, scale: Tensor) -> tuple[Tensor, Tensor]:
         gram = self.gram / scale[:, None]
@@ -174,6 +185,10 @@ class Rows:
     def __init__(self, features: Float[Tensor, "n p"], targets: Float[Tensor, "n t"]) -> None:
         self.features, self.targets, self.count = features, targets, len(features)
 
+    def is_finite(self) -> bool:
+        """Tell whether all features and targets are finite."""
+        return first_invalid(self.features, self.targets) is None
+
     def _scaled(self, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return scaled features and centred targets, and what they were centred and scaled by."""
         x, y = self.features.double(), self.targets.double()
@@ -183,7 +198,8 @@ class Rows:
         if scaling == "none":
             return x, y - target_mean, mean, torch.ones_like(mean), target_mean
         variances = torch.linalg.vector_norm(x, dim=0).square() / len(x)
-        scale = _scale(scaling, variances, mean, mean_norm)
+        rounding = OF_ROUNDING.get(self.features.dtype, OF_ROUNDING_ELSE)
+        scale = _scale(scaling, variances, mean, mean_norm, rounding)
         return x.div_(scale), y - target_mean, mean, scale, target_mean
 
     def spectrum(self, scaling: Scaling) -> Spectrum:
@@ -289,20 +305,46 @@ def chunks(
         yield features[rows].double(), targets[rows].double()
 
 
+def first_invalid(
+    features: Float[Tensor, "n p"], targets: Float[Tensor, "n t"] | None = None
+) -> tuple[int, str] | None:
+    """Return the first sample that isn't finite and what of it isn't; None where all are.
+
+    Args:
+        features: A row a sample.
+        targets: The same, if there are any.
+
+    Examples:
+        >>> first_invalid(torch.tensor([[1.0, 2.0], [3.0, torch.nan]]))
+        (1, 'feature 1 is nan')
+    """
+    found = []
+    for name, values in (("feature", features), ("target", targets)):
+        parts = () if values is None else torch.split(values, CHUNK)
+        for number, part in enumerate(parts):
+            if not bool((finite := part.isfinite()).all()):
+                row, column = (~finite).nonzero()[0].tolist()
+                value = float(part[row, column])
+                found.append((number * CHUNK + row, f"{name} {column} is {value}"))
+                break
+    return min(found, default=None)
+
+
 def _lower_product(rows: Float[Tensor, "m k"]) -> Float[Tensor, "m m"]:
     product = rows.new_zeros(len(rows), len(rows))
     add_lower_product(product, rows)
     return product
 
 
-def _scale(scaling: Scaling, variances: Tensor, mean: Tensor, mean_norm: Tensor) -> Tensor:
+def _scale(
+    scaling: Scaling, variances: Tensor, mean: Tensor, mean_norm: Tensor, rounding: float
+) -> Tensor:
     """Return what features are divided by: infinity where all that varies is rounding."""
     if scaling == "none":
         return torch.ones_like(mean)
     if scaling == "norm20":
         return (mean_norm / 20).expand_as(mean)
-    rounding = 100 * torch.finfo(torch.float64).eps * mean.square()
-    varying = variances > rounding
+    varying = variances > (rounding * mean).square()
     return torch.where(varying, usual_deviations(variances.where(varying, 0)), torch.inf)
 
 

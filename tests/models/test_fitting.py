@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_bbox import (
     PCA,
+    BadInput,
     BoxDataModule,
     BoxRegressor,
     ChannelNorm,
@@ -257,3 +258,20 @@ def test_a_run_with_each_preprocessing_shows_what_it_learnt(choice, tmp_path):
     assert type(restored.net.preprocess).__name__ == choice[0].rpartition("=")[2]
     events = EventAccumulator(str(folder)).Reload()
     assert len(events.Images("train/preprocess")) == 1
+
+
+class Overflows(ShallowConvNet):
+    """Has an infinite feature."""
+
+    def forward(self, crops):
+        features = super().forward(crops)
+        features[7 % len(features), 2] = torch.inf
+        return features
+
+
+def test_a_head_is_fitted_on_finite_features_only():
+    data = scenes()
+    for head in (LinearHead(standardize=True), LinearHead(exact_start=60)):
+        model = BoxRegressor(Overflows(channels=(4,)), head, compile=False)
+        with pytest.raises(BadInput, match=r"draw 7 of train_eval\): .*: feature 2 is inf"):
+            trained(model, data)

@@ -1,5 +1,7 @@
 """The closed form as a model: what scikit-learn would find, however the pass was run."""
 
+import math
+import re
 import signal
 
 import numpy as np
@@ -13,6 +15,7 @@ from lightning_bbox import (
     BinHead,
     BoxDataModule,
     BoxRegressor,
+    ChannelNorm,
     LinearHead,
     Refiner,
     RidgeRegressor,
@@ -28,6 +31,7 @@ from tests.runs import (
     CONFIGS,
     PYTHON,
     SCENES,
+    FrozenConvNet,
     assert_equal_runs,
     fit,
     interfered,
@@ -390,6 +394,58 @@ def test_sums_that_do_not_fit_are_refused(monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda _: 1000)
     with pytest.raises(BadInput, match=r"a ridge on 1152 features of 160 draws needs .* GB"):
         fitted(RidgeRegressor(small_net(())), scenes())
+
+
+class Spoils(FrozenConvNet):
+    """Makes an invalid feature of the crops that are about as bright as one."""
+
+    value, like, margin = math.nan, math.inf, 0.0
+
+    def forward(self, crops):
+        features = super().forward(crops)
+        features[(brightness(crops) - self.like).abs() < self.margin, 1] = self.value
+        return features
+
+
+def brightness(crops):
+    return crops.mean(dim=(1, 2, 3))
+
+
+def spoilt(net, data, split):
+    """Have a backbone spoil the draw that is least like all others, and return its row."""
+    data.setup("fit")
+    norm = ChannelNorm().build(data.geometry.size)
+    norm.fit(data.cut(data.samples("train_eval", draws=norm.draws)))
+    means = {
+        each: brightness(norm(data.crops_of(data.samples(each), augment=each == "train")))
+        for each in ("train", "val")
+    }
+    gaps = (means[split][:, None] - torch.cat([*means.values()])).abs().sort(dim=1).values[:, 1]
+    row = int(gaps.argmax())
+    net.like, net.margin = float(means[split][row]), float(gaps[row]) / 2
+    return row
+
+
+@pytest.mark.parametrize("cache", [None, "memory"])
+@pytest.mark.parametrize("fc", [(24,), ()], ids=["sums", "rows"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_draw_with_an_invalid_feature_is_named(value, fc, cache):
+    data, net = scenes(), Spoils(channels=(4, 8), convs_per_scale=1, fc=fc)
+    row, net.value = spoilt(net, data, "train"), value
+    place = (
+        f"{data.item_name('train', int(data.samples('train').items[row]))} (draw {row} of train)"
+    )
+    with pytest.raises(
+        BadInput, match=f"^{re.escape(place)}: .*isn't finite: feature 1 is {value}"
+    ):
+        fitted(RidgeRegressor(net, lam=30.0, cache=cache), data)
+
+
+def test_an_invalid_feature_of_validation_is_named_where_that_chooses_lambda():
+    data, net = scenes(), Spoils(channels=(4, 8), convs_per_scale=1, fc=(24,))
+    row = spoilt(net, data, "val")
+    with pytest.raises(BadInput, match=rf" \(draw {row} of val\): .*: feature 1 is nan"):
+        fitted(RidgeRegressor(net, lam="val"), data)
 
 
 @pytest.mark.parametrize("lam", [-1.0, float("inf"), float("nan"), "loo"])

@@ -1,5 +1,7 @@
 """Ridge regression against scikit-learn and dense NumPy, whichever way the samples come in."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,14 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from lightning_bbox import BadInput
-from lightning_bbox.solvers.least_squares import LEAF, Rows, add_lower_product, score_lambdas
+from lightning_bbox.solvers.least_squares import (
+    CHUNK,
+    LEAF,
+    Rows,
+    add_lower_product,
+    first_invalid,
+    score_lambdas,
+)
 from lightning_bbox.solvers.sums import RidgeRows, RidgeSums, gather, ridge
 from tests.reference import dense_gcv
 
@@ -229,3 +238,73 @@ def test_no_samples_gather_nothing(gathered):
 def test_negative_lambda_is_refused():
     with pytest.raises(BadInput, match="lambda is -1"):
         ridge(torch.ones(3, 2), torch.ones(3, 1), -1)
+
+
+@pytest.mark.parametrize("lam", [math.nan, math.inf])
+def test_lambda_that_is_no_number_is_refused(lam):
+    with pytest.raises(BadInput, match=f"lambda is {lam}"):
+        ridge(torch.ones(3, 2), torch.ones(3, 1), lam)
+
+
+@shapes
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_first_sample_that_is_not_finite_is_named(count, features, value):
+    x, y = tensors(*problem(count, features))
+    x[17, 5], x[23, 2], x[31, 0] = value, value, math.nan
+    with pytest.raises(BadInput, match=rf"^sample 17: feature 5 is {value}; "):
+        ridge(x, y, 1.0)
+    x, y = tensors(*problem(count, features))
+    y[30, 3] = value
+    with pytest.raises(BadInput, match=rf"^sample 30: target 3 is {value}; "):
+        gather(x, y)
+
+
+def test_an_invalid_sample_is_named_in_any_chunk():
+    features = torch.zeros(CHUNK + 10, 2)
+    features[CHUNK + 3, 1] = math.nan
+    assert first_invalid(features) == (CHUNK + 3, "feature 1 is nan")
+    assert first_invalid(features[:CHUNK]) is None
+
+
+@pytest.mark.parametrize("scaling", ["none", "standard"])
+@pytest.mark.parametrize("far", [1e6, 1e7])
+def test_features_very_far_off_centre_equal_scikit_learn(far, scaling):
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(5000, 8)), rng.normal(size=(8, 2))
+    y = x @ weights + 0.1 * rng.normal(size=(5000, 2))
+    x += far
+    scale = x.std(axis=0) if scaling == "standard" else 1
+    expected = Ridge(alpha=1.0, solver="svd").fit(x / scale, y)
+    sums = RidgeSums(8, 2)
+    for start in range(0, 5000, 64):
+        sums.update(*tensors(x[start : start + 64], y[start : start + 64]))
+    for found in (ridge(*tensors(x, y), 1.0, scaling), sums.compute().solve(1.0, scaling)):
+        assert relative(found.weight, expected.coef_ / scale) < 1e-7
+        predicted = x @ found.weight.T.numpy() + found.bias.numpy()
+        assert relative(predicted, expected.predict(x / scale)) < 1e-6
+
+
+def test_sums_about_another_point_have_the_same_solution():
+    x, y = tensors(*problem(300, 40))
+    sums = RidgeSums(40, 4)
+    sums.update(x, y)
+    before = sums.compute()
+    sums._move(sums.shift + 5, sums.target_shift - 3)
+    sums._computed = None
+    after = sums.compute()
+    for name in ("mean", "target_mean", "cross", "target_squares"):
+        assert relative(getattr(after, name), getattr(before, name).numpy()) < 1e-10
+    assert relative(after.gram.tril(), before.gram.tril().numpy()) < 1e-10
+    assert not torch.equal(after.gram.tril(), before.gram.tril())
+
+
+def test_sums_of_version_0_1_go_on():
+    x, y = tensors(*problem(300, 40))
+    old = {"count": torch.tensor(100.0).double(), "feature_sum": x[:100].sum(dim=0)}
+    old |= {"target_sum": y[:100].sum(dim=0), "gram": x[:100].T @ x[:100]}
+    old |= {"cross": x[:100].T @ y[:100], "target_squares": y[:100].square().sum(dim=0)}
+    sums = RidgeSums(40, 4)
+    sums.restore(old | {"norms": x[:100].norm(dim=1).sum()})
+    sums.update(x[100:], y[100:])
+    whole = ridge(x, y, 1.0, "standard")
+    assert relative(sums.compute().solve(1.0, "standard").weight, whole.weight.numpy()) < 1e-9
