@@ -35,19 +35,12 @@ class RefinedBoxes(Metric):
     """
 
     full_state_update = False
-    boxes: Tensor
-    losses: Tensor
-    stds: Tensor
-    nll: Tensor
-    seen: Tensor
+    table: Tensor
 
     def __init__(self, num_rows: int, num_targets: int) -> None:
         super().__init__()
-        self.add_state("boxes", torch.zeros(num_rows, 4), dist_reduce_fx="sum")
-        self.add_state("losses", torch.zeros(num_rows), dist_reduce_fx="sum")
-        self.add_state("stds", torch.zeros(num_rows, num_targets), dist_reduce_fx="sum")
-        self.add_state("nll", torch.zeros(num_rows, num_targets), dist_reduce_fx="sum")
-        self.add_state("seen", torch.zeros(num_rows), dist_reduce_fx="sum")
+        self._widths = [4, 1, num_targets, num_targets, 1]
+        self.add_state("table", torch.zeros(num_rows, sum(self._widths)), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -59,17 +52,20 @@ class RefinedBoxes(Metric):
         nll: Float[Tensor, "b t"],
     ) -> None:
         """Write rows; those that aren't valid are left alone."""
-        keep = valid.float()
-        self.boxes.index_add_(0, rows, torch.where(valid[:, None], boxes.float(), 0.0))
-        self.losses.index_add_(0, rows, torch.where(valid, losses.float(), 0.0))
-        self.stds.index_add_(0, rows, torch.where(valid[:, None], stds.float(), 0.0))
-        self.nll.index_add_(0, rows, torch.where(valid[:, None], nll.float(), 0.0))
-        self.seen.index_add_(0, rows, keep)
+        columns = boxes, losses[:, None], stds, nll, torch.ones_like(losses[:, None])
+        written = torch.cat([column.float() for column in columns], dim=1)
+        self.table.index_add_(0, rows, torch.where(valid[:, None], written, 0.0))
 
-    def compute(self) -> "Refined":
-        """Return the table, on the CPU."""
-        columns = (self.boxes, self.losses, self.stds, self.nll, self.seen > 0)
-        return Refined(*(column.cpu() for column in columns))
+    def compute(self) -> Float[Tensor, "n c"]:
+        """Return the table of all processes, in columns that `refined` takes apart."""
+        return self.table
+
+    def refined(self) -> "Refined":
+        """Return the table by its columns, on the CPU."""
+        # Not from `compute`: torchmetrics squeezes what has one element, as columns of one row do.
+        columns = torch.split(self.compute().cpu(), self._widths, dim=1)
+        boxes, losses, stds, nll, seen = columns
+        return Refined(boxes, losses[:, 0], stds, nll, seen[:, 0] > 0)
 
 
 class Refined(NamedTuple):
@@ -117,7 +113,7 @@ def calibration_metrics(
     nll: Float[Tensor, "n t"],
     law: ErrorLaw,
 ) -> dict[str, float]:
-    """Measure how well a model knows its errors; nothing where it can't tell.
+    """Measure how well a model knows its errors, of those that it tells; nothing if of none.
 
     Args:
         errors: Signed errors in px and log size.
@@ -133,9 +129,9 @@ def calibration_metrics(
     if can_tell(stds):
         for level in LEVELS:
             metrics[f"coverage_{100 * level:.0f}"] = coverage(errors, stds, law, level)
-        metrics["std_px"] = float(stds[:, :2].double().mean())
-    if can_tell(nll):
-        metrics["nll"] = float(nll[:, :2].double().mean())
+    for name, values in (("std_px", stds[:, :2]), ("nll", nll[:, :2])):
+        if can_tell(values):
+            metrics[name] = float(values.double().nanmean())
     return metrics
 
 

@@ -4,7 +4,7 @@ How they learn is said by subclasses.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -244,7 +244,8 @@ class OffsetModel(pl.LightningModule):
 
         Returns:
             The boxes in the proposals' frame, and their calibrated standard deviations in px and
-            log size, NaN where the head can't tell.
+            log size, which hold the spread between flips and passes too. NaN where the head can't
+            tell: that spread alone lacks the error which all of them share.
         """
         boxes, stds = self._refined(self._outputs(crops, labels), crops, proposals, labels)
         return boxes, self.net.calibration(stds)
@@ -275,30 +276,40 @@ class OffsetModel(pl.LightningModule):
     def _refined(
         self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
     ) -> tuple[Boxes, Tensor]:
-        """Return boxes and standard deviations, averaged over passes that draw at random."""
+        """Return boxes, averaged over flips and passes that draw at random, and their stds."""
         if not self.passes:
-            return self._over_flips(outputs, crops, proposals, labels)
-        with sampling(self.net, crops.device):
-            drawn = [
-                self._over_flips(self._outputs(crops, labels), crops, proposals, labels)
-                for _ in range(self.passes)
-            ]
-        boxes, stds = zip(*drawn, strict=True)
-        return torch.stack(boxes).mean(dim=0), torch.stack(stds).mean(dim=0)
+            views = self._over_flips(outputs, crops, proposals, labels)
+        else:
+            with sampling(self.net, crops.device):
+                drawn = [
+                    self._over_flips(self._outputs(crops, labels), crops, proposals, labels)
+                    for _ in range(self.passes)
+                ]
+            views = [view for each in drawn for view in each]
+        if len(views) == 1:
+            return views[0]
+        assert self.spec is not None
+        boxes, stds = (torch.stack(each) for each in zip(*views, strict=True))
+        px = self.spec.geometry.px(proposals)
+        offsets = [coordinate_errors(view, proposals, px, stds.shape[2]) for view in boxes]
+        # The law of total variance: what each view is unsure of, and how far apart they are.
+        variances = stds.square().mean(dim=0) + torch.stack(offsets).var(dim=0, correction=0)
+        return boxes.mean(dim=0), variances.sqrt()
 
     def _over_flips(
         self, outputs: Tensor, crops: Tensor, proposals: Boxes, labels: Tensor | None
-    ) -> tuple[Boxes, Tensor]:
-        boxes, stds = [self._decode(outputs, proposals)], [self.net.head.stds(outputs)]
+    ) -> list[tuple[Boxes, Tensor]]:
+        """Return the boxes and the standard deviations of the crops, and of their mirror images."""
+        views = [(self._decode(outputs, proposals), self.net.head.stds(outputs))]
         centers = box_centers(proposals)
         for flips in ((1, 0), (0, 1), (1, 1)) if self.average_flips else ():
             axes = [dim for dim, flip in zip((3, 2), flips, strict=True) if flip]
             outputs = self._outputs(crops.flip(axes), labels)
             mirrored = self._decode(outputs, proposals)
             axes_flipped = centers.new_tensor(flips).expand_as(centers)
-            boxes.append(mirror_boxes(mirrored, centers, axes_flipped))
-            stds.append(self.net.head.stds(outputs))
-        return torch.stack(boxes).mean(dim=0), torch.stack(stds).mean(dim=0)
+            boxes = mirror_boxes(mirrored, centers, axes_flipped)
+            views.append((boxes, self.net.head.stds(outputs)))
+        return views
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         """Have a run validated where it ends, wherever in an epoch or between validations that is.
@@ -363,7 +374,7 @@ class OffsetModel(pl.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Put the refined boxes together, over all processes."""
-        self.predictions = self._tables["predict"].compute()
+        self.predictions = self._tables["predict"].refined()
 
     def _begin(self, *splits: Split) -> None:
         refuse_equal_passes(self.net, self.passes or 0)
@@ -379,16 +390,23 @@ class OffsetModel(pl.LightningModule):
         self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds, nll)
 
     def _finish(self, split: Split) -> Evaluation:
-        refined = self._tables[split].compute()
+        refined = self._tables[split].refined()
         seen = refined.seen
         samples = self.data.samples(split).take(seen)
         refined = Refined(*(tensor[seen] for tensor in refined))
-        if split == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._calibrate(samples, refined)
-        refined = refined._replace(stds=self.net.calibration(refined.stds))
+        told = refined._replace(stds=self.net.calibration(refined.stds))
         mean, law = self._predict_mean(samples), self.net.head.error_law
-        self.evaluations[split] = evaluate(self.data, split, samples, refined, mean, law)
-        return self.evaluations[split]
+        evaluation = evaluate(self.data, split, samples, told, mean, law)
+        fits = self.trainer.state.fn == "fit"
+        if split == "val" and fits and not self.trainer.sanity_checking:
+            # Only now: intervals are measured with a factor that wasn't fitted on these errors.
+            self._calibrate(samples, refined)
+        elif split == "val" and not fits:  # it was, so that what they hold says nothing
+            measured = evaluation.metrics.items()
+            metrics = {name: value for name, value in measured if not name.startswith("coverage")}
+            evaluation = replace(evaluation, metrics=metrics)
+        self.evaluations[split] = evaluation
+        return evaluation
 
     def _calibrate(self, samples: Samples, refined: Refined) -> None:
         """Fit the factor of the standard deviations on what validation found, on every rank."""

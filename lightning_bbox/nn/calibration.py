@@ -34,15 +34,16 @@ def half_width(law: ErrorLaw, level: float) -> float:
 def coverage(
     errors: Float[Tensor, "n t"], stds: Float[Tensor, "n t"], law: ErrorLaw, level: float
 ) -> float:
-    """Return the share of errors within the central interval of a level.
+    """Return the share of errors within the central interval of a level, where one is told.
 
     Args:
         errors: Predicted minus true coordinates.
-        stds: Their predicted standard deviations, in the same units.
+        stds: Their predicted standard deviations, in the same units; NaN where none is told.
         law: Of the errors.
         level: The interval's probability, which is what the share should be.
     """
-    return float((errors.abs() <= half_width(law, level) * stds).double().mean())
+    inside = errors.abs() <= half_width(law, level) * stds
+    return float(inside[~stds.isnan()].double().mean())
 
 
 def conformal_factor(
@@ -57,7 +58,8 @@ def conformal_factor(
 
     Args:
         errors: Predicted minus true coordinates; all coordinates count alike.
-        stds: Their predicted standard deviations, in the same units.
+        stds: Their predicted standard deviations, in the same units; errors for which none is told
+            (NaN) don't count.
         law: Of the errors.
 
     References:
@@ -65,9 +67,11 @@ def conformal_factor(
         locally weighted split conformal interval. Kuleshov et al., Accurate uncertainties for deep
         learning using calibrated regression (2018), on why it is fitted on held-out samples.
     """
-    needed = errors.abs().double() / (half_width(law, _FITTED_LEVEL) * stds.double())
+    told = ~stds.isnan()
+    errors, stds = errors[told].abs().double(), stds[told].double()
+    needed = errors / (half_width(law, _FITTED_LEVEL) * stds)
     needed = needed.where(errors != 0, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
-    ranked = needed.flatten().sort().values
+    ranked = needed.sort().values
     rank = min(len(ranked), math.ceil(_FITTED_LEVEL * (len(ranked) + 1)))
     return min(max(float(ranked[rank - 1]), _SMALLEST), _LARGEST)
 
@@ -77,7 +81,8 @@ class Calibration(Part):
 
     Before it come those below a tenth of the errors' own standard deviation (by their median), by
     coordinate: they become as large as that. Bins may say 0, which no factor mends. The factor is 1
-    until it is fitted, and stays so for a head that can't tell.
+    until it is fitted, and stays so for a head that can't tell; one that tells some coordinates
+    only gets it from these.
     """
 
     temperature: Tensor
@@ -121,5 +126,5 @@ class Calibration(Part):
 
 
 def can_tell(values: Float[Tensor, "n t"]) -> bool:
-    """Tell whether a head had something to say: NaN means that it had not."""
-    return len(values) > 0 and not bool(values.isnan().any())
+    """Tell whether a head had something to say of any coordinate: NaN means that it had not."""
+    return not bool(values.isnan().all())

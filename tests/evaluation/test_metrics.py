@@ -44,7 +44,7 @@ def fill(metric, rows, *, valid=None):
 
 
 def same_table(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first.compute(), second.compute(), strict=True))
+    return all(torch.equal(a, b) for a, b in zip(first.refined(), second.refined(), strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -154,9 +154,20 @@ def test_rows_in_any_order_and_any_batches_give_the_same_table(order, cuts):
     assert same_table(whole, parts)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_table_of_few_rows_keeps_its_shape(rows):
+    boxes, _, _, _ = made_up_evaluation()
+    refined = fill(empty_table(rows), range(rows)).refined()
+    assert torch.equal(refined.boxes, boxes[:rows].float())
+    assert torch.equal(refined.losses, torch.arange(rows) / 8)
+    assert torch.equal(refined.stds, (boxes[:rows, :2] / 100).float())
+    assert torch.equal(refined.nll, (boxes[:rows, :2] / 50).float())
+    assert refined.seen.tolist() == [True] * rows
+
+
 def test_the_table_holds_what_was_written():
     boxes, _, _, _ = made_up_evaluation()
-    refined = fill(empty_table(), [3, 17]).compute()
+    refined = fill(empty_table(), [3, 17]).refined()
     assert refined.seen.nonzero().flatten().tolist() == [3, 17]
     assert torch.equal(refined.boxes[[3, 17]], boxes[[3, 17]].float())
     assert refined.losses[[3, 17]].tolist() == [3 / 8, 17 / 8]
@@ -182,7 +193,7 @@ def test_rows_that_are_not_valid_are_ignored_whatever_they_hold():
 def test_a_valid_row_that_is_not_finite_stays_so():
     metric = empty_table(2)
     fill_with_nothing(metric, 1, valid=True)
-    refined = metric.compute()
+    refined = metric.refined()
     assert not bool(refined.boxes[1].isfinite().any())
     assert bool(refined.boxes[0].isfinite().all())
     assert refined.seen.tolist() == [False, True]
@@ -202,6 +213,6 @@ def test_boxes_in_bf16_are_collected_in_fp32():
     metric = empty_table(1)
     boxes, losses = torch.full((1, 4), 300.0).bfloat16(), torch.ones(1).bfloat16()
     metric.update(torch.tensor([0]), torch.tensor([True]), boxes, losses, *[boxes[:, :2]] * 2)
-    refined = metric.compute()
+    refined = metric.refined()
     assert refined.boxes.dtype == refined.losses.dtype == torch.float32
     assert refined.boxes.unique().tolist() == boxes.float().unique().tolist()

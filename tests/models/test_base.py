@@ -1,16 +1,37 @@
-"""What all models do: average over flips, and be validated where a run ends."""
+"""What all models do: average over flips, tell how sure they are, and be validated at a run's end."""
 
 import json
+from copy import deepcopy
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
-from lightning_bbox import BoxRegressor, LinearHead, ShallowConvNet
+from lightning_bbox import (
+    BinHead,
+    BoxRegressor,
+    LikelihoodHead,
+    LinearHead,
+    ShallowConvNet,
+    SoftArgmaxHead,
+)
 from lightning_bbox.cli.main import main
+from lightning_bbox.evaluation.metrics import coordinate_errors, error_px
 from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.models.checkpoints import checkpoint_of, read_checkpoint
+from lightning_bbox.nn.calibration import Calibration, conformal_factor, coverage
 from tests.parts import spec_of
-from tests.runs import SCENES, equal, fit, interfered, resume
+from tests.runs import (
+    SCENES,
+    equal,
+    fit,
+    interfered,
+    resume,
+    scenes,
+    trained,
+    trained_quietly,
+)
 
 
 @pytest.mark.parametrize("num_targets", [2, 4])
@@ -27,6 +48,111 @@ def test_over_flips_a_shift_that_ignores_the_picture_averages_out(num_targets: i
     model.average_flips = False
     once, _ = model.refine(torch.rand(2, 3, 45, 45), proposals)
     assert (box_centers(once) - box_centers(proposals)).abs().min() > 0.1
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3, 4])
+def test_few_draws_are_evaluated_like_many(draws: int) -> None:
+    data, model = scenes(eval_draws=draws), BoxRegressor(ShallowConvNet(channels=(4,)))
+    trained(model, data, epochs=1)
+    for split, count in (("val", draws), ("train_eval", 1)):
+        samples, found = data.samples(split), model.evaluations[split]
+        with torch.no_grad():
+            boxes = model.eval()(data.crops_of(samples), samples.proposals)
+        torch.testing.assert_close(found.refined.boxes, boxes, rtol=0, atol=1e-3)
+        assert found.refined.losses.shape == found.refined.seen.shape == (count,)
+        errors = error_px(boxes, samples.gt_boxes, data.geometry.px(samples.proposals))
+        assert found.metrics["mae_px"] == pytest.approx(float(errors.abs().mean()), abs=1e-3)
+
+
+FLIPS = [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("num_targets", [2, 4])
+@pytest.mark.parametrize(("passes", "flips"), [(0, True), (6, False), (5, True)])
+@pytest.mark.parametrize("head", [BinHead, LikelihoodHead, LinearHead])
+def test_the_std_of_an_average_holds_the_spread_of_its_parts(head, passes, flips, num_targets):
+    backbone = ShallowConvNet(channels=(8,), fc=(32,), dropout=0.5)
+    model = BoxRegressor(backbone, head(), passes=passes, average_flips=flips)
+    model.build(spec_of(num_targets), seed=0)
+    model.eval()
+    with torch.no_grad():
+        for weights in model.net.head.parameters():
+            weights.add_(0.3 * torch.randn(weights.shape, generator=torch.manual_seed(0)))
+    said = []
+    model.net.head.register_forward_hook(lambda _, __, outputs: said.append(outputs))
+    proposals = torch.tensor([[10.0, 20.0, 40.0, 60.0], [5.0, 5.0, 50.0, 30.0]])
+    boxes, stds = model.refine(torch.rand(2, 3, 45, 45), proposals)
+
+    said = said[1:] if passes else said  # the first is of no pass
+    assert len(said) == max(1, passes) * (4 if flips else 1)
+    corners, told = [], []
+    for at, outputs in enumerate(said):
+        box = model.codec.decode(model.net.head.decode(outputs), proposals).double().numpy()
+        for axis, mirrored in enumerate(FLIPS[at % 4] if flips else ()):
+            if mirrored:
+                both = (proposals[:, axis] + proposals[:, axis + 2]).numpy()
+                box[:, axis], box[:, axis + 2] = both - box[:, axis + 2], both - box[:, axis]
+        corners.append(box)
+        told.append(model.net.head.stds(outputs).double().numpy())
+    corners, told = np.stack(corners), np.stack(told)
+    np.testing.assert_allclose(boxes, corners.mean(axis=0), atol=1e-4)
+    low, high = corners[..., :2], corners[..., 2:]
+    px = model.spec.geometry.px(proposals).double().numpy()
+    offsets = np.concatenate([(low + high) / 2 / px, np.log(high - low)], axis=2)[..., :num_targets]
+    expected = np.sqrt((told**2).mean(axis=0) + offsets.var(axis=0))
+    np.testing.assert_allclose(stds, expected, rtol=1e-3, atol=1e-5)
+    if head is LinearHead:  # of its own error it knows nothing
+        assert stds.isnan().all()
+    else:
+        assert (stds.numpy() > 1.001 * told.mean(axis=0)).all()
+
+
+class Calibrations(pl.Callback):
+    """Keep what validations measured, and what they had to measure and to calibrate with."""
+
+    def __init__(self):
+        self.held, self.errors, self.stds, self.calibrations = [], [], [], [Calibration()]
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer, model):
+        data = trainer.datamodule
+        samples, head = data.samples("val"), model.net.head
+        with model.net.evaluating():
+            outputs = model.net(data.crops_of(samples))
+        boxes = model.codec.decode(head.decode(outputs), samples.proposals)
+        px = data.geometry.px(samples.proposals)
+        self.errors.append(coordinate_errors(boxes, samples.gt_boxes, px, data.num_targets))
+        self.stds.append(head.stds(outputs))
+        self.held.append(float(trainer.callback_metrics["val/coverage_50"]))
+        self.calibrations.append(deepcopy(model.net.calibration))
+
+
+@pytest.mark.parametrize(
+    ("head", "num_targets", "told"),
+    [(BinHead, 2, 2), (BinHead, 4, 4), (SoftArgmaxHead, 2, 2), (SoftArgmaxHead, 4, 2)],
+)
+def test_intervals_are_measured_before_their_factor_is_fitted(head, num_targets, told):
+    data, seen = scenes(num_targets=num_targets), Calibrations()
+    model = BoxRegressor(ShallowConvNet(channels=(4,), fc=()), head(), compile=False)
+    trained(model, data, seen, epochs=3)
+    law = model.net.head.error_law
+    for epoch, (errors, stds) in enumerate(zip(seen.errors, seen.stds, strict=True)):
+        assert stds[:, :told].isfinite().all()
+        assert stds[:, told:].isnan().all()
+        before, after = seen.calibrations[epoch : epoch + 2]
+        found = coverage(errors[:, :told], before(stds)[:, :told], law, 0.5)
+        assert seen.held[epoch] == pytest.approx(found, abs=0.02)
+        least = torch.maximum(stds, after.least[:num_targets])[:, :told]
+        factor = conformal_factor(errors[:, :told], least, law)
+        assert float(after.temperature) == pytest.approx(factor, rel=1e-3)
+        assert float(after.temperature) != float(before.temperature)
+
+    trainer = trained_quietly(model, data, max_epochs=0)
+    trainer.validate(model, data, verbose=False)
+    assert "val/std_px" in trainer.callback_metrics
+    assert not [name for name in trainer.callback_metrics if "coverage" in name]
+    trainer.test(model, data, verbose=False)
+    assert 0 < trainer.callback_metrics["test/coverage_50"] < 1
 
 
 # Where a run ends. Epochs have four batches.

@@ -153,7 +153,33 @@ def test_a_head_that_can_not_tell_leaves_the_factor_alone():
     calibration = calibrated(torch.ones(20, 2), torch.full((20, 2), math.nan))
     calibration.fit(torch.ones(0, 2), torch.ones(0, 2), "gaussian")
     assert float(calibration.temperature) == 1
-    assert not can_tell(torch.tensor([[1.0, math.nan]]))
+    assert not can_tell(torch.full((2, 2), math.nan))
+
+
+@laws
+def test_what_is_told_of_some_coordinates_is_calibrated_by_these(law):
+    errors, stds = drawn_errors(law)
+    partly = torch.cat([0.2 * stds, torch.full_like(stds, math.nan)], dim=1)
+    wide = torch.cat([errors, 50 * errors], dim=1)  # of sizes of which nothing is told
+    calibration = calibrated(wide[:4_000], partly[:4_000], law)
+    assert float(calibration.temperature) == pytest.approx(5, rel=0.05)
+    mended = calibration(partly[4_000:])
+    assert mended[:, 2:].isnan().all()
+    for level in LEVELS:
+        assert coverage(wide[4_000:], mended, law, level) == pytest.approx(level, abs=0.02)
+    found = calibration_metrics(wide[4_000:], mended, partly[4_000:], law)
+    held = coverage(errors[4_000:], mended[:, :2], law, 0.9)
+    assert found["coverage_90"] == held
+    assert found["std_px"] == pytest.approx(float(stds[4_000:].mean()), rel=0.05)
+
+
+def test_a_few_stds_that_are_not_told_do_not_freeze_the_factor():
+    errors, stds = drawn_errors("gaussian", 4_000)
+    stds[7, 0] = stds[9, 1] = math.nan
+    calibration = calibrated(errors, 0.2 * stds)
+    assert float(calibration.temperature) == pytest.approx(5, rel=0.05)
+    others = calibrated(errors[10:], 0.2 * stds[10:])
+    assert float(calibration.temperature) == pytest.approx(float(others.temperature), rel=0.01)
 
 
 def test_a_checkpoint_without_a_factor_loads_as_uncalibrated():

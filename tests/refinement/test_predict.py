@@ -96,6 +96,19 @@ def test_refined_boxes_come_back_in_their_own_files(name, run, write_set):
         torch.testing.assert_close(refined.boxes[mine], expected, rtol=0, atol=2e-3)
 
 
+def test_a_single_box_is_refined(run, write_set, monkeypatch):
+    monkeypatch.setattr(annotation_files, "SCENE", {"a": (80, 64, SCENE["a"][2][:1])})
+    root = write_set("csv")
+    rough = read_annotations(root)
+    (written,) = (predict(run, root, "out") / "refined").glob("*.csv")
+    expected = Refiner(run).refine_with_std(root / rough.images[0], rough.boxes).boxes
+    assert len(expected) == 1
+    assert not torch.equal(expected, rough.boxes)
+    shutil.copy(written, root)
+    found = read_annotations(root).boxes
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+
+
 def test_the_runs_own_configuration_gives_the_same_files_to_the_byte(run, write_set):
     root = write_set("coco")
     first = files_of(predict(run, root, "first"))
