@@ -162,7 +162,7 @@ def test_a_run_trains_it_and_tells_its_calibration_where_it_can(tmp_path, option
     assert math.isfinite(found.get("test/std_px", math.nan)) == ("std" in told)
     if told:
         assert 0.1 < temperature < 3
-        assert read_curve(folder, "val/coverage_90")[0] == [4]
+        assert read_curve(folder, "val/coverage_90")[0] == [3]
         assert found[shares[0]] < found[shares[1]] <= found[shares[2]]
     else:
         assert temperature == 1
