@@ -1,4 +1,4 @@
-"""What all models do: average over flips, tell how sure they are, and be validated at a run's end."""
+"""What all models do: average over flips, tell how sure they are, and be validated at the end."""
 
 import json
 from copy import deepcopy
