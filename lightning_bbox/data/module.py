@@ -4,6 +4,7 @@ A loader yields row numbers only. The samples of an epoch are moved to the devic
 crops are cut there, or on the host, ahead of the steps, where the pictures stay there.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -355,8 +356,20 @@ class CropDataModule(pl.LightningDataModule):
                     self.seed_step(epoch * len(loader) + index)
                 yield self.make_batch(rows.to(device))
 
+    @property
+    def epoch(self) -> int:
+        """The epoch whose draws are trained on: the first one always, where they are overfitted."""
+        trainer = self.trainer
+        if trainer is None or trainer.overfit_batches:  # type: ignore[attr-defined] # Lightning sets it
+            return 0
+        return trainer.current_epoch
+
     def seed_step(self, step: int) -> None:
-        """Seed what can't be keyed by sample."""
+        """Seed what can't be keyed by sample; where batches are to be overfitted, as in epoch 0."""
+        trainer = self.trainer
+        if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined] # as above
+            batches = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+            step %= min(batches * self.steps_per_call, self.num_draws("train") // self.batch_size)
         torch.manual_seed(stream_seed("step", self.seed, step, self.ranks()[0]))
 
     def setup(self, stage: str) -> None:
@@ -472,7 +485,7 @@ class CropDataModule(pl.LightningDataModule):
         if self.trainer is None:
             return 0, 0
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        return self.trainer.current_epoch, progress.current.ready
+        return self.epoch, progress.current.ready
 
     def _keep_in(self, place: Place) -> None:
         """Keep the pixels elsewhere; what is in memory is not read again for that."""

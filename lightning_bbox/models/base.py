@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_bbox.core.compiling import Compile, should_compile
-from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.randomness import stream_seed
 from lightning_bbox.core.recipes import (
     Plain,
@@ -429,6 +429,8 @@ class OffsetModel(pl.LightningModule):
             begun: Tell whether they are logged at any step since so many; the last by default.
         """
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
+        if not every:  # Lightning's word for never
+            return False
         return steps // every > (steps - 1 if begun is None else begun) // every
 
     def log_scalar(self, name: str, value: Tensor | float, step: int, reduce: bool = False) -> None:
@@ -474,8 +476,12 @@ class OffsetModel(pl.LightningModule):
     def load_from_checkpoint(  # type: ignore[override] # one way to load: by path, without code
         cls,
         checkpoint_path: str | PathLike[str],
-        map_location: str | torch.device = "cpu",
+        map_location: str | torch.device | None = None,
         trust: Sequence[str] = (),
+        *,
+        strict: bool | None = True,
+        weights_only: bool | None = True,  # noqa: ARG003 (Lightning's, and true in any case)
+        **changes: object,
     ) -> Self:
         """Rebuild a trained model from its checkpoint's path alone, ready to predict.
 
@@ -483,19 +489,29 @@ class OffsetModel(pl.LightningModule):
 
         Args:
             checkpoint_path: A file that a run wrote, or the run's folder: then its best one.
-            map_location: The device to load it to.
+            map_location: The device to load it to; the CPU by default.
             trust: Modules or packages of your own that may be imported for it.
+            strict: Whether all of its weights must be there and fit, as in Lightning.
+            weights_only: Lightning's; a checkpoint of ours is never read otherwise.
+            **changes: None: a model is what it was trained as.
 
         Raises:
-            BadInput: The file isn't a checkpoint of ours, or needs code that isn't trusted.
+            BadInput: The file isn't a checkpoint of ours, or needs code that isn't trusted, or
+                something is to be changed.
         """
+        if changes:
+            msg = (
+                f"load_from_checkpoint can't change {listed(sorted(changes))}: a checkpoint says "
+                f"what its model is; leave it out, and set what can change on the loaded model"
+            )
+            raise BadInput(msg)
         path = checkpoint_of(checkpoint_path)
         checkpoint = read_checkpoint(path)
         with trusting(trust):
             kind = find_class(class_path_in(checkpoint), OffsetModel, "the checkpoint")
         model = (kind if issubclass(kind, cls) else cls)()  # type: ignore[call-arg] # with defaults
-        model._restore(checkpoint, path, trust)
-        return model.to(map_location).eval()
+        model._restore(checkpoint, path, trust, strict is not False)
+        return model.to(map_location or "cpu").eval()
 
     def restore(self, path: str | PathLike[str], trust: Sequence[str] = ()) -> None:
         """Become the model of a checkpoint; parts that were asked for by name must be its own.
@@ -511,11 +527,15 @@ class OffsetModel(pl.LightningModule):
         self._restore(read_checkpoint(path), path, trust)
 
     def _restore(
-        self, checkpoint: dict[str, Any], path: str | PathLike[str], trust: Sequence[str]
+        self,
+        checkpoint: dict[str, Any],
+        path: str | PathLike[str],
+        trust: Sequence[str],
+        strict: bool = True,
     ) -> None:
         self._become(checkpoint, trust)
         try:
-            self.load_state_dict(checkpoint["state_dict"])
+            self.load_state_dict(checkpoint["state_dict"], strict=strict)
         except (RuntimeError, KeyError) as error:
             msg = f"{path}: its weights don't fit its own model; give one that a run wrote"
             raise BadInput(msg) from error

@@ -232,7 +232,17 @@ class BoxRegressor(OffsetModel):
 
     def _make_optimizer(self) -> Optimizer:
         parameters = [weights for weights in self.parameters() if weights.requires_grad]
-        return (self.optimizer or self._adamw)(parameters)
+        optimizer = (self.optimizer or self._adamw)(parameters)
+        if isinstance(optimizer, torch.optim.LBFGS):
+            if self._several or self.data.finds_batch_size:
+                msg = (
+                    "LBFGS tries a step several times, which model.steps_per_call, "
+                    "model.cuda_graph and data.batch_size: auto can't; leave them out"
+                )
+                raise BadInput(msg)
+            # It takes gradients for vectors, and those are laid out as the weights are.
+            self.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload] # torch's stub lags
+        return optimizer
 
     def _adamw(self, parameters: list[nn.Parameter]) -> Optimizer:
         # Lightning 2.6.6 refuses to clip the gradients of a fused optimizer in mixed precision.
@@ -360,7 +370,7 @@ class BoxRegressor(OffsetModel):
             penalty: For the weights, if any.
         """
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._watch.note(step, self.trainer.current_epoch, rate, rows)
+        self._watch.note(step, self.data.epoch, rate, rows)
         if not self.logs_after(step + 1):
             return
         self.refuse_divergence()
@@ -401,6 +411,8 @@ class BoxRegressor(OffsetModel):
         """Begin empty tables, unless there is nothing to validate any more."""
         if self.trainer.state.fn == "fit":
             self.refuse_divergence(self.parameters())
+            if not self.trainer.log_every_n_steps:  # type: ignore[attr-defined] # Lightning sets it
+                self._watch.mean()  # nothing else makes it forget
         super().on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:

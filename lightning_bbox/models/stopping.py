@@ -70,7 +70,7 @@ class StopBetweenSteps(pl.Callback):
         """Stop where a signal came, but not while gradients are being accumulated."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it
+        every: int = trainer.log_every_n_steps or 50  # type: ignore[attr-defined] # Lightning sets it
         if trainer.world_size == 1 or trainer.global_step % every == 0:
             self._stop_if_noted(trainer)
 

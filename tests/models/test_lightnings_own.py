@@ -10,9 +10,21 @@ from lightning.pytorch import callbacks as lightnings
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_bbox import BoxRegressor, RidgeRegressor
+from lightning_bbox import (
+    Augment,
+    BoxRegressor,
+    Constant,
+    FlowLikelihood,
+    LikelihoodHead,
+    LinearHead,
+    RidgeRegressor,
+    ShallowConvNet,
+    SoftArgmaxHead,
+)
 from lightning_bbox.core.errors import BadInput
-from tests.runs import frozen, scenes, trained_quietly
+from lightning_bbox.models.checkpoints import read_checkpoint
+from lightning_bbox.models.divergence import DivergedError
+from tests.runs import FrozenConvNet, Watch, frozen, scenes, trained_quietly
 
 
 class Freeze(lightnings.BaseFinetuning):
@@ -140,3 +152,146 @@ def test_a_callback_of_lightning_is_refused_in_one_sentence(name, tmp_path):
         train_with(make(), tmp_path, epochs=2)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# What people type.
+
+LOGLESS = {"log_every_n_steps": 0, "logger": False, "enable_checkpointing": False}
+
+
+class Crops(pl.Callback):
+    """Keep the crops and true boxes of each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append((batch.crops.clone(), batch.gt_boxes.clone(), batch.rows.clone()))
+
+
+@pytest.mark.parametrize("batches", [2, 0.5])
+def test_overfitted_batches_are_the_same_crops_in_every_epoch(batches):
+    crops, augment = Crops(), Augment(noise=0.05, brightness=0.2)
+    model, data = frozen(), scenes(augment=augment, eval_draws=128)
+    trained_quietly(model, data, max_epochs=3, overfit_batches=batches, callbacks=[crops])
+    assert len(crops.seen) == 6
+    assert not crops.seen[0][1].equal(crops.seen[1][1])
+    for step in range(2, 6):
+        for now, first in zip(crops.seen[step], crops.seen[step % 2], strict=True):
+            assert now.equal(first)
+
+
+def test_what_draws_by_step_draws_the_same_where_batches_are_overfitted():
+    class Draws(pl.Callback):
+        seen = []  # noqa: RUF012 (one run)
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.seen.append(torch.rand(3))
+
+    trained_quietly(frozen(), scenes(), max_epochs=2, overfit_batches=3, callbacks=[Draws()])
+    first, second = Draws.seen[:3], Draws.seen[3:]
+    assert all(map(torch.equal, first, second))
+    assert not first[0].equal(first[1])
+
+
+def test_overfitting_gets_rid_of_the_error_on_its_batch():
+    losses = Watch()
+    model = BoxRegressor(ShallowConvNet(channels=(16, 16), fc=(64,)), LinearHead(), compile=False)
+    trained_quietly(model, scenes(), max_epochs=60, overfit_batches=1, callbacks=[losses])
+    assert losses.losses[-1] < 0.02 * losses.losses[0]
+    assert len(set(map(tuple, torch.stack(losses.rows).tolist()))) == 1
+
+
+@pytest.mark.parametrize("options", [LOGLESS, {"barebones": True}], ids=str)
+@pytest.mark.parametrize("several", [1, 2])
+@pytest.mark.filterwarnings("ignore:.*barebones")
+def test_a_run_that_logs_nothing_trains_as_any(options, several):
+    bare = BoxRegressor(ShallowConvNet(channels=(4,), fc=()), compile=False, steps_per_call=several)
+    logged = BoxRegressor(ShallowConvNet(channels=(4,), fc=()), compile=False)
+    trainer = pl.Trainer(accelerator="cpu", devices=1, max_epochs=2, **options)
+    trainer.fit(bare, datamodule=scenes())
+    trained_quietly(logged, scenes(), max_epochs=2)
+    assert trainer.global_step == 8
+    for name, value in logged.state_dict().items():
+        torch.testing.assert_close(bare.state_dict()[name], value, msg=name)
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_that_logs_nothing():
+    def huge(parameters):
+        return torch.optim.SGD(parameters, lr=1e30)
+
+    model = BoxRegressor(ShallowConvNet(channels=(4,), fc=()), LinearHead(), optimizer=huge)
+    with pytest.raises(DivergedError):
+        trained_quietly(model, scenes(), max_epochs=2, log_every_n_steps=0)
+
+
+def test_a_model_is_loaded_as_lightnings_users_type_it(tmp_path):
+    path = tmp_path / "model.ckpt"
+    trained_quietly(frozen(), scenes(), max_epochs=1).save_checkpoint(path)
+    plain = BoxRegressor.load_from_checkpoint(path).state_dict()
+    for words in ({"strict": False}, {"weights_only": True}, {"map_location": None}):
+        state = BoxRegressor.load_from_checkpoint(path, **words).state_dict()
+        assert all(state[name].equal(plain[name]) for name in plain)
+    checkpoint = read_checkpoint(path)
+    del checkpoint["state_dict"]["codec.mean"]
+    torch.save(checkpoint, path)
+    loaded = BoxRegressor.load_from_checkpoint(path, strict=False)
+    assert loaded.codec.scale.equal(plain["codec.scale"])
+    with pytest.raises(BadInput, match="its weights don't fit its own model"):
+        BoxRegressor.load_from_checkpoint(path)
+    with pytest.raises(BadInput, match="can't change average_flips: a checkpoint says"):
+        BoxRegressor.load_from_checkpoint(path, average_flips=True)
+
+
+def test_lbfgs_learns():
+    def lbfgs(parameters):
+        return torch.optim.LBFGS(parameters, lr=0.5, max_iter=10, line_search_fn="strong_wolfe")
+
+    backbone = ShallowConvNet(channels=(8, 8), fc=(16,), batch_norm=False)
+    model = BoxRegressor(
+        backbone, LinearHead(), optimizer=lbfgs, compile=False, schedule=Constant()
+    )
+    watch = Watch()
+    trained_quietly(model, scenes(), max_epochs=6, overfit_batches=1, callbacks=[watch])
+    assert watch.losses[-1] < 0.5 * watch.losses[0]
+
+
+@pytest.mark.parametrize("options", [{"steps_per_call": 2}, {}], ids=str)
+def test_lbfgs_is_refused_where_steps_are_tried_once(options):
+    model = BoxRegressor(
+        ShallowConvNet(channels=(4,), fc=()), optimizer=torch.optim.LBFGS, **options
+    )
+    data = scenes(batch_size=16 if "steps_per_call" in options else "auto")
+    with pytest.raises(BadInput, match="LBFGS tries a step several times"):
+        trained_quietly(model, data, max_epochs=1)
+
+
+HEADS = {
+    "linear": LinearHead,
+    "likelihood": LikelihoodHead,
+    "flow": lambda: LikelihoodHead(FlowLikelihood(2, 8)),
+    "soft-argmax": SoftArgmaxHead,
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_stays_in_fp32_where_the_network_runs_in_half_precision(kind):
+    head = HEADS[kind]()
+    model = BoxRegressor(ShallowConvNet(channels=(8, 8), fc=()), head, compile=False)
+    trained_quietly(model, scenes(num_targets=4), max_epochs=1, precision="bf16-true")
+    assert {weight.dtype for weight in model.net.backbone.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in head.parameters()} == {torch.float32}
+    features = torch.randn(5, model.net.backbone.out_features).bfloat16()
+    outputs = head(features)
+    assert outputs.dtype == torch.float32
+    assert outputs.equal(head.double()(features.double()).float()) or torch.allclose(
+        outputs, head(features.double()).float(), atol=1e-5
+    )
+
+
+def test_an_exact_solution_keeps_its_digits_in_half_precision():
+    model = RidgeRegressor(FrozenConvNet(channels=(4, 8), fc=(16,)), lam=1.0, compile=False)
+    trained_quietly(model, scenes(), max_epochs=1, precision="bf16-true")
+    weight = model.net.head.linear.weight
+    assert weight.dtype == torch.float32
+    assert not weight.equal(weight.bfloat16().float())

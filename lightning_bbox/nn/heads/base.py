@@ -40,6 +40,8 @@ class Head(Part):
     error_law: ErrorLaw = "gaussian"
     """How errors are spread, given the standard deviation it tells: which quantiles this has."""
 
+    in_fp32: ClassVar[bool] = False
+    """Whether its layers stay in fp32 where the network runs in half precision."""
     reach: tuple[float, float] | None = None
     """The largest shift and change of log size that it can say, once it is built; None for any."""
 
@@ -58,6 +60,12 @@ class Head(Part):
             start = 0.0 if name == "origin" else 1.0
             self.register_buffer(name, torch.full((spec.num_targets,), start))
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move and cast the head, its layers to nothing less than fp32 where they stay in that."""
+        if self.in_fp32 and fn(torch.zeros(())).dtype in (torch.bfloat16, torch.float16):
+            return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+        return super()._apply(fn, recurse)
 
     def fit(self, space: TargetSpace) -> None:
         """Take over the codec's target space.

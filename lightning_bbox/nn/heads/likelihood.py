@@ -211,6 +211,7 @@ class LikelihoodHead(Head):
         vision? (2017), section 2.2: the logarithm of the scale is predicted, for stability.
     """
 
+    in_fp32 = True
     keeps = ("std", "unit")
     std: Tensor
     unit: Tensor

@@ -48,6 +48,7 @@ class LinearHead(PointHead):
         BadInput: There is no such activation, or there are fewer than no draws.
     """
 
+    in_fp32 = True
     feature_mean: Tensor
     feature_std: Tensor
 

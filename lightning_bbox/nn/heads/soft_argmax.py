@@ -52,6 +52,7 @@ class SoftArgmaxHead(PointHead):
         tensor([-18.,  -9.,   0.,   9.,  18.])
     """
 
+    in_fp32 = True
     keeps = ("std", "origin", "unit")
     places: Tensor
     spread: Tensor
