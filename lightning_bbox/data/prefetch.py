@@ -81,7 +81,9 @@ def _with_crops(walk: Walk, cutter_for: Callable[[Rows], HostCutter | None]) -> 
     if cutter is None:
         yield from rest
         return
-    # Two at once: while one waits for the disk, the other cuts.
-    with closing(ahead(rest, cutter, depth=2, threads=2)) as pairs:
+    # Two at once: while one waits for the disk, the other cuts. Files to predict on are decoded in
+    # their order, or those of one batch would push out those of the next.
+    threads = 1 if first.split == "predict" else 2
+    with closing(ahead(rest, cutter, depth=2, threads=threads)) as pairs:
         for rows, crops in pairs:
             yield rows._replace(crops=crops)

@@ -17,6 +17,7 @@ from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.pictures.decode import DECODERS, FULL_SCALE, decode_sized
 
 _PACKED_AT_ONCE = 1 << 20  # pixels, so that packing takes no memory to speak of
+_TILE = 128  # side of what is packed or left out where only some boxes will be cut
 
 
 def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
@@ -71,11 +72,29 @@ class ImageStore:
         return cls(torch.from_numpy(packed.reshape(-1)), sizes)
 
     @classmethod
-    def from_pictures(cls, pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Self:
-        """Store pictures of any sizes that are decoded already."""
-        packed = [torch.from_numpy(pack_rgb(picture).reshape(-1)) for picture in pictures]
+    def from_pictures(
+        cls,
+        pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
+        crop_boxes: Sequence[Boxes] | None = None,
+    ) -> Self:
+        """Store pictures of any sizes that are decoded already.
+
+        Args:
+            pictures: The pictures.
+            crop_boxes: Finite boxes in each, if nothing else will be cut: the rest is left black,
+                unpacked.
+        """
         sizes = torch.tensor([picture.shape[:2] for picture in pictures]).long().reshape(-1, 2)
-        return cls(torch.cat([torch.zeros(0), *packed]), sizes)
+        # Not by torch, which would write to all of it: what nobody touches takes no memory.
+        flat = np.zeros(int(sizes.prod(dim=1).sum()), dtype=np.float32)
+        store = cls(torch.from_numpy(flat), sizes)
+        for at, (picture, start) in enumerate(zip(pictures, store.offsets.tolist(), strict=True)):
+            height, width = picture.shape[:2]
+            packed = flat[start : start + height * width].reshape(height, width)
+            whole = torch.tensor([[0.0, 0.0, width, height]])
+            for place in _tiles(height, width, whole if crop_boxes is None else crop_boxes[at]):
+                packed[place] = pack_rgb(picture[place])
+        return store
 
     @classmethod
     def from_files(
@@ -140,15 +159,44 @@ class ImageStore:
         )
         return moved
 
+    def packed(self, index: int) -> Float32[Tensor, " p"]:
+        """Return the packed pixels of one picture."""
+        start, height, width = (int(t[index]) for t in (self.offsets, self.heights, self.widths))
+        return self.pixels[start : start + height * width]
+
     def picture(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Return one picture as RGB."""
-        start, height, width = (int(t[index]) for t in (self.offsets, self.heights, self.widths))
-        packed = self.pixels[start : start + height * width].int().cpu().numpy()
+        height, width = int(self.heights[index]), int(self.widths[index])
+        packed = self.packed(index).int().cpu().numpy()
         return packed.view(np.uint8).reshape(height, width, 4)[..., :3].copy()
+
+
+def _tiles(height: int, width: int, boxes: Boxes) -> Iterator[tuple[slice, slice]]:
+    """Yield the rows and columns of tiles, side by side, that cuts at boxes read from.
+
+    A cut reads the pixels around its samples, and those of the border for what lies outside.
+    """
+    touched = np.zeros((-(-height // _TILE), -(-width // _TILE)), dtype=bool)
+    corners = boxes.double().numpy()
+    low = np.floor(np.minimum(corners[:, :2], corners[:, 2:])) - 2
+    high = np.ceil(np.maximum(corners[:, :2], corners[:, 2:])) + 2
+    last = np.array([width, height]) - 1
+    first_tiles, last_tiles = (
+        (np.clip(places, 0, last) // _TILE).astype(int) for places in (low, high)
+    )
+    for (left, top), (right, bottom) in zip(first_tiles, last_tiles, strict=True):
+        touched[top : bottom + 1, left : right + 1] = True
+    for row, across in enumerate(touched):
+        edges = np.flatnonzero(np.diff(across, prepend=False, append=False))
+        for begin, end in edges.reshape(-1, 2) * _TILE:
+            yield slice(row * _TILE, (row + 1) * _TILE), slice(begin, end)
 
 
 class PictureFiles:
     """Pictures that are decoded when they are asked for, so that any number of them will do.
+
+    Those of the last samples are kept, so that each is decoded once where its samples follow one
+    another. They stay in the memory of the host: crops are cut there, ahead of their use.
 
     Args:
         paths: The files.
@@ -157,22 +205,22 @@ class PictureFiles:
         white_level: The value that is white in pictures of 16 bits.
     """
 
-    on_host = False
+    on_host = True
+    device = torch.device("cpu")
 
     def __init__(
         self,
         paths: Sequence[str | PathLike[str]],
         sizes: Int64[Tensor, "n 2"],
-        most_pixels: int = 1 << 28,
+        most_pixels: int = 1 << 27,
         white_level: int | None = FULL_SCALE,
     ) -> None:
         self.paths, self.sizes, self.most_pixels = paths, sizes, most_pixels
         self.white_level = white_level
-        self.device = torch.device("cpu")
+        self._kept: tuple[list[int], ImageStore] = [], ImageStore(torch.zeros(0), sizes[:0])
 
     def to(self, device: torch.device) -> Self:
-        """Decode to another device from now on."""
-        self.device = device
+        """Stay on the host."""
         return self
 
     def parts(
@@ -201,12 +249,19 @@ class PictureFiles:
             yield group
 
     def _decoded(self, image_index: Int64[Tensor, " b"]) -> tuple[ImageStore, Int64[Tensor, " b"]]:
-        pictures = torch.tensor(sorted(set(image_index.tolist())), dtype=torch.int64)
-        store = ImageStore.from_files(
-            [Path(self.paths[at]) for at in pictures.tolist()],
-            self.sizes[pictures],
-            progress=False,
-            white_level=self.white_level,
-        )
-        place = torch.searchsorted(pictures, image_index)
-        return store.to(self.device), place.to(self.device)
+        wanted, (numbers, store) = set(image_index.tolist()), self._kept
+        if missing := sorted(wanted - set(numbers)):
+            fresh = ImageStore.from_files(
+                [Path(self.paths[at]) for at in missing],
+                self.sizes[missing],
+                progress=False,
+                white_level=self.white_level,
+            )
+            old = [at for at in numbers if at in wanted]
+            parts = [store.packed(numbers.index(at)) for at in old]
+            numbers = old + missing
+            pixels = torch.cat([*parts, fresh.pixels]) if old else fresh.pixels
+            store = ImageStore(pixels, self.sizes[numbers])
+            self._kept = numbers, store
+        places = {at: place for place, at in enumerate(numbers)}
+        return store, torch.tensor([places[at] for at in image_index.tolist()]).long()

@@ -153,15 +153,19 @@ class Refiner:
         if len(images) != len(boxes):
             msg = f"there are {len(images)} pictures and {len(boxes)} sets of boxes; give as many"
             raise BadInput(msg)
-        store = ImageStore.from_pictures([as_rgb(image, self.white_level) for image in images])
+        pictures = [as_rgb(image, self.white_level) for image in images]
         each = [_as_boxes(one) for one in boxes]
         counts = torch.tensor([len(one) for one in each], dtype=torch.int64)
         rough = torch.cat([torch.zeros(0, 4), *each])
         index = torch.arange(len(each)).repeat_interleave(counts)
-        sizes = torch.stack([store.heights, store.widths], dim=1).long()[index]
+        sizes = torch.tensor([picture.shape[:2] for picture in pictures]).long().reshape(-1, 2)
+        sizes = sizes[index]
         numbers, unmoved = self._class_numbers(labels, [len(one) for one in each])
         unmoved |= box_faults(rough, sizes, partly_outside=True)
         usable = torch.tensor([at for at in range(len(rough)) if at not in unmoved]).long()
+        crop_boxes = self.spec.geometry.crop_boxes(rough[usable])
+        cut = [crop_boxes[index[usable] == at] for at in range(len(pictures))]
+        store = ImageStore.from_pictures(pictures, cut)
         refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
         plausible, reasons = clip_or_restore(
             refined, rough[usable], sizes[usable], self.spec.geometry, self.max_shift

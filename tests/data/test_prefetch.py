@@ -20,7 +20,8 @@ from lightning_bbox.cli.main import main
 from lightning_bbox.models.checkpoints import read_checkpoint
 from lightning_bbox.models.feature_cache import compute_features
 from lightning_bbox.nn.network import OffsetNet
-from lightning_bbox.pictures import places
+from lightning_bbox.pictures import places, store
+from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.places import Room
 from lightning_bbox.pictures.store import ImageStore
 from tests.core.test_prefetch import alive
@@ -235,3 +236,22 @@ def test_patches_stay_on_the_host_where_asked(tmp_path):
     assert [data.on_host for data in (here, there, auto)] == [False, True, False]
     first, second = (list(data.batches("train", 1, CPU)) for data in (here, there))
     assert same(first, second)
+
+
+def test_predict_decodes_each_picture_once_and_ahead(rectangles, monkeypatch):
+    decoded, usual = [], store.decode_sized
+    monkeypatch.setattr(store, "decode_sized", lambda *a: decoded.append(a[0].name) or usual(*a))
+    data = rectangles(batch_size=4)  # three boxes a picture
+    data.setup("predict")
+    crops = []
+    for rows in data.predict_dataloader():
+        batch = data.make_batch(rows)
+        crops.append(batch.crops[batch.valid])
+    assert sorted(decoded) == sorted(f"{number}.png" for number in range(12))
+    proposals = data.samples("predict")
+    table = data.rough.table
+    paths = [table.root / name for name in table.images]
+    whole = ImageStore.from_files(paths, table.sizes)
+    boxes = data.geometry.crop_boxes(proposals.proposals)
+    expected = cut_crops(whole, proposals.image_index, boxes, 24, data.geometry.supersample or 1)
+    assert torch.equal(torch.cat(crops), expected)

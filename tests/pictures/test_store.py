@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+import lightning_bbox.pictures.store as store_module
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.decode import decode_image
 from lightning_bbox.pictures.store import ImageStore, PictureFiles, pack_rgb
 from tests.crops import made_up_picture, save_picture, saved_pictures
@@ -87,3 +89,45 @@ def test_pictures_decoded_when_asked_for_are_those_of_the_store(tmp_path):
         found = [store.picture(at) for store, index in parts for at in index.tolist()]
         for picture, at in zip(found, wanted.tolist(), strict=True):
             assert np.array_equal(picture, whole.picture(at))
+
+
+def test_a_picture_is_decoded_once_where_its_samples_follow_one_another(tmp_path, monkeypatch):
+    sizes = torch.tensor([[4, 5], [6, 3], [2, 2], [3, 3]])
+    paths, decoded = saved_pictures(tmp_path, sizes.tolist()), []
+    usual = store_module.decode_sized
+    monkeypatch.setattr(
+        store_module, "decode_sized", lambda *a: decoded.append(paths.index(a[0])) or usual(*a)
+    )
+    whole, decoded[:] = ImageStore.from_files(paths, sizes), []
+    for most_pixels in (1, 24, 1 << 20):
+        files, decoded[:] = PictureFiles(paths, sizes, most_pixels), []
+        for batch in ([0, 0, 0], [0, 1], [1, 1, 2, 2], [2, 3], [3, 3]):
+            found = [
+                store.picture(at)
+                for store, index in files.parts(torch.tensor(batch))
+                for at in index.tolist()
+            ]
+            for picture, at in zip(found, batch, strict=True):
+                assert np.array_equal(picture, whole.picture(at))
+        assert decoded == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("supersample", [1, 3])
+@pytest.mark.parametrize("shape", [(1000, 1400), (30, 700), (128, 256), (1, 1)])
+def test_crops_of_what_was_packed_for_them_are_those_of_whole_pictures(shape, supersample):
+    random = torch.Generator().manual_seed(3)
+    height, width = shape
+    centers = torch.rand(60, 2, generator=random) * 1.4 - 0.2
+    sides = (torch.rand(60, 1, generator=random) ** 3 * 300 + 2).expand(60, 2).clone()
+    sides[::3] *= torch.tensor([-1.0, 1.0])  # mirrored
+    centers = centers * torch.tensor([width, height])
+    boxes = torch.cat([centers - sides / 2, centers + sides / 2], dim=1)
+    pictures = [made_up_picture(*shape), made_up_picture(height + 9, width)]
+    index = torch.arange(60) % 2
+    whole = ImageStore.from_pictures(pictures)
+    some = ImageStore.from_pictures(pictures, [boxes[index == 0], boxes[index == 1]])
+    crops = [cut_crops(each, index, boxes, 24, supersample) for each in (whole, some)]
+    assert torch.equal(*crops)
+    for count in (0, 1):
+        few = ImageStore.from_pictures(pictures, [boxes[:count], boxes[:0]])
+        assert int((few.pixels > 0).sum()) <= count * (300 + 4 + 2 * 128) ** 2

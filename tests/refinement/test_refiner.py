@@ -22,6 +22,8 @@ from lightning_bbox import (
     refine,
 )
 from lightning_bbox.geometry.boxes import box_centers, mirror_boxes
+from lightning_bbox.pictures import store
+from lightning_bbox.pictures.store import ImageStore
 from lightning_bbox.refinement.refiner import as_rgb, clip_or_restore
 
 
@@ -65,6 +67,21 @@ def test_a_refiner_gives_what_the_model_gives_on_the_same_crops(num_targets, ave
         clipped = expected[row].clamp(min=0).minimum(limits)
         torch.testing.assert_close(found.boxes[0], clipped, rtol=0, atol=1e-3)
         torch.testing.assert_close(found.stds[0], stds[row], rtol=1e-3, atol=1e-3)
+
+
+def test_only_what_the_crops_need_is_packed_and_boxes_are_the_same_to_the_bit(monkeypatch):
+    packed, pack, from_pictures = [], store.pack_rgb, ImageStore.from_pictures
+    monkeypatch.setattr(store, "pack_rgb", lambda a: packed.append(a[..., 0].size) or pack(a))
+    image, boxes = picture(3000, 4000), np.vstack([BOXES, [[3950.0, 2900, 3999, 2999]]])
+    refiner = Refiner(built_model(num_targets=4))
+    found = refiner.refine_with_std(image, boxes[:1])
+    assert sum(packed) == 128**2
+    found, packed[:] = refiner.refine_with_std(image, boxes), []
+    monkeypatch.setattr(ImageStore, "from_pictures", lambda pictures, _: from_pictures(pictures))
+    whole = refiner.refine_with_std(image, boxes)
+    assert sum(packed) == 3000 * 4000
+    assert torch.equal(found.boxes, whole.boxes)
+    assert torch.equal(found.stds, whole.stds)
 
 
 def test_the_kind_of_boxes_decides_the_kind_of_the_result():
