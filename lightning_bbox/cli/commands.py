@@ -117,6 +117,12 @@ class BoxCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 (Lightning's)
         """Add the logger and callbacks that every run has."""
         config = self._get(self.config_init, "trainer")
+        if config.barebones:
+            msg = (
+                "trainer.barebones: a run of the command line logs and keeps checkpoints; leave it "
+                "out, or train in Python by Trainer(barebones=True)"
+            )
+            raise BadInput(msg)
         if self.subcommand == "predict":
             kwargs["logger"] = config.logger or False
         elif config.logger in (None, True):
@@ -126,7 +132,7 @@ class BoxCLI(LightningCLI):
                 version=self.run_folder.name,
                 default_hp_metric=False,
             )
-        own = self.config[self.subcommand]
+        own, own_callbacks = self.config[self.subcommand], _as_list(config.callbacks)
         callbacks: list[pl.Callback] = [
             RunReport(self.run_folder, self.settings()),
             TensorBoardPictures(self._hyperparameters()),
@@ -146,7 +152,8 @@ class BoxCLI(LightningCLI):
             self._kept = RunCheckpoint(self.run_folder / "checkpoints")
             callbacks.append(self._kept)
         if config.enable_progress_bar is None:
-            kwargs["enable_progress_bar"] = sys.stderr.isatty()
+            asked = any(isinstance(each, pl.callbacks.ProgressBar) for each in own_callbacks)
+            kwargs["enable_progress_bar"] = asked or sys.stderr.isatty()
         if not kwargs.get("enable_progress_bar", config.enable_progress_bar):
             callbacks.append(PlainProgress())
         kwargs["default_root_dir"] = str(self.run_folder)

@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from traceback import walk_tb
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
@@ -34,6 +35,15 @@ from lightning_bbox.models.divergence import DivergedError
 from lightning_bbox.models.stopping import RunStopped, sigterm_raises
 from lightning_bbox.reports.callbacks import ReusableConfig, Settings
 
+_MAYBE_REFUSALS = (
+    ValueError,
+    OSError,
+    MisconfigurationException,
+    RuntimeError,
+    ImportError,
+    SystemExit,
+)
+
 
 @one_of_a_run()
 @sigterm_raises()
@@ -49,7 +59,7 @@ def run(arguments: list[str]) -> int:
             return 1
         except (RunStopped, SIGTERMException, KeyboardInterrupt) as stop:
             return _stopped(stop, arguments[0], begun)
-        except (ValueError, OSError, MisconfigurationException, SystemExit) as leaving:
+        except _MAYBE_REFUSALS as leaving:
             return _left(leaving, arguments[0], begun)
     return 0
 
@@ -138,11 +148,21 @@ def _left(leaving: BaseException, command: str, begun: Begun) -> int:
 
 def _refusal(error: BaseException) -> Exception | None:
     """Return a refusal, ours, Lightning's or the disk's, from among the errors around it."""
-    refusal = cause(error, BadInput, MisconfigurationException)
+    refusal: Exception | None = cause(error, BadInput, MisconfigurationException)
+    if refusal is None and _is_lightnings(error):
+        return BadInput(f"trainer: {' '.join(str(error).split())}")
     unwritten = cause(error, OSError)
     if refusal is None and unwritten is not None and unwritten.errno in CANNOT_WRITE:
         return cannot_write(Path(unwritten.filename or "the run's folder"), unwritten)
     return refusal
+
+
+def _is_lightnings(error: BaseException) -> bool:
+    """Tell whether Lightning raised an error in code of its own: then it is a refusal."""
+    if not isinstance(error, ValueError | RuntimeError | ImportError):
+        return False
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    return names[-1].startswith("lightning.")
 
 
 def _stopped(stop: BaseException, command: str, begun: Begun) -> int:

@@ -301,6 +301,11 @@ class RunCheckpoint(ModelCheckpoint):
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the last where nothing was saved, unless nothing is to be."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined] # Lightning sets it
+            super().on_train_end(trainer, pl_module)
+
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
