@@ -28,9 +28,11 @@ from tests.runs import (
     fit,
     interfered,
     resume,
+    same,
     scenes,
     trained,
     trained_quietly,
+    weights,
 )
 
 
@@ -223,3 +225,13 @@ def test_a_run_that_was_never_validated_goes_by_its_last_checkpoint(tmp_path):
     assert steps_in(folder) == {"last": 8}
     assert checkpoint_of(folder).stem == "last"
     assert main(["test", *SCENES[1:], f"--ckpt_path={folder}", f"--runs={tmp_path}"]) == 0
+
+
+@slow
+def test_a_run_whose_steps_ended_within_an_epoch_goes_on_to_more_exactly(tmp_path):
+    options = ["--trainer.max_epochs=-1", "--model.schedule=Constant"]
+    longer = fit(tmp_path, "longer", "--trainer.max_steps=10", *options)
+    folder = fit(tmp_path, "run", "--trainer.max_steps=6", *options)
+    assert resume(folder, "--trainer.max_steps=10") == 0
+    assert same(weights(folder), weights(longer))
+    assert steps_in(folder)["last"] == 10

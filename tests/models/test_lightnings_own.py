@@ -22,8 +22,10 @@ from lightning_bbox import (
     SoftArgmaxHead,
 )
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.evaluation.metrics import coordinate_errors
 from lightning_bbox.models.checkpoints import read_checkpoint
 from lightning_bbox.models.divergence import DivergedError
+from lightning_bbox.nn.calibration import half_width
 from tests.runs import FrozenConvNet, Watch, frozen, scenes, trained_quietly
 
 
@@ -133,7 +135,11 @@ def test_a_callback_of_lightning_works(name, tmp_path):
     pl.Trainer(**quiet).validate(loaded, datamodule=trainer.datamodule, verbose=False)
     now = loaded.evaluations["val"]
     assert now.metrics["mae_px"] == pytest.approx(then.metrics["mae_px"], abs=1e-5)
-    assert now.refined.stds.allclose(then.refined.stds, equal_nan=True)
+    # The factor on standard deviations is that of these draws: the 30th of their 32 errors decides.
+    px = trainer.datamodule.geometry.px(now.samples.proposals)
+    errors = coordinate_errors(now.refined.boxes, now.samples.gt_boxes, px, 2)
+    widths = half_width("gaussian", 0.9) * now.refined.stds
+    assert int((errors.abs() < 1.0001 * widths).sum()) == 30
     more = train_with(WORKING[name](), tmp_path, 3, tmp_path / "model.ckpt")
     assert more.global_step == 6
 
