@@ -66,9 +66,9 @@ FAULTS = (
         ("core/test_randomness",),
     ),
     Fault(
-        "keyed files: a file with a wrong checksum counts as whole",
-        "if _checksum(self.path) != checksum:",
-        "if not checksum:",
+        "caches: a file with a wrong checksum counts as whole",
+        'if f"{checksum:08x}" != head["crc32"]:',
+        'if not head["crc32"]:',
         ("pictures/test_disk",),
     ),
     # geometry
@@ -364,8 +364,8 @@ FAULTS = (
     ),
     Fault(
         "metrics: rows that fill up a batch count",
-        "torch.where(valid[:, None], boxes.float(), 0.0)",
-        "boxes.float()",
+        "torch.where(valid[:, None], written, 0.0)",
+        "written",
         ("evaluation/test_metrics",),
     ),
     Fault(
@@ -383,8 +383,8 @@ FAULTS = (
     ),
     Fault(
         "averages over flips leave the mirrored boxes mirrored",
-        "boxes.append(mirror_boxes(mirrored, centers, axes_flipped))",
-        "boxes.append(mirrored)",
+        "boxes = mirror_boxes(mirrored, centers, axes_flipped)",
+        "boxes = mirrored",
         ("models/test_base", "refinement/test_refiner"),
     ),
     Fault(
