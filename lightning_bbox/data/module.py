@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -115,6 +115,10 @@ class CropDataModule(pl.LightningDataModule):
         self._rough = self._fixed = False
         self._known_classes: tuple[str, ...] | None = None
         self._laid_out: dict[tuple[Split, torch.device], tuple[int, Samples, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the trainer, as Lightning does, and what was read: others read it again."""
+        return {**vars(self), "trainer": None, "_source": None, "_laid_out": {}}
 
     def read(self) -> Source:
         """Read pictures and boxes; called once."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import closing
 from itertools import chain
+from typing import Self
 from weakref import WeakSet
 
 import lightning.pytorch as pl
@@ -55,6 +56,10 @@ class CropPrefetch:
 
     def __init__(self) -> None:
         self._walks: WeakSet[Walk] = WeakSet()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        """Leave walks out: they belong to this process."""
+        return type(self), ()
 
     def start(self, walk: Walk, cutter_for: Callable[[Rows], HostCutter | None]) -> Walk:
         """Yield rows with their crops.

@@ -1,4 +1,5 @@
 import json
+import pickle
 import re
 import shutil
 import tempfile
@@ -261,3 +262,31 @@ def test_a_scene_without_boxes_is_copied(tmp_path):
     written = write_boxes(table, table.boxes, tmp_path / "out")
     for path in written:
         assert path.read_bytes() == (tmp_path / "labels" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("write_set", "options"),
+    [
+        (write_voc, {}),
+        (lambda root: write_voc(root, base=0), {"voc_base": 0}),
+        (write_voc, {"voc_base": "edges"}),
+        (write_coco, {}),
+        (write_yolo, {}),
+        (write_csv, {}),
+    ],
+    ids=["voc", "voc from 0", "voc edges", "coco", "yolo", "csv"],
+)
+def test_a_table_that_was_pickled_is_written_as_the_one_that_was_read(write_set, options, tmp_path):
+    write_set(tmp_path)
+    table = read_annotations(tmp_path, **options)
+    again = pickle.loads(pickle.dumps(table))
+    assert torch.equal(again.boxes, table.boxes)
+    assert (again.ids, again.entries, again.note) == (table.ids, table.entries, table.note)
+    moved = table.boxes + torch.tensor([0.25, 0.5, 0.25, 0.5])
+    for first, second in zip(
+        write_boxes(table, moved, tmp_path / "a"),
+        write_boxes(again, moved, tmp_path / "b"),
+        strict=True,
+    ):
+        assert first.read_bytes() == second.read_bytes()
+    assert len(table.boxes) > 1

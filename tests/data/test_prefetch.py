@@ -1,5 +1,7 @@
 """Crops that are cut on the host, ahead of the steps: those of the device, to the bit."""
 
+import pickle
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from lightning_bbox import (
     PatchDataModule,
     ShallowConvNet,
     Storage,
+    UniformJitter,
 )
 from lightning_bbox.cli.main import main
 from lightning_bbox.models.checkpoints import read_checkpoint
@@ -255,3 +258,29 @@ def test_predict_decodes_each_picture_once_and_ahead(rectangles, monkeypatch):
     boxes = data.geometry.crop_boxes(proposals.proposals)
     expected = cut_crops(whole, proposals.image_index, boxes, 24, data.geometry.supersample or 1)
     assert torch.equal(torch.cat(crops), expected)
+
+
+@pytest.mark.parametrize("place", ["device", "pinned", "disk"])
+def test_a_data_module_can_be_pickled_before_and_after_its_use(place, rectangles):
+    data = rectangles(place, jitter=UniformJitter(3.0), num_targets=4)
+    fresh = pickle.loads(pickle.dumps(data))
+    data.setup("fit")
+    batches = list(data.batches("train", 1, CPU))
+    used = pickle.loads(pickle.dumps(data))
+    for copy in (fresh, used):
+        assert same(list(copy.batches("train", 1, CPU)), batches)
+        assert copy.spec() == data.spec()
+        assert copy.describe() == data.describe()
+        copy.teardown("fit")
+    data.setup("predict")
+    again = pickle.loads(pickle.dumps(data))
+    assert torch.equal(again.samples("predict").proposals, data.samples("predict").proposals)
+    assert again.rough.reasons == data.rough.reasons
+    data.teardown("predict")
+
+
+def test_a_data_module_that_trained_can_be_pickled_with_its_trainer(rectangles):
+    data = rectangles("pinned")
+    model = BoxRegressor(ShallowConvNet(channels=(4, 8), convs_per_scale=1, fc=(16,)))
+    trained_quietly(model, data, max_epochs=1)
+    assert same(pickle.loads(pickle.dumps(data)).samples("val"), data.samples("val"))

@@ -14,6 +14,7 @@ from lightning_bbox.annotations.formats.format import (
     Picture,
     Record,
     Span,
+    shifted,
 )
 from lightning_bbox.annotations.formats.texts import parse_number, plain_text, read_text
 from lightning_bbox.core.errors import BadInput
@@ -162,8 +163,8 @@ CSV = Format(
     Convention(
         "CSV, corners as pixel edges",
         CORNERS,
-        to_xyxy=lambda edges: edges,
-        from_xyxy=lambda edges: edges,
+        to_xyxy=shifted,
+        from_xyxy=shifted,
     ),
     _read,
     _spans,

@@ -123,6 +123,24 @@ class Convention:
         return values / sizes.flip(-1).repeat(1, 2) if self.fractions else values
 
 
+def shifted(
+    values: Float64[Tensor, "n 4"], by: Sequence[float] = (0, 0, 0, 0)
+) -> Float64[Tensor, "n 4"]:
+    """Shift each of the four numbers of boxes: what corners are in terms of edges, and back.
+
+    No lambda, nor are others here: tables hold their format, and go to other processes.
+    """
+    return values + values.new_tensor(by)
+
+
+def _none(_: Sequence[str]) -> list[str]:
+    return []
+
+
+def _utf_8(_: bytes) -> str:
+    return "utf-8"
+
+
 @dataclass(frozen=True)
 class Format:
     """How the files of a format are recognised, read, and written with other boxes.
@@ -151,8 +169,8 @@ class Format:
     looks_like: Callable[[Path], bool]
     folder: str = ""
     content: str = ""
-    aside: Callable[[Sequence[str]], list[str]] = lambda _: []
-    encoding: Callable[[bytes], str] = lambda _: "utf-8"
+    aside: Callable[[Sequence[str]], list[str]] = _none
+    encoding: Callable[[bytes], str] = _utf_8
 
     @property
     def by_stem(self) -> bool:

@@ -9,7 +9,6 @@ from xml.etree.ElementTree import Element  # the type only: parsing goes through
 from xml.parsers import expat  # only for content that defusedxml has passed already
 
 from defusedxml import DefusedXmlException, ElementTree
-from torch import Tensor
 
 from lightning_bbox.annotations.formats.format import (
     CORNERS,
@@ -19,6 +18,7 @@ from lightning_bbox.annotations.formats.format import (
     Picture,
     Record,
     Span,
+    shifted,
 )
 from lightning_bbox.annotations.formats.texts import argument, parse_number, read_bytes
 from lightning_bbox.core.errors import BadInput
@@ -39,16 +39,13 @@ def voc_format(base: VocBase) -> Format:
     Args:
         base: Coordinate of the first pixel, or `edges`.
     """
-
-    def shift(values: Tensor) -> Tensor:
-        return values.new_tensor([base, base, base - 1, base - 1] if base != "edges" else [0] * 4)
-
+    shifts = (0, 0, 0, 0) if base == "edges" else (base, base, base - 1, base - 1)
     corners = "corners as pixel edges" if base == "edges" else f"{base}-based inclusive corners"
     convention = Convention(
         f"VOC XML, {corners}",
         CORNERS,
-        to_xyxy=lambda values: values - shift(values),
-        from_xyxy=lambda edges: edges + shift(edges),
+        to_xyxy=partial(shifted, by=[-shift for shift in shifts]),
+        from_xyxy=partial(shifted, by=shifts),
         inclusive=base != "edges",
     )
     return Format(
@@ -57,10 +54,14 @@ def voc_format(base: VocBase) -> Format:
         convention,
         read=partial(_read, base=base),
         spans=_spans,
-        looks_like=lambda _: True,
+        looks_like=_is_xml,
         folder="Annotations",
         encoding=_encoding,
     )
+
+
+def _is_xml(_: Path) -> bool:
+    return True  # its suffix says so
 
 
 def _read(root: Path, files: Sequence[str], base: VocBase) -> Listing:
