@@ -179,7 +179,7 @@ def _layers(backbone: Backbone) -> list[nn.Module]:
     """Return the layers that features go through, in the order in which they are named."""
     named = [(name, layer) for name, layer in backbone.named_modules() if not any(layer.children())]
     if isinstance(backbone, FeatureExtractor):
-        read = f"net.{backbone.layer}."
+        read = f"net.{backbone.layer}.".replace("..", ".")  # no layer: the whole net
         last = max(at for at, (name, _) in enumerate(named) if f"{name}.".startswith(read))
         named = named[: last + 1]
     return [layer for _, layer in named]

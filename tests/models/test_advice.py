@@ -73,7 +73,7 @@ def test_advice_is_given_where_the_notes_warn_and_nowhere_else(backbone, head, e
 
 
 def test_a_net_is_looked_at_up_to_the_layer_that_is_read():
-    for layer, expected in (("2", [NORM]), ("1", []), ("3", [NORM])):
+    for layer, expected in (("2", [NORM]), ("1", []), ("3", [NORM]), ("", [NORM])):
         net = extractor(layer, frozen=False)
         assert len(said(net, LinearHead(L2Loss()))) == len(expected)
         assert not said(net, LinearHead())

@@ -243,8 +243,15 @@ class LikelihoodHead(Head):
         targets: Targets,
         to_boxes: ToBoxes | None = None,
     ) -> Float[Tensor, " b"]:
-        """Return the likelihood's loss in units of the targets' std, summed over coordinates."""
-        return self.likelihood.loss(*self._errors(outputs, targets)).sum(dim=-1)
+        """Return the likelihood's loss in units of the targets' std, summed over coordinates.
+
+        Logarithms of scales out of their bounds cost their distance from these.
+        """
+        losses = self.likelihood.loss(*self._errors(outputs, targets))
+        # The bounds have no gradient: without this one, what a bad step put outside stays there.
+        log_scales = outputs.float().chunk(2, dim=-1)[1]
+        beyond = (log_scales - log_scales.clamp(*_LOG_SCALES)).abs()
+        return (losses + beyond).sum(dim=-1)
 
     def nll(self, outputs: Float[Tensor, "b m"], targets: Targets) -> Targets:
         """Return the negative log density per px; a joint one is split evenly."""

@@ -139,8 +139,9 @@ class LinearHead(PointHead):
         """Return the targets that the regressor of each sample's class predicts."""
         if not self.per_class:
             return outputs
-        regressors = outputs.view(len(outputs), -1, len(self.std))
-        return regressors[torch.arange(len(labels), device=labels.device), labels]
+        regressors = outputs.unflatten(1, (-1, len(self.std)))
+        own = labels[:, None, None].expand(-1, 1, len(self.std))
+        return regressors.gather(1, own).squeeze(1)
 
     def decode(self, outputs: Targets) -> Targets:
         """Return the outputs in fp32, through the activation."""

@@ -2,25 +2,35 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks.protocol import read_curve
 from lightning_bbox import (
+    ArgmaxDecoder,
     BadInput,
     BinHead,
     BoxRegressor,
+    CumulativeLink,
     FlowLikelihood,
     GaussianLikelihood,
     GIoULoss,
+    IndependentLink,
     L1Loss,
     L2Loss,
     LaplaceLikelihood,
     LikelihoodHead,
     LinearHead,
+    MeanShiftDecoder,
     MeanStdCodec,
+    MedianDecoder,
+    ShallowConvNet,
     SoftArgmaxHead,
+    TreeLink,
+    TwoHotLabels,
+    WestonWatkinsHinge,
     WhitenedCodec,
 )
 from lightning_bbox.core.recipes import from_plain
@@ -121,6 +131,59 @@ def test_nothing_waits_for_the_device(head):
         head.loss(outputs, targets, to_boxes).sum().backward()
         head.decode(outputs), head.stds(outputs), head.nll(outputs, targets)
     assert "aten::_local_scalar_dense" not in {event.key for event in profile.key_averages()}
+
+
+EXPORTED = HEADS | {
+    "standardized": LinearHead(standardize=True),
+    "tanh": LinearHead(activation="tanh"),
+    "tree": BinHead(link=TreeLink(3), grids=2),
+    "ordinal": BinHead(link=CumulativeLink(), decoder=MedianDecoder()),
+    "independent": BinHead(link=IndependentLink(), decoder=ArgmaxDecoder(), grids=3),
+    "hinge": BinHead(loss=WestonWatkinsHinge()),
+    "mean shift": BinHead(decoder=MeanShiftDecoder(3), labels=TwoHotLabels()),
+}
+
+
+class Told(torch.nn.Module):
+    """What a head tells of features."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features, targets):
+        outputs = self.head(features)
+        return self.head.decode(outputs), self.head.stds(outputs), self.head.nll(outputs, targets)
+
+
+@pytest.mark.parametrize("head", EXPORTED.values(), ids=EXPORTED)
+def test_a_head_is_exported_for_any_batch(head):
+    head, _ = fitted(head, BOUNDS["four"])
+    moved_from_the_start(head)
+    told, batch = Told(head).eval(), torch.export.Dim("batch")
+    some = torch.randn(3, FEATURES), torch.randn(3, 4)
+    program = torch.export.export(told, some, dynamic_shapes=({0: batch}, {0: batch})).module()
+    for count in (1, 3, 8):
+        given = torch.randn(count, FEATURES), torch.randn(count, 4)
+        for found, expected in zip(program(*given), told(*given), strict=True):
+            assert found.shape == (count, 4)
+            assert torch.equal(found.nan_to_num(9e9), expected.nan_to_num(9e9))
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_a_model_is_exported_for_any_batch(per_class):
+    head = LinearHead(per_class=True) if per_class else None
+    model = BoxRegressor(ShallowConvNet(channels=(4,)), head)
+    model.build(replace(spec_with(BOUNDS["two"]), classes=("bolt", "nut")), seed=0)
+    moved_from_the_start(model.eval())
+    labels = [torch.tensor([1, 0, 1, 0, 1])] if per_class else []
+    some = [torch.rand(5, 3, 45, 45), boxes_at(draw_offsets(5))[1], *labels]
+    batch = torch.export.Dim("batch")
+    shapes = ({0: batch},) * len(some)
+    program = torch.export.export(model, tuple(some), dynamic_shapes=shapes).module()
+    for count in (1, 2, 5):
+        given = [each[:count] for each in some]
+        assert torch.equal(program(*given), model(*given))
 
 
 @pytest.mark.parametrize("kind", [BinHead, LikelihoodHead, SoftArgmaxHead])

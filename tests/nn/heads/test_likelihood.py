@@ -209,6 +209,34 @@ def test_log_scales_are_kept_within_minus_7_and_3():
     assert head_of(None).stds(outputs).log().tolist() == [pytest.approx([-7.0, 3.0])]
 
 
+@likelihoods
+@pytest.mark.parametrize(("inside", "beyond"), [(-6.9, -7.2), (2.9, 3.2)])
+def test_a_scale_beyond_its_bounds_comes_back_as_one_within_them_does(likelihood, inside, beyond):
+    features, noise = torch.ones(500, 8), torch.randn(500, 2, generator=torch.manual_seed(0))
+    ends = []
+    for start in (inside, beyond):
+        head = head_of(likelihood)
+        with torch.no_grad():
+            head.linear.bias[2:] = start
+        learned = [head.linear.weight, head.linear.bias]
+        descend(learned, lambda head=head: head.loss(head(features), noise).mean(), 0.05, 200)
+        outputs = head(features).detach()
+        ends.append((head.stds(outputs).mean(), head.nll(outputs, noise).mean()))
+    (std, nll), (std_after, nll_after) = ends
+    torch.testing.assert_close(std_after, std, rtol=0.2, atol=0)
+    assert nll_after < nll + 0.01
+    assert std_after > 100 * math.exp(-7)
+    assert std_after < 1.3
+
+
+def test_within_its_bounds_a_scale_costs_nothing_and_beyond_its_distance():
+    head, targets = head_of(None), torch.zeros(3, 2)
+    logs = torch.tensor([[-7.0, 3.0], [-9.0, 0.0], [0.0, 5.5]])
+    losses = head.loss(torch.cat([torch.zeros(3, 2), logs], dim=1), targets)
+    expected = torch.tensor([-7.0 + 3, -7.0 + 2, 3.0 + 2.5])
+    torch.testing.assert_close(losses, expected)
+
+
 def test_a_gaussian_head_recovers_means_and_scales_that_depend_on_the_features():
     head = head_of(None)
     features = functional.one_hot(torch.randint(4, (4_000,)), 8).float()

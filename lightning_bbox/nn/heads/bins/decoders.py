@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import Recipe
+from lightning_bbox.nn.heads.bins.labels import running_sums
 
 Weights = Float[Tensor, "b n v"]
 Centers = Float[Tensor, "n v"]
@@ -72,11 +73,8 @@ class MedianDecoder(Decoder):
 
     def __call__(self, probs: Weights, centers: Centers, widths: Widths) -> Decoded:
         """Return the median, interpolated inside its vote's share of the range."""
-        votes = probs.shape[-1]
-        order = torch.ones(votes, votes, device=probs.device).tril()
-        # Not cumsum, of which CUDA has no deterministic form.
-        below = (order * probs[..., None, :]).sum(dim=-1)
-        index = (below < 0.5).sum(dim=-1, keepdim=True).clamp(max=votes - 1)
+        below = running_sums(probs)
+        index = (below < 0.5).sum(dim=-1, keepdim=True).clamp(max=probs.shape[-1] - 1)
         share = probs.gather(-1, index).clamp(min=torch.finfo(torch.float32).tiny)
         inside = ((0.5 - below.gather(-1, index)) / share + 1).clamp(0, 1)
         middle = centers.expand_as(probs).gather(-1, index)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import Recipe
@@ -119,6 +120,23 @@ def refuse_other_bins(trained: BinGrid, asked: BinGrid) -> None:
             f"what says so of the head (bin_width, log_bin_width, max_shift, grids), or train anew"
         )
         raise BadInput(msg)
+
+
+def running_sums(values: Float[Tensor, "*b k"]) -> Float[Tensor, "*b k"]:
+    """Return the sums of all values up to each, doubling what is summed from step to step.
+
+    Not cumsum, of which CUDA has no deterministic form; nor a product with a triangle of ones,
+    which takes k^2 numbers, or is rounded where products are.
+
+    Examples:
+        >>> running_sums(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        tensor([ 1.,  3.,  6., 10.])
+    """
+    reach = 1
+    while reach < values.shape[-1]:
+        values = values + F.pad(values[..., :-reach], (reach, 0))
+        reach *= 2
+    return values
 
 
 class BinLabels(Recipe):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import Part
 from lightning_bbox.nn.heads.base import near_zero_linear
-from lightning_bbox.nn.heads.bins.labels import Probs
+from lightning_bbox.nn.heads.bins.labels import Probs, running_sums
 
 IMPOSSIBLE = -1e4
 """Logit of what a row doesn't have: its probability is 0, and 0 times its logarithm too."""
@@ -46,7 +46,7 @@ class Link(Part):
     def forward(self, features: Float[Tensor, "b f"]) -> Logits:
         """Return the logits, a row for each coordinate."""
         logits: Tensor = self.linear(features)
-        return logits.view(len(features), len(self.inside), -1)
+        return logits.unflatten(1, (len(self.inside), -1))
 
     def log_probs(self, logits: Logits) -> Probs:
         """Return the logarithms of the probabilities of the bins."""
@@ -161,7 +161,7 @@ class TreeLink(Link):
         possible = _masked(logits.float(), self.alive)
         paths = torch.zeros_like(possible[..., :1])
         for level in torch.split(possible, self._levels(), dim=-1):
-            choices = level.view(*level.shape[:2], -1, self.children_per_node).log_softmax(dim=-1)
+            choices = level.unflatten(-1, (-1, self.children_per_node)).log_softmax(dim=-1)
             paths = (paths[..., None] + choices).flatten(-2)
         return paths[..., : self.inside.shape[1]]
 
@@ -234,5 +234,5 @@ def _masked(logits: Logits, possible: Tensor) -> Logits:
 
 
 def _tails(probs: Float[Tensor, "*b k"]) -> Float[Tensor, "*b m"]:
-    order = torch.ones(probs.shape[-1] - 1, probs.shape[-1], device=probs.device).triu(1)
-    return (order * probs[..., None, :]).sum(dim=-1)
+    """Return the mass beyond each bin but the last."""
+    return running_sums(probs.flip(-1)).flip(-1)[..., 1:]

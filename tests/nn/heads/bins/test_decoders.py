@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_bbox import (
     ArgmaxDecoder,
@@ -12,7 +13,7 @@ from lightning_bbox import (
     ModeDecoder,
     OneHotLabels,
 )
-from lightning_bbox.nn.heads.bins.labels import lay_grid
+from lightning_bbox.nn.heads.bins.labels import lay_grid, running_sums
 
 WIDTHS = torch.tensor([0.5, 0.05])
 CENTERS = torch.arange(-13, 14) * WIDTHS[:, None]
@@ -113,3 +114,36 @@ def test_two_peaks_do_not_mix_around_the_mode():
     for decoder in decoders:
         assert abs(decoder(votes, CENTERS[:1], WIDTHS[:1]).item() - 4.5) < 0.26
     assert ExpectationDecoder()(votes, CENTERS[:1], WIDTHS[:1]).item() == pytest.approx(0.5)
+
+
+class Largest(TorchDispatchMode):
+    """Note how many numbers the largest tensor has that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+def test_a_median_of_many_votes_takes_no_more_numbers_than_the_votes():
+    votes = torch.rand(16, 2, 600).softmax(dim=-1)
+    centers = torch.linspace(-5, 5, 600).repeat(2, 1)
+    with Largest() as largest:
+        found = MedianDecoder()(votes, centers, WIDTHS)
+    assert largest.numbers <= votes.numel()
+    below = (torch.ones(600, 600).tril().double() * votes.double()[..., None, :]).sum(dim=-1)
+    at = (below < 0.5).sum(dim=-1, keepdim=True)
+    share = votes.double().gather(-1, at)
+    inside = ((0.5 - below.gather(-1, at)) / share + 0.5)[..., 0]
+    expected = centers[0].double()[at[..., 0]] + inside * float(centers[0, 1] - centers[0, 0])
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 27, 600])
+def test_running_sums_equal_numpys(count):
+    values = torch.rand(3, count)
+    expected = values.double().numpy().cumsum(axis=1)
+    np.testing.assert_allclose(running_sums(values), expected, rtol=1e-6)
