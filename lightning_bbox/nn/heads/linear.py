@@ -139,7 +139,7 @@ class LinearHead(PointHead):
         """Return the targets that the regressor of each sample's class predicts."""
         if not self.per_class:
             return outputs
-        regressors = outputs.unflatten(1, (-1, len(self.std)))
+        regressors = torch.unflatten(outputs, 1, (-1, len(self.std)))
         own = labels[:, None, None].expand(-1, 1, len(self.std))
         return regressors.gather(1, own).squeeze(1)
 

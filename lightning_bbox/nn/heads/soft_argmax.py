@@ -113,7 +113,7 @@ class SoftArgmaxHead(PointHead):
         """Return the heat map's logits, row by row, then the log sizes where asked for."""
         with torch.autocast(features.device.type, enabled=False):
             exact = features.to(self.conv.weight.dtype)
-            outputs: Tensor = self.conv(exact.unflatten(1, self.map_shape)).flatten(1)
+            outputs: Tensor = self.conv(torch.unflatten(exact, 1, self.map_shape)).flatten(1)
             if len(self.unit) > 2:
                 outputs = torch.cat([outputs, self.sizes(exact)], dim=1)
             return outputs

@@ -187,7 +187,7 @@ class BinHead(Head):
             return torch.full_like(targets.float(), math.nan)
         true_bins = self.grid.true_bins(self.offsets(targets).repeat(1, self.grids))
         log_probs = self.link.log_probs(outputs).gather(-1, true_bins[..., None]).squeeze(-1)
-        densities = (log_probs - self.widths.log()).unflatten(1, (self.grids, -1))
+        densities = torch.unflatten(log_probs - self.widths.log(), 1, (self.grids, -1))
         return math.log(self.grids) - densities.logsumexp(dim=1)
 
     def _mean(self, outputs: Logits) -> Targets:
@@ -198,5 +198,5 @@ class BinHead(Head):
 
     def _together(self, rows: Float[Tensor, "b r k"]) -> Float[Tensor, "b n v"]:
         # The grids' bins alternate, so that their centres ascend.
-        grids = rows.unflatten(1, (self.grids, -1))
+        grids = torch.unflatten(rows, 1, (self.grids, -1))
         return grids.permute(0, 2, 3, 1).flatten(2)

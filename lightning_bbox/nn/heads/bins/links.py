@@ -46,7 +46,7 @@ class Link(Part):
     def forward(self, features: Float[Tensor, "b f"]) -> Logits:
         """Return the logits, a row for each coordinate."""
         logits: Tensor = self.linear(features)
-        return logits.unflatten(1, (len(self.inside), -1))
+        return torch.unflatten(logits, 1, (len(self.inside), -1))
 
     def log_probs(self, logits: Logits) -> Probs:
         """Return the logarithms of the probabilities of the bins."""
@@ -161,7 +161,7 @@ class TreeLink(Link):
         possible = _masked(logits.float(), self.alive)
         paths = torch.zeros_like(possible[..., :1])
         for level in torch.split(possible, self._levels(), dim=-1):
-            choices = level.unflatten(-1, (-1, self.children_per_node)).log_softmax(dim=-1)
+            choices = torch.unflatten(level, -1, (-1, self.children_per_node)).log_softmax(dim=-1)
             paths = (paths[..., None] + choices).flatten(-2)
         return paths[..., : self.inside.shape[1]]
 
