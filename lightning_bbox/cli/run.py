@@ -25,6 +25,7 @@ from lightning_bbox.cli.wrong_options import OneSentenceParser, cause
 from lightning_bbox.core.compiling import default_precision
 from lightning_bbox.core.errors import CANNOT_WRITE, BadInput
 from lightning_bbox.core.files import cannot_write
+from lightning_bbox.core.memory import lacks_memory
 from lightning_bbox.core.messages import plain_warnings
 from lightning_bbox.core.recipes import find_class, trusting
 from lightning_bbox.data.module import CropDataModule
@@ -40,6 +41,7 @@ _MAYBE_REFUSALS = (
     OSError,
     MisconfigurationException,
     RuntimeError,
+    MemoryError,
     ImportError,
     SystemExit,
 )
@@ -72,7 +74,7 @@ def rehearse(arguments: list[str]) -> Settings:
     """
     try:
         return _lightning_cli(Rehearsal, arguments, Begun()).settings()
-    except (ValueError, OSError, MisconfigurationException, SystemExit) as leaving:
+    except _MAYBE_REFUSALS as leaving:
         if (refusal := _refusal(leaving)) is None:
             raise
         raise BadInput(str(refusal)) from leaving
@@ -148,6 +150,8 @@ def _left(leaving: BaseException, command: str, begun: Begun) -> int:
 
 def _refusal(error: BaseException) -> Exception | None:
     """Return a refusal, ours, Lightning's or the disk's, from among the errors around it."""
+    if lacks_memory(error):
+        return _too_large(error)
     refusal: Exception | None = cause(error, BadInput, MisconfigurationException)
     if refusal is None and _is_lightnings(error):
         return BadInput(f"trainer: {' '.join(str(error).split())}")
@@ -163,6 +167,15 @@ def _is_lightnings(error: BaseException) -> bool:
         return False
     names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
     return names[-1].startswith("lightning.")
+
+
+def _too_large(error: BaseException) -> BadInput:
+    said = " ".join(str(error).split())
+    problem = f"there is too little for what was asked ({said[-200:] or type(error).__name__})"
+    remedy = (
+        "lower data.batch_size or the sizes of the model, or keep pictures elsewhere (data.store)"
+    )
+    return BadInput.at("memory", problem, remedy)
 
 
 def _stopped(stop: BaseException, command: str, begun: Begun) -> int:

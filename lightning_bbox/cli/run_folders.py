@@ -17,7 +17,8 @@ _RESULTS = (
     ("probe", "probe.json", "a probe"),
     ("test", "metrics.json", "a test's results"),
 )
-_BEFORE_A_RUN = ("events.", CONFIG)  # what is written before a run can't be refused any more
+_BEFORE_A_RUN = ("events.", CONFIG, "data.png", "skipped.txt")
+"""What is written before a run can't be refused any more."""
 
 
 class Begun:

@@ -40,6 +40,19 @@ def keep_freed_memory() -> bool:
     return all(mallopt(option, _LARGEST) == 1 for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether an error says that there is too little memory, on the host or on the device.
+
+    Examples:
+        >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("shapes differ"))
+        (True, False)
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    # PyTorch's allocator on the CPU has no class of its own for it.
+    told = "can't allocate memory" in str(error)
+    return told or not names.isdisjoint(("MemoryError", "OutOfMemoryError"))
+
+
 def free_host_memory(root: Path = Path("/")) -> int:
     """Return how many bytes of memory are free: on the machine, or in this container.
 

@@ -1,6 +1,8 @@
 """What a run of a study has left in its folder: its results, and the settings that made them."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -32,15 +34,20 @@ def read_result(run: Run, folder: Path) -> Result:
         BadInput: What it left is damaged.
     """
     for name, read in ((OUTCOME, _read_outcome), (METRICS, _read_metrics)):
-        if not (folder / name).is_file():
-            continue
-        try:
+        if (folder / name).is_file():
             return read(run, folder)
-        # What no run wrote so makes JSON, NumPy and torch raise any of many errors.
-        except Exception as error:
-            problem = f"can't be read ({type(error).__name__}: {error})"
-            raise BadInput.at(str(folder / name), problem, _REMEDY) from error
     return Result(run, "missing", settings=_stopped_settings(folder))
+
+
+@contextmanager
+def _written_by_a_run(file: Path) -> Iterator[Path]:
+    """Read a file, and refuse it in one sentence where no run wrote it so."""
+    try:
+        yield file
+    # What is damaged makes JSON, NumPy and torch raise any of many errors.
+    except Exception as error:
+        problem = f"can't be read ({type(error).__name__}: {error})"
+        raise BadInput.at(str(file), problem, _REMEDY) from error
 
 
 def refuse_other_settings(result: Result, folder: Path, now: Settings) -> None:
@@ -69,28 +76,36 @@ def refuse_other_settings(result: Result, folder: Path, now: Settings) -> None:
 
 
 def _read_outcome(run: Run, folder: Path) -> Result:
-    outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
-    status, detail, step = (outcome[name] for name in ("status", "detail", "step"))
-    if status not in get_args(Status) or not isinstance(detail, str):
-        msg = f"its status is {status!r}, its detail {detail!r}"
-        raise ValueError(msg)
-    is_final = status == "diverged"
-    settings = dict(outcome.get("settings", {})) if is_final else _stopped_settings(folder)
-    step = None if step is None else int(step)
+    with _written_by_a_run(folder / OUTCOME) as file:
+        outcome = json.loads(file.read_text(encoding="utf-8"))
+        status, detail, step = (outcome[name] for name in ("status", "detail", "step"))
+        if status not in get_args(Status) or not isinstance(detail, str):
+            msg = f"its status is {status!r}, its detail {detail!r}"
+            raise ValueError(msg)
+        step = None if step is None else int(step)
+        settings: Settings | None = dict(outcome.get("settings", {}))
+    if status != "diverged":  # it is tried again, or goes on
+        settings = _stopped_settings(folder)
     return Result(run, status, detail=detail, step=step, settings=settings)
 
 
 def _read_metrics(run: Run, folder: Path) -> Result:
-    found = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    numbers = {name: float(x) for name, x in found.items() if isinstance(x, int | float)}
-    with (folder / "test_errors.npz").open("rb") as stream, np.load(stream) as file:
-        pictures = torch.from_numpy(file["picture"])
+    with _written_by_a_run(folder / METRICS) as file:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        numbers = {name: float(x) for name, x in found.items() if isinstance(x, int | float)}
+        curve = [(int(step), float(error)) for step, error in found["val/curve"]]
+        shares = [(int(step), float(share)) for step, share in found.get("val/fraction_curve", [])]
+        settings = dict(found.get("settings", {}))
+    with (
+        _written_by_a_run(folder / "test_errors.npz") as file,
+        file.open("rb") as stream,
+        np.load(stream) as arrays,
+    ):
+        pictures = torch.from_numpy(arrays["picture"])
         errors, fractions = (
-            _means(file[name], len(pictures)) if name in file else torch.zeros(0)
+            _means(arrays[name], len(pictures)) if name in arrays else torch.zeros(0)
             for name in ("error_px", "error_fraction")
         )
-    curve = [(int(step), float(error)) for step, error in found["val/curve"]]
-    shares = [(int(step), float(share)) for step, share in found.get("val/fraction_curve", [])]
     return Result(
         run,
         "done",
@@ -100,7 +115,7 @@ def _read_metrics(run: Run, folder: Path) -> Result:
         errors=errors,
         fractions=fractions,
         pictures=pictures,
-        settings=dict(found.get("settings", {})),
+        settings=settings,
     )
 
 

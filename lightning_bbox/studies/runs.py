@@ -203,8 +203,9 @@ class Workers:
         going_on = [f"--ckpt_path={folder}"] * any(folder.glob("checkpoints/*.ckpt"))
         gpus = torch.cuda.device_count()
         device = f"--trainer.devices={[slot % gpus] if gpus else 1}"
-        where = [f"--runs={self._folder}", f"--name={run.name}", device]
-        command = ["fit", *where, *arguments, *going_on]
+        # Last: a configuration that a run has saved names these too.
+        where = [f"--runs={self._folder}", f"--name={run.name}"]
+        command = ["fit", device, *arguments, *where, *going_on]
         process = self._context.Process(
             target=_work, args=(self._fit, command, folder / "log.txt", self._threads)
         )

@@ -20,6 +20,30 @@ ODD_WORDS = (
     *('"', '""', "'", ";", ",", "\t", "\\", "\\u0000", "\\ud800", "C:\\a.png", "a.png ", "A.PNG"),
     *("true", "null", "~", "- x", ": ", "#", "*a", "&a", "!!int", "train", "0", "-1", "1e3"),
 )
+TOKENS = {
+    "voc": (
+        *("<object>", "</object>", "<bndbox>", "</bndbox>", "<xmin>", "</xmin>", "<xmax>5</xmax>"),
+        *("<!--", "-->", "<![CDATA[", "]]>", "&amp;", "&#0;", "&#53;", "&#x110000;", "&bogus;"),
+        *("<!DOCTYPE annotation>", "<!DOCTYPE a [<!ENTITY b 'c'>]>", "<?xml version='1.1'?>"),
+        *("<?p?>", " xmlns='urn:a'", "<a:xmin xmlns:a='b'>1</a:xmin>", "<name/>", "<size/>"),
+        *("<?xml version='1.0' encoding='cp037'?>", "<?xml version='1.0' encoding='idna'?>"),
+    ),
+    "coco": (
+        *("[", "]", "{", "}", ",", ":", '"', "\\", "null", "true", "NaN", "-Infinity", "1e400"),
+        *('"bbox"', '"bbox": [1, 2, 3, 4], ', '"annotations": [], ', '"images": {}, ', '"id": 1, '),
+        *('"image_id": null, ', '"iscrowd": 1, ', '"\\ud800"', '"\\u0000"', "\ufeff", "//", "'"),
+        *('"file_name": "..", ', '"width": -1, ', '"height": 1e999, ', '"id": "a\\nb", ', "-0"),
+    ),
+    "yolo": ("\n", "0 .5 .5 .1 .1\n", "7 ", "-1 ", " 1e999", "\t", "nan", "\ufeff", "\x1c", "0.5"),
+    "csv": (*',;\t"\n\r\0', '""', '"\n', "a.png", "xmin", "image,", "\ufeff"),
+    "yaml": (
+        *("&a ", "*a", "<<: *a\n", "!!int ''", "!!timestamp x", "!!binary =", "? ", "- ", "|\n"),
+        *("!!python/object:os.system x", "%YAML 9.9\n", "---\n", "=", "[", "{", "names: *a\n"),
+        *("0: ", "1: [", "2001-13-45", "1:99:99", "0x", "\0", "\t", "!!set {a}", "!!omap [a]"),
+    ),
+}
+TOKENS["results"] = TOKENS["coco"]
+"""Words that mean something in a format."""
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _LINE_ENDS = (b"\n", b"\r\n", b"\r", b"\n\n", b"\x0b", b"\xe2\x80\xa8", b"\0", b"")
 _OPENINGS = (b"[", b"{", b'{"a":', b"<a>", b"<object>", b"(", b"- ", b'"', b"<!--", b"a: ", b"? ")

@@ -58,13 +58,21 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def run(arguments: list[str], log: Path, hit: Hit | None = None) -> Ended:
-    """Run a command in a forked process, which takes no time to import anything, and hit it."""
-    log.touch()
+def run(arguments: list[str], log: Path, hit: Hit | None = None, limit: int = 0) -> Ended:
+    """Run a command in a forked process, which takes no time to import anything, and hit it.
+
+    Args:
+        arguments: The command.
+        log: What it says goes there.
+        hit: When a signal hits it.
+        limit: Seconds after which SIGALRM ends it; never by default.
+    """
+    log.write_bytes(b"")
     _enter("start")
     started = time.monotonic()
     child = os.fork()
     if child == 0:
+        signal.alarm(limit)
         _be_the_command(arguments, log)
     status = _status_before(child, started, hit) if hit else None
     landed, phase = hit if status is None else None, PHASES[_SHARED[0]]

@@ -28,7 +28,7 @@ from lightning_bbox.geometry.boxes import box_sizes, scale_boxes
 from lightning_bbox.pictures.decode import decode_image
 from tests.annotation_drafts import DRAFTS
 from tests.annotation_files import write
-from tests.campaign.damage import mutated, mutated_picture
+from tests.campaign.damage import TOKENS, mutated, mutated_picture
 from tests.conftest import DATA
 
 # What Pillow says of the damage is its own affair.
@@ -37,29 +37,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 # The largest picture that is read has 89 million pixels, and Pillow takes 24 bytes for one of WebP.
 MOST_MEMORY = 2 << 30
 LEAST_SIDE = 2.0  # pixels: a VOC box that has shrunk to one pixel is a click
-TOKENS = {
-    "voc": (
-        *("<object>", "</object>", "<bndbox>", "</bndbox>", "<xmin>", "</xmin>", "<xmax>5</xmax>"),
-        *("<!--", "-->", "<![CDATA[", "]]>", "&amp;", "&#0;", "&#53;", "&#x110000;", "&bogus;"),
-        *("<!DOCTYPE annotation>", "<!DOCTYPE a [<!ENTITY b 'c'>]>", "<?xml version='1.1'?>"),
-        *("<?p?>", " xmlns='urn:a'", "<a:xmin xmlns:a='b'>1</a:xmin>", "<name/>", "<size/>"),
-        *("<?xml version='1.0' encoding='cp037'?>", "<?xml version='1.0' encoding='idna'?>"),
-    ),
-    "coco": (
-        *("[", "]", "{", "}", ",", ":", '"', "\\", "null", "true", "NaN", "-Infinity", "1e400"),
-        *('"bbox"', '"bbox": [1, 2, 3, 4], ', '"annotations": [], ', '"images": {}, ', '"id": 1, '),
-        *('"image_id": null, ', '"iscrowd": 1, ', '"\\ud800"', '"\\u0000"', "\ufeff", "//", "'"),
-        *('"file_name": "..", ', '"width": -1, ', '"height": 1e999, ', '"id": "a\\nb", ', "-0"),
-    ),
-    "yolo": ("\n", "0 .5 .5 .1 .1\n", "7 ", "-1 ", " 1e999", "\t", "nan", "\ufeff", "\x1c", "0.5"),
-    "csv": (*',;\t"\n\r\0', '""', '"\n', "a.png", "xmin", "image,", "\ufeff"),
-    "yaml": (
-        *("&a ", "*a", "<<: *a\n", "!!int ''", "!!timestamp x", "!!binary =", "? ", "- ", "|\n"),
-        *("!!python/object:os.system x", "%YAML 9.9\n", "---\n", "=", "[", "{", "names: *a\n"),
-        *("0: ", "1: [", "2001-13-45", "1:99:99", "0x", "\0", "\t", "!!set {a}", "!!omap [a]"),
-    ),
-}
-TOKENS["results"] = TOKENS["coco"]
 NAMES = "path: .\nnames:\n  0: cell\n  1: plate\n"
 OPTIONS = st.fixed_dictionaries(
     {}, optional={"on_bad": st.just("error"), "group_pattern": st.just(r"(.)[^/]*$")}

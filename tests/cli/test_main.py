@@ -220,6 +220,13 @@ def test_a_run_that_keeps_no_checkpoint_is_not_written_over(tmp_path, refused):
     assert files_of(folder) == before
 
 
+def test_a_model_that_is_too_large_for_the_memory_is_refused(tmp_path, refused):
+    sentence = refused([*SCENES, f"--runs={tmp_path}", "--model.backbone.fc=[1000000000000]"])
+    assert sentence.startswith("memory: there is too little for what was asked (")
+    assert "you tried to allocate" in sentence
+    assert not [*tmp_path.iterdir()]
+
+
 def test_presets_are_the_files_in_configs():
     assert resolve(["fit", "-c", "preset:voc"]) == ["fit", f"--config={CONFIGS / 'voc.yaml'}"]
     assert resolve(["fit", "--data.root=preset:voc"]) == ["fit", "--data.root=preset:voc"]

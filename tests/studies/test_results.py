@@ -100,8 +100,7 @@ def test_a_damaged_result_is_refused_in_one_sentence(name, content, tmp_path):
         (tmp_path / name).write_text(content)
     with pytest.raises(BadInput, match="remove its folder, so that the run is made again") as found:
         read_result(RUN, tmp_path)
-    told = "outcome.json" if name == "outcome.json" else "metrics.json"
-    assert str(found.value).startswith(f"{tmp_path / told}: can't be read (")
+    assert str(found.value).startswith(f"{tmp_path / name}: can't be read (")
 
 
 def test_a_stopped_run_without_its_settings_is_refused(tmp_path):
