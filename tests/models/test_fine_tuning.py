@@ -7,6 +7,7 @@ import torch
 
 from lightning_bbox import (
     BinHead,
+    BoxDataModule,
     BoxRegressor,
     CropGeometry,
     FlowLikelihood,
@@ -123,6 +124,33 @@ def test_weights_for_other_bins_of_the_same_number_are_refused(tmp_path):
     loaded = BoxRegressor.load_from_checkpoint(path)
     assert loaded.net.head.centers[0, -1] == 13.0
     assert loaded.state_dict()["net.head.centers"][0, -1] == 13.0
+
+
+def test_regressors_of_classes_stay_those_of_their_classes(csv_folder, tmp_path):
+    lines = (csv_folder / "boxes.csv").read_text().splitlines()
+    named = [line.replace("part", "ab"[row % 2]) for row, line in enumerate(lines[1:])]
+
+    def data_with(lines):
+        (csv_folder / "boxes.csv").write_text("\n".join([header, *lines]) + "\n")
+        small = {"crop": CropGeometry(size=24), "batch_size": 16, "draws_per_epoch": 64}
+        return BoxDataModule(str(csv_folder), eval_draws=20, compile=False, **small)
+
+    header, path = lines[0], tmp_path / "old.ckpt"
+    old = model_with(LinearHead(per_class=True))
+    trained_quietly(old, data_with(named), max_epochs=1).save_checkpoint(path)
+    new = model_with(LinearHead(per_class=True), weights=str(path), optimizer=standing_still)
+    only_b = data_with([line for line in named if line[-1] == "b"])
+    trainer = trained_quietly(new, only_b, max_steps=1)
+    assert new.spec.classes == ("a", "b")
+    samples = trainer.datamodule.samples("val")
+    assert samples.labels.unique().tolist() == [1]
+    crops = trainer.datamodule.crops_of(samples)
+    found = [m.eval()(crops, samples.proposals, samples.labels) for m in (old, new)]
+    torch.testing.assert_close(*found)
+    other = model_with(LinearHead(per_class=True), weights=str(path))
+    only_c = data_with([f"{line[:-1]}c" for line in named])
+    with pytest.raises(BadInput, match="a regressor for each of a, b, but none for c"):
+        trained_quietly(other, only_c, max_steps=1)
 
 
 @pytest.mark.parametrize("kind", ["bins", "linear"])
