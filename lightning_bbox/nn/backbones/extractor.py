@@ -1,6 +1,5 @@
 """Features from any layer of any net: a user's own pretrained one serves as a backbone."""
 
-import contextlib
 import copy
 import difflib
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ _TRIED = 5  # crops to try a net on: an uncommon number, to tell the batch from 
 
 
 class _LayerReached(Exception):  # noqa: N818 - no error: the rest of the net isn't needed
-    """The layer has made its output."""
+    """The layer has made its output, the only argument: threads may share the net."""
 
 
 class FeatureExtractor(Backbone):
@@ -145,12 +144,13 @@ class FeatureExtractor(Backbone):
                 # A layer behind it may work in place.
                 self._output = output.clone() if isinstance(output, Tensor) else output
         else:
-            self._output = output
-            raise _LayerReached
+            raise _LayerReached(output)
 
     def _run(self, crops: Tensor) -> object:
-        with contextlib.suppress(_LayerReached):
+        try:
             self.net(crops)
+        except _LayerReached as reached:
+            return reached.args[0]
         output, self._output = self._output, None
         return output
 

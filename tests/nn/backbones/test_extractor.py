@@ -3,6 +3,8 @@
 import copy
 import pickle
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -275,6 +277,21 @@ def test_it_exports_though_the_rest_of_the_net_runs_then(layer):
     net, crops = build(layer), draw_crops()
     exported = torch.export.export(net, (crops,)).module()
     torch.testing.assert_close(exported(crops), net(crops))
+
+
+@torch.no_grad()
+def test_threads_each_get_the_features_of_their_own_crops():
+    net, crops = build("stem.0"), draw_crops(4)
+    expected = [net(crops[at : at + 1]) for at in range(4)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # as many changes of threads as can be
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            walks = [at for _ in range(300) for at in range(4)]
+            found = list(pool.map(lambda at: net(crops[at : at + 1]), walks))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(torch.equal(one, expected[at]) for at, one in zip(walks, found, strict=True))
 
 
 def test_hooks_of_others_see_what_runs_before_the_layer():
