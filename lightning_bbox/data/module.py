@@ -5,7 +5,7 @@ crops are cut there, or on the host, ahead of the steps, where the pictures stay
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -351,7 +351,9 @@ class CropDataModule(pl.LightningDataModule):
         boxes = samples.gt_boxes, samples.proposals
         return Batch(crops, *boxes, rows.rows, rows.valid, samples.labels, features)
 
-    def batches(self, split: Split, epoch: int, device: torch.device) -> Iterator[Batch]:
+    def batches(
+        self, split: Split, epoch: int, device: torch.device
+    ) -> Generator[Batch, None, None]:
         """Walk through an epoch outside of the trainer's own loops: this process's share of it."""
         loader = self.loader(split, lambda: (epoch, 0))
         with closing(iter(loader)) as walk:

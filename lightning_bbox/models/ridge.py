@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -374,8 +376,13 @@ class RidgeRegressor(OffsetModel):
 
     def _seen_batches(self) -> Iterator[Batch]:
         # Drawn and cut in fp32, whatever the network runs in, as batches between two steps are.
-        for epoch in range(self.trainer.current_epoch + 1):
-            yield from self.data.batches("train", epoch, self.device)
+        trainer, left = self.trainer, self.trainer.global_step
+        for epoch in range(trainer.current_epoch + 1):
+            count = min(left, int(trainer.num_training_batches))  # an epoch may be cut short
+            own = min(epoch, self.data.epoch)  # where batches are overfitted, the first always
+            with closing(self.data.batches("train", own, self.device)) as batches:
+                yield from islice(batches, count)
+            left -= count
 
     def _squared_errors(self, batch: Batch) -> Float[Tensor, " b"]:
         outputs = self.net.head.select(self.net.head(self._features(batch)), batch.labels)

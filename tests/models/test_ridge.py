@@ -63,10 +63,10 @@ def fitted(model, data, epochs=1, **options):
 
 
 @torch.no_grad()
-def table(model, data, split="train", epochs=1):
+def table(model, data, split="train", epochs=1, first=0):
     """Return features, targets and labels of a split, as NumPy."""
     parts = []
-    for epoch in range(epochs):
+    for epoch in range(first, first + epochs):
         for batch in data.batches(split, epoch, torch.device("cpu")):
             features = model.net.features(batch.crops)
             targets = model.codec.encode(batch.gt_boxes, batch.proposals)
@@ -151,10 +151,25 @@ def test_four_whitened_targets_by_the_recipe_of_rcnn():
     assert_is_solution(model, expected.coef_ * factor, expected.intercept_)
 
 
-def test_the_worst_draws_are_left_out_of_a_second_solution():
+CUT_SHORT = {
+    "whole": ({}, 1),
+    "steps end": ({"max_steps": 15}, 1),
+    "batches are limited": ({"limit_train_batches": 12}, 2),
+    "batches are overfitted": ({"overfit_batches": 12}, 2),
+}
+
+
+@pytest.mark.parametrize(("options", "epochs"), CUT_SHORT.values(), ids=CUT_SHORT)
+def test_the_worst_draws_are_left_out_of_a_second_solution(options, epochs):
     data = scenes(draws_per_epoch=320)
-    model = fitted(RidgeRegressor(small_net(), lam=10.0, robust=0.1), data)
-    features, targets, _ = table(model, data)
+    model = fitted(RidgeRegressor(small_net(), lam=10.0, robust=0.1), data, epochs, **options)
+    drawn = 1 if "overfit_batches" in options else epochs
+    each = next(iter(options.values()), 20)
+    parts = [
+        [column[: 16 * each] for column in table(model, data, first=epoch)]
+        for epoch in [*range(drawn)] * (epochs // drawn)
+    ]
+    features, targets, _ = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     weight, bias = by_scikit_learn(features, targets, 10.0)
     errors = ((features @ weight.T + bias - targets) ** 2).sum(axis=1)
     keep = np.argsort(errors)[: round(0.9 * len(errors))]
