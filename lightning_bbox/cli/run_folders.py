@@ -17,6 +17,13 @@ _RESULTS = (
     ("probe", "probe.json", "a probe"),
     ("test", "metrics.json", "a test's results"),
 )
+_WRITTEN = {
+    "fit": ("data.png", "skipped.txt", "crops.png", "test_errors.npz"),
+    "test": ("skipped.txt", "crops.png", "test_errors.npz"),
+    "predict": ("unchanged.txt", "changes.png"),
+    "probe": ("probe.md", "probe.png"),
+}
+"""What a command would write over, beside its results and settings."""
 _BEFORE_A_RUN = ("events.", CONFIG, "data.png", "skipped.txt")
 """What is written before a run can't be refused any more."""
 
@@ -129,6 +136,13 @@ def _refuse_taken(command: str, folder: Path, resuming: bool) -> None:
         msg = f"{folder}: a run of this name exists; choose another --name{more}"
         raise BadInput(msg)
     config = folder / CONFIG
-    if command == "fit" and config.exists() and not is_of_a_run(config):
+    of_a_run = config.exists() and is_of_a_run(config)
+    if command == "fit" and config.exists() and not of_a_run:
         problem = "wasn't written by a run, and this one would write its settings over it"
         raise BadInput.at(str(config), problem, "choose another --name, or rename the file")
+    if of_a_run or (folder / "refined").is_dir():  # a predict that was stopped begins with that
+        return
+    for path in (folder / name for name in _WRITTEN.get(command, ())):
+        if path.exists():
+            problem = f"wasn't written by a run, and {command} would write over it"
+            raise BadInput.at(str(path), problem, "choose another --name, or rename the file")

@@ -189,6 +189,15 @@ def write_config(folder, header=""):
     return folder / "config.yaml"
 
 
+@pytest.mark.parametrize("name", ["data.png", "skipped.txt", "crops.png", "test_errors.npz"])
+def test_a_run_writes_over_no_file_of_a_folder_that_is_no_run_s(name, tmp_path, refused):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine")
+    said = refused([*SCENES, f"--runs={tmp_path}", "--name=mine"])
+    assert f"mine/{name}: wasn't written by a run, and fit would write over it" in said
+    assert files_of(tmp_path) == {f"mine/{name}": b"mine"}
+
+
 @pytest.mark.parametrize(
     ("header", "sentence"),
     [
