@@ -1,5 +1,6 @@
 """Annotated pictures as training data: read, split without leaks, decoded once."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import compress
@@ -70,6 +71,9 @@ class BoxDataModule(CropDataModule):
         self._white_trained: int | None = None
         self.root, self.splits, self.reading = expanded(root), splits, reading
         self.rough: RoughBoxes | None = None
+        if not 0 <= min_size < math.inf:
+            msg = f"data.min_size is {min_size}; expected 0 or more pixels"
+            raise BadInput(msg)
         self.classes, self.min_size = classes, min_size
         self.read_table = partial(
             read_annotations, self.root, group_pattern=splits.group_pattern, **vars(reading)

@@ -53,6 +53,13 @@ class Shares:
     seed: int = 0
     fold: int = 0
 
+    def __post_init__(self) -> None:
+        """Check the shares."""
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                msg = f"data.splits.{name} is {share}; choose one in [0, 1)"
+                raise BadInput(msg)
+
 
 @dataclass(frozen=True)
 class Splits(Shares):
@@ -82,7 +89,8 @@ class Splits(Shares):
     group_pattern: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the names."""
+        """Check the shares and the names."""
+        super().__post_init__()
         if self.test and self.test_groups:
             msg = "data.splits: test and test_groups are both set; name the test one way"
             raise BadInput(msg)

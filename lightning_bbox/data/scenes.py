@@ -60,7 +60,7 @@ class SceneDataModule(CropDataModule):
         if num_scenes < 10:
             msg = f"data num_scenes is {num_scenes}; expected at least 10, for three splits"
             raise BadInput(msg)
-        if noise <= 0:
+        if not 0 < noise < math.inf:
             msg = f"data noise is {noise}; expected above 0, so that the Cramer-Rao bound exists"
             raise BadInput(msg)
         super().__init__(store=Storage("device"), **common)

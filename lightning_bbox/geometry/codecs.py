@@ -87,6 +87,11 @@ class OffsetSpec:
     classes: tuple[str, ...] = ()
     white_level: int | None = None
 
+    def __post_init__(self) -> None:
+        if not all(0 <= bound < math.inf for bound in (self.max_shift, self.max_log_size)):
+            msg = f"offsets reach {self.max_shift} px and {self.max_log_size}; expected 0 or more"
+            raise BadInput(msg)
+
     @property
     def bounds(self) -> list[float]:
         """Largest magnitude of each coordinate, in px and in log size."""
@@ -268,7 +273,7 @@ class FixedStdCodec(DeltaCodec):
 
     def __init__(self, stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)) -> None:
         super().__init__()
-        if min(stds) <= 0:
+        if not all(0 < std < math.inf for std in stds):
             msg = f"codec stds {stds} must be positive"
             raise BadInput(msg)
         self.stds = tuple(stds)
@@ -333,7 +338,7 @@ class WhitenedCodec(DeltaCodec):
 
     def __init__(self, eps: float = 0.001) -> None:
         super().__init__()
-        if eps < 0:
+        if not 0 <= eps < math.inf:
             msg = f"WhitenedCodec eps is {eps}; expected 0 or more"
             raise BadInput(msg)
         self.eps = eps

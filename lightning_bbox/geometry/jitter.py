@@ -97,7 +97,7 @@ class UniformJitter(Jitter):
     """
 
     def __init__(self, shift: float = 5.0, log_scale: float = 0.2, integer: bool = False) -> None:
-        if shift <= 0 or log_scale < 0:
+        if not (0 < shift < math.inf and 0 <= log_scale < math.inf):
             msg = f"jitter shift {shift} must be positive, log_scale {log_scale} not negative"
             raise BadInput(msg)
         if integer and shift != int(shift):
@@ -147,7 +147,7 @@ class LaplaceJitter(Jitter):
     tries = 10
 
     def __init__(self, shift: float = 1 / 5, scale: float = 1 / 15, max_scale: float = 0.4) -> None:
-        if min(shift, scale) <= 0 or not 0 < max_scale < 1:
+        if not (0 < shift < math.inf and 0 < scale < math.inf and 0 < max_scale < 1):
             msg = (
                 f"Laplace jitter shift {shift}, scale {scale}, max_scale {max_scale}: "
                 f"expected > 0, and max_scale < 1"
@@ -206,7 +206,8 @@ class OverlapJitter(Jitter):
         min_iou: float = 0.6,
         max_area: float = 2.0,
     ) -> None:
-        if shift <= 0 or min(scale, aspect, max_area) < 1 or not 0 < min_iou < 1:
+        ratios = all(1 <= ratio < math.inf for ratio in (scale, aspect, max_area))
+        if not (0 < shift < math.inf and ratios and 0 < min_iou < 1):
             msg = (
                 f"overlap jitter shift {shift}, scale {scale}, aspect {aspect}, min_iou {min_iou}, "
                 f"max_area {max_area}: expected shift > 0, ratios >= 1 and 0 < min_iou < 1"

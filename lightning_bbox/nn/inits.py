@@ -19,6 +19,9 @@ class Init(Recipe):
     """
 
     def __init__(self, bias: float = 0.0) -> None:
+        if not math.isfinite(bias):
+            msg = f"{type(self).__name__} bias is {bias}; expected a finite number"
+            raise BadInput(msg)
         self.bias = bias
 
     def fill(self, weight: Tensor) -> None:
@@ -190,6 +193,6 @@ class SparseInit(Init):
 
 
 def _refuse_std(init: Init, std: float) -> None:
-    if std <= 0:
+    if not 0 < std < math.inf:
         msg = f"{type(init).__name__} std is {std}; expected above 0"
         raise BadInput(msg)

@@ -112,7 +112,7 @@ class SmoothL1Loss(Loss):
     """
 
     def __init__(self, beta: float = 1.0) -> None:
-        if beta < 0:
+        if not 0 <= beta < math.inf:
             msg = f"smooth L1 beta is {beta}; expected 0 (L1) or more"
             raise BadInput(msg)
         self.beta = beta
@@ -149,7 +149,7 @@ class HuberLoss(Loss):
     """
 
     def __init__(self, delta: float = 1.0) -> None:
-        if delta <= 0:
+        if not 0 < delta < math.inf:
             msg = f"Huber delta is {delta}; expected above 0"
             raise BadInput(msg)
         self.delta = delta
@@ -208,7 +208,7 @@ class CharbonnierLoss(Loss):
     """
 
     def __init__(self, eps: float = 0.1) -> None:
-        if eps <= 0:
+        if not 0 < eps < math.inf:
             msg = f"Charbonnier eps is {eps}; expected above 0, or use L1Loss"
             raise BadInput(msg)
         self.eps = eps

@@ -1,5 +1,6 @@
 """Preprocessing by principal components: PCA, and PCA and ZCA whitening."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -216,7 +217,7 @@ class PCAWhitening(PrincipalNorm):
 
     def __init__(self, components: int = 144, eps: float = 0.1, draws: int = 1024) -> None:
         super().__init__(components, draws)
-        if eps <= 0:
+        if not 0 < eps < math.inf:
             msg = f"{type(self).__name__} eps is {eps}; expected above 0"
             raise BadInput(msg)
         self.eps = eps

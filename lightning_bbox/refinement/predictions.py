@@ -27,7 +27,7 @@ from lightning_bbox.evaluation.metrics import Refined
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.models.base import OffsetModel
-from lightning_bbox.refinement.refiner import clip_or_restore, shifts_px
+from lightning_bbox.refinement.refiner import clip_or_restore, refuse_max_shift, shifts_px
 from lightning_bbox.reports.sheets import draw_changes
 
 _MOST_DRAWN = 48
@@ -51,6 +51,7 @@ class PredictionFiles(pl.Callback):
     def __init__(
         self, folder: Path, max_shift: float | None = None, overwrite: bool = False
     ) -> None:
+        refuse_max_shift(max_shift)
         self.folder, self.max_shift, self.overwrite = folder, max_shift, overwrite
 
     @rank_zero_only

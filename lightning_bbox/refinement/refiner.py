@@ -86,6 +86,7 @@ class Refiner:
             msg = "the model isn't trained; train it, or give the path of a checkpoint"
             raise BadInput(msg)
         self.model, self.spec = checkpoint.to(device).eval(), checkpoint.spec
+        refuse_max_shift(max_shift)
         self.batch_size, self.max_shift = batch_size, max_shift
         self.white_level = white_level or self.spec.white_level
 
@@ -247,6 +248,22 @@ def refine(
         lightning_bbox.BadInput: nowhere.ckpt: no such checkpoint; check its path
     """
     return Refiner(checkpoint, device).refine(image, boxes)
+
+
+def refuse_max_shift(max_shift: float | None) -> None:
+    """Refuse a largest shift that no shift can be compared with.
+
+    Raises:
+        BadInput: It isn't 0 or more.
+
+    Examples:
+        >>> refuse_max_shift(-1.0)
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: max_shift is -1.0; expected 0 or more px
+    """
+    if max_shift is not None and not max_shift >= 0:
+        msg = f"max_shift is {max_shift}; expected 0 or more px"
+        raise BadInput(msg)
 
 
 def clip_or_restore(

@@ -63,7 +63,7 @@ class SoftArgmaxHead(PointHead):
         self, js_weight: float = 1.0, sigma: float = 1.0, loss: Loss | BoxLoss | None = None
     ) -> None:
         super().__init__(loss)
-        if js_weight < 0 or sigma <= 0:
+        if not (0 <= js_weight < math.inf and 0 < sigma < math.inf):
             msg = (
                 f"SoftArgmaxHead js_weight is {js_weight} and sigma {sigma}; expected 0 or more, "
                 f"and above 0"

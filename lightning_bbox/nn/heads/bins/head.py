@@ -80,11 +80,12 @@ class BinHead(Head):
         max_shift: float | None = None,
     ) -> None:
         super().__init__()
-        if min(bin_width, log_bin_width) <= 0:
+        if not all(0 < width < math.inf for width in (bin_width, log_bin_width)):
             given = f"bin_width {bin_width} and log_bin_width {log_bin_width}"
             msg = f"BinHead's {given} must both be positive"
             raise BadInput(msg)
-        if grids < 1 or l1_weight < 0 or (max_shift is not None and max_shift <= 0):
+        reach = 1.0 if max_shift is None else max_shift
+        if grids < 1 or not (0 <= l1_weight < math.inf and 0 < reach < math.inf):
             msg = (
                 f"BinHead's grids {grids}, l1_weight {l1_weight}, max_shift {max_shift}: expected "
                 f"at least 1, at least 0, and a positive number of px"

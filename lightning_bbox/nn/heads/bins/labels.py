@@ -231,7 +231,7 @@ class GaussianLabels(BinLabels):
 
     def __init__(self, sigma: float = 0.75) -> None:
         super().__init__()
-        if sigma <= 0:
+        if not 0 < sigma < math.inf:
             msg = f"GaussianLabels sigma is {sigma}; expected a positive number of bins"
             raise BadInput(msg)
         self.sigma, self.padding = sigma, 4 * sigma
