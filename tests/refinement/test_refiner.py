@@ -189,7 +189,7 @@ class Careful(BoxRegressor):
 
 def saved(model, path):
     """Write what a run would write of a model."""
-    checkpoint = {"state_dict": model.state_dict()}
+    checkpoint = {"state_dict": model.state_dict(), "global_step": 0}
     OffsetModel.on_save_checkpoint(model, checkpoint)
     torch.save(checkpoint, path)
     return path
