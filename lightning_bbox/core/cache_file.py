@@ -19,8 +19,8 @@ _PAGE = 4096  # a head fills some of these, so that what follows begins where a 
 _LONGEST_HEAD = 1 << 24
 
 
-def digest_of(key: Mapping[str, str]) -> str:
-    """Return a fingerprint of a key for a file's name: 16 hexadecimal digits.
+def digest_of(key: Mapping[str, object]) -> str:
+    """Return a fingerprint of a key for a file's name, or of a head: 16 hexadecimal digits.
 
     Examples:
         >>> digest_of({"seed": "0"})
@@ -101,6 +101,9 @@ class CacheFile:
         raise BadInput.at(str(self.path), problem, remedy)
 
     def _problem(self, file: BinaryIO, head: dict[str, Any], start: int) -> str:
+        sealed = {name: said for name, said in head.items() if name != "seal"}
+        if head.get("seal") != digest_of(sealed):
+            return f"damaged (the head of {self.path.name} has changed)"
         key = head["key"]
         if names := [name for name in self.key | key if self.key.get(name) != key.get(name)]:
             return f"stale (made of other {', '.join(names)})"
@@ -149,7 +152,8 @@ class CacheFile:
         said = {"made_by": _MADE_BY, "key": self.key, "facts": facts or {}, "bytes": size}
 
         def head(checksum: int) -> bytes:
-            line = json.dumps(said | {"crc32": f"{checksum:08x}", "modified": modified}).encode()
+            whole = said | {"crc32": f"{checksum:08x}", "modified": modified}
+            line = json.dumps(whole | {"seal": digest_of(whole)}).encode()
             return line + b" " * (-(len(line) + 1) % _PAGE) + b"\n"
 
         with replacing(self.path, self.option) as file:

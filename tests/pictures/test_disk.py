@@ -1,5 +1,6 @@
 """Pixels on disk: those of a store in memory, decoded once, and again where they are of no use."""
 
+import json
 import os
 import resource
 import shutil
@@ -89,7 +90,15 @@ def flip_a_bit(_, path):
     path.write_bytes(content)
 
 
+def lose_from_the_head(_, path):
+    head, newline, pixels = path.read_bytes().partition(b"\n")
+    said = json.loads(head)
+    del said["key"], said["facts"]
+    path.write_bytes(json.dumps(said).encode() + newline + pixels)
+
+
 SPOILT = {
+    "damaged (the head of NAME has changed)": lose_from_the_head,
     "stale (made of other contents)": paint_over,
     "damaged (the checksum of NAME is wrong)": flip_a_bit,
     "damaged (NAME has 4100 bytes of 13724)": lambda _, path: os.truncate(path, 4100),
