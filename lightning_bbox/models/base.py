@@ -103,7 +103,8 @@ class OffsetModel(pl.LightningModule):
         self._run: dict[str, Plain] = {}
         self._resumed_run: dict[str, Plain] | None = None
         self._calibrated: dict[str, Tensor] | None = None  # by the last validation
-        self._validated_every: int | None = None  # epochs, of a trainer at its end
+        # Of a trainer at its end: epochs from validation to validation, and the least there are.
+        self._rhythm: tuple[int | None, int | None] | None = None
 
     def _take_parts(
         self, preprocess: Preprocess, backbone: Backbone, head: Head, codec: DeltaCodec
@@ -320,17 +321,19 @@ class OffsetModel(pl.LightningModule):
         last_epoch = 0 <= (trainer.max_epochs or -1) <= trainer.current_epoch + 1
         if 0 <= trainer.max_steps <= trainer.global_step or (last_epoch and trainer.is_last_batch):
             trainer.should_stop = True
-            if self._validated_every is None:
-                self._validated_every = trainer.check_val_every_n_epoch
+            if self._rhythm is None:
+                self._rhythm = trainer.check_val_every_n_epoch, trainer.fit_loop.min_epochs
                 trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch and 1
+                trainer.fit_loop.min_epochs = 0  # it ends however many there are
 
     def on_train_end(self) -> None:
         """Leave the trainer as it was, and the calibration, whatever callbacks did to buffers."""
         if self._calibrated is not None:
             self.net.calibration.load_state_dict(self._calibrated)
-        if self._validated_every is not None:
-            self.trainer.check_val_every_n_epoch = self._validated_every
-            self._validated_every = None
+        if self._rhythm is not None:
+            trainer = self.trainer
+            trainer.check_val_every_n_epoch, trainer.fit_loop.min_epochs = self._rhythm
+            self._rhythm = None
 
     def on_validation_epoch_start(self) -> None:
         """Begin empty tables."""

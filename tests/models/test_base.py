@@ -163,6 +163,7 @@ slow = pytest.mark.slow
 ENDS = {
     "within an epoch": ("--trainer.max_steps=6 --trainer.max_epochs=-1", 6, [4, 6]),
     "within the first epoch": ("--trainer.max_steps=3", 3, [3]),
+    "before the least of epochs": ("--trainer.max_steps=6 --trainer.min_epochs=3", 6, [4, 6]),
     "with an epoch": ("--trainer.max_steps=4", 4, [4]),
     "gradients accumulated": (
         "--trainer.max_steps=3 --trainer.accumulate_grad_batches=3", 3, [2, 3],
