@@ -6,6 +6,8 @@ resumed run sees the same samples.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +41,25 @@ def keyed_generator(*key: int | str) -> torch.Generator:
         True
     """
     return torch.Generator().manual_seed(stream_seed(*key))
+
+
+@contextmanager
+def fp32_by_default() -> Iterator[None]:
+    """Let tensors be made in fp32 for a while, whatever torch's default is.
+
+    It is that of all threads: for what happens before any runs beside.
+
+    Examples:
+        >>> with fp32_by_default():
+        ...     torch.zeros(1).dtype
+        torch.float32
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @dataclass(frozen=True)
@@ -77,6 +98,10 @@ class EpochPlan:
         return torch.cat(passes)[offset : offset + self.num_draws]
 
     def uniform(self, stream: str, columns: int) -> Float[Tensor, "num_draws columns"]:
-        """Draw numbers in [0, 1), one row a sample; streams don't influence each other."""
+        """Draw numbers in [0, 1), one row a sample; streams don't influence each other.
+
+        They are in fp32 whatever torch's default is, which draws other numbers in fp64.
+        """
         generator = keyed_generator(stream, self.seed, self.epoch)
-        return torch.rand(self.num_draws, columns, generator=generator)
+        shape = self.num_draws, columns
+        return torch.rand(shape, dtype=torch.float32, generator=generator)

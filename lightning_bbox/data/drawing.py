@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.randomness import keyed_generator
+from lightning_bbox.core.randomness import fp32_by_default, keyed_generator
 
 SceneKind = Literal["bright", "polar", "texture", "template"]
 
@@ -73,6 +73,7 @@ class Outlines(NamedTuple):
     hole: Float[Tensor, " n"]
 
 
+@fp32_by_default()
 def make_scenes(
     num_scenes: int, style: SceneStyle, seed: int, size: int = 96
 ) -> tuple[UInt8[Tensor, "n size size 3"], Float[Tensor, "n 4"]]:
@@ -103,6 +104,7 @@ def make_scenes(
     return pictures, boxes
 
 
+@fp32_by_default()
 def make_template(
     contrast: float, seed: int, size: int = 64, finer: int = 4
 ) -> tuple[UInt8[Tensor, "1 p p 3"], Float[Tensor, "1 4"]]:

@@ -5,7 +5,6 @@ Nothing here knows a trainer: samples are a function of items, laws and the epoc
 
 from dataclasses import replace
 
-import torch
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -51,7 +50,7 @@ def draw_samples(
         proposals, failed = jittered.proposals, int(jittered.failed.sum())
     else:
         proposals = items.proposals[order]
-    flips = augment.flips(plan) if augment else torch.zeros(len(order), 2)
+    flips = augment.flips(plan) if augment else gt_boxes.new_zeros(len(order), 2)
     factors = augment.factors(plan) if augment else None
     samples = Samples(
         items=order,
@@ -60,7 +59,7 @@ def draw_samples(
         gt_boxes=mirror_boxes(gt_boxes, box_centers(proposals), flips),
         proposals=proposals,
         flips=flips,
-        factors=torch.zeros(len(order), 0) if factors is None else factors,
+        factors=gt_boxes.new_zeros(len(order), 0) if factors is None else factors,
         noise=noise.offsets(plan),
         crop_boxes=proposals,
     )

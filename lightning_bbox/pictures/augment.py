@@ -75,15 +75,16 @@ class Augment:
 
     def flips(self, plan: EpochPlan) -> Float[Tensor, "n 2"]:
         """Draw which samples are mirrored, left-right and up-down (0 or 1)."""
-        allowed = torch.tensor([float(self.flip_x), float(self.flip_y)])
-        return (plan.uniform("flip", 2) < 0.5).float() * allowed
+        drawn = plan.uniform("flip", 2)
+        return (drawn < 0.5) * drawn.new_tensor([self.flip_x, self.flip_y])
 
     def factors(self, plan: EpochPlan) -> Float[Tensor, "n 3"] | None:
         """Draw the factors of brightness, contrast and saturation, or None where all are off."""
-        strengths = torch.tensor([self.brightness, self.contrast, self.saturation])
-        if not strengths.any():
+        strengths = [self.brightness, self.contrast, self.saturation]
+        if not any(strengths):
             return None
-        return 1 + (2 * plan.uniform("photometry", 3) - 1) * strengths
+        drawn = plan.uniform("photometry", 3)
+        return 1 + (2 * drawn - 1) * drawn.new_tensor(strengths)
 
     def photometry(
         self,
@@ -165,7 +166,8 @@ class NoiseBank:
     @cached_property
     def values(self) -> Float[Tensor, " length"]:
         """The whole draw, made at the first use."""
-        return torch.randn(self.length, generator=keyed_generator(*self.key))
+        generator = keyed_generator(*self.key)
+        return torch.randn(self.length, dtype=torch.float32, generator=generator)
 
     def windows(self, offsets: Int64[Tensor, " b"]) -> Float[Tensor, "b w"]:
         """Return the noise of samples, of standard deviation 1."""

@@ -9,7 +9,8 @@ from benchmarks.noise_bound import matched_errors
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.jitter import UniformJitter
+from lightning_bbox.geometry.jitter import LaplaceJitter, OverlapJitter, UniformJitter
+from lightning_bbox.pictures.augment import Augment
 from tests import runs
 from tests.crops import batch_of
 
@@ -34,6 +35,37 @@ def test_the_runs_seed_changes_the_draws_but_no_scene():
     first, other = scenes(seed=0), scenes(seed=1)
     assert torch.equal(first.source.store.pixels, other.source.store.pixels)
     assert not torch.equal(first.samples("train").proposals, other.samples("train").proposals)
+
+
+@pytest.fixture
+def fp64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def all_drawn(data):
+    """Return everything random of an epoch, and its crops."""
+    samples = data.samples("train", 1)
+    drawn = {name: value for name, value in samples._asdict().items()}
+    return drawn | {"crops": data.crops_of(samples, augment=True)}
+
+
+@pytest.mark.parametrize("kind", ["bright", "texture", "template"])
+@pytest.mark.parametrize("jitter", [UniformJitter, LaplaceJitter, OverlapJitter])
+def test_what_is_drawn_does_not_depend_on_the_default_dtype(kind, jitter, request):
+    augment = Augment(flip_x=True, brightness=0.2, noise=0.02)
+    made = partial(scenes, kind=kind, jitter=jitter(), num_targets=4, augment=augment)
+    usual = made()
+    expected, pictures = all_drawn(usual), usual.source.store.pixels
+    request.getfixturevalue("fp64_by_default")
+    other = made()
+    assert torch.equal(other.source.store.pixels, pictures)
+    found = all_drawn(other)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
 
 
 @pytest.mark.parametrize("kind", ["polar", "texture"])
