@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lightning_bbox.geometry.codecs import PixelCodec as PixelCodec
     from lightning_bbox.geometry.codecs import WhitenedCodec as WhitenedCodec
     from lightning_bbox.geometry.crop_geometry import CropGeometry as CropGeometry
+    from lightning_bbox.geometry.displacement import DisplacementLaw as DisplacementLaw
+    from lightning_bbox.geometry.displacement import fit_law as fit_law
     from lightning_bbox.geometry.jitter import Jitter as Jitter
     from lightning_bbox.geometry.jitter import LaplaceJitter as LaplaceJitter
     from lightning_bbox.geometry.jitter import OverlapJitter as OverlapJitter
@@ -125,6 +127,7 @@ _HOMES = {
     "geometry.codecs": "DeltaCodec FixedStdCodec MaxShiftCodec MeanStdCodec "
     "OffsetSpec PixelCodec WhitenedCodec",
     "geometry.crop_geometry": "CropGeometry",
+    "geometry.displacement": "DisplacementLaw fit_law",
     "geometry.jitter": "Jitter LaplaceJitter OverlapJitter UniformJitter",
     "models.base": "OffsetModel",
     "models.regressor": "BoxRegressor",

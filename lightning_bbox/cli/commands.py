@@ -79,6 +79,13 @@ class BoxCLI(LightningCLI):
                 default=False,
                 help="write over the annotation files too; what they held is kept in before/",
             )
+            parser.add_argument(
+                "--law",
+                type=str,
+                default="auto",
+                help="how the boxes are off: auto learns it from them all, so that those that are "
+                "right stay; trained takes it to be what the model was trained on; or a law.json",
+            )
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -139,7 +146,7 @@ class BoxCLI(LightningCLI):
             Throughput(),
         ]
         if self.subcommand == "predict":
-            callbacks = [PredictionFiles(self.run_folder, own.max_shift, own.overwrite)]
+            callbacks = [PredictionFiles(self.run_folder, own.max_shift, own.overwrite, own.law)]
         callbacks.append(StopBetweenSteps())
         if self.subcommand == "probe" and config.devices == "auto":
             kwargs["devices"] = 1

@@ -26,8 +26,16 @@ from lightning_bbox.data.boxes import BoxDataModule, RoughBoxes
 from lightning_bbox.evaluation.metrics import Refined
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
 from lightning_bbox.models.base import OffsetModel
-from lightning_bbox.refinement.refiner import clip_or_restore, refuse_max_shift, shifts_px
+from lightning_bbox.refinement.refiner import (
+    clip_or_restore,
+    move_under,
+    refuse_max_shift,
+    refuse_other_coordinates,
+    said_of,
+    shifts_px,
+)
 from lightning_bbox.reports.sheets import draw_changes
 
 _MOST_DRAWN = 48
@@ -46,13 +54,31 @@ class PredictionFiles(pl.Callback):
         folder: The run's folder.
         max_shift: Largest shift of an edge to believe, in px.
         overwrite: Write the refined boxes over the originals too.
+        law: How the boxes are off: `auto` learns it from them all, `trained` takes for granted what
+            the model was trained on, and a path is that of a law learned before.
     """
 
     def __init__(
-        self, folder: Path, max_shift: float | None = None, overwrite: bool = False
+        self,
+        folder: Path,
+        max_shift: float | None = None,
+        overwrite: bool = False,
+        law: str = "auto",
     ) -> None:
         refuse_max_shift(max_shift)
         self.folder, self.max_shift, self.overwrite = folder, max_shift, overwrite
+        self.law = law
+        self._given = None if law in ("auto", "trained") else DisplacementLaw.load(law)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a law of other coordinates than the model's.
+
+        Raises:
+            BadInput: It is.
+        """
+        assert isinstance(pl_module, OffsetModel)
+        if self._given is not None:
+            refuse_other_coordinates(self._given, pl_module.data.num_targets)
 
     @rank_zero_only
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -62,8 +88,9 @@ class PredictionFiles(pl.Callback):
         assert isinstance(data, BoxDataModule)
         assert data.rough is not None
         rough, table = data.rough, data.rough.table
-        boxes, stds, reasons = self._outcome(rough, pl_module.predictions, data.geometry)
         make_folder(self.folder)
+        found, gains, sentence = self._weigh(rough, pl_module.predictions, data.geometry)
+        boxes, stds, reasons = self._outcome(rough, found, data.geometry)
         unchanged = [sentence.removesuffix("; left out") for sentence in table.skipped]
         unchanged += [f"{name}: {r}" for name, r in zip(table.ids, reasons, strict=True) if r]
         text = "".join(f"{sentence}; left as it is\n" for sentence in unchanged)
@@ -76,9 +103,39 @@ class PredictionFiles(pl.Callback):
         largest = moved.norm(dim=1).argsort(descending=True, stable=True)
         drawn = [at for at in largest[:_MOST_DRAWN].tolist() if bool(moved[at].any())]
         save_picture(self.folder / "changes.png", draw_changes(data, boxes, drawn))
-        rows = change_rows(rough, boxes, stds, data.geometry, reasons)
+        weighed = torch.full((len(boxes), 2), math.nan)
+        weighed[rough.chosen] = gains
+        rows = change_rows(rough, boxes, stds, data.geometry, reasons, weighed)
         write_atomically(self.folder / "changes.csv", encoded(rows))
-        self._say("\n".join(data.source.notes), moved, len(unchanged), data.geometry)
+        self._say("\n".join([*data.source.notes, sentence]), moved, len(unchanged), data.geometry)
+
+    def _weigh(
+        self, rough: RoughBoxes, found: Refined, geometry: CropGeometry
+    ) -> tuple[Refined, Float[Tensor, "n 2"], str]:
+        """Weigh what the model says against how the boxes are off.
+
+        Returns the boxes, the expected gain of IoU and the probability that each was wrong (NaN
+        without a law), and how they are off in words.
+        """
+        gains = torch.full((len(found.boxes), 2), math.nan)
+        if self.law == "trained":
+            return found, gains, "boxes move as if they were off as those of the training were"
+        old = rough.table.boxes[rough.chosen]
+        seen = found.seen & found.boxes.isfinite().all(dim=1)
+        arguments = found.boxes[seen], found.stds[seen], old[seen], geometry
+        law = self._given
+        if law is None:
+            pictures = len(set(rough.table.image_index[rough.chosen][seen].tolist()))
+            try:
+                law = fit_law(*said_of(*arguments), pictures)
+            except BadInput as problem:
+                return found, gains, f"{problem}; so they move as if off as in training"
+        weighed = move_under(law, *arguments)
+        law.save(self.folder / "law.json")
+        boxes, stds = found.boxes.clone(), found.stds.clone()
+        boxes[seen], stds[seen] = weighed.boxes, weighed.stds
+        gains[seen] = torch.stack([weighed.gain, weighed.wrong], dim=1)
+        return found._replace(boxes=boxes, stds=stds), gains, f"{law.words()} (law.json)"
 
     def _outcome(
         self, rough: RoughBoxes, found: Refined, geometry: CropGeometry
@@ -165,6 +222,7 @@ def change_rows(
     stds: Float[Tensor, "n t"],
     geometry: CropGeometry,
     reasons: list[str],
+    weighed: Float[Tensor, "n 2"],
 ) -> str:
     r"""Compose the table of changes as CSV, a line for each box in the files' order.
 
@@ -174,11 +232,13 @@ def change_rows(
         stds: How far off the model deems them, in px and log size, NaN where it can't tell.
         geometry: What a px is.
         reasons: Why a box stays where it was, or nothing.
+        weighed: Expected gain of IoU and probability that the box was wrong, NaN without a law.
 
     Returns:
         Columns: id, picture, class; the old and the new corners; the centre's shift in px, in
         picture pixels and as a fraction of the old box; with four targets the change of log size;
-        the standard deviations; why a box stays.
+        the standard deviations; expected gain of IoU and probability that the old box was wrong;
+        why a box stays.
     """
     table = rough.table
     sizes = stds.shape[1] == 4
@@ -187,13 +247,13 @@ def change_rows(
     columns += [f"shift_{axis}_{unit}" for unit in ("px", "pixels", "fraction") for axis in "xy"]
     columns += ["log_width", "log_height"] * sizes
     columns += ["std_x_px", "std_y_px"] + ["std_log_width", "std_log_height"] * sizes
-    columns.append("unchanged")
+    columns += ["gain", "wrong", "unchanged"]
     shifts = shifts_px(boxes, table.boxes, geometry)
     pixels = shifts * geometry.px(table.boxes)
     numbers = [table.boxes, boxes, shifts, pixels, pixels / box_sizes(table.boxes)]
     if sizes:
         numbers.append((box_sizes(boxes) / box_sizes(table.boxes)).log())
-    rows = torch.cat([*numbers, stds], dim=1).double().tolist()
+    rows = torch.cat([*numbers, stds, weighed], dim=1).double().tolist()
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)

@@ -14,7 +14,9 @@ from torch import Tensor
 from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes
+from lightning_bbox.geometry.codecs import decode_deltas, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.decode import decode_image, to_rgb
@@ -34,7 +36,8 @@ class Refinement(NamedTuple):
     Attributes:
         boxes: The boxes, `xyxy` in picture pixels, inside the picture.
         stds: How far off the model deems them, x and y in px (and log sizes), by a factor that
-            fits its errors in validation; NaN where its head can't tell.
+            fits its errors in validation, and by the law where there is one; NaN where its head
+            can't tell.
         unmoved: Why a box stays where it was, by its index.
     """
 
@@ -56,6 +59,8 @@ class Refiner:
         batch_size: How many crops the network sees at once.
         max_shift: Largest shift of an edge to believe, in px; boxes that would move farther stay.
         trust: Modules or packages of your own that may be imported for the checkpoint.
+        law: How the boxes are off (see `fit_law`): those that are right then stay. By default they
+            are taken to be off as those of the training were.
         white_level: The value that is white in pictures of 16 bits; that of the training by
             default.
 
@@ -79,6 +84,7 @@ class Refiner:
         max_shift: float | None = None,
         trust: Sequence[str] = (),
         white_level: int | None = None,
+        law: DisplacementLaw | None = None,
     ) -> None:
         if not isinstance(checkpoint, OffsetModel):
             checkpoint = OffsetModel.load_from_checkpoint(checkpoint, trust=trust)
@@ -89,6 +95,7 @@ class Refiner:
         refuse_max_shift(max_shift)
         self.batch_size, self.max_shift = batch_size, max_shift
         self.white_level = white_level or self.spec.white_level
+        self.law = law
 
     def refine(
         self, image: Picture, boxes: BoxArray, labels: Sequence[str] | None = None
@@ -134,6 +141,37 @@ class Refiner:
         (refinement,) = self.refine_batch([image], [boxes], None if labels is None else [labels])
         return refinement
 
+    def fit_law(
+        self,
+        images: Sequence[Picture],
+        boxes: Sequence[np.ndarray | Tensor],
+        labels: Sequence[Sequence[str]] | None = None,
+    ) -> DisplacementLaw:
+        """Learn from a set of boxes how they are off, without any truth; for `law`.
+
+        Args:
+            images: The pictures; see `Picture`.
+            boxes: Rough boxes (n, 4) of each, `xyxy` in its pixels, all of one origin.
+            labels: Each box's class by name, for a model with a regressor for each.
+
+        Raises:
+            BadInput: There are too few boxes, the model tells no standard deviations, or the
+                pictures or boxes can't be meant.
+        """
+        law, max_shift, self.law, self.max_shift = self.law, self.max_shift, None, None
+        try:
+            found = self.refine_batch(images, boxes, labels)
+        finally:
+            self.law, self.max_shift = law, max_shift
+        said, pictures = [], 0
+        for one, given in zip(found, boxes, strict=True):
+            kept = [at for at in range(len(given)) if at not in one.unmoved]
+            rough = _as_boxes(given)[kept]
+            said.append(said_of(one.boxes[kept], one.stds[kept], rough, self.spec.geometry))
+            pictures += bool(kept)
+        offsets, stds = (torch.cat(column) for column in zip(*said, strict=True))
+        return fit_law(offsets, stds, pictures)
+
     @torch.no_grad()
     def refine_batch(
         self,
@@ -168,6 +206,9 @@ class Refiner:
         cut = [crop_boxes[index[usable] == at] for at in range(len(pictures))]
         store = ImageStore.from_pictures(pictures, cut)
         refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
+        if self.law is not None:
+            under = move_under(self.law, refined, stds, rough[usable], self.spec.geometry)
+            refined, stds = under.boxes, under.stds
         plausible, reasons = clip_or_restore(
             refined, rough[usable], sizes[usable], self.spec.geometry, self.max_shift
         )
@@ -264,6 +305,91 @@ def refuse_max_shift(max_shift: float | None) -> None:
     if max_shift is not None and not max_shift >= 0:
         msg = f"max_shift is {max_shift}; expected 0 or more px"
         raise BadInput(msg)
+
+
+class Weighed(NamedTuple):
+    """Where boxes go once a law of how they are off was weighed against the pictures.
+
+    Attributes:
+        boxes: The boxes, `xyxy` in picture pixels; one that is right is the given one to the bit.
+        stds: How far off they are deemed, x and y in px (and log sizes).
+        gain: Rise of the expected IoU with the truth.
+        wrong: Probability that the given box wasn't right.
+    """
+
+    boxes: Boxes
+    stds: Float[Tensor, "n t"]
+    gain: Float[Tensor, " n"]
+    wrong: Float[Tensor, " n"]
+
+
+def said_of(
+    boxes: Boxes, stds: Float[Tensor, "n t"], rough: Boxes, geometry: CropGeometry
+) -> tuple[Float[Tensor, "n t"], Float[Tensor, "n t"]]:
+    """Return what a model says of rough boxes, as displacement laws take it.
+
+    Args:
+        boxes: Where the model would move them, `xyxy` in picture pixels.
+        stds: How far off it deems these, x and y in px (and log sizes).
+        rough: The boxes it started from.
+        geometry: What a px is.
+
+    Returns:
+        Offsets and standard deviations, in shares of the rough boxes' sides and log sizes.
+    """
+    return encode_deltas(boxes, rough)[:, : stds.shape[1]], stds * _shares(stds, rough, geometry)
+
+
+def move_under(
+    law: DisplacementLaw,
+    boxes: Boxes,
+    stds: Float[Tensor, "n t"],
+    rough: Boxes,
+    geometry: CropGeometry,
+) -> Weighed:
+    """Move rough boxes by what the pictures say and by what is known of how they are off.
+
+    Args:
+        law: How they are off.
+        boxes: Where the model would move them, `xyxy` in picture pixels.
+        stds: How far off it deems these, x and y in px (and log sizes).
+        rough: The boxes it started from.
+        geometry: What a px is.
+
+    Raises:
+        BadInput: The law is of other coordinates than the model's, or the model tells no standard
+            deviations.
+    """
+    refuse_other_coordinates(law, stds.shape[1])
+    if bool(stds.isnan().any()):
+        msg = "the model tells no standard deviations to weigh a law against; do without the law"
+        raise BadInput(msg)
+    said, spread = said_of(boxes, stds, rough, geometry)
+    moved = law.move(said, spread)
+    stays = (moved.offsets == 0).all(dim=1, keepdim=True)
+    places = torch.where(stays, rough, decode_deltas(moved.offsets, rough))
+    px = moved.stds / _shares(stds, rough, geometry)
+    return Weighed(places, px, moved.gain, moved.wrong)
+
+
+def refuse_other_coordinates(law: DisplacementLaw, num_targets: int) -> None:
+    """Refuse a law that says nothing of what a model predicts, or more.
+
+    Raises:
+        BadInput: The numbers of coordinates differ.
+    """
+    if law.num_targets != num_targets:
+        msg = f"the law has {law.num_targets} coordinates, the model {num_targets}; give its own"
+        raise BadInput(msg)
+
+
+def _shares(
+    stds: Float[Tensor, "n t"], rough: Boxes, geometry: CropGeometry
+) -> Float[Tensor, "n t"]:
+    """Return what a px is as a share of each box's sides, and 1 for log sizes."""
+    shares = torch.ones_like(stds)
+    shares[:, :2] = geometry.px(rough) / box_sizes(rough)
+    return shares
 
 
 def clip_or_restore(

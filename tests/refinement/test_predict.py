@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_bbox import Refiner
+from lightning_bbox import DisplacementLaw, Refiner
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.cli.main import main
 from tests import annotation_files
@@ -117,6 +117,76 @@ def test_the_runs_own_configuration_gives_the_same_files_to_the_byte(run, write_
     own = ["predict", f"--ckpt_path={run}", "--data=BoxDataModule", f"--data.root={root}"]
     assert main([*own, f"--runs={root.parent}", "--name=own"]) == 0
     assert files_of(root.parent / "own") == first
+
+
+@pytest.fixture
+def many(write_set, monkeypatch):
+    """Sixty boxes in six pictures."""
+    boxes = [(4.0 + 2 * n, 5.0 + n, 34.0 + 2 * n, 30.0 + n) for n in range(10)]
+    scene = {f"p{n}": (90, 64, [("cell", box) for box in boxes]) for n in range(6)}
+    monkeypatch.setattr(annotation_files, "SCENE", scene)
+    return write_set("csv")
+
+
+def moved_by(refiner, root):
+    table = read_annotations(root)
+    pictures = [root / image for image in table.images]
+    boxes = [table.boxes[table.image_index == at] for at in range(len(pictures))]
+    return pictures, boxes, torch.cat([one.boxes for one in refiner.refine_batch(pictures, boxes)])
+
+
+def rows_of(folder):
+    return list(csv.DictReader((folder / "changes.csv").read_text().splitlines()))
+
+
+def corners_of(folder):
+    names = [f"new_{name}" for name in ("xmin", "ymin", "xmax", "ymax")]
+    return torch.tensor([[float(row[name]) for name in names] for row in rows_of(folder)])
+
+
+def test_boxes_move_by_their_own_law(run, many, capfd):
+    folder = predict(run, many, "auto")
+    law = DisplacementLaw.load(folder / "law.json")
+    assert f"{law.words()} (law.json)" in capfd.readouterr().out
+    refiner = Refiner(run)
+    pictures, boxes, _ = moved_by(refiner, many)
+    mine = refiner.fit_law(pictures, boxes)
+    assert mine.right == pytest.approx(law.right, abs=1e-3)
+    expected = moved_by(Refiner(run, law=law), many)[-1]
+    torch.testing.assert_close(corners_of(folder), expected, rtol=0, atol=2e-3)
+    for row in rows_of(folder):
+        assert 0 <= float(row["wrong"]) <= 1
+        stays = all(row[f"new_{name}"] == row[name] for name in ("xmin", "ymin", "xmax", "ymax"))
+        assert float(row["gain"]) > 0 or stays
+
+
+def test_boxes_move_by_a_law_at_hand_or_by_that_of_the_training(run, many, capfd):
+    trained = predict(run, many, "trained", "--law=trained")
+    assert not (trained / "law.json").exists()
+    expected = moved_by(Refiner(run), many)[-1]
+    torch.testing.assert_close(corners_of(trained), expected, rtol=0, atol=2e-3)
+    assert {row["gain"] for row in rows_of(trained)} == {""}
+
+    law = DisplacementLaw(1.0, (0.0,), ((0.0,) * 4,), ((0.1,) * 4,))
+    law.save(many.parent / "right.json")
+    still = predict(run, many, "still", f"--law={many.parent / 'right.json'}")
+    refined = (still / "refined" / "boxes.csv").read_bytes()
+    assert refined == (many / "boxes.csv").read_bytes()
+
+    assert main(command(run, many, "wrong", f"--law={many / 'boxes.csv'}")) == 2
+    assert "boxes.csv: holds no displacement law" in capfd.readouterr().err
+    DisplacementLaw(1.0, (0.0,), ((0.0,) * 2,), ((0.1,) * 2,)).save(many.parent / "two.json")
+    assert main(command(run, many, "two", f"--law={many.parent / 'two.json'}")) == 2
+    assert "the law has 2 coordinates, the model 4" in capfd.readouterr().err
+
+
+def test_few_boxes_move_as_in_training_and_that_is_said(run, write_set, capfd):
+    folder = predict(run, write_set("csv"), "few")
+    told = (
+        "4 boxes are too few to tell how they are off; 50 do; so they move as if off as in training"
+    )
+    assert told in capfd.readouterr().out
+    assert not (folder / "law.json").exists()
 
 
 def test_the_table_of_changes_tells_each_box(run, write_set):

@@ -1,0 +1,327 @@
+"""Displacement laws: how the boxes at hand are off, learned from what a model says of them all.
+
+A model is trained on boxes that are off by its own jitter law, and moves whatever it is given by
+what that law makes likely. The boxes at hand have a law of their own: a part of them is right
+already, the others are off by something in common and something at random. It is found without any
+label, and says how far each box should follow the picture.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import write_atomically
+from lightning_bbox.core.randomness import keyed_generator
+from lightning_bbox.geometry.boxes import paired_iou
+from lightning_bbox.geometry.codecs import decode_deltas
+
+FEWEST_BOXES = 50
+"""Boxes from which on their law can be told from the model's errors."""
+
+_MOST_FITTED = 50_000  # boxes: more don't change a law of at most 27 numbers
+_MOST_STEPS = 500
+_SETTLED = 1e-6  # gain of the mean log likelihood by a step, in nats a box
+_LEAST_STD = 1e-4  # of a component, in shares of a box: far below any annotation's noise
+_DRAWS = 48  # and as many mirrored ones, for the expected IoU
+_CHUNK = 4096  # boxes whose expected IoUs are in memory at once
+
+Offsets = Float[Tensor, "n t"]
+
+
+class Moved(NamedTuple):
+    """Where boxes go under a law.
+
+    Attributes:
+        offsets: From each box, as shares of its sides and changes of log size.
+        stds: Root mean square of how far the truth is from there, in the same units.
+        gain: Rise of the expected IoU with the truth over that of the box as it is.
+        wrong: Probability that the box isn't right as it is.
+    """
+
+    offsets: Offsets
+    stds: Offsets
+    gain: Float[Tensor, " n"]
+    wrong: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class DisplacementLaw:
+    """A mixture of boxes that are right and of normal laws of how the others are off.
+
+    Offsets are what moves a box to the truth: (dx, dy) as shares of the box's sides, and (dw, dh)
+    as changes of log size where there are four coordinates.
+
+    Args:
+        right: Share of the boxes that are right as they are.
+        shares: Share of the boxes that each normal law has.
+        means: Its mean offset.
+        stds: Its standard deviation in each coordinate.
+
+    Raises:
+        BadInput: Shares don't add up to 1, or the numbers aren't a law's.
+
+    References:
+        Efron and Morris, Stein's estimation rule and its competitors (1973): the law of all helps
+        to estimate each. The mixture with boxes that are right and the choice by expected IoU are
+        ours.
+
+    Examples:
+        >>> law = DisplacementLaw(0.5, (0.5,), ((0.1, 0.0),), ((0.02, 0.02),))
+        >>> said, off_by = torch.tensor([[0.01, 0.0], [0.12, 0.01]]), torch.full((2, 2), 0.02)
+        >>> law.move(said, off_by).offsets
+        tensor([[0.0000, 0.0000],
+                [0.1100, 0.0050]])
+    """
+
+    right: float
+    shares: tuple[float, ...]
+    means: tuple[tuple[float, ...], ...]
+    stds: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        rows = [*self.means, *self.stds]
+        numbers = [self.right, *self.shares, *(number for row in rows for number in row)]
+        is_law = (
+            all(math.isfinite(number) for number in numbers)
+            and len(self.shares) == len(self.means) == len(self.stds) > 0
+            and {len(row) for row in rows} in ({2}, {4})
+            and min(self.right, *self.shares, *(min(row) for row in self.stds)) >= 0
+            and abs(self.right + sum(self.shares) - 1) < 1e-3
+        )
+        if not is_law:
+            msg = (
+                f"{self} is no law: shares must add up to 1, each with 2 or 4 means and standard "
+                f"deviations"
+            )
+            raise BadInput(msg)
+
+    @property
+    def num_targets(self) -> int:
+        """How many coordinates it is about."""
+        return len(self.means[0])
+
+    def move(self, said: Offsets, stds: Offsets) -> Moved:
+        """Weigh what the picture says of each box against the law, and say where the box goes.
+
+        That is the place of the greatest expected IoU with the truth: where the box is, the mean
+        under one of the law's parts, or the mean of all. A box stays unless another place is
+        better.
+
+        Args:
+            said: How a model says that each box is off.
+            stds: Its standard deviations, in the same units.
+        """
+        parts = [
+            self._move(rows, spread)
+            for rows, spread in zip(
+                torch.split(said, _CHUNK), torch.split(stds, _CHUNK), strict=True
+            )
+        ]
+        columns = zip(*(parts or [self._move(said, stds)]), strict=True)
+        return Moved(*(torch.cat(column).to(said.dtype) for column in columns))
+
+    def _move(self, said: Offsets, stds: Offsets) -> Moved:
+        chances, means, variances, _ = _posterior(*self._tensors(), said.double(), stds.double())
+        mixed = (chances[..., None] * means).sum(dim=0)
+        places = torch.cat([means, mixed[None]])  # the first is where the box is
+        draws = torch.randn(_DRAWS, 1, said.shape[1], generator=keyed_generator("displacement"))
+        draws = torch.cat([draws, -draws]).double()
+        expected = torch.zeros(len(places), len(said), dtype=torch.float64)
+        for chance, mean, variance in zip(chances, means, variances, strict=True):
+            truths = _unit_boxes(mean + variance.sqrt() * draws)
+            for row, place in enumerate(places):
+                overlaps = paired_iou(_unit_boxes(place), truths).mean(dim=0)
+                expected[row] += chance * overlaps
+        best = expected.argmax(dim=0)
+        chosen = places[best, torch.arange(len(said))]
+        off = (chances[..., None] * (variances + (means - chosen).square())).sum(dim=0)
+        gain = expected.amax(dim=0) - expected[0]
+        return Moved(chosen, off.sqrt(), gain, 1 - chances[0])
+
+    def words(self) -> str:
+        """Say in a sentence how the boxes are off."""
+        told = []
+        if self.right >= 0.005:
+            right = _percent(self.right)
+            told.append(f"{right} of the boxes are right as far as the pictures tell")
+        for share, mean, std in sorted(zip(self.shares, self.means, self.stds, strict=True))[::-1]:
+            if share < 0.005:
+                continue
+            on_average = [
+                f"{_percent(abs(part))} {word if part > 0 else other}"
+                for part, (word, other) in zip(_of_truth(mean), _DIRECTIONS, strict=False)
+                if abs(part) >= 0.005
+            ]
+            common = f"{', '.join(on_average)} on average, and " if on_average else ""
+            at_random = math.sqrt(sum(part**2 for part in std) / len(std))
+            these = _percent(share) if told else f"{_percent(share)} of the boxes"
+            told.append(f"{these} are {common}off by {_percent(at_random)} at random")
+        return "; ".join(told)
+
+    def save(self, path: Path) -> None:
+        """Write the law as JSON, whole or not at all.
+
+        Raises:
+            BadInput: It can't be written there.
+        """
+        write_atomically(path, (json.dumps(vars(self), indent=2) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a law that `save` wrote.
+
+        Raises:
+            BadInput: The file can't be read, or holds no law.
+        """
+        try:
+            told = json.loads(Path(path).read_bytes())
+            rows = {name: tuple(map(tuple, told[name])) for name in ("means", "stds")}
+            return cls(told["right"], tuple(told["shares"]), **rows)
+        except OSError as error:
+            raise BadInput.unreadable(str(path), error) from error
+        except (ValueError, TypeError, KeyError) as error:
+            remedy = "give the law.json of a prediction"
+            raise BadInput.at(str(path), "holds no displacement law", remedy) from error
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return shares, means and variances, those of the boxes that are right first."""
+        none = [0.0] * self.num_targets
+        shares = torch.tensor([self.right, *self.shares], dtype=torch.float64)
+        means = torch.tensor([none, *self.means], dtype=torch.float64)
+        return shares, means, torch.tensor([none, *self.stds], dtype=torch.float64).square()
+
+
+_DIRECTIONS = (
+    ("too far left", "too far right"),
+    ("too high up", "too far down"),
+    ("too narrow", "too wide"),
+    ("too short", "too tall"),
+)
+
+
+def fit_law(said: Offsets, stds: Offsets, num_pictures: int | None = None) -> DisplacementLaw:
+    """Find how boxes are off from what a model says of them, by expectation and maximisation.
+
+    Beside the boxes that are right there is one normal law, or there are two where the Bayesian
+    information criterion wants them.
+
+    Args:
+        said: How a model says that each box is off, as shares of its sides and changes of log size.
+        stds: Its standard deviations, in the same units.
+        num_pictures: How many pictures the boxes lie in: what counts as independent, since errors
+            within a picture go together; by default each box does.
+
+    Raises:
+        BadInput: There are fewer than 50 boxes, or the model tells no standard deviations.
+
+    References:
+        Dempster, Laird and Rubin, Maximum likelihood from incomplete data via the EM algorithm
+        (1977). Schwarz, Estimating the dimension of a model (1978).
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> off = 0.1 + 0.02 * torch.randn(500, 2, generator=generator)
+        >>> law = fit_law(off + 0.03 * torch.randn(500, 2, generator=generator), off * 0 + 0.03)
+        >>> max(law.shares) > 0.9
+        True
+    """
+    if len(said) < FEWEST_BOXES:
+        msg = f"{len(said)} boxes are too few to tell how they are off; {FEWEST_BOXES} do"
+
+        raise BadInput(msg)
+    if not bool((stds > 0).all() & said.isfinite().all()):
+        msg = "the model tells no standard deviations, so how boxes are off can't be told from them"
+        raise BadInput(msg)
+    if len(said) > _MOST_FITTED:
+        kept = torch.randperm(len(said), generator=keyed_generator("law"))[:_MOST_FITTED]
+        said, stds = said[kept], stds[kept]
+    said, stds = said.double(), stds.double()
+    independent = min(num_pictures or len(said), len(said))
+    middle, spread = said.mean(dim=0), said.var(dim=0)
+    still = torch.zeros_like(middle)
+    one = [(0.5, still, still), (0.5, middle, spread)]
+    two = [(0.4, still, still), (0.3, middle, spread / 9), (0.3, middle, 4 * spread)]
+    fits = [_maximise(begun, said, stds) for begun in (one, two)]
+    scores = [
+        fit.log_likelihood * independent
+        - 0.5 * math.log(independent) * (len(fit.shares) - 1) * (1 + 2 * said.shape[1])
+        for fit in fits
+    ]
+    best = fits[0] if scores[0] >= scores[1] else fits[1]
+    right, *shares = best.shares.tolist()
+    means, deviations = best.means[1:].tolist(), best.variances[1:].sqrt().tolist()
+    return DisplacementLaw(
+        right, tuple(shares), tuple(map(tuple, means)), tuple(map(tuple, deviations))
+    )
+
+
+class _Fit(NamedTuple):
+    shares: Float64[Tensor, " k"]
+    means: Float64[Tensor, "k t"]
+    variances: Float64[Tensor, "k t"]
+    log_likelihood: float  # a box
+
+
+def _maximise(
+    begun: list[tuple[float, Tensor, Tensor]], said: Float64[Tensor, "n t"], stds: Tensor
+) -> _Fit:
+    """Raise the likelihood from a beginning until it settles; the first part stays at zero."""
+    shares = torch.tensor([share for share, _, _ in begun], dtype=torch.float64)
+    means, variances = (torch.stack(column) for column in list(zip(*begun, strict=True))[1:])
+    least, likelihood = _LEAST_STD**2, -math.inf
+    variances[1:] = variances[1:].clamp(min=least)
+    for _ in range(_MOST_STEPS):
+        chances, where, spread, evidence = _posterior(shares, means, variances, said, stds)
+        if evidence - likelihood < _SETTLED:
+            break
+        likelihood = evidence
+        weights = chances / chances.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        means = (weights[..., None] * where).sum(dim=1)
+        off = spread + (where - means[:, None]).square()
+        variances = (weights[..., None] * off).sum(dim=1).clamp(min=least)
+        means[0], variances[0] = 0, 0
+        shares = chances.mean(dim=1)
+    return _Fit(shares, means, variances, likelihood)
+
+
+def _posterior(
+    shares: Float64[Tensor, " k"],
+    means: Float64[Tensor, "k t"],
+    variances: Float64[Tensor, "k t"],
+    said: Float64[Tensor, "n t"],
+    stds: Float64[Tensor, "n t"],
+) -> tuple[Float64[Tensor, "k n"], Float64[Tensor, "k n t"], Float64[Tensor, "k n t"], float]:
+    """Return each part's probability for each box, where the truth is under it, and its variance.
+
+    Last comes the mean log likelihood.
+    """
+    told = stds.square()
+    means, variances = means[:, None], variances[:, None]
+    total = variances + told
+    densities = -0.5 * ((said - means).square() / total + (2 * math.pi * total).log()).sum(dim=-1)
+    joint = shares.log()[:, None] + densities
+    evidence = joint.logsumexp(dim=0)
+    where = (variances * said + told * means) / total
+    return (joint - evidence).exp(), where, variances * told / total, float(evidence.mean())
+
+
+def _unit_boxes(offsets: Float64[Tensor, "*b t"]) -> Float64[Tensor, "*b 4"]:
+    """Return where offsets take a box of side 1."""
+    return decode_deltas(offsets, offsets.new_tensor([0.0, 0.0, 1.0, 1.0]))
+
+
+def _of_truth(mean: tuple[float, ...]) -> list[float]:
+    """Turn changes of log size into how much of the true side is missing."""
+    return [*mean[:2], *(-math.expm1(-part) for part in mean[2:])]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,0 +1,161 @@
+"""Displacement laws: planted ones are found, boxes that are right stay, and none drifts."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats as scipy_stats
+
+from lightning_bbox import BadInput, DisplacementLaw, fit_law
+from lightning_bbox.geometry.boxes import paired_iou
+from lightning_bbox.geometry.codecs import decode_deltas
+
+STD = 0.05  # of what the model says
+BOX = torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+
+def said_of(off, seed=0, std=STD):
+    """Return what a model would say of boxes that are off so, and its standard deviations."""
+    generator = torch.Generator().manual_seed(seed)
+    return off + std * torch.randn(off.shape, generator=generator), torch.full_like(off, std)
+
+
+def normal(count, mean, std, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.tensor(mean) + std * torch.randn(count, len(mean), generator=generator)
+
+
+def iou(offsets, truth):
+    return paired_iou(decode_deltas(offsets, BOX), decode_deltas(truth, BOX))
+
+
+def test_a_planted_law_is_found():
+    law = fit_law(*said_of(normal(4000, [0.02, 0.0, 0.1, -0.05], 0.04)))
+    assert law.right < 0.1
+    share, mean, std = max(zip(law.shares, law.means, law.stds, strict=True))
+    assert share > 0.85
+    assert mean == pytest.approx([0.02, 0.0, 0.1, -0.05], abs=0.012)
+    assert std == pytest.approx([0.04] * 4, abs=0.01)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.02, 0.05, 0.2])
+def test_boxes_that_are_right_stay_and_the_others_are_found(wrong):
+    bad = torch.rand(3000, generator=torch.Generator().manual_seed(2)) < wrong
+    truth = bad[:, None] * normal(3000, [0.0] * 4, 0.2)
+    said, stds = said_of(truth)
+    law = fit_law(said, stds)
+    assert law.right == pytest.approx(1 - wrong, abs=0.03)
+    moved = law.move(said, stds)
+    assert iou(moved.offsets, truth)[~bad].mean() > 0.99
+    assert (moved.offsets[~bad] == 0).all(dim=1).double().mean() > 0.97
+    if wrong:
+        places = 0 * said, said, moved.offsets
+        before, model, after = (iou(offsets, truth)[bad].mean() for offsets in places)
+        assert after - before > 0.8 * (model - before)
+        assert moved.wrong[bad].mean() > 0.6 > 0.1 > moved.wrong[~bad].mean()
+
+
+def test_two_ways_of_being_off_are_told_apart():
+    off = torch.cat(
+        [normal(2700, [0.0, 0.0, 0.105, 0.105], 0.01), normal(300, [0.0] * 4, 0.3, seed=3)]
+    )
+    law = fit_law(*said_of(off))
+    assert len(law.shares) == 2
+    share, mean, _ = max(zip(law.shares, law.means, law.stds, strict=True))
+    assert share == pytest.approx(0.9, abs=0.03)
+    assert mean == pytest.approx([0.0, 0.0, 0.105, 0.105], abs=0.01)
+    assert "10 % too narrow, 10 % too short on average" in law.words()
+
+
+def test_what_follows_of_a_box_is_bayes_rule_on_a_fine_grid():
+    law = DisplacementLaw(0.3, (0.7,), ((0.1, 0.0),), ((0.04, 0.02),))
+    said, stds = (0.06, 0.01), (0.05, 0.03)
+    moved = law.move(torch.tensor([said]), torch.tensor([stds]))
+    grid = np.linspace(-0.4, 0.5, 9001)
+    right, wrong, means = 0.3, 0.7, []
+    for axis in range(2):
+        likelihood = scipy_stats.norm(grid, stds[axis]).pdf(said[axis])
+        joint = likelihood * scipy_stats.norm(law.means[0][axis], law.stds[0][axis]).pdf(grid)
+        means.append((grid * joint).sum() / joint.sum())
+        wrong *= joint.sum() * (grid[1] - grid[0])
+        right *= scipy_stats.norm(0, stds[axis]).pdf(said[axis])
+    chance = wrong / (wrong + right)
+    assert float(moved.wrong) == pytest.approx(chance, abs=1e-4)
+    candidates = [0.0, 0.0], means, [chance * mean for mean in means]
+    assert min(math.dist(moved.offsets[0].tolist(), one) for one in candidates) < 1e-4
+
+
+def test_a_box_moves_only_for_an_expected_gain():
+    law = DisplacementLaw(0.4, (0.6,), ((0.0, 0.05, 0.1, 0.0),), ((0.1,) * 4,))
+    said, stds = said_of(normal(50, [0.0, 0.05, 0.1, 0.0], 0.1))
+    moved = law.move(said, stds)
+    assert (moved.gain >= 0).all()
+    assert ((moved.gain == 0) == (moved.offsets == 0).all(dim=1)).all()
+    stays = DisplacementLaw(1.0, (0.0,), ((0.0,) * 4,), ((0.1,) * 4,)).move(said, stds)
+    assert torch.equal(stays.offsets, torch.zeros_like(said))
+    assert torch.equal(stays.wrong, torch.zeros(50))
+
+
+def test_boxes_refined_once_do_not_drift_when_they_are_refined_again():
+    truth = normal(3000, [0.0] * 4, 0.06)
+    said, stds = said_of(truth)
+    first = fit_law(said, stds).move(said, stds).offsets
+    # The picture says the same of the box where it is now.
+    again = fit_law(said - first, stds).move(said - first, stds).offsets
+    assert (again == 0).all(dim=1).double().mean() > 0.95
+    assert iou(first + again, truth).mean() > iou(first, truth).mean() - 0.002
+
+
+def test_the_told_deviation_holds_where_boxes_are_off_by_a_normal_law():
+    truth = normal(4000, [0.0, 0.0, 0.1, 0.1], 0.06)
+    said, stds = said_of(truth)
+    moved = fit_law(said, stds).move(said, stds)
+    held = ((moved.offsets - truth).abs() <= 1.645 * moved.stds).double().mean()
+    assert held == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_law_of_many_boxes_is_the_same_each_time():
+    truth = normal(60_000, [0.1, 0.0], 0.03)
+    law = fit_law(*said_of(truth))
+    assert law == fit_law(*said_of(truth))
+    assert max(zip(law.shares, law.means, strict=True))[1] == pytest.approx([0.1, 0.0], abs=0.005)
+
+
+def test_of_no_boxes_none_moves():
+    law = DisplacementLaw(0.5, (0.5,), ((0.1, 0.0),), ((0.02, 0.02),))
+    assert law.move(torch.zeros(0, 2), torch.zeros(0, 2)).offsets.shape == (0, 2)
+
+
+@pytest.mark.parametrize("std", [math.nan, 0.0])
+def test_too_few_boxes_or_a_model_that_cannot_tell_have_no_law(std):
+    with pytest.raises(BadInput, match="49 boxes are too few"):
+        fit_law(*said_of(torch.zeros(49, 2)))
+    with pytest.raises(BadInput, match="no standard deviations"):
+        fit_law(torch.zeros(60, 2), torch.full((60, 2), std))
+
+
+def test_a_law_is_kept_in_a_file(tmp_path):
+    law = fit_law(*said_of(normal(200, [0.0, 0.0, 0.1, 0.1], 0.05)))
+    law.save(tmp_path / "law.json")
+    assert DisplacementLaw.load(tmp_path / "law.json") == law
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"right": 1}',
+        '{"right": 0.5, "shares": [0.2], "means": [[0, 0]], "stds": [[1, 1]]}',
+        '{"right": 0.5, "shares": [0.5], "means": [[0, 0]], "stds": [[1, -1]]}',
+        '{"right": 0.5, "shares": [0.5], "means": [[0, 0]], "stds": [[1, NaN]]}',
+        '{"right": 0.5, "shares": [0.5], "means": [[0, 0, 0]], "stds": [[1, 1, 1]]}',
+    ],
+)
+def test_a_file_that_holds_no_law_is_refused(tmp_path, text):
+    (tmp_path / "law.json").write_text(text)
+    with pytest.raises(BadInput, match="law"):
+        DisplacementLaw.load(tmp_path / "law.json")
+    with pytest.raises(BadInput, match="nothing"):
+        DisplacementLaw.load(tmp_path / "nothing.json")
