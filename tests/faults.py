@@ -71,6 +71,18 @@ FAULTS = (
         'if not head["crc32"]:',
         ("pictures/test_disk",),
     ),
+    Fault(
+        "caches: what somebody else wrote is made anew",
+        'if head["made_by"] == _MADE_BY:',
+        "if head:",
+        ("pictures/test_disk",),
+    ),
+    Fault(
+        "files: what is written anew can be read by all",
+        "temporary.chmod(mode)",
+        "pass",
+        ("core/test_files",),
+    ),
     # geometry
     Fault(
         "IoU: the intersection counts twice in the union",
@@ -111,14 +123,14 @@ FAULTS = (
     # annotations
     Fault(
         "VOC: the last pixel of a box is left out",
-        "[base, base, base - 1, base - 1]",
-        "[base, base, base, base]",
+        "(base, base, base - 1, base - 1)",
+        "(base, base, base, base)",
         ("annotations/test_read",),
     ),
     Fault(
         "VOC: edges are written as if they were pixels",
-        "edges + shift(edges)",
-        "edges",
+        "from_xyxy=partial(shifted, by=shifts)",
+        "from_xyxy=shifted",
         ("annotations/test_write",),
     ),
     Fault(
@@ -202,6 +214,12 @@ FAULTS = (
         ("data/test_boxes",),
     ),
     # pictures
+    Fault(
+        "files of pictures: each batch decodes its own",
+        "self._kept = numbers, store",
+        "pass",
+        ("pictures/test_store",),
+    ),
     Fault(
         "EXIF: pictures on their side are turned the wrong way",
         "6: Image.Transpose.ROTATE_270",
