@@ -18,7 +18,7 @@ from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.pictures.places import Storage
 from tests.annotation_files import coco, csv_of, voc, write
 from tests.crops import batch_of, fitted
-from tests.runs import same
+from tests.runs import files_of, same
 
 SIZE = (100, 48)
 HEADER = "image,xmin,ymin,xmax,ymax,label,split,group"
@@ -544,3 +544,27 @@ def test_a_split_whose_boxes_are_all_filtered_out_is_refused(tmp_path):
     write_csv(tmp_path, 30, three_splits, label=lambda n: "dust" if n % 3 == 2 else "cell")
     with pytest.raises(BadInput, match="the test split has no boxes left"):
         read(tmp_path, classes=["cell"]).setup("fit")
+
+
+def test_runs_on_other_classes_keep_their_pixels_side_by_side(tmp_path, capsys):
+    root = write_csv(tmp_path / "data", 70, label=lambda n: "cell" if n % 2 else "dust")
+    store = Storage("disk", str(tmp_path / "store"))
+    for _ in range(2):
+        for name in ("cell", "dust"):
+            found, expected = (
+                read(root, classes=[name], **place).source.store for place in ({"store": store}, {})
+            )
+            assert len(found) == 35
+            assert torch.equal(found.pixels, expected.pixels)
+    said = capsys.readouterr().out
+    assert (said.count("decoded into"), said.count("read from")) == (2, 2)
+
+
+def test_a_store_within_the_data_keeps_the_annotations(tmp_path):
+    root = write_coco(tmp_path, train=range(9), valid=range(9, 14), test=range(14, 20))
+    for folder in ("train", "valid", "test"):
+        (root / folder / "_annotations.coco.json").rename(root / folder / "pictures.json")
+    before = files_of(root)
+    for folder in (root, root / "train"):
+        _ = read(root, store=Storage("disk", str(folder))).source
+    assert before.items() <= files_of(root).items()

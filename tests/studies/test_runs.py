@@ -233,3 +233,12 @@ def test_the_readmes_own_recipe_trains_and_is_found_again(tmp_path, monkeypatch)
     assert main(["fit", *arguments, f"--runs={tmp_path}", "--name=run"]) == 0
     model = BoxRegressor.load_from_checkpoint(tmp_path / "run")
     assert type(model.net.head.criterion).__name__ == "CauchyLoss"
+
+
+def test_a_system_that_can_not_run_studies_is_told_so(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    said = refused(["compare", "-c", str(tmp_path / "study.yaml"), f"--runs={tmp_path}"])
+    assert said == (
+        "compare needs a server of processes, which Windows hasn't; run it on Linux or macOS"
+    )
+    assert files_of(tmp_path) == {}
