@@ -35,7 +35,7 @@ class Reading:
     max_pixels: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shares:
     """How much validates and tests where no split says so, by group.
 
@@ -61,7 +61,7 @@ class Shares:
                 raise BadInput(msg)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Splits(Shares):
     """Which pictures train, validate and test.
 

@@ -46,7 +46,7 @@ def write_set(root, largest, suffix="png"):
 
 def data_of(root, **options):
     options = {"store": Storage("device"), "compile": False} | options
-    return BoxDataModule(str(root), splits=Splits("train", "val", "test"), **options)
+    return BoxDataModule(str(root), splits=Splits(train="train", val="val", test="test"), **options)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
