@@ -73,8 +73,8 @@ class BoxRegressor(OffsetModel):
         regularizers: What the loss gains for the size of the weights, or what is done to them after
             each step; nothing by default. The optimizer's own weight decay acts beside them.
         passes: At evaluation, average the boxes of so many passes in which dropout and its kin draw
-            as in training; as its checkpoint says by default, else 0, one pass without draws. How far
-            they lie apart is part of the standard deviations.
+            as in training; as its checkpoint says by default, else 0, one pass without draws. Their
+            spread is part of the standard deviations.
         steps_per_call: Steps of the optimizer in one Lightning batch. Several spare the time that
             Lightning takes for each, which tells where a step takes less than a few milliseconds;
             callbacks see one batch for all of them.

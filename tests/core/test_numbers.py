@@ -12,7 +12,6 @@ from lightning_bbox import (
     BadInput,
     BoxRegressor,
     CropGeometry,
-    FixedStdCodec,
     OffsetSpec,
     Refiner,
 )
@@ -36,8 +35,14 @@ def required(kind: type) -> dict[str, object]:
     spec = {"geometry": CropGeometry(), "num_targets": 2, "max_shift": 5.0, "max_log_size": 0.0}
     model = BoxRegressor()
     model.build(OffsetSpec(**spec), seed=0)
+    law = {"right": 0.5, "shares": (0.5,), "means": ((0.1, 0.0),), "stds": ((0.02, 0.02),)}
     known = {"OffsetSpec": spec, "BoxDataModule": {"root": "."}, "Refiner": {"checkpoint": model}}
-    return known.get(kind.__name__, {})
+    return (known | {"DisplacementLaw": law}).get(kind.__name__, {})
+
+
+def without_numbers(value: object) -> object:
+    """Return the like of a value, each number of which is none."""
+    return tuple(map(without_numbers, value)) if isinstance(value, tuple) else math.nan
 
 
 PUBLIC = [getattr(lightning_bbox, name) for name in lightning_bbox.__all__]
@@ -54,9 +59,10 @@ def test_the_numbers_of_all_parts_are_found() -> None:
     ("kind", "name"), ARGUMENTS, ids=[f"{kind.__name__} {name}" for kind, name in ARGUMENTS]
 )
 def test_a_number_that_is_none_is_refused(kind: type, name: str) -> None:
-    one = [math.nan] * 4 if kind is FixedStdCodec else math.nan
+    arguments = required(kind)
+    usual = arguments.get(name, inspect.signature(kind).parameters[name].default)
     with pytest.raises(BadInput, match="nan"):
-        kind(**required(kind) | {name: one})
+        kind(**arguments | {name: without_numbers(usual)})
 
 
 def test_a_largest_shift_to_write_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -47,8 +47,7 @@ def fp64_by_default():
 def all_drawn(data):
     """Return everything random of an epoch, and its crops."""
     samples = data.samples("train", 1)
-    drawn = {name: value for name, value in samples._asdict().items()}
-    return drawn | {"crops": data.crops_of(samples, augment=True)}
+    return samples._asdict() | {"crops": data.crops_of(samples, augment=True)}
 
 
 @pytest.mark.parametrize("kind", ["bright", "texture", "template"])
