@@ -8,7 +8,12 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import alone_in, make_folder, remove_leftovers
-from lightning_bbox.models.checkpoints import checkpoint_of, newest_checkpoint, read_checkpoint
+from lightning_bbox.models.checkpoints import (
+    checkpoint_of,
+    newest_checkpoint,
+    read_checkpoint,
+    refuse_weights_alone,
+)
 from lightning_bbox.refinement.predictions import put_originals_back
 from lightning_bbox.reports.callbacks import CONFIG, is_of_a_run
 
@@ -113,7 +118,9 @@ def _find_checkpoint(command: str, folder: Path, asked: str | None) -> str | Non
     if command != "fit" or not (asked == "last" or Path(asked).is_dir()):
         named = folder / "checkpoints" / f"{asked}.ckpt"
         path = named if asked in ("best", "last") else checkpoint_of(asked)
-        read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
+        if command == "fit":
+            refuse_weights_alone(checkpoint, str(path))
         return str(path)
     whose = folder if asked == "last" else Path(asked)
     found, unread = newest_checkpoint(whose / "checkpoints")

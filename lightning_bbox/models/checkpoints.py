@@ -26,7 +26,10 @@ CHECKPOINT_KEY = "lightning_bbox"
 
 _PARTS = ("preprocess", "backbone", "head", "codec")
 _RECIPE = {"class_path", "init_args"}
-_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
+_STATE = (
+    *("loops", "callbacks", "optimizer_states", "lr_schedulers"),
+    *("global_step", "pytorch-lightning_version"),
+)
 
 
 def read_checkpoint(
@@ -59,11 +62,11 @@ def read_checkpoint(
 
 
 def _refuse_incomplete(checkpoint: dict[str, Any], path: str) -> None:
-    """Refuse a checkpoint without what rebuilds its model, its weights, or where it stands."""
+    """Refuse a checkpoint without what rebuilds its model."""
     recipe, weights = checkpoint[CHECKPOINT_KEY].get("model"), checkpoint.get("state_dict")
     parts = [recipe.get(name) for name in _PARTS] if isinstance(recipe, dict) else [None]
-    whole = isinstance(weights, dict) and isinstance(checkpoint.get("global_step"), int)
-    if not whole or not all(isinstance(part, dict) and part.keys() == _RECIPE for part in parts):
+    whole = all(isinstance(part, dict) and part.keys() == _RECIPE for part in parts)
+    if not whole or not isinstance(weights, dict):
         msg = f"{path}: lacks what rebuilds its model; give a checkpoint as a run wrote it"
         raise BadInput(msg)
 
@@ -150,16 +153,20 @@ def refuse_other_run(then: dict[str, Plain], now: dict[str, Plain]) -> None:
             raise BadInput(msg)
 
 
-def refuse_weights_alone(checkpoint: dict[str, Any]) -> None:
+def refuse_weights_alone(checkpoint: dict[str, Any], path: str = "the checkpoint") -> None:
     """Refuse to go on from a checkpoint that has no more than a model.
+
+    Args:
+        checkpoint: The checkpoint.
+        path: How it goes in the error.
 
     Raises:
         BadInput: It doesn't say where its run stood.
     """
     if lacking := [name for name in _STATE if name not in checkpoint]:
         msg = (
-            f"the checkpoint has no {listed(lacking)}, so a run can't go on from it; begin a new "
-            f"run from its weights with --model.weights"
+            f"{path}: has no {listed(lacking)}, so a run can't go on from it; begin a new run from "
+            f"its weights with --model.weights"
         )
         raise BadInput(msg)
 
@@ -242,7 +249,9 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     found, unread = [], []
     for path in sorted(folder.glob("*.ckpt")):
         try:
-            found.append((int(read_checkpoint(path)["global_step"]), path.stem == "last", path))
+            checkpoint = read_checkpoint(path)
+            refuse_weights_alone(checkpoint, str(path))
+            found.append((int(checkpoint["global_step"]), path.stem == "last", path))
         except BadInput as error:
             unread.append(str(error))
     if unread and not found:

@@ -278,7 +278,10 @@ def _checkpoint(world: World, dice: random.Random) -> Trial:
         content = mutated_picture(content, dice)
     else:
         checkpoint = torch.load(file, weights_only=True)
-        _lose(checkpoint if dice.random() < 0.3 else checkpoint["lightning_bbox"], dice)
+        if dice.random() < 0.3:
+            del checkpoint[dice.choice([*checkpoint])]
+        else:
+            _lose(checkpoint["lightning_bbox"], dice)
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
         content = buffer.getvalue()

@@ -585,7 +585,7 @@ def test_a_checkpoint_may_not_have_a_class_imported_for_a_command(moved, csv_fol
 
 
 @pytest.mark.parametrize(
-    "lost", ["model", "codec", "head", "init_args", "average_flips", "state_dict", "global_step"]
+    "lost", ["model", "codec", "head", "init_args", "average_flips", "state_dict"]
 )
 def test_a_checkpoint_that_lacks_a_part_is_read_or_refused_in_a_sentence(
     lost, moved, csv_folder, refused
@@ -605,14 +605,21 @@ def test_a_checkpoint_that_lacks_a_part_is_read_or_refused_in_a_sentence(
         BoxRegressor.load_from_checkpoint(moved)
 
 
-def test_a_run_does_not_go_on_from_weights_alone(cut, refused):
+@pytest.mark.parametrize(
+    "lost", ["optimizer_states", "loops", "global_step", "pytorch-lightning_version"]
+)
+def test_a_run_does_not_go_on_from_weights_alone(lost, cut, tmp_path, refused):
     for path in cut.rglob("*.ckpt"):
         content = torch.load(path, weights_only=True)
-        del content["optimizer_states"], content["lr_schedulers"]
+        del content[lost]
         torch.save(content, path)
-    sentence = refused(["fit", f"--resume={cut}"])
-    assert "has no optimizer_states, lr_schedulers, so a run can't go on from it" in sentence
-    assert "--model.weights" in sentence
+    problem = f"has no {lost}, so a run can't go on from it; begin a new run from its weights with"
+    assert f"last.ckpt: {problem} --model.weights" in refused(["fit", f"--resume={cut}"])
+    file = cut / "checkpoints" / "best.ckpt"
+    command = fit_in(tmp_path / "new", f"--ckpt_path={file}")
+    assert refused(command) == f"{file}: {problem} --model.weights"
+    assert not (tmp_path / "new").exists()
+    BoxRegressor.load_from_checkpoint(file)
 
 
 # Losses that are not finite.
