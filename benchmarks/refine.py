@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import torch
+
 from lightning_bbox import CropGeometry, UniformJitter
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.table import BoxTable
@@ -72,6 +74,11 @@ def roughen(truth: BoxTable, fraction: float, folder: Path) -> None:
         shutil.copyfile(truth.root / image, folder / image)
 
 
+def changes(folder: Path) -> list[dict[str, str]]:
+    """Return the table of changes of a prediction."""
+    return list(csv.DictReader((folder / "changes.csv").read_text().splitlines()))
+
+
 def compare(truth: BoxTable, work: Path) -> dict[str, Any]:
     """Measure the IoU before and after over the boxes refined, and look at everything else."""
     files = list(truth.files)
@@ -80,7 +87,9 @@ def compare(truth: BoxTable, work: Path) -> dict[str, Any]:
     shutil.copytree(work / "first" / "refined", work / "after", dirs_exist_ok=True)
     refined = read_annotations(work / "after", annotations=files)
     assert truth.ids == rough.ids == refined.ids
-    changed = (refined.boxes != rough.boxes).any(dim=1)
+    rows = changes(work / "first")
+    told = [bool(row["gain"]) or not row["unchanged"] for row in rows]
+    changed = torch.tensor(told)  # those that stay where they are right are among them
     before, after = (
         paired_iou(table.boxes, truth.boxes)[changed].double() for table in (rough, refined)
     )
@@ -107,7 +116,7 @@ def compare(truth: BoxTable, work: Path) -> dict[str, Any]:
 
 def coverage(truth: BoxTable, rough: BoxTable, folder: Path) -> dict[str, float]:
     """Return how often the true centre lies in the interval of each level, by a normal law."""
-    rows = list(csv.DictReader((folder / "changes.csv").read_text().splitlines()))
+    rows = changes(folder)
     px = CropGeometry().px(rough.boxes)
     deviations = []
     for row, box, unit in zip(rows, truth.boxes, px, strict=True):

@@ -157,7 +157,8 @@ def test_boxes_move_by_their_own_law(run, many, capfd):
     for row in rows_of(folder):
         assert 0 <= float(row["wrong"]) <= 1
         stays = all(row[f"new_{name}"] == row[name] for name in ("xmin", "ymin", "xmax", "ymax"))
-        assert float(row["gain"]) > 0 or stays
+        assert (float(row["gain"]) > 0) != stays
+        assert (row["unchanged"] == "is best left where it is") == stays
 
 
 def test_boxes_move_by_a_law_at_hand_or_by_that_of_the_training(run, many, capfd):
