@@ -15,6 +15,7 @@ from lightning_bbox.cli.main import main
 from lightning_bbox.cli.run import rehearse
 from lightning_bbox.core.messages import plain_warnings
 from lightning_bbox.studies.results import read_result
+from lightning_bbox.studies.study import Arm, Run
 from lightning_bbox.studies.study_file import read_study
 from tests.conftest import ROOT
 from tests.runs import CONFIGS, PYTHON, files_of
@@ -214,11 +215,15 @@ def test_a_study_with_a_run_that_fails_says_so_at_its_end(tmp_path, monkeypatch,
     )
     monkeypatch.syspath_prepend(tmp_path)
     broken = {"model.head": "LinearHead", "model.head.loss": "broken_recipe.BrokenLoss"}
-    study = write_study(tmp_path, arms={"broken": broken}, steps=4)
+    study = write_study(tmp_path, arms={"broken": broken}, steps=6)
     assert main(["compare", "-c", str(study), f"--runs={tmp_path}"]) == 2
     output = capsys.readouterr()
     assert "1 of 2 runs were refused or failed, the first broken-seed0 (NameError" in output.err
     assert (tmp_path / "mine" / "comparison.html").is_file()
+    # Its budget ends within an epoch of four steps: what is told is what was trained to its end.
+    result = read_result(Run(Arm("base"), 0), tmp_path / "mine" / "base-seed0")
+    assert [step for step, _ in result.curve] == [4, 6]
+    assert result.metrics["train_steps"] == 6
 
 
 def test_the_readmes_own_recipe_trains_and_is_found_again(tmp_path, monkeypatch):
