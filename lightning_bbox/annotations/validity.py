@@ -15,6 +15,9 @@ from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 
+LEFT_OUT = "; left out"
+"""What ends the sentence of a box that is skipped in training."""
+
 _REACH = 1.0  # pixels that a box may reach outside its picture: people and tools differ by one
 
 
@@ -87,7 +90,7 @@ def without_invalid(
         if on_bad == "error":
             remedy = f"correct it, or leave such boxes out with {argument('on_bad', 'skip')}"
             raise BadInput.at(place, problem, remedy)
-        skipped.append(f"{place}: {problem}; left out")
+        skipped.append(f"{place}: {problem}{LEFT_OUT}")
     good = torch.tensor([at not in faults for at in range(len(records))], dtype=torch.bool)
     index = table.image_index[~good].tolist()
     return replace(table.boxes_where(good), skipped=tuple(skipped), skipped_index=tuple(index))

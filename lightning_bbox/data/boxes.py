@@ -15,6 +15,7 @@ from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import ROLES
 from lightning_bbox.annotations.table import BoxTable
+from lightning_bbox.annotations.validity import LEFT_OUT
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
 from lightning_bbox.data.module import CropDataModule
@@ -203,7 +204,7 @@ def _check_boxes(table: BoxTable) -> None:
         raise BadInput.at(files, "has no boxes", remedy)
     convention = table.note.partition(", read from")[0]
     problem = f"none of the {len(table.skipped)} boxes can be used, read as {convention}"
-    first = table.skipped[0].removesuffix("; left out")
+    first = table.skipped[0].removesuffix(LEFT_OUT)
     raise BadInput.at(files, problem, f"correct them, such as {first}")
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
+from lightning_bbox.annotations.validity import LEFT_OUT
 from lightning_bbox.annotations.write import DECIMALS, write_boxes
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import (
@@ -91,7 +92,7 @@ class PredictionFiles(pl.Callback):
         make_folder(self.folder)
         found, gains, sentence = self._weigh(rough, pl_module.predictions, data.geometry)
         boxes, stds, reasons = self._outcome(rough, found, data.geometry)
-        unchanged = [sentence.removesuffix("; left out") for sentence in table.skipped]
+        unchanged = [sentence.removesuffix(LEFT_OUT) for sentence in table.skipped]
         unchanged += [f"{name}: {r}" for name, r in zip(table.ids, reasons, strict=True) if r]
         text = "".join(f"{sentence}; left as it is\n" for sentence in unchanged)
         # First, for it tells that what is beside it is no data, even where a run is killed.
