@@ -209,6 +209,7 @@ def box_metrics(boxes, proposals, gt_boxes, px, num_targets):
         "error_picture": mean(pictures),
         "iou_before": mean(each(iou, proposals, gt_boxes)),
         "iou_after": mean(each(iou, boxes, gt_boxes)),
+        "harmed": mean(each(iou, boxes, gt_boxes) < each(iou, proposals, gt_boxes) - 1e-3),
     }
     if num_targets == 4:
         metrics["mae_edge_px"] = mean(edges)

@@ -15,6 +15,8 @@ from torchmetrics import Metric
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, paired_iou
 from lightning_bbox.nn.calibration import LEVELS, ErrorLaw, can_tell, coverage
 
+HARM = 1e-3
+"""Fall of the IoU from which on a box counts as made worse."""
 COORDINATES = ("dx", "dy", "dw", "dh")
 BESIDE_THE_MEAN = {
     "mae_px": "error of the centre, px",
@@ -22,6 +24,7 @@ BESIDE_THE_MEAN = {
     "error_fraction": "  as a fraction of the box",
     "error_picture": "  in picture pixels",
     "iou_after": "IoU after (before: {iou_before:.3f})",
+    "harmed": "share of boxes made worse",
 }
 """Figures that a test prints, beside those of predicting the mean, and how it calls them."""
 
@@ -150,12 +153,14 @@ def box_metrics(
     Returns:
         `mae_px`, `rmse_px` (means over samples, x and y), `p95_px` and `within_1px` (of the larger
         of |x| and |y|), `error_fraction` (x by the true width, y by its height), `error_picture`
-        (picture pixels), `iou_before`, `iou_after`, `mae_edge_px` with 4 targets, and for x and y
-        the slope of the prediction on the truth and R2.
+        (picture pixels), `iou_before`, `iou_after`, `harmed` (share of boxes whose IoU falls by
+        more than a thousandth), `mae_edge_px` with 4 targets, and for x and y the slope of the
+        prediction on the truth and R2.
     """
     boxes, proposals, gt_boxes, px = (t.double() for t in (boxes, proposals, gt_boxes, px))
     error = error_px(boxes, gt_boxes, px)
     worst = error.abs().amax(dim=1)
+    before, after = paired_iou(proposals, gt_boxes), paired_iou(boxes, gt_boxes)
     metrics = {
         "mae_px": error.abs().mean(),
         "rmse_px": error.square().mean().sqrt(),
@@ -163,8 +168,9 @@ def box_metrics(
         "within_1px": (worst <= 1).double().mean(),
         "error_fraction": (error * px / box_sizes(gt_boxes)).abs().mean(),
         "error_picture": (error * px).abs().mean(),
-        "iou_before": paired_iou(proposals, gt_boxes).mean(),
-        "iou_after": paired_iou(boxes, gt_boxes).mean(),
+        "iou_before": before.mean(),
+        "iou_after": after.mean(),
+        "harmed": (after < before - HARM).double().mean(),
     }
     if num_targets == 4:
         metrics["mae_edge_px"] = ((boxes - gt_boxes) / px.repeat(1, 2)).abs().mean()

@@ -70,6 +70,7 @@ def test_box_metrics_of_a_hand_made_case():
         "error_picture": 1.5,
         "iou_before": 96 / 304,
         "iou_after": 2 / 3,
+        "harmed": 0.0,
         "mae_edge_px": 0.75,
         "slope_dx": 0.75,
         "r2_dx": 1 - 1 / 8,
@@ -83,8 +84,10 @@ def test_box_metrics_of_a_hand_made_case():
 def test_perfect_boxes_have_no_error(num_targets):
     _, proposals, gt_boxes, px = made_up_evaluation()
     found = box_metrics(gt_boxes, proposals, gt_boxes, px, num_targets)
-    for name in ("mae_px", "rmse_px", "p95_px", "error_fraction", "error_picture"):
+    for name in ("mae_px", "rmse_px", "p95_px", "error_fraction", "error_picture", "harmed"):
         assert found[name] == 0
+    worse = box_metrics(proposals, gt_boxes, gt_boxes, px, num_targets)
+    assert worse["harmed"] == 1
     for name in ("within_1px", "iou_after", "slope_dx", "slope_dy", "r2_dx", "r2_dy"):
         assert found[name] == pytest.approx(1)
     assert found.get("mae_edge_px") == (0 if num_targets == 4 else None)
