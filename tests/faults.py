@@ -246,8 +246,8 @@ FAULTS = (
     ),
     Fault(
         "augmentation: factors only ever darken",
-        '1 + (2 * plan.uniform("photometry", 3) - 1)',
-        '1 + (plan.uniform("photometry", 3) - 1)',
+        "1 + (2 * drawn - 1)",
+        "1 + (drawn - 1)",
         ("pictures/test_augment",),
     ),
     # data
@@ -372,6 +372,18 @@ FAULTS = (
         ".square() + log_scales + _HALF_LN_2_PI",
         ".square() + _HALF_LN_2_PI",
         ("nn/heads/test_likelihood",),
+    ),
+    Fault(
+        "displacement law: a box moves though staying is expected to be better",
+        "best = expected.argmax(dim=0)",
+        "best = expected[1:].argmax(dim=0) + 1",
+        ("geometry/test_displacement",),
+    ),
+    Fault(
+        "displacement law: what the picture says isn't weighed by how sure it is",
+        "where = (variances * said + told * means) / total",
+        "where = (said + means) / 2",
+        ("geometry/test_displacement",),
     ),
     # evaluation
     Fault(
