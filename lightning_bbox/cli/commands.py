@@ -100,7 +100,7 @@ class BoxCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             help="checkpoint to go on from, or to apply: a file, the folder of a run, or last or "
-            "best of the run of this name",
+            "best of the run of this name; `fit --resume FOLDER` goes on with all of a run's own",
         )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 

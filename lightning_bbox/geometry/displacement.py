@@ -25,6 +25,8 @@ from lightning_bbox.geometry.codecs import decode_deltas
 FEWEST_BOXES = 50
 """Boxes from which on their law can be told from the model's errors."""
 
+_TELLABLE = 0.5
+"""Share of a model's standard deviation: what is smaller may be the bias of the model itself."""
 _MOST_FITTED = 50_000  # boxes: more don't change a law of at most 27 numbers
 _MOST_STEPS = 500
 _SETTLED = 1e-6  # gain of the mean log likelihood by a step, in nats a box
@@ -211,7 +213,8 @@ def fit_law(said: Offsets, stds: Offsets, num_pictures: int | None = None) -> Di
     """Find how boxes are off from what a model says of them, by expectation and maximisation.
 
     Beside the boxes that are right there is one normal law, or there are two where the Bayesian
-    information criterion wants them.
+    information criterion wants them. Boxes whose law is near and narrow, within half of the model's
+    standard deviations, count as right: it can't be told from a bias of the model.
 
     Args:
         said: How a model says that each box is off, as shares of its sides and changes of log size.
@@ -256,11 +259,13 @@ def fit_law(said: Offsets, stds: Offsets, num_pictures: int | None = None) -> Di
         for fit in fits
     ]
     best = fits[0] if scores[0] >= scores[1] else fits[1]
-    right, *shares = best.shares.tolist()
+    extents = (best.means.square() + best.variances).sqrt()
+    told = stds.square().mean(dim=0).sqrt()
+    tellable = (extents >= _TELLABLE * told).any(dim=1)
+    shares = (best.shares * tellable)[1:].tolist()
     means, deviations = best.means[1:].tolist(), best.variances[1:].sqrt().tolist()
-    return DisplacementLaw(
-        right, tuple(shares), tuple(map(tuple, means)), tuple(map(tuple, deviations))
-    )
+    rows = tuple(map(tuple, means)), tuple(map(tuple, deviations))
+    return DisplacementLaw(max(1 - sum(shares), 0.0), tuple(shares), *rows)
 
 
 class _Fit(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
@@ -69,7 +69,7 @@ class PredictionFiles(pl.Callback):
         refuse_max_shift(max_shift)
         self.folder, self.max_shift, self.overwrite = folder, max_shift, overwrite
         self.law = law
-        self._given = None if law in ("auto", "trained") else DisplacementLaw.load(law)
+        self._given = None if law in ("auto", "trained") else _law_at(Path(law))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a law of other coordinates than the model's.
@@ -108,7 +108,9 @@ class PredictionFiles(pl.Callback):
         weighed[rough.chosen] = gains
         rows = change_rows(rough, boxes, stds, data.geometry, reasons, weighed)
         write_atomically(self.folder / "changes.csv", encoded(rows))
-        self._say("\n".join([*data.source.notes, sentence]), moved, len(unchanged), data.geometry)
+        notes = "\n".join([*data.source.notes, sentence])
+        changed = (boxes != table.boxes).any(dim=1)
+        self._say(notes, moved, changed, len(unchanged), data.geometry)
 
     def _weigh(
         self, rough: RoughBoxes, found: Refined, geometry: CropGeometry
@@ -176,20 +178,37 @@ class PredictionFiles(pl.Callback):
             write_atomically(original, path.read_bytes())
 
     def _say(
-        self, notes: str, moved: Float[Tensor, "n 2"], unchanged: int, geometry: CropGeometry
+        self,
+        notes: str,
+        shifts: Float[Tensor, "n 2"],
+        changed: Bool[Tensor, " n"],
+        unchanged: int,
+        geometry: CropGeometry,
     ) -> None:
-        distance = moved.norm(dim=1)
+        distance = shifts[changed].norm(dim=1)
+        told = "none moved"
+        if len(distance):
+            told = (
+                f"{len(distance)} moved, their centres by {distance.mean():.2f} px in the mean "
+                f"(median {distance.median():.2f}, largest {distance.max():.2f}); "
+                f"a px is 1/{geometry.reference_size:g} of a crop's side"
+            )
         where = "written over the originals" if self.overwrite else "the originals are untouched"
         say(
             f"{notes}\n"
-            f"{int((distance > 0).sum())} of {len(moved)} boxes moved, by {distance.mean():.2f} px "
-            f"in the mean (median {distance.median():.2f}, largest {distance.max():.2f}); "
-            f"a px is 1/{geometry.reference_size:g} of a crop's side\n"
+            f"of {len(changed)} boxes {told}\n"
             f"refined annotations     {self.folder / 'refined'} ({where})\n"
             f"each box, old and new   {self.folder / 'changes.csv'}\n"
             f"the largest changes     {self.folder / 'changes.png'}\n"
-            f"{unchanged} boxes left as they are, and why: {self.folder / 'unchanged.txt'}"
+            f"left as they are: {unchanged}, and why: {self.folder / 'unchanged.txt'}"
         )
+
+
+def _law_at(path: Path) -> DisplacementLaw:
+    if not path.exists():
+        msg = f"law is {str(path)!r}, which is no file; choose auto, trained, or a law.json"
+        raise BadInput(msg)
+    return DisplacementLaw.load(path)
 
 
 def put_originals_back(folder: Path) -> None:

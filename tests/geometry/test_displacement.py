@@ -56,6 +56,15 @@ def test_boxes_that_are_right_stay_and_the_others_are_found(wrong):
         assert moved.wrong[bad].mean() > 0.6 > 0.1 > moved.wrong[~bad].mean()
 
 
+@pytest.mark.parametrize("bias", [0.0, 0.2])
+def test_a_bias_of_the_model_is_not_taken_for_one_of_the_boxes(bias):
+    said, stds = said_of(torch.zeros(2000, 4))
+    law = fit_law(said + bias * STD, stds)
+    assert law.right > 0.95
+    moved = law.move(said + bias * STD, stds).offsets
+    assert (moved == 0).all(dim=1).double().mean() > 0.995
+
+
 def test_two_ways_of_being_off_are_told_apart():
     off = torch.cat(
         [normal(2700, [0.0, 0.0, 0.105, 0.105], 0.01), normal(300, [0.0] * 4, 0.3, seed=3)]
