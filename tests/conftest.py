@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from lightning.pytorch.callbacks.model_checkpoint import warning_cache
 from PIL import Image
 
 from lightning_bbox.cli.main import main
@@ -79,6 +80,12 @@ def interruptible_again() -> Iterator[None]:
     """Let SIGINT interrupt again after Lightning, which ignores it once it came."""
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def warned_anew() -> None:
+    """Lightning warns of a missing metric once a process: have each test hear it."""
+    warning_cache.clear()
 
 
 @pytest.fixture
