@@ -41,6 +41,8 @@ _MAYBE_REFUSALS = (
     OSError,
     MisconfigurationException,
     RuntimeError,
+    TypeError,
+    OverflowError,
     MemoryError,
     ImportError,
     SystemExit,
@@ -170,7 +172,7 @@ def _is_lightnings(error: BaseException) -> bool:
 
 
 def _too_large(error: BaseException) -> BadInput:
-    said = " ".join(str(error).split())
+    said, *_ = str(error).splitlines() or [""]  # what follows are frames of C++
     problem = f"there is too little for what was asked ({said[-200:] or type(error).__name__})"
     remedy = (
         "lower data.batch_size or the sizes of the model, or keep pictures elsewhere (data.store)"

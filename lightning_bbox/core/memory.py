@@ -40,6 +40,9 @@ def keep_freed_memory() -> bool:
     return all(mallopt(option, _LARGEST) == 1 for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
 
 
+_TOO_MUCH = ("can't allocate memory", "Overflow when unpacking long", "size calculation overflowed")
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Tell whether an error says that there is too little memory, on the host or on the device.
 
@@ -48,8 +51,8 @@ def lacks_memory(error: BaseException) -> bool:
         (True, False)
     """
     names = {kind.__name__ for kind in type(error).__mro__}
-    # PyTorch's allocator on the CPU has no class of its own for it.
-    told = "can't allocate memory" in str(error)
+    # PyTorch's allocator on the CPU has no class of its own for it, nor for sizes beyond 64 bits.
+    told = any(words in str(error) for words in _TOO_MUCH)
     return told or not names.isdisjoint(("MemoryError", "OutOfMemoryError"))
 
 
