@@ -1,5 +1,6 @@
 """What several tests share: the real data, where it is, and small data made on the spot."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,13 @@ def interruptible_again() -> Iterator[None]:
 def warned_anew() -> None:
     """Lightning warns of a missing metric once a process: have each test hear it."""
     warning_cache.clear()
+
+
+@pytest.fixture
+def exporting() -> Iterator[None]:
+    """Collect what an export leaves: classes of the names of ours, which a command would find."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -272,6 +272,7 @@ def test_copies_read_their_own_layer(duplicate):
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("exporting")
 @pytest.mark.parametrize("layer", ["stem.1", "block"])
 def test_it_exports_though_the_rest_of_the_net_runs_then(layer):
     net, crops = build(layer), draw_crops()

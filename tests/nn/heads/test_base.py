@@ -156,6 +156,7 @@ class Told(torch.nn.Module):
         return self.head.decode(outputs), self.head.stds(outputs), self.head.nll(outputs, targets)
 
 
+@pytest.mark.usefixtures("exporting")
 @pytest.mark.parametrize("head", EXPORTED.values(), ids=EXPORTED)
 def test_a_head_is_exported_for_any_batch(head):
     head, _ = fitted(head, BOUNDS["four"])
@@ -170,6 +171,7 @@ def test_a_head_is_exported_for_any_batch(head):
             assert torch.equal(found.nan_to_num(9e9), expected.nan_to_num(9e9))
 
 
+@pytest.mark.usefixtures("exporting")
 @pytest.mark.parametrize("per_class", [False, True])
 def test_a_model_is_exported_for_any_batch(per_class):
     head = LinearHead(per_class=True) if per_class else None
