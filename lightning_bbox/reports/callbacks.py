@@ -67,7 +67,9 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
     trainer = config.get("trainer") or {}
     kept = {name: value for name, value in trainer.items() if name not in _NO_SETTINGS}
     own = {key: config.get(key) for key in ("seed_everything", "model", "data")}
-    return flatten(own | {"trainer": kept})
+    settings = flatten(own | {"trainer": kept})
+    settings.pop("data.seed", None)  # that of everything, which a saved file alone doesn't repeat
+    return settings
 
 
 def is_of_a_run(config: Path) -> bool:
