@@ -24,7 +24,7 @@ class Mean(NamedTuple):
     n: int
 
 
-def t_quantile(probability: float, dof: float) -> float:
+def t_quantile(probability: float, dof: int | float) -> float:
     """Return the quantile of Student's t distribution, by bisection on its exact integral.
 
     Args:
