@@ -23,10 +23,10 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.protocol import error_of
 from benchmarks.ranks import machine
 from lightning_bbox import AlexNet
 from lightning_bbox.cli.main import main as run
-from lightning_bbox.evaluation.intervals import TOO_FEW
 
 RESULTS = Path(__file__).parent / "results"
 CAFFE = ["--model.backbone.layout=caffe", "--model.backbone.weights=caffe"]
@@ -182,7 +182,8 @@ def as_markdown(found: dict[str, Any]) -> str:
     if "solvers" in found:
         lines += ["", "| features of BCCD, and solver | error, px |", "|---|---|"]
         for name, outcome in found["solvers"].items():
-            lines.append(f"| {name} | {error_of(outcome)} |")
+            error = error_of(outcome, digits=2) if outcome else "diverged"
+            lines.append(f"| {name} | {error} |")
     return "\n".join([*lines, ""]).lstrip("\n")
 
 
@@ -192,16 +193,6 @@ def reading(layer: dict[str, Any]) -> str:
     told = f"{r2['value']:.2f} [{r2['low']:.2f}, {r2['high']:.2f}]"
     random = layer.get("random")
     return f"{told} ({random['r2']['value']:.2f})" if random else told
-
-
-def error_of(outcome: dict[str, Any]) -> str:
-    """Return a run's test error with its interval over pictures, or that it diverged."""
-    if not outcome:
-        return "diverged"
-    if "test/mae_px_low" not in outcome:
-        return f"{outcome['test/mae_px']:.2f} ({TOO_FEW})"
-    low, high = outcome["test/mae_px_low"], outcome["test/mae_px_high"]
-    return f"{outcome['test/mae_px']:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

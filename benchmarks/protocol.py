@@ -149,11 +149,11 @@ def with_spread(found: list[dict[str, Any]]) -> str:
     return error_of(found[0])
 
 
-def error_of(metrics: dict[str, Any]) -> str:
+def error_of(metrics: dict[str, Any], digits: int = 3) -> str:
     """Return a run's test error with its interval over pictures or groups, where it has one."""
     ends = [metrics.get(f"test/mae_px_{end}") for end in ("low", "high")]
-    told = TOO_FEW if None in ends else f"{ends[0]:.3f} to {ends[1]:.3f}"
-    return f"{metrics['test/mae_px']:.3f} ({told})"
+    told = TOO_FEW if None in ends else f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"
+    return f"{metrics['test/mae_px']:.{digits}f} ({told})"
 
 
 def draw_curves(runs: Path) -> None:

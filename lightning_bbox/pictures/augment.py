@@ -215,7 +215,7 @@ def _refuse_moving(module: nn.Module) -> None:
     name = type(module).__name__
     try:
         shift = mean_shift(module)
-    except Exception as error:
+    except Exception as error:  # somebody's own module raises whatever it likes
         msg = (
             f"augment.extra's {name} can't be applied to crops of {_SIDE} x {_SIDE} px ({error}); "
             f"correct its arguments"
