@@ -28,13 +28,11 @@ from lightning_bbox.evaluation.metrics import Refined
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
+from lightning_bbox.geometry.weighing import move_under, refuse_other_coordinates, said_of
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.refinement.refiner import (
     clip_or_restore,
-    move_under,
     refuse_max_shift,
-    refuse_other_coordinates,
-    said_of,
     shifts_px,
 )
 from lightning_bbox.reports.sheets import draw_changes

@@ -14,9 +14,9 @@ from torch import Tensor
 from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes
-from lightning_bbox.geometry.codecs import decode_deltas, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
+from lightning_bbox.geometry.weighing import move_under, said_of
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.decode import decode_image, to_rgb
@@ -305,91 +305,6 @@ def refuse_max_shift(max_shift: float | None) -> None:
     if max_shift is not None and not max_shift >= 0:
         msg = f"max_shift is {max_shift}; expected 0 or more px"
         raise BadInput(msg)
-
-
-class Weighed(NamedTuple):
-    """Where boxes go once a law of how they are off was weighed against the pictures.
-
-    Attributes:
-        boxes: The boxes, `xyxy` in picture pixels; one that is right is the given one to the bit.
-        stds: How far off they are deemed, x and y in px (and log sizes).
-        gain: Rise of the expected IoU with the truth.
-        wrong: Probability that the given box wasn't right.
-    """
-
-    boxes: Boxes
-    stds: Float[Tensor, "n t"]
-    gain: Float[Tensor, " n"]
-    wrong: Float[Tensor, " n"]
-
-
-def said_of(
-    boxes: Boxes, stds: Float[Tensor, "n t"], rough: Boxes, geometry: CropGeometry
-) -> tuple[Float[Tensor, "n t"], Float[Tensor, "n t"]]:
-    """Return what a model says of rough boxes, as displacement laws take it.
-
-    Args:
-        boxes: Where the model would move them, `xyxy` in picture pixels.
-        stds: How far off it deems these, x and y in px (and log sizes).
-        rough: The boxes it started from.
-        geometry: What a px is.
-
-    Returns:
-        Offsets and standard deviations, in shares of the rough boxes' sides and log sizes.
-    """
-    return encode_deltas(boxes, rough)[:, : stds.shape[1]], stds * _shares(stds, rough, geometry)
-
-
-def move_under(
-    law: DisplacementLaw,
-    boxes: Boxes,
-    stds: Float[Tensor, "n t"],
-    rough: Boxes,
-    geometry: CropGeometry,
-) -> Weighed:
-    """Move rough boxes by what the pictures say and by what is known of how they are off.
-
-    Args:
-        law: How they are off.
-        boxes: Where the model would move them, `xyxy` in picture pixels.
-        stds: How far off it deems these, x and y in px (and log sizes).
-        rough: The boxes it started from.
-        geometry: What a px is.
-
-    Raises:
-        BadInput: The law is of other coordinates than the model's, or the model tells no standard
-            deviations.
-    """
-    refuse_other_coordinates(law, stds.shape[1])
-    if bool(stds.isnan().any()):
-        msg = "the model tells no standard deviations to weigh a law against; do without the law"
-        raise BadInput(msg)
-    said, spread = said_of(boxes, stds, rough, geometry)
-    moved = law.move(said, spread)
-    stays = (moved.offsets == 0).all(dim=1, keepdim=True)
-    places = torch.where(stays, rough, decode_deltas(moved.offsets, rough))
-    px = moved.stds / _shares(stds, rough, geometry)
-    return Weighed(places, px, moved.gain, moved.wrong)
-
-
-def refuse_other_coordinates(law: DisplacementLaw, num_targets: int) -> None:
-    """Refuse a law that says nothing of what a model predicts, or more.
-
-    Raises:
-        BadInput: The numbers of coordinates differ.
-    """
-    if law.num_targets != num_targets:
-        msg = f"the law has {law.num_targets} coordinates, the model {num_targets}; give its own"
-        raise BadInput(msg)
-
-
-def _shares(
-    stds: Float[Tensor, "n t"], rough: Boxes, geometry: CropGeometry
-) -> Float[Tensor, "n t"]:
-    """Return what a px is as a share of each box's sides, and 1 for log sizes."""
-    shares = torch.ones_like(stds)
-    shares[:, :2] = geometry.px(rough) / box_sizes(rough)
-    return shares
 
 
 def clip_or_restore(
