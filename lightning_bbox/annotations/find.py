@@ -1,14 +1,14 @@
 """Where the annotations of a data set lie, and which format they are in."""
 
-import os
 import posixpath
-from collections.abc import Iterable, Sequence, Set
-from pathlib import Path
-from typing import NamedTuple, NoReturn
+from collections.abc import Collection, Iterable, Sequence, Set
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+from lightning_bbox.annotations.folders import ANNOTATION_FOLDERS, files_below, inside, is_picture
 from lightning_bbox.annotations.formats.format import Format
 from lightning_bbox.annotations.formats.texts import argument
-from lightning_bbox.annotations.pictures import inside, is_picture, split_of
+from lightning_bbox.annotations.pictures import split_of
 from lightning_bbox.annotations.splits import split_in_name
 from lightning_bbox.core.errors import BadInput, listed
 
@@ -37,7 +37,8 @@ def find_annotations(
     """Find the annotation files of a data set, the ones to read first.
 
     Where no files are named, each format is looked for in its usual folder or, where one file
-    speaks of many pictures, anywhere; after all of them, beside the pictures.
+    speaks of many pictures, anywhere; after all of them, beside the pictures, and at last wherever
+    files are named as pictures are, first in folders that are named as annotations.
 
     Args:
         root: Folder of the data set.
@@ -72,19 +73,24 @@ def find_annotations(
 
 
 def _usual_sources(root: Path, formats: Sequence[Format], wanted: str) -> list[Source]:
-    below = _files_below(root, root)
+    below = files_below(root, root)
     files, others = _by_format(root, formats, wanted, below)
-    stems = {posixpath.splitext(file)[0] for file in below if is_picture(file)}
-    usual, beside = [], []
+    pictures = [file for file in below if is_picture(file)]
+    stems = {name for file in pictures for name in (file, posixpath.splitext(file)[0])}
+    bare = {posixpath.basename(stem) for stem in stems}
+    usual, beside, elsewhere = [], [], []
     for kind in formats:
         mine, pattern = files[kind.name], f"*{kind.suffixes[0]}"
         if kind.by_stem:
-            inner = _within(kind.folder.casefold(), mine)
+            inner = _within({kind.folder.casefold()}, mine)
             usual.append(Source(kind, f"{pattern} in {kind.folder}", inner))
             beside.append(Source(kind, f"{pattern} beside pictures", _beside(stems, mine)))
+            named = [file for file in mine if PurePosixPath(file).stem in bare]
+            inner = _within(ANNOTATION_FOLDERS, named)
+            elsewhere.append(Source(kind, f"{pattern} named as pictures", inner or named))
         else:
             usual.append(Source(kind, f"{pattern} {kind.content}", mine))
-    return [*usual, *beside, *others]
+    return [*usual, *beside, *elsewhere, *others]
 
 
 def _named_sources(
@@ -95,7 +101,7 @@ def _named_sources(
     for name in names:
         file = inside(root, name, "annotations", allow_outside)
         if (root / file).is_dir():
-            found, aside = _by_format(root, formats, wanted, _files_below(root, root / file))
+            found, aside = _by_format(root, formats, wanted, files_below(root, root / file))
             for kind, inner in found.items():
                 files[kind] += inner
             others += aside
@@ -160,9 +166,9 @@ def _looks_like(kind: Format, root: Path, file: str) -> bool:
         raise BadInput.unreadable(file, error) from error
 
 
-def _within(folder: str, files: Iterable[str]) -> list[str]:
-    """Keep the files in a folder of that name, at any depth."""
-    return [file for file in files if folder in file.casefold().split("/")[:-1]]
+def _within(folders: Collection[str], files: Iterable[str]) -> list[str]:
+    """Keep the files in a folder of one of these names, at any depth."""
+    return [file for file in files if {*folders} & {*file.casefold().split("/")[:-1]}]
 
 
 def _beside(stems: Set[str], files: Sequence[str]) -> list[str]:
@@ -187,48 +193,3 @@ def _check_links(root: Path, files: Sequence[str], allow_outside: bool) -> None:
     links = [file for file in files if (root / file).is_symlink()]
     for name in dict.fromkeys([*map(posixpath.dirname, files), *links]):
         inside(root, name, "annotations", allow_outside)
-
-
-def _files_below(root: Path, folder: Path) -> list[str]:
-    """List the files at any depth that are not hidden, relative to the root, sorted by folder.
-
-    Folders of runs are not entered: a set that is fitted within its own folder stays what it is.
-    Links that lead back are not entered: to another folder in the root, or to one around them.
-    """
-    found: list[str] = []
-    real = os.path.realpath(root)
-    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not (name.startswith(".") or _leads_back(real, path := Path(parent, name)))
-            and not _is_run(path)
-        )
-        base = Path(os.path.relpath(parent, root)).as_posix()
-        found += (
-            posixpath.normpath(posixpath.join(base, name))
-            for name in sorted(files)
-            if not name.startswith(".")
-        )
-    return found
-
-
-def _is_run(folder: Path) -> bool:
-    """Tell whether a folder is what a run or a prediction of ours left: no data, but made of it."""
-    try:
-        config = (folder / "config.yaml").read_bytes() if (folder / "checkpoints").is_dir() else b""
-        predicted = (folder / "refined").is_dir() and (folder / "unchanged.txt").is_file()
-    except OSError:
-        return False
-    return predicted or b"lightning_bbox" in config
-
-
-def _leads_back(root: str, path: Path) -> bool:
-    if not path.is_symlink():
-        return False
-    target = path.resolve()
-    return target.is_relative_to(root) or path.parent.resolve().is_relative_to(target)
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise BadInput.unreadable(str(error.filename), error) from error

@@ -1,11 +1,14 @@
 """What the header of a picture says: its size once it is upright, or what is wrong."""
 
 import struct
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from tqdm.auto import tqdm
 
 from lightning_bbox.annotations.formats.format import Picture
 from lightning_bbox.annotations.turns import SIDEWAYS
@@ -27,6 +30,7 @@ FAULTS = (
 )
 """What Pillow raises, for one broken file or another."""
 
+_AT_ONCE = 8
 _DECODERS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _PNG_TEXTS = (b"iTXt", b"zTXt", b"tEXt")
 _PNG_TURNS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # keys of those that may turn it
@@ -82,6 +86,31 @@ def read_header(root: Path, path: str, picture: Picture) -> Header:
     stated = f"states {size[1]:.10g} x {size[0]:.10g} pixels"
     problem = f"{stated}, but {path} has {width} x {height}{turned}"
     raise BadInput.at(picture.place, problem, "correct that size or replace the picture")
+
+
+def read_headers(root: Path, found: Mapping[str, Picture]) -> dict[str, Header | BadInput]:
+    """Read the headers of pictures, several at once.
+
+    Args:
+        root: Folder of the data set.
+        found: What the annotations say of each picture, by its path.
+
+    Returns:
+        What each header says, or what is wrong with it, in the same order.
+    """
+    Image.init()  # not by several threads at once
+
+    def read(path: str) -> Header | BadInput:
+        try:
+            return read_header(root, path, found[path])
+        except BadInput as problem:
+            return problem
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        headers = tqdm(
+            pool.map(read, found), "headers", len(found), leave=False, disable=None, delay=2
+        )
+        return dict(zip(found, headers, strict=True))
 
 
 def open_picture(file: str | PathLike[str] | BinaryIO) -> Image.Image:

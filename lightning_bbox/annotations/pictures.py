@@ -3,25 +3,24 @@
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
+from lightning_bbox.annotations.folders import ANNOTATION_FOLDERS, files_below, inside, is_picture
 from lightning_bbox.annotations.formats.format import Picture
 from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.splits import split_in_name, usual_split
 from lightning_bbox.core.errors import BadInput, listed
 
-_PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_PICTURE_FOLDERS = ("JPEGImages", "images")
-_ANNOTATION_FOLDERS = ("annotations", "labels")
-
-
-def is_picture(file: str) -> bool:
-    """Tell by its suffix whether a file is a picture, and not a hidden one."""
-    name = PurePosixPath(file)
-    return name.suffix.casefold() in _PICTURE_SUFFIXES and not name.name.startswith(".")
+_PICTURE_FOLDERS = ("JPEGImages", "images", "data")
+_EXACT = "as it is named"
+_TAIL, _NAME = "by the end of its path", "by its bare name"
+_UPLOADED = "by its name without what Label Studio puts before it"
+_OF_LABEL_STUDIO = re.compile(r"^[0-9a-f]{8}-")
 
 
 def split_of(*files: str) -> str:
@@ -37,51 +36,45 @@ def split_of(*files: str) -> str:
     return next((part for part in folders if usual_split(part)), "")
 
 
-def inside(root: Path, name: str, place: str, allow_outside: bool) -> str:
-    """Return a path relative to the root, tidied, and refuse one that leads out of it.
-
-    Args:
-        root: Folder of the data set.
-        name: Path relative to the root, or absolute.
-        place: Where the name stands.
-        allow_outside: Whether it may lead out of the root, by `..` or by a link.
-
-    Raises:
-        BadInput: If it leads out and may not.
-    """
-    path = os.path.normpath(root / name)
-    real = Path(os.path.realpath(path))
-    if not allow_outside and not real.is_relative_to(os.path.realpath(root)):
-        problem = f"{name!r} leads out of {root}"
-        remedy = f"move it inside or set {argument('allow_outside', True)}"
-        raise BadInput.at(place, problem, remedy)
-    return Path(os.path.relpath(path, root)).as_posix()
-
-
 class PictureFinder:
     """Find the picture that an annotation speaks of.
 
-    Pictures are looked for in the folder `images`. Where none is given, they are looked for in the
-    folders JPEGImages and images beside a folder Annotations or labels, and around it; otherwise
-    where the annotations are, and in JPEGImages and images there. Where the annotation file's own
-    name tells a split, as `instances_train2017.json` does, the folders of that split in these come
-    first. The first that holds the first picture is taken for all.
+    Pictures are looked for in the folders `images`. Where none is given, they are looked for in the
+    folders JPEGImages, images and data beside a folder Annotations or labels, and around it;
+    otherwise where the annotations are, and in such folders there. Where the annotation file's own
+    name tells a split or ends in a folder's name, as those of `instances_train2017.json` and
+    `instances_default.json` do, the folders of that name in these come first. The first that holds
+    the first picture is taken for all.
+
+    What isn't there is looked for on a ladder, each rung of which is told once with a count: in the
+    other of these folders; with slashes for backslashes; without percent-encoding; in another
+    Unicode form; in other letter case; by the longest common end of its path, anywhere in the root
+    or in `images`; by its bare name. Two candidates on a rung are refused.
 
     Args:
         root: Folder of the data set.
-        images: Folder of the pictures, relative to the root.
+        images: Folders of the pictures, relative to the root.
         by_stem: Whether a picture is found by the stem of its annotation file, not by its name.
         allow_outside: Whether pictures may lie outside the root.
+
+    Attributes:
+        missing: What the annotations say of pictures that aren't there.
     """
 
-    def __init__(self, root: Path, images: str | None, by_stem: bool, allow_outside: bool) -> None:
+    def __init__(
+        self, root: Path, images: str | Sequence[str] | None, by_stem: bool, allow_outside: bool
+    ) -> None:
+        names = [images] if isinstance(images, str) else images
         self._root = root
-        self._images = images and inside(root, images, "images", allow_outside)
+        self._images = names and [inside(root, name, "images", allow_outside) for name in names]
         self._by_stem = by_stem
         self._allow_outside = allow_outside
         self._folders: dict[str, str] = {}  # of the pictures, by annotation file or its folder
         self._looked_in: dict[str, list[str]] = {}  # where they may be, by the same
         self._names: dict[str, dict[str, list[str]]] = {}  # of pictures, by folder and stem
+        self._below: _Index | None = None
+        self._rungs: dict[str, list[str]] = {}  # what was found on which
+        self.missing: list[Picture] = []
 
     def find(self, pictures: Iterable[Picture]) -> dict[str, Picture]:
         """Find every picture, and fill in the splits that the names of files and folders tell.
@@ -90,28 +83,42 @@ class PictureFinder:
             pictures: What the annotations say of them.
 
         Returns:
-            The pictures by their paths relative to the root, in the same order.
+            The pictures by their paths relative to the root, in the same order, but for those that
+            are `missing`.
 
         Raises:
-            BadInput: If pictures can't be found, one may be any of several, lies outside the root
-                or is listed twice.
+            BadInput: If a picture may be any of several, lies outside the root or is listed twice.
         """
         found: dict[str, Picture] = {}
-        missing: list[Picture] = []
         for picture in pictures:
-            path = self._path(picture)
+            path, rung = self._path(picture)
             if path is None:
-                missing.append(picture)
+                self.missing.append(picture)
                 continue
             if path in found:
                 problem = f"{path} is listed at {found[path].place} too"
+                if rung != _EXACT:
+                    problem = f"is {path} ({rung}), and so is {found[path].place}"
                 raise BadInput.at(picture.place, problem, "keep one of the two")
+            if rung != _EXACT:
+                self._rungs.setdefault(rung, []).append(f"{path} for {_stated(picture)!r}")
             named = None if self._by_stem else split_in_name(picture.file)
             split = picture.split or named or split_of(picture.file, path)
             found[path] = replace(picture, split=split)
-        if missing:
-            raise self._missing(missing, len(missing) + len(found))
         return found
+
+    def notes(self) -> list[str]:
+        """Say how many pictures were found otherwise than as they are named, and are missing."""
+        notes = [
+            f"{_counted(len(paths), 'picture')} found {rung}, such as {paths[0]}"
+            for rung, paths in self._rungs.items()
+        ]
+        if self.missing:
+            boxes = sum(len(picture.records) for picture in self.missing)
+            names = listed([repr(_stated(picture)) for picture in self.missing])
+            lost = f"{_counted(len(self.missing), 'picture')} and {_counted(boxes, 'box')}"
+            notes.append(f"missing and left out: {lost} in {names}")
+        return notes
 
     def unlabelled(self, found: Iterable[str]) -> list[str]:
         """List the pictures that lie beside those found but have no annotation file."""
@@ -124,16 +131,94 @@ class PictureFinder:
         }
         return sorted(there - set(found))
 
-    def _path(self, picture: Picture) -> str | None:
+    def refusal(self, found: Mapping[str, Picture]) -> BadInput:
+        """Name the pictures that are missing, the first of them, and where they were looked for.
+
+        Args:
+            found: Those that are there.
+        """
+        looked_in = dict[str, None]()
+        for picture in self.missing:
+            folder = self._folder(picture)
+            looked_in |= dict.fromkeys(self._candidates(picture) if folder is None else [folder])
+        names = [_stated(picture) for picture in self.missing]
+        where = f"in {listed([folder or '.' for folder in looked_in])}"
+        problem, entry = f"there is no picture {names[0]!r} {where}", "it, correct the entry"
+        if (among := len(names) + len(found)) > 1:
+            missing = listed([repr(name) for name in names])
+            problem = f"{len(names)} of {among} pictures are not {where}: {missing}"
+        if len(names) > 1:
+            entry = "them, correct the entries"
+        named = "correct" if self._images else "name the folder of pictures with"
+        skip = argument("on_missing", "skip")
+        remedy = f"add {entry}, or {named} {argument('images')}; {skip} leaves such pictures out"
+        return BadInput.at(self.missing[0].place, problem, remedy)
+
+    def _path(self, picture: Picture) -> tuple[str | None, str]:
+        """Return a picture's path, if there is any, and the rung it was found on."""
         folder = self._folder(picture)
         names = [] if folder is None else self._matches(folder, picture)
-        if folder is None or not names:
-            return None
-        if len(names) > 1:
-            problem = f"its picture may be any of {listed(names)} in {folder or '.'}"
-            raise BadInput.at(picture.place, problem, "keep one of them")
-        path = posixpath.join(folder, names[0])
-        return inside(self._root, path, picture.place, self._allow_outside)
+        paths, rung = [posixpath.join(folder or "", name) for name in names], _EXACT
+        if not paths:
+            paths, rung = self._climb(picture)
+        if not paths:
+            return None, rung
+        if len(paths) > 1:
+            shown, where = listed(paths), ""
+            if rung == _EXACT:
+                shown, where = listed(names), f" in {folder or '.'}"
+            problem = f"its picture may be any of {shown}{where}"
+            remedy = "keep one of them"
+            if rung != _EXACT:
+                problem = f"{_stated(picture)!r} may be any of {shown} ({rung})"
+                remedy = f"{remedy}, write its path, or name the folder with {argument('images')}"
+            raise BadInput.at(picture.place, problem, remedy)
+        return inside(self._root, paths[0], picture.place, self._allow_outside), rung
+
+    def _climb(self, picture: Picture) -> tuple[list[str], str]:
+        """Look for a picture rung by rung, and return what is on the first that holds any."""
+        folders = self._candidates(picture)
+        others = [folder for folder in folders if folder != self._folder(picture)]
+        there = [(folder, name) for folder in others for name in self._matches(folder, picture)]
+        if there:
+            unique = dict.fromkeys(posixpath.normpath(posixpath.join(*pair)) for pair in there)
+            return [*unique], f"in {there[0][0] or '.'}, not where the others are"
+        if self._below is None:
+            self._below = _Index(self._root, self._images or [""])
+        own = posixpath.splitext(picture.file)[0]
+        names = [picture.name] * bool(picture.name) + [posixpath.basename(own)] * self._by_stem
+        for name in names:
+            for rung, form, fold in _rungs(name):
+                paths = [posixpath.join(folder, form) for folder in folders]
+                if not _climbs_out(form) and (hits := self._below.equal(paths, fold)):
+                    return hits, rung
+        for name in [*names[: len(names) - self._by_stem], *([own] * self._by_stem)]:
+            *_, (_, form, _) = _rungs(name)
+            if not _climbs_out(form) and (found := self._by_tail(form, folders)):
+                return found
+        return [], _EXACT
+
+    def _by_tail(self, form: str, folders: Sequence[str]) -> tuple[list[str], str] | None:
+        """Find the pictures that share the longest end of a path, or its bare name at least.
+
+        Where the very folder that is stated is there, only what lies in it counts; nor does what
+        lies in a folder of another split.
+        """
+        assert self._below is not None
+        *above, name = _parts(form)
+        stated = () if self._by_stem else self._below.stated_folders(above, folders)
+        split = usual_split(split_of(form))
+        for own, rung in ((name, _NAME), (_OF_LABEL_STUDIO.sub("", name), _UPLOADED)):
+            hits: dict[str, int] = {}
+            for path in self._below.named(own):
+                here = usual_split(split_of(path))
+                if not (split and here and split != here) and path.startswith(stated or ""):
+                    hits[path] = _common_end(above, path.split("/")[:-1])
+            if hits:
+                most = max(hits.values())
+                best = [path for path, shared in hits.items() if shared == most]
+                return best, _TAIL if most and rung == _NAME else rung
+        return None
 
     def _folder(self, picture: Picture) -> str | None:
         """Return the folder of an annotation file's pictures, once one of them is found."""
@@ -155,31 +240,15 @@ class PictureFinder:
         if key not in self._looked_in:
             folders = _picture_folders(posixpath.dirname(picture.file), self._images)
             if not self._by_stem:
-                folders = [*_split_folders(self._root, folders, picture.file), *folders]
-            self._looked_in[key] = folders
+                folders = [*_inner_folders(self._root, folders, picture.file), *folders]
+            self._looked_in[key] = [*dict.fromkeys(folders)]
         return self._looked_in[key]
 
-    def _missing(self, pictures: Sequence[Picture], among: int) -> BadInput:
-        """Name the pictures that can't be found, the first few of them, and where they aren't."""
-        looked_in = dict[str, None]()
-        for picture in pictures:
-            folder = self._folder(picture)
-            looked_in |= dict.fromkeys(self._candidates(picture) if folder is None else [folder])
-        names = [picture.name or PurePosixPath(picture.file).stem for picture in pictures]
-        where = f"in {listed([folder or '.' for folder in looked_in])}"
-        problem, entry = f"there is no picture {names[0]!r} {where}", "it, correct the entry"
-        if len(names) > 1:
-            missing, entry = listed([repr(name) for name in names]), "them, correct the entries"
-            problem = f"{len(names)} of {among} pictures are not {where}: {missing}"
-        named = "correct" if self._images else "name the folder of pictures with"
-        remedy = f"add {entry}, or {named} {argument('images')}"
-        return BadInput.at(pictures[0].place, problem, remedy)
-
     def _matches(self, folder: str, picture: Picture) -> list[str]:
+        """List the names in a folder that an annotation speaks of, exactly as they are."""
         if not self._by_stem:
-            names = dict.fromkeys((picture.name, picture.name.replace("\\", "/")))
-            there = (name for name in names if os.path.isfile(self._root / folder / name))  # noqa: PTH113 - never raises
-            return [*islice(there, 1)]
+            there = os.path.isfile(self._root / folder / picture.name)  # noqa: PTH113 - never raises
+            return [picture.name] * there
         stems = self._stems(folder)
         own = stems.get(PurePosixPath(picture.file).stem, [])
         stated = PurePosixPath(picture.name.replace("\\", "/"))
@@ -190,20 +259,113 @@ class PictureFinder:
         return named or own
 
     def _stems(self, folder: str) -> dict[str, list[str]]:
-        """Return the names of the pictures in a folder by their stems."""
+        """Return the names of the pictures in a folder by their stems, and by themselves."""
         if folder not in self._names:
             self._names[folder] = {}
             for name in filter(is_picture, _names_in(self._root, folder)):
-                self._names[folder].setdefault(PurePosixPath(name).stem, []).append(name)
+                for key in (PurePosixPath(name).stem, name):
+                    self._names[folder].setdefault(key, []).append(name)
         return self._names[folder]
 
 
-def _picture_folders(own: str, images: str | None) -> list[str]:
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun == 'box' else 's'}"
+
+
+def _stated(picture: Picture) -> str:
+    return picture.name or PurePosixPath(picture.file).stem
+
+
+def _same(text: str) -> str:
+    return text
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _folded(text: str) -> str:
+    return _composed(_composed(text).casefold())
+
+
+def _rungs(name: str) -> Iterator[tuple[str, str, Callable[[str], str]]]:
+    """Yield what each rung of a name is called, the name there, and how names are compared."""
+    slashed = name.replace("\\", "/")
+    decoded = unquote(slashed)
+    yield "by its name without a suffix", name, _same  # slashes come next: nothing else is new here
+    yield "with slashes for backslashes", slashed, _same
+    yield "without percent-encoding", decoded, _same
+    yield "in another Unicode form", decoded, _composed
+    yield "in other letter case", decoded, _folded
+
+
+def _climbs_out(form: str) -> bool:
+    return ".." in PurePosixPath(form).parts
+
+
+def _parts(form: str) -> list[str]:
+    """Split a path, of another machine perhaps or of the web, into its folders and its name."""
+    address, _, query = form.partition("?")
+    if query.startswith("d="):  # so Label Studio names files of its disk
+        address = query.removeprefix("d=").partition("&")[0]
+    parts = re.sub(r"^([a-z][\w+.-]*://|[a-z]:)", "", address, flags=re.IGNORECASE).split("/")
+    return [part for part in parts if part not in ("", ".")] or [form]
+
+
+def _common_end(folders: Sequence[str], others: Sequence[str]) -> int:
+    """Count the folders at the end of two paths that are the same but for letter case and form."""
+    pairs = zip(map(_folded, reversed(folders)), map(_folded, reversed(others)), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+class _Index:
+    """All pictures below some folders, by their paths, folders and names in every form."""
+
+    def __init__(self, root: Path, folders: Iterable[str]) -> None:
+        below = (path for folder in folders for path in files_below(root, root / folder))
+        self._paths = [path for path in dict.fromkeys(below) if is_picture(path)]
+        self._folders = {
+            str(above) for path in self._paths for above in PurePosixPath(path).parents
+        }
+        self._equal: dict[Callable[[str], str], dict[str, list[str]]] = {}
+        self._named: dict[str, list[str]] = {}
+        for path in self._paths:
+            name = PurePosixPath(path)
+            for key in {_folded(name.name), _folded(name.stem)}:
+                self._named.setdefault(key, []).append(path)
+
+    def equal(self, paths: Iterable[str], fold: Callable[[str], str]) -> list[str]:
+        """List the pictures whose paths, or these without their suffix, are such once folded."""
+        if fold not in self._equal:
+            self._equal[fold] = {}
+            for path in self._paths:
+                for key in {fold(path), fold(posixpath.splitext(path)[0])}:
+                    self._equal[fold].setdefault(key, []).append(path)
+        keys = dict.fromkeys(fold(posixpath.normpath(path)) for path in paths)
+        hits = (self._equal[fold].get(key, []) for key in keys)
+        return [*dict.fromkeys(hit for some in hits for hit in some)]
+
+    def stated_folders(self, above: Sequence[str], folders: Sequence[str]) -> tuple[str, ...]:
+        """List the folders, as starts of paths, that the longest end of a stated one means."""
+        for start in range(len(above)):
+            end = "/".join(above[start:])
+            there = {posixpath.normpath(posixpath.join(each, end)) for each in ("", *folders)}
+            if found := sorted(there & self._folders):
+                return tuple(f"{folder}/" for folder in found)
+        return ()
+
+    def named(self, name: str) -> list[str]:
+        """List the pictures of a name, with its suffix or without."""
+        return self._named.get(_folded(name), [])
+
+
+def _picture_folders(own: str, images: Sequence[str] | None) -> list[str]:
     """List the folders where the pictures of a folder of annotations may lie, best first."""
     parts = PurePosixPath(own).parts
     if images is not None:
-        return [posixpath.join(images, *parts[start:]) for start in range(len(parts) + 1)]
-    marks = [at for at, part in enumerate(parts) if part.casefold() in _ANNOTATION_FOLDERS]
+        starts = range(len(parts) + 1)
+        return [posixpath.join(each, *parts[start:]) for each in images for start in starts]
+    marks = [at for at, part in enumerate(parts) if part.casefold() in ANNOTATION_FOLDERS]
     if not marks:
         return [posixpath.join(own, folder) for folder in ("", *_PICTURE_FOLDERS)]
     before, after = parts[: marks[-1]], parts[marks[-1] + 1 :]
@@ -211,14 +373,16 @@ def _picture_folders(own: str, images: str | None) -> list[str]:
     return [*twins, own]
 
 
-def _split_folders(root: Path, folders: Iterable[str], file: str) -> list[str]:
-    """List the folders in these that are of the split a file is named by, most alike first."""
-    split = split_in_name(file)
-    if split is None:
-        return []
+def _inner_folders(root: Path, folders: Iterable[str], file: str) -> list[str]:
+    """List the folders in these that a file is named by or is of the split of, most alike first."""
+    split, stem = split_in_name(file), PurePosixPath(file).stem.casefold()
     found = []
     for folder in folders:
-        names = [name for name in _names_in(root, folder) if usual_split(name) == split]
+        names = [
+            name
+            for name in _names_in(root, folder)
+            if (split and usual_split(name) == split) or stem.endswith(f"_{name.casefold()}")
+        ]
         # train2017 before train and train2014 for instances_train2017.json
         names.sort(key=lambda name: (name.casefold() not in file.casefold(), -len(name), name))
         inner = [posixpath.join(folder, name) for name in names]
@@ -234,38 +398,3 @@ def _names_in(root: Path, folder: str) -> list[str]:
         return []
     except OSError as error:
         raise BadInput.unreadable(folder, error) from error
-
-
-def group_pictures(found: Mapping[str, Picture], pattern: str | None) -> tuple[str, ...]:
-    """Name the group of each picture: as the pattern or else the file says, or else its own path.
-
-    Args:
-        found: The pictures by path.
-        pattern: Regular expression to search in a path, whose first group is the picture's group.
-
-    Raises:
-        BadInput: If the pattern is no regular expression with a group, or doesn't fit a path.
-    """
-    if pattern is None:
-        return tuple(picture.group or path for path, picture in found.items())
-    expression = _compiled(pattern)
-    groups = []
-    for path in found:
-        match = expression.search(path)
-        if match is None or not match[1]:
-            problem = f"group_pattern {pattern!r} finds no group in this path"
-            raise BadInput.at(path, problem, "write a pattern that fits every picture")
-        groups.append(match[1])
-    return tuple(groups)
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        msg = f"group_pattern {pattern!r} is no regular expression ({error}); correct it"
-        raise BadInput(msg) from error
-    if not expression.groups:
-        msg = f"group_pattern {pattern!r} has no group; put what names one in parentheses"
-        raise BadInput(msg)
-    return expression

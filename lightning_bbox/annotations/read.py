@@ -18,11 +18,9 @@ from lightning_bbox.annotations.formats.format import Format, Listing, Picture, 
 from lightning_bbox.annotations.formats.known import FormatName, known_formats
 from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.formats.voc import VocBase
-from lightning_bbox.annotations.headers import Header, read_header
-from lightning_bbox.annotations.pictures import (
-    PictureFinder,
-    group_pictures,
-)
+from lightning_bbox.annotations.groups import group_pictures
+from lightning_bbox.annotations.headers import Header, read_headers
+from lightning_bbox.annotations.pictures import PictureFinder
 from lightning_bbox.annotations.split_files import pictures_named, with_stated_splits
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.annotations.validity import box_faults, without_invalid
@@ -39,11 +37,12 @@ def read_annotations(
     *,
     format: FormatName = "auto",  # noqa: A002 - users' word
     annotations: str | Sequence[str] | None = None,
-    images: str | None = None,
+    images: str | Sequence[str] | None = None,
     split_file: str | None = None,
     group_pattern: str | None = None,
     voc_base: VocBase = 1,
     on_bad: Literal["skip", "error"] = "skip",
+    on_missing: Literal["error", "skip"] = "error",
     allow_outside: bool = False,
     max_pixels: int | None = None,
 ) -> BoxTable:
@@ -57,7 +56,7 @@ def read_annotations(
         root: Folder of the data set.
         format: Format of the annotations.
         annotations: Annotation files, or folders of them, relative to the root.
-        images: Folder of the pictures, relative to the root.
+        images: Folder of the pictures, or several, relative to the root.
         split_file: Text file of the pictures to take, one path, name or stem a line, relative to
             the root; its own name is their split where they have no other.
         group_pattern: Regular expression; what its first group finds in a picture's path is the
@@ -66,6 +65,8 @@ def read_annotations(
             `edges` where corners are edges, xmax being xmin and the width (CVAT).
         on_bad: What to do with a box that is not finite, has no positive width or height, reaches
             outside its picture by more than a pixel, or is a crowd.
+        on_missing: What to do with pictures that aren't there: refuse them, or leave them out with
+            their boxes.
         allow_outside: Whether files may lie outside the root.
         max_pixels: The most pixels a picture may have, from now on and in the whole process, as
             Pillow has one limit; by default that one, 89,478,485.
@@ -89,6 +90,7 @@ def read_annotations(
     _check_choice("format", format, get_args(FormatName))
     _check_choice("voc_base", voc_base, get_args(VocBase))
     _check_choice("on_bad", on_bad, ("skip", "error"))
+    _check_choice("on_missing", on_missing, ("error", "skip"))
     if max_pixels is not None:
         if max_pixels < 1:
             msg = f"max_pixels is {max_pixels}; expected 1 or more"
@@ -104,25 +106,39 @@ def read_annotations(
     listing = kind.read(base, files)
     finder = PictureFinder(base, images, kind.by_stem, allow_outside)
     found = finder.find(listing.pictures)
-    note = _note(sources, listing, finder.unlabelled(found))
+    note = "; ".join([_note(sources, listing, finder.unlabelled(found)), *finder.notes()])
     if listing.splits:
         found, doubts = with_stated_splits(found, base, listing.splits)
         note += "".join(f"; {doubt}" for doubt in doubts)
     if split_file is not None:
         names, stem = pictures_named(found, base, split_file, allow_outside), Path(split_file).stem
         found = {path: replace(found[path], split=found[path].split or stem) for path in names}
-    if not found:
+    if not (found or finder.missing):
         remedy = f"name other files with {argument('annotations')}"
         raise BadInput.at(listed(files), "no picture is listed", remedy)
     _tell_if_long(len(found), _MANY_HEADERS, "headers of pictures")
+    headers = _headers(base, found, finder, on_missing)
     groups = group_pictures(found, group_pattern)
     _refuse_fractions(kind, [record for picture in found.values() for record in picture.records])
     met = {record.label for picture in listing.pictures for record in picture.records}
-    table = _table(base, found, kind, listing.classes or tuple(sorted(met)), on_bad)
+    table = _table(base, found, headers, kind, listing.classes or tuple(sorted(met)), on_bad)
     note += table.note
     if repeated := _repeated(table):
         note += f"; boxes that are there twice are used twice: {listed(repeated)}"
     return replace(table, groups=groups, note=note, files=tuple(files))
+
+
+def _headers(
+    root: Path, found: Mapping[str, Picture], finder: PictureFinder, on_missing: str
+) -> list[Header]:
+    """Read all headers, and refuse all pictures at once that are missing or broken."""
+    read = read_headers(root, found)
+    problems = [header for header in read.values() if isinstance(header, BadInput)]
+    if finder.missing and (on_missing == "error" or not found):
+        problems.insert(0, finder.refusal(found))
+    if problems:
+        raise BadInput.all_of(problems)
+    return [header for header in read.values() if isinstance(header, Header)]
 
 
 def _size(path: Path) -> int:
@@ -172,6 +188,7 @@ def _refuse_fractions(kind: Format, records: Sequence[Record]) -> None:
 def _table(
     root: Path,
     found: Mapping[str, Picture],
+    headers: Sequence[Header],
     kind: Format,
     classes: tuple[str, ...],
     on_bad: Literal["skip", "error"],
@@ -179,7 +196,6 @@ def _table(
     records = [record for picture in found.values() for record in picture.records]
     counts = [len(picture.records) for picture in found.values()]
     image_index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    headers = [read_header(root, path, picture) for path, picture in found.items()]
     sizes = torch.tensor([[header.height, header.width] for header in headers])
     values = torch.tensor([record.values for record in records], dtype=torch.float64).reshape(-1, 4)
     numbers = {name: number for number, name in enumerate(classes)}

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from lightning_bbox.annotations.folders import inside
 from lightning_bbox.annotations.formats.format import Picture
 from lightning_bbox.annotations.formats.texts import read_lines
-from lightning_bbox.annotations.pictures import inside
 from lightning_bbox.annotations.splits import Split, usual_split
 from lightning_bbox.core.errors import BadInput, listed
 

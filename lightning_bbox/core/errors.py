@@ -9,6 +9,7 @@ CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQU
 """Errors of a disk that is full or may not be written to."""
 
 _MOST_LISTED = 12
+_FIRST = 10
 _LONGEST = 2000  # characters: a file may hold a megabyte where a name should be
 
 
@@ -43,6 +44,23 @@ class BadInput(ValueError):  # noqa: N818 - named by what the user reads, not by
             "boxes.csv:12: xmin is 'a', not a number; correct the line"
         """
         return cls(f"{place}: {problem}; {remedy}")
+
+    @classmethod
+    def all_of(cls, problems: Sequence["BadInput"]) -> "BadInput":
+        """Say several problems at once: how many there are, and the first ten.
+
+        Args:
+            problems: One at least.
+
+        Examples:
+            >>> str(BadInput.all_of([BadInput("a.png: broken"), BadInput("b.png: missing")]))
+            '2 problems: a.png: broken | b.png: missing'
+        """
+        if len(problems) == 1:
+            return problems[0]
+        said = [str(problem) for problem in problems[:_FIRST]]
+        more = [f"and {len(problems) - _FIRST} more"] * (len(problems) > _FIRST)
+        return cls(f"{len(problems)} problems: {' | '.join([*said, *more])}")
 
     @classmethod
     def unreadable(cls, place: str, error: OSError) -> Self:

@@ -17,10 +17,11 @@ class Reading:
         format: Format of the annotations.
         annotations: Annotation files or folders, relative to the root, where the usual places don't
             hold them.
-        images: Folder of the pictures, relative to the root.
+        images: Folder of the pictures, or several, relative to the root.
         voc_base: Coordinate of the first pixel in VOC files; `edges` where xmax is xmin and the
             width (CVAT).
         on_bad: Leave bad boxes out (`predict`: as they are) and list them, or refuse the first.
+        on_missing: Refuse pictures that aren't there, or leave them out with their boxes.
         allow_outside: Whether files may lie outside the root, as links do.
         max_pixels: The most pixels a picture may have, in the whole process; by default Pillow's
             limit, 89,478,485.
@@ -28,9 +29,10 @@ class Reading:
 
     format: FormatName = "auto"
     annotations: str | list[str] | None = None
-    images: str | None = None
+    images: str | list[str] | None = None
     voc_base: VocBase = 1
     on_bad: Literal["skip", "error"] = "skip"
+    on_missing: Literal["error", "skip"] = "error"
     allow_outside: bool = False
     max_pixels: int | None = None
 

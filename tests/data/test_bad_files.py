@@ -32,7 +32,9 @@ from tests.annotation_files import (
 
 UNREADABLE = Path("/proc/self/mem")  # even for root
 LONG = "a" * 999
-NEITHER_FOLDER = "there is no picture 'a.png' in ., JPEGImages, images; add it, correct the entry"
+NEITHER_FOLDER = (
+    "there is no picture 'a.png' in ., JPEGImages, images, data; add it, correct the entry"
+)
 NO_PICTURE = "a.png can't be read as a picture"
 NOT_FIVE = "isn't class, cx, cy, w, h ...; write these, separated by spaces, without polygons"
 NO_NAMES = "no list or numbered map of texts; write names: ['first', 'second']"
@@ -49,7 +51,7 @@ def png_that_claims(width, height):
 # fmt: off
 AUTO = {
     "nothing in the folder": (A,
-        ("{root}: no annotations found, looked for *.xml in Annotations, *.json with ... beside "
+        ("{root}: no annotations found, looked for *.xml in Annotations, *.json with ... named as "
          "pictures; name them with annotations= (--data.reading.annotations)")),
     "no known suffix": (
         {"b.dat": ""}, "b.dat: has the suffix of no known format; name it with format= (--data",
@@ -177,20 +179,20 @@ CSV = {
         "b.csv, c.csv: any of these may hold the annotations; name the one to read, or several"),
     "no picture": ({"b.csv": csv_of(ROW)}, f"b.csv:2: {NEITHER_FOLDER}"),
     "one picture missing": (A | {"b.csv": csv_of(ROW, "c.png,1,1,20,20")},
-        "b.csv:3: there is no picture 'c.png' in .; add it, correct the entry"),
+        "b.csv:3: 1 of 2 pictures are not in .: 'c.png'; add it, correct the entry"),
     "twenty pictures missing": (
         A | {"b.csv": csv_of(ROW, *(f"{n}.png,1,1,20,20" for n in range(20)))},
         ("b.csv:3: 20 of 21 pictures are not in .: '0.png', '1.png', ... '11.png' and 8 more; "
          "add them, correct the entries, or name the folder of pictures with images= (--data")),
     "all pictures missing": (
         {"b.csv": csv_of("a.png,1,1,2,2", "b.png,1,1,2,2")},
-        "b.csv:2: 2 of 2 pictures are not in ., JPEGImages, images: 'a.png', 'b.png'; add them"),
+        "b.csv:2: 2 of 2 pictures are not in ., JPEGImages, images, data: 'a.png', 'b.png'; add"),
     "a folder for a picture": ({"b.csv": csv_of(ROW), "a.png/readme": ""},
         f"b.csv:2: {NEITHER_FOLDER}"),
     "a name too long for any file": ({"b.csv": csv_of(f"{LONG},1,1,2,2")},
-        f"b.csv:2: there is no picture '{LONG}' in ., JPEGImages, images; add it, correct"),
+        f"b.csv:2: there is no picture '{LONG}' in ., JPEGImages, images, data; add it, correct"),
     "an absolute path": ({"b.csv": csv_of("/dev/null,1,1,2,2")},
-        "b.csv:2: there is no picture '/dev/null' in ., JPEGImages, images; add it, correct"),
+        "b.csv:2: there is no picture '/dev/null' in ., JPEGImages, images, data; add it, correct"),
     "a text named like a picture": ({"a.png": "hello", "b.csv": csv_of(ROW)},
         f"b.csv:2: {NO_PICTURE} (it is empty or of no known format); replace it"),
     "a picture that may not be read": ({"a.png": UNREADABLE, "b.csv": csv_of(ROW)},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_bbox.annotations import read as read_module
+from lightning_bbox.annotations import headers as headers_module
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.data.options import Reading, Splits
@@ -168,7 +168,7 @@ def test_beside_vocs_sets_that_are_named_the_others_are_used(tmp_path):
 def test_annotations_and_headers_are_read_once_however_many_split_files(tmp_path, monkeypatch):
     write_voc(tmp_path, 12, train=range(4), val=range(4, 8), test=range(8, 12))
     opened, headers = Counter(), Counter()
-    path_open, header = Path.open, read_module.read_header
+    path_open, header = Path.open, headers_module.read_header
 
     def counted_open(path, *arguments, **options):
         opened[path.name] += 1
@@ -179,7 +179,7 @@ def test_annotations_and_headers_are_read_once_however_many_split_files(tmp_path
         return header(root, path, picture)
 
     monkeypatch.setattr(Path, "open", counted_open)
-    monkeypatch.setattr(read_module, "read_header", counted_header)
+    monkeypatch.setattr(headers_module, "read_header", counted_header)
     assert pictures(read(tmp_path))["test"] == [8, 9, 10, 11]
     assert {opened[f"p{n}.xml"] for n in range(12)} == {1}
     assert headers == dict.fromkeys((f"JPEGImages/p{n}.png" for n in range(12)), 1)
