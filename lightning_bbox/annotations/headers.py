@@ -1,11 +1,12 @@
 """What the header of a picture says: its size once it is upright, or what is wrong."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn
 
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from tqdm.auto import tqdm
@@ -30,22 +31,70 @@ FAULTS = (
 )
 """What Pillow raises, for one broken file or another."""
 
+Exif = Literal["auto", "apply", "ignore"]
+"""What boxes are drawn on: pictures as EXIF turns them, or as they are stored."""
+
 _AT_ONCE = 8
-_DECODERS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_DECODERS = (
+    "AVIF", "BMP", "DDS", "DIB", "FITS", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
+    "PSD", "QOI", "SGI", "SUN", "TIFF", "WEBP", "XBM", "TGA",
+)  # fmt: skip
 _PNG_TEXTS = (b"iTXt", b"zTXt", b"tEXt")
 _PNG_TURNS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # keys of those that may turn it
 _TURN = ExifTags.Base.Orientation
 
 
+class Unread(NamedTuple):
+    """Why a picture's header can't be read.
+
+    Attributes:
+        why: What is wrong, in words.
+        remedy: What can be done.
+    """
+
+    why: str
+    remedy: str
+
+
+class Facts(NamedTuple):
+    """What the header of a picture says, whatever annotations say of it.
+
+    Attributes:
+        width: Columns as they are stored.
+        height: Rows, likewise.
+        turn: The EXIF orientation.
+        kind: What Pillow calls its format, such as JPEG.
+        mode: What Pillow calls its mode, such as RGB.
+        is_deep: Whether it has 16 bits a band (see `is_deep`).
+        left_out: What is there but not read, or nothing.
+    """
+
+    width: int
+    height: int
+    turn: int
+    kind: str
+    mode: str
+    is_deep: bool
+    left_out: str
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width once EXIF has turned it."""
+        stored = (self.height, self.width)
+        return (self.width, self.height) if self.turn in SIDEWAYS else stored
+
+
 class Header(NamedTuple):
-    """What the header of a picture says.
+    """What the header of a picture says, in view of its annotations.
 
     Attributes:
         height: Rows, once EXIF has turned it.
         width: Columns, likewise.
         is_deep: Whether it has 16 bits a band (see `is_deep`).
         left_out: What is there but not read, or nothing.
-        turn: The EXIF orientation, where the annotations state the size before EXIF turned it.
+        turn: The EXIF orientation, where its boxes are drawn before EXIF turned it; else 1.
+        exif: The EXIF orientation.
+        doubted: Whether only other pictures, or the user, can tell what its boxes are drawn on.
     """
 
     height: int
@@ -53,64 +102,113 @@ class Header(NamedTuple):
     is_deep: bool
     left_out: str
     turn: int = 1
+    exif: int = 1
+    doubted: bool = False
 
 
-def read_header(root: Path, path: str, picture: Picture) -> Header:
+def read_headers(
+    root: Path, found: Mapping[str, Picture], exif: Exif = "auto"
+) -> dict[str, Header | BadInput]:
+    """Read the headers of pictures, several at once, and tell what their boxes are drawn on.
+
+    Where the size that is stated is the one before EXIF turned a picture, that is what its boxes
+    are drawn on. Where no size can tell, as for a square, it is what those of the others are.
+
+    Args:
+        root: Folder of the data set.
+        found: What the annotations say of each picture, by its path.
+        exif: What boxes are drawn on: `apply` says on pictures as EXIF turns them, `ignore` on
+            pictures as they are stored.
+
+    Returns:
+        What each header says, or what is wrong with it, in the same order.
+    """
+    headers: dict[str, Header | BadInput] = {}
+    for path, facts in read_facts(root, list(found)).items():
+        try:
+            headers[path] = _header(facts, path, found[path], exif)
+        except BadInput as problem:
+            headers[path] = problem
+    told = [h for h in headers.values() if isinstance(h, Header) and h.exif != 1 and not h.doubted]
+    if exif == "auto" and told and all(header.turn != 1 for header in told):
+        for path, header in headers.items():
+            if isinstance(header, Header) and header.doubted:
+                headers[path] = header._replace(turn=header.exif)
+    return headers
+
+
+def read_header(root: Path, path: str, picture: Picture, exif: Exif = "auto") -> Header:
     """Read what a picture's header says, and compare its size with what the annotations state.
 
     Args:
         root: Folder of the data set.
         path: Path of the picture.
         picture: What the annotations say of it.
+        exif: As `read_headers` takes it.
 
     Raises:
         BadInput: If the header can't be read, or the sizes differ.
     """
+    return _header(_facts(root, path), path, picture, exif)
+
+
+def read_facts(root: Path, paths: Sequence[str]) -> dict[str, Facts | Unread]:
+    """Read what the headers of pictures say, several at once.
+
+    Args:
+        root: Folder of the data set.
+        paths: Paths of the pictures.
+
+    Returns:
+        What each header says, or why it can't be read, in the same order.
+    """
+    _decoders()  # made ready before there are several threads
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        each = pool.map(partial(_facts, root), paths)
+        facts = tqdm(each, "headers", len(paths), leave=False, disable=None, delay=2)
+        return dict(zip(paths, facts, strict=True))
+
+
+def _facts(root: Path, path: str) -> Facts | Unread:
     try:
         with (root / path).open("rb") as file, open_picture(file) as image:
             refuse_bomb(image)
             width, height = image.size
-            deep, left_out = is_deep(image), _left_out(image)
             turn = _orientation(image, root / path)
-            if turn in SIDEWAYS:
+            if image.format == "TIFF" and turn in SIDEWAYS:  # Pillow has turned its size already
                 width, height = height, width
+            kind, deep, left_out = str(image.format), is_deep(image), _left_out(image)
+            return Facts(width, height, turn, kind, image.mode, deep, left_out)
     except FAULTS as error:
-        problem = f"{path} can't be read as a picture ({fault_words(error, root / path)})"
-        raise BadInput.at(picture.place, problem, remedy_for(error, "replace it")) from error
+        return Unread(fault_words(error, root / path), remedy_for(error, "replace it"))
+
+
+def _header(facts: Facts | Unread, path: str, picture: Picture, exif: Exif) -> Header:
+    if isinstance(facts, Unread):
+        problem = f"{path} can't be read as a picture ({facts.why})"
+        raise BadInput.at(picture.place, problem, facts.remedy)
+    upright, stored = facts.upright, (facts.height, facts.width)
+    header = Header(*upright, facts.is_deep, facts.left_out, exif=facts.turn)
     size = picture.size
-    if size is None or 0 in size or size == (height, width):  # exporters write 0 if they don't know
-        return Header(height, width, deep, left_out)
-    if turn in SIDEWAYS and size == (width, height):
-        return Header(height, width, deep, left_out, turn)
-    turned = " once EXIF has turned it" if turn in SIDEWAYS else ""
-    stated = f"states {size[1]:.10g} x {size[0]:.10g} pixels"
+    known = size is not None and 0 not in size  # exporters write 0 if they don't know
+    if known and size not in (upright, stored):
+        return _refuse_size(facts, path, picture)
+    if exif == "ignore":
+        return header._replace(turn=facts.turn)
+    if exif == "apply" or facts.turn == 1:
+        return header
+    if not known or upright == stored:
+        return header._replace(doubted=True)
+    return header._replace(turn=facts.turn) if size == stored else header
+
+
+def _refuse_size(facts: Facts, path: str, picture: Picture) -> NoReturn:
+    assert picture.size is not None
+    height, width = facts.upright
+    turned = " once EXIF has turned it" if facts.turn in SIDEWAYS else ""
+    stated = f"states {picture.size[1]:.10g} x {picture.size[0]:.10g} pixels"
     problem = f"{stated}, but {path} has {width} x {height}{turned}"
     raise BadInput.at(picture.place, problem, "correct that size or replace the picture")
-
-
-def read_headers(root: Path, found: Mapping[str, Picture]) -> dict[str, Header | BadInput]:
-    """Read the headers of pictures, several at once.
-
-    Args:
-        root: Folder of the data set.
-        found: What the annotations say of each picture, by its path.
-
-    Returns:
-        What each header says, or what is wrong with it, in the same order.
-    """
-    Image.init()  # not by several threads at once
-
-    def read(path: str) -> Header | BadInput:
-        try:
-            return read_header(root, path, found[path])
-        except BadInput as problem:
-            return problem
-
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        headers = tqdm(
-            pool.map(read, found), "headers", len(found), leave=False, disable=None, delay=2
-        )
-        return dict(zip(found, headers, strict=True))
 
 
 def open_picture(file: str | PathLike[str] | BinaryIO) -> Image.Image:
@@ -118,7 +216,14 @@ def open_picture(file: str | PathLike[str] | BinaryIO) -> Image.Image:
 
     Pillow tries all it has otherwise, whatever a file's name, and for EPS it starts Ghostscript.
     """
-    return Image.open(file, formats=_DECODERS)
+    return Image.open(file, formats=_decoders())
+
+
+@cache
+def _decoders() -> list[str]:
+    """List the decoders that this Pillow was built with; TGA, which has no mark, is the last."""
+    Image.init()
+    return [name for name in _DECODERS if name in Image.OPEN]
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -187,15 +292,17 @@ def _left_out(image: Image.Image) -> str:
     return "bands beyond the colours, such as alpha" if bands > len(colours) else ""
 
 
-def _orientation(image: Image.Image, path: Path) -> int | None:
+def _orientation(image: Image.Image, path: Path) -> int:
     """Return the orientation that EXIF or XMP asks for, without decoding the picture."""
-    if image.format == "TIFF":  # Pillow has turned its size already
-        return None
-    if image.format != "PNG":
-        return image.getexif().get(_TURN)
-    if _has_late_orientation(path):
-        image.load()
-    return Image.Image.getexif(image).get(_TURN)  # a PNG's own would decode any that has none
+    if image.format == "TIFF":
+        asked = getattr(image, "tag_v2", {}).get(_TURN)
+    elif image.format != "PNG":
+        asked = image.getexif().get(_TURN)
+    else:
+        if _has_late_orientation(path):
+            image.load()
+        asked = Image.Image.getexif(image).get(_TURN)  # its own would decode any that has none
+    return asked if isinstance(asked, int) and 1 <= asked <= 8 else 1
 
 
 def _has_late_orientation(path: Path) -> bool:

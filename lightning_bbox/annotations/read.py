@@ -18,8 +18,8 @@ from lightning_bbox.annotations.formats.format import Format, Listing, Picture, 
 from lightning_bbox.annotations.formats.known import FormatName, known_formats
 from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.formats.voc import VocBase
-from lightning_bbox.annotations.groups import group_pictures
-from lightning_bbox.annotations.headers import Header, read_headers
+from lightning_bbox.annotations.groups import group_pictures, groups_note
+from lightning_bbox.annotations.headers import Exif, Header, read_headers
 from lightning_bbox.annotations.pictures import PictureFinder
 from lightning_bbox.annotations.split_files import pictures_named, with_stated_splits
 from lightning_bbox.annotations.table import BoxTable
@@ -43,6 +43,7 @@ def read_annotations(
     voc_base: VocBase = 1,
     on_bad: Literal["skip", "error"] = "skip",
     on_missing: Literal["error", "skip"] = "error",
+    exif: Exif = "auto",
     allow_outside: bool = False,
     max_pixels: int | None = None,
 ) -> BoxTable:
@@ -67,6 +68,8 @@ def read_annotations(
             outside its picture by more than a pixel, or is a crowd.
         on_missing: What to do with pictures that aren't there: refuse them, or leave them out with
             their boxes.
+        exif: What boxes are drawn on: `apply` says on pictures as EXIF turns them, `ignore` on
+            pictures as they are stored; `auto` goes by the sizes that are stated.
         allow_outside: Whether files may lie outside the root.
         max_pixels: The most pixels a picture may have, from now on and in the whole process, as
             Pillow has one limit; by default that one, 89,478,485.
@@ -91,6 +94,7 @@ def read_annotations(
     _check_choice("voc_base", voc_base, get_args(VocBase))
     _check_choice("on_bad", on_bad, ("skip", "error"))
     _check_choice("on_missing", on_missing, ("error", "skip"))
+    _check_choice("exif", exif, get_args(Exif))
     if max_pixels is not None:
         if max_pixels < 1:
             msg = f"max_pixels is {max_pixels}; expected 1 or more"
@@ -117,8 +121,10 @@ def read_annotations(
         remedy = f"name other files with {argument('annotations')}"
         raise BadInput.at(listed(files), "no picture is listed", remedy)
     _tell_if_long(len(found), _MANY_HEADERS, "headers of pictures")
-    headers = _headers(base, found, finder, on_missing)
+    headers = _headers(base, found, finder, on_missing, exif)
     groups = group_pictures(found, group_pattern)
+    if copies := groups_note(found, groups):
+        note += f"; {copies}"
     _refuse_fractions(kind, [record for picture in found.values() for record in picture.records])
     met = {record.label for picture in listing.pictures for record in picture.records}
     table = _table(base, found, headers, kind, listing.classes or tuple(sorted(met)), on_bad)
@@ -129,10 +135,10 @@ def read_annotations(
 
 
 def _headers(
-    root: Path, found: Mapping[str, Picture], finder: PictureFinder, on_missing: str
+    root: Path, found: Mapping[str, Picture], finder: PictureFinder, on_missing: str, exif: Exif
 ) -> list[Header]:
     """Read all headers, and refuse all pictures at once that are missing or broken."""
-    read = read_headers(root, found)
+    read = read_headers(root, found, exif)
     problems = [header for header in read.values() if isinstance(header, BadInput)]
     if finder.missing and (on_missing == "error" or not found):
         problems.insert(0, finder.refusal(found))
@@ -224,14 +230,23 @@ def _table(
 
 
 def _left_out(found: Iterable[str], headers: Sequence[Header]) -> str:
-    """Say what of the pictures isn't read, or not as it was drawn on."""
-    by_what: dict[str, list[str]] = {}
+    """Say what of the pictures isn't read, and what the boxes of those are drawn on that turn."""
+    left_out: dict[str, list[str]] = {}
+    turned: dict[str, list[str]] = {}
     for path, header in zip(found, headers, strict=True):
         if header.left_out:
-            by_what.setdefault(f"{header.left_out} aren't read", []).append(path)
-        if header.turn != 1:
-            by_what.setdefault("boxes are turned with their pictures by EXIF", []).append(path)
-    return "".join(f"; {what}: {listed(paths)}" for what, paths in by_what.items())
+            left_out.setdefault(header.left_out, []).append(path)
+        if header.exif != 1:
+            drawn = "as they are stored" if header.turn != 1 else "as EXIF turns them"
+            if header.doubted and header.turn == 1:
+                drawn += f", unless {argument('exif', 'ignore')}"
+            turned.setdefault(drawn, []).append(path)
+    notes = [f"{what} aren't read: {listed(paths)}" for what, paths in left_out.items()]
+    notes += [
+        f"pictures that EXIF turns, with boxes drawn on them {drawn}, {len(paths)}: {listed(paths)}"
+        for drawn, paths in turned.items()
+    ]
+    return "".join(f"; {note}" for note in notes)
 
 
 def _repeated(table: BoxTable) -> list[str]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from lightning_bbox.annotations.formats.format import Format
-from lightning_bbox.annotations.turns import sensor_boxes, upright_boxes
+from lightning_bbox.annotations.turns import sensor_boxes, stored_sizes, upright_boxes
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.geometry.boxes import box_sizes
 
@@ -70,8 +70,11 @@ class BoxTable:
             image_index: The picture of each box.
         """
         sizes = self.sizes[image_index]
-        edges = self.format.convention.edges(values, sizes)
-        return upright_boxes(edges, sizes, self._turns()[image_index]) if self.turns else edges
+        if not self.turns:
+            return self.format.convention.edges(values, sizes)
+        turns = self._turns()[image_index]
+        edges = self.format.convention.edges(values, stored_sizes(sizes, turns))
+        return upright_boxes(edges, sizes, turns)
 
     def numbers(
         self, edges: Float64[Tensor, "n 4"], image_index: Int64[Tensor, " n"]
@@ -84,7 +87,9 @@ class BoxTable:
         """
         sizes = self.sizes[image_index]
         if self.turns:
-            edges = sensor_boxes(edges, sizes, self._turns()[image_index])
+            turns = self._turns()[image_index]
+            edges = sensor_boxes(edges, sizes, turns)
+            sizes = stored_sizes(sizes, turns)
         return self.format.convention.numbers(edges, sizes)
 
     def _turns(self) -> Int64[Tensor, "images"]:

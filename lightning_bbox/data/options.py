@@ -5,6 +5,7 @@ from typing import Literal
 
 from lightning_bbox.annotations.formats.known import FormatName
 from lightning_bbox.annotations.formats.voc import VocBase
+from lightning_bbox.annotations.headers import Exif
 from lightning_bbox.annotations.splits import SplitNames, check_names
 from lightning_bbox.core.errors import BadInput
 
@@ -22,6 +23,8 @@ class Reading:
             width (CVAT).
         on_bad: Leave bad boxes out (`predict`: as they are) and list them, or refuse the first.
         on_missing: Refuse pictures that aren't there, or leave them out with their boxes.
+        exif: What boxes are drawn on: `apply` says on pictures as EXIF turns them, `ignore` on
+            pictures as they are stored; `auto` goes by the sizes that are stated.
         allow_outside: Whether files may lie outside the root, as links do.
         max_pixels: The most pixels a picture may have, in the whole process; by default Pillow's
             limit, 89,478,485.
@@ -33,6 +36,7 @@ class Reading:
     voc_base: VocBase = 1
     on_bad: Literal["skip", "error"] = "skip"
     on_missing: Literal["error", "skip"] = "error"
+    exif: Exif = "auto"
     allow_outside: bool = False
     max_pixels: int | None = None
 

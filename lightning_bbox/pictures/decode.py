@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt16
@@ -57,7 +58,7 @@ def decode_image(
     with _opened(path) as image:
         if is_deep(image):
             _check_level(image, white_level)
-        return to_rgb(_upright(image), white_level)
+        return to_rgb(upright(image), white_level)
 
 
 def decode_sized(
@@ -115,7 +116,8 @@ def _largest_value(path: str | PathLike[str]) -> int:
 def _opened(path: str | PathLike[str]) -> Iterator[Image.Image]:
     """Open a picture, and say of whatever goes wrong with it which one it was."""
     try:
-        with open_picture(path) as image:
+        # A file, not its path: what Pillow maps by its path it doesn't turn (grey TIFFs).
+        with Path(path).open("rb") as file, open_picture(file) as image:
             refuse_bomb(image)
             yield image
     except FileNotFoundError as error:
@@ -144,8 +146,12 @@ def _check_level(image: Image.Image, white_level: int | None) -> None:
         raise BadInput(msg)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn a picture as EXIF says; only its pixels, for other EXIF entries may be broken."""
+def upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as EXIF says; only its pixels, for other EXIF entries may be broken.
+
+    Args:
+        image: The picture.
+    """
     image.load()
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)

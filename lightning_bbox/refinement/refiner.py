@@ -19,7 +19,7 @@ from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
 from lightning_bbox.geometry.weighing import move_under, said_of
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.pictures.cut import cut_crops
-from lightning_bbox.pictures.decode import decode_image, to_rgb
+from lightning_bbox.pictures.decode import decode_image, to_rgb, upright
 from lightning_bbox.pictures.store import ImageStore
 
 Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -363,7 +363,7 @@ def as_rgb(image: Picture, white_level: int | None = None) -> np.ndarray:
     if isinstance(image, str | PathLike):
         return decode_image(image, white_level)
     if isinstance(image, Image.Image):
-        return to_rgb(image, white_level)
+        return to_rgb(upright(image), white_level)
     array = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if isinstance(image, Tensor) and array.ndim == 3:
         array = array.transpose(1, 2, 0)

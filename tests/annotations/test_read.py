@@ -213,7 +213,8 @@ def test_boxes_drawn_before_exif_turned_a_picture_turn_with_it(tmp_path, writer,
     assert table.sizes.tolist() == [[64, 48], [48, 64]]
     expected = [[left, top, right + 1, low + 1], [20, 5, 50, 15]]
     assert table.boxes.tolist() == expected
-    assert table.note.endswith("; boxes are turned with their pictures by EXIF: a.png")
+    said = "; pictures that EXIF turns, with boxes drawn on them as they are stored, 1: a.png"
+    assert table.note.endswith(said)
     kept = write_boxes(table, table.boxes, tmp_path / "kept")
     assert [path.read_bytes() for path in kept] == [
         (root / file).read_bytes() for file in table.files

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import (
     held_out,
     hold_out_groups,
@@ -10,6 +11,7 @@ from lightning_bbox.annotations.splits import (
     usual_split,
 )
 from lightning_bbox.core.errors import BadInput
+from tests.annotation_files import csv_of, write
 
 LETTERS = "abcdefghijkl"
 many_groups = st.lists(st.text(max_size=3), min_size=2, max_size=30).filter(
@@ -101,3 +103,15 @@ def test_held_out_by_name():
     assert held_out("xyx", ["x"]) == ([1], [0, 2])
     with pytest.raises(BadInput, match="no group z; choose from x, y"):
         held_out("xyx", ["x", "z"])
+
+
+def test_copies_of_a_picture_are_one_group_in_whatever_folder(tmp_path):
+    names = [f"train/a_jpg.rf.{'0' * 32}.jpg", f"valid/a_jpg.rf.{'1' * 32}.jpg", "train/b.jpg"]
+    files = dict.fromkeys(names, (64, 48)) | {
+        "b.csv": csv_of(*(f"{name},1,1,9,9" for name in names))
+    }
+    write(tmp_path, files)
+    table = read_annotations(tmp_path)
+    assert table.groups == ("a_jpg", "a_jpg", "train/b.jpg")
+    assert "2 pictures are copies of 1, by what stands before .rf. in names" in table.note
+    assert read_annotations(tmp_path, group_pattern="(.*)").groups == table.images

@@ -103,6 +103,16 @@ def test_a_picture_may_come_in_any_form(tmp_path):
         assert np.array_equal(as_rgb(form), pixels)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_an_open_picture_is_turned_as_its_file_is(tmp_path, suffix, orientation):
+    exif, path = Image.Exif(), tmp_path / f"a.{suffix}"
+    exif[0x0112] = orientation
+    Image.fromarray(picture()).save(path, exif=exif)
+    with Image.open(path) as image:
+        assert np.array_equal(as_rgb(image), as_rgb(path))
+
+
 def test_grey_is_the_same_grey_in_three_channels():
     grey = picture()[..., 0]
     for form in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None]):
