@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightning_bbox.annotations.proposals.matching import Matching as Matching
     from lightning_bbox.annotations.read import read_annotations as read_annotations
     from lightning_bbox.core.errors import BadInput as BadInput
     from lightning_bbox.core.memory import keep_freed_memory as keep_freed_memory
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from lightning_bbox.geometry.crop_geometry import CropGeometry as CropGeometry
     from lightning_bbox.geometry.displacement import DisplacementLaw as DisplacementLaw
     from lightning_bbox.geometry.displacement import fit_law as fit_law
+    from lightning_bbox.geometry.displacement import law_of_pairs as law_of_pairs
+    from lightning_bbox.geometry.jitter import FittedJitter as FittedJitter
     from lightning_bbox.geometry.jitter import Jitter as Jitter
     from lightning_bbox.geometry.jitter import LaplaceJitter as LaplaceJitter
     from lightning_bbox.geometry.jitter import OverlapJitter as OverlapJitter
@@ -115,6 +118,7 @@ if TYPE_CHECKING:
     from lightning_bbox.solvers.sums import ridge as ridge
 
 _HOMES = {
+    "annotations.proposals.matching": "Matching",
     "annotations.read": "read_annotations",
     "core.errors": "BadInput",
     "core.memory": "keep_freed_memory",
@@ -127,8 +131,8 @@ _HOMES = {
     "geometry.codecs": "DeltaCodec FixedStdCodec MaxShiftCodec MeanStdCodec "
     "OffsetSpec PixelCodec WhitenedCodec",
     "geometry.crop_geometry": "CropGeometry",
-    "geometry.displacement": "DisplacementLaw fit_law",
-    "geometry.jitter": "Jitter LaplaceJitter OverlapJitter UniformJitter",
+    "geometry.displacement": "DisplacementLaw fit_law law_of_pairs",
+    "geometry.jitter": "FittedJitter Jitter LaplaceJitter OverlapJitter UniformJitter",
     "models.base": "OffsetModel",
     "models.regressor": "BoxRegressor",
     "models.ridge": "RidgeRegressor",

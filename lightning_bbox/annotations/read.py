@@ -214,6 +214,7 @@ def _table(
         image_index=image_index,
         boxes=values.float(),
         labels=torch.tensor([numbers[record.label] for record in records], dtype=torch.int64),
+        scores=torch.tensor([record.score for record in records], dtype=torch.float64),
         classes=classes,
         ids=tuple(record.place for record in records),
         entries=tuple((record.file, record.number) for record in records),

@@ -39,6 +39,7 @@ class BoxTable:
         deep: Paths of the pictures of 16 bits a band.
         turns: EXIF orientation of the pictures, by path, whose boxes are drawn before EXIF turns
             them.
+        scores: A detector's score of each box, NaN where the files state none.
     """
 
     root: Path
@@ -59,6 +60,7 @@ class BoxTable:
     skipped_index: tuple[int, ...] = ()
     deep: frozenset[str] = frozenset()
     turns: Mapping[str, int] = field(default_factory=dict)
+    scores: Float64[Tensor, "boxes"] | None = None
 
     def edges(
         self, values: Float64[Tensor, "n 4"], image_index: Int64[Tensor, " n"]
@@ -163,6 +165,7 @@ class BoxTable:
             image_index=self.image_index[order],
             boxes=self.boxes[order],
             labels=self.labels[order],
+            scores=None if self.scores is None else self.scores[order],
             ids=tuple(self.ids[at] for at in order.tolist()),
             entries=tuple(self.entries[at] for at in order.tolist()),
         )

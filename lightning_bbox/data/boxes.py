@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +11,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from lightning_bbox.annotations.formats.texts import argument
+from lightning_bbox.annotations.proposals.matching import (
+    Matching,
+    match_proposals,
+    sentence_of,
+    unmatched,
+)
+from lightning_bbox.annotations.proposals.reading import read_proposals
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import ROLES
 from lightning_bbox.annotations.table import BoxTable
@@ -22,8 +28,9 @@ from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.options import Reading, Splits
 from lightning_bbox.data.roles import assign_roles
 from lightning_bbox.data.samples import Items, Source
-from lightning_bbox.geometry.boxes import box_sizes
+from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.codecs import OffsetSpec, refuse_other_white
+from lightning_bbox.geometry.displacement import DisplacementLaw, law_of_pairs
 from lightning_bbox.pictures.decode import FULL_SCALE, find_white_level
 from lightning_bbox.pictures.disk import open_disk_store, usual_folder
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
@@ -39,12 +46,19 @@ class BoxDataModule(CropDataModule):
     otherwise it is carved from the training pictures by group, seeded. A note says how each role
     came about.
 
+    Where proposals are given, they are what is to be corrected, instead of boxes that a jitter law
+    draws: each is matched to a true box, and what finds no partner is left out, counted and listed.
+    How they are off is told in words. `predict` then refines them.
+
     Args:
         root: Folder of the data set.
         classes: Classes to keep; all by default.
         min_size: Least width and height in pixels of the boxes to keep.
         splits: Which pictures train, validate and test.
         reading: How the annotation files are found and read.
+        proposals: Files or folders of proposals, relative to the root, in any format; such as a
+            detector's results, or boxes of hasty annotators.
+        matching: How proposals find their true boxes.
         white_level: The value that is white in pictures of 16 bits a band; a trained model knows
             which, `auto` else takes the smallest 2^k - 1 that holds the largest value of the
             training pictures.
@@ -61,6 +75,8 @@ class BoxDataModule(CropDataModule):
         min_size: float = 0.0,
         splits: Splits = Splits(),
         reading: Reading = Reading(),
+        proposals: str | list[str] | None = None,
+        matching: Matching = Matching(),
         white_level: int | Literal["auto"] = "auto",
         **common: Any,  # noqa: ANN401 (typed there)
     ) -> None:
@@ -68,6 +84,11 @@ class BoxDataModule(CropDataModule):
         if white_level != "auto" and not 0 < white_level <= FULL_SCALE:
             msg = f"data.white_level is {white_level}; expected auto, or 1 to {FULL_SCALE}"
             raise BadInput(msg)
+        if proposals and common.get("jitter"):
+            msg = "data.proposals are given, so data.jitter draws none; leave one of them out"
+            raise BadInput(msg)
+        self.proposals = [proposals] if isinstance(proposals, str) else proposals
+        self.matching = matching
         self._white_asked = white_level
         self._white_trained: int | None = None
         self.root, self.splits, self.reading = expanded(root), splits, reading
@@ -91,25 +112,48 @@ class BoxDataModule(CropDataModule):
         if len(table.boxes) < (before := len(whole.boxes)):
             notes.append(f"{len(table.boxes)} of {before} boxes kept by classes and least size")
         _check_splits(whole, table, roles)
-        used = sorted({at for at in table.image_index.tolist() if roles[at]})
+        given = self._given(table)
+        image_index = table.image_index[given.truths]
+        used = sorted({at for at in image_index.tolist() if roles[at]})
         place = torch.full((len(table.images),), -1)
         place[used] = torch.arange(len(used))
         paths, sizes = [table.root / table.images[at] for at in used], table.sizes[used]
         notes += self._settle_white(table, used, [at for at in used if roles[at] == "train"])
         store = self._open_store(paths, sizes)
         numbers = {group: number for number, group in enumerate(sorted(set(table.groups)))}
-        groups = torch.tensor([numbers[group] for group in table.groups])[table.image_index]
+        groups = torch.tensor([numbers[group] for group in table.groups])
+        role_of = dict(zip(table.images, roles, strict=True))
         splits = {}
         for role in ROLES:
-            chosen = torch.tensor([role == name for name in roles])
-            mine = chosen[table.image_index]
-            index = place[table.image_index[mine]]
+            mine = torch.tensor([role == name for name in roles])[image_index]
+            truths, index = given.truths[mine], image_index[mine]
             at_hand = zip(table.skipped, table.skipped_index, strict=True)
-            skipped = tuple(sentence for sentence, at in at_hand if roles[at] == role)
-            ids = tuple(compress(table.ids, mine.tolist()))
-            boxes, labels = table.boxes[mine], table.labels[mine]
-            splits[role] = Items(index, boxes, labels, groups[mine], skipped=skipped, ids=ids)
-        return Source(store, splits, table.classes, (table.note, *notes))
+            skipped = [sentence for sentence, at in at_hand if roles[at] == role]
+            skipped += [each for image, each in given.left_out if role_of.get(image) == role]
+            splits[role] = Items(
+                place[index],
+                table.boxes[truths],
+                table.labels[truths],
+                groups[index],
+                proposals=None if given.proposals is None else given.proposals[mine],
+                skipped=tuple(skipped),
+                ids=tuple(table.ids[at] for at in truths.tolist()),
+            )
+        law, told = _how_off(splits["train"])
+        return Source(store, splits, table.classes, (table.note, *notes, *given.notes, *told), law)
+
+    def _given(self, table: BoxTable) -> "_Given":
+        """Match the proposals that are given to true boxes, or take each of these once."""
+        if not self.proposals:
+            return _Given(torch.arange(len(table.boxes)))
+        others = read_proposals(self.read_table, self.root, self.proposals)
+        known = [name in table.classes for name in others.classes]
+        if self.classes:
+            others = others.boxes_where(torch.tensor(known)[others.labels])
+        pairs = match_proposals(table, others, self.matching)
+        note = sentence_of(table, others, pairs, self.matching)
+        lone = unmatched(table, others, pairs)
+        return _Given(pairs.truths, others.boxes[pairs.proposals], lone, (note,))
 
     def _open_store(self, paths: list[Path], sizes: Int64[Tensor, "n 2"]) -> ImageStore:
         """Decode the pictures to where they are kept; on disk they may be already."""
@@ -123,8 +167,11 @@ class BoxDataModule(CropDataModule):
         return store
 
     def read_rough(self) -> Source:
-        """Read every box that the annotation files hold, of whatever split, as a proposal."""
-        table = self.read_table(group_pattern=None)
+        """Read every box that is given, of whatever split, as a proposal."""
+        if self.proposals:
+            table = read_proposals(self.read_table, self.root, self.proposals)
+        else:
+            table = self.read_table(group_pattern=None)
         reasons = self._unasked(table)
         chosen = torch.tensor([not reason for reason in reasons], dtype=torch.bool)
         boxes, index = table.boxes[chosen], table.image_index[chosen]
@@ -180,6 +227,18 @@ class BoxDataModule(CropDataModule):
         return reasons
 
 
+class _Given(NamedTuple):
+    """The true boxes that items are of, with their proposals where these are given.
+
+    What was left out for want of a partner comes with the path of its picture.
+    """
+
+    truths: Int64[Tensor, " n"]
+    proposals: Boxes | None = None
+    left_out: Sequence[tuple[str, str]] = ()
+    notes: tuple[str, ...] = ()
+
+
 class RoughBoxes(NamedTuple):
     """The boxes of the files that are to be refined.
 
@@ -192,6 +251,17 @@ class RoughBoxes(NamedTuple):
     table: BoxTable
     chosen: Int64[Tensor, " n"]
     reasons: list[str]
+
+
+def _how_off(train: Items) -> tuple[DisplacementLaw | None, list[str]]:
+    """Fit the law by which given proposals are off, and say it."""
+    if train.proposals is None:
+        return None, []
+    try:
+        law = law_of_pairs(train.boxes, train.proposals, len(set(train.image_index.tolist())))
+    except BadInput as problem:
+        return None, [f"how the proposals are off: {problem}"]
+    return law, [f"how the training proposals are off: {law.words()}"]
 
 
 def _check_boxes(table: BoxTable) -> None:

@@ -78,9 +78,10 @@ def offset_spec(
     """Return what a model must know of the data, from the training items alone."""
     max_shift, max_log_size = jitter.bounds(geometry)
     if train.proposals is not None:
-        shifts = encode_deltas(train.boxes, geometry.anchors(train.proposals))[:, :2]
-        max_shift = float(shifts.abs().max()) * geometry.px_per_delta
-    if geometry.square:
+        deltas = encode_deltas(train.boxes, geometry.anchors(train.proposals)).abs()
+        max_shift = float(deltas[:, :2].max()) * geometry.px_per_delta
+        max_log_size = float(deltas[:, 2:].max())
+    elif geometry.square:
         width, height = box_sizes(train.boxes).unbind(dim=1)
         max_log_size += float((width / height).log().abs().max())
     return OffsetSpec(geometry, num_targets, max_shift, max_log_size, classes, white_level)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lightning_bbox.geometry.boxes import Boxes, swap_corners
 from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
 
 
@@ -53,9 +54,10 @@ class Items:
         return len(self.boxes)
 
     def digest(self) -> str:
-        """Return a fingerprint of the boxes, their classes and their pictures' places."""
+        """Return a fingerprint of the boxes, their classes, pictures' places and proposals."""
         hashed = hashlib.sha256()
-        for tensor in (self.image_index, self.boxes, self.labels):
+        given = () if self.proposals is None else (self.proposals,)
+        for tensor in (self.image_index, self.boxes, self.labels, *given):
             hashed.update(tensor.contiguous().cpu().numpy().tobytes())
         return hashed.hexdigest()
 
@@ -73,12 +75,14 @@ class Source:
         splits: Items by "train", "val" and "test".
         classes: Names of the labels.
         notes: Sentences a person should read before trusting the data.
+        law: How the training proposals are off, where they are given and enough to tell.
     """
 
     store: ImageStore | PictureFiles
     splits: dict[str, Items]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    law: DisplacementLaw | None = None
 
 
 class Samples(NamedTuple):

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import expanded
 from lightning_bbox.geometry.boxes import (
     Boxes,
     box_area,
@@ -22,6 +23,9 @@ from lightning_bbox.geometry.boxes import (
     paired_iou,
 )
 from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.geometry.displacement import DisplacementLaw
+
+_REACH = 4.0  # standard deviations at which a fitted law ends
 
 SLACK = 1e-4
 """Far from the origin, a box's area in float32 is only this exact."""
@@ -241,6 +245,63 @@ class OverlapJitter(Jitter):
         ratio = box_area(proposals) / box_area(boxes)
         large, small = ratio <= self.max_area + SLACK, ratio >= 1 - SLACK
         return (paired_iou(boxes, proposals) >= self.min_iou) & large & small
+
+
+class FittedJitter(Jitter):
+    """Proposals that are off as a law says, such as the one that fits a detector's boxes.
+
+    Normal draws end at four standard deviations, so that the range to learn has an end.
+
+    Args:
+        law: Path of the law: the `law.json` of a run on `data.proposals`, or of a `predict`.
+
+    Raises:
+        BadInput: The file can't be read, or holds no law.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "law.json"
+        >>> DisplacementLaw(0.0, (1.0,), ((0.1, 0.0),), ((0.0, 0.0),)).save(path)
+        >>> law, draws = FittedJitter(str(path)), torch.full((1, 5), 0.5)
+        >>> boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0]])
+        >>> law.propose(boxes, draws, CropGeometry(), resize=False).proposals
+        tensor([[-3.,  0., 27., 30.]])
+    """
+
+    columns = 5  # which part of the law, and four coordinates
+
+    def __init__(self, law: str) -> None:
+        self.law = DisplacementLaw.load(expanded(law))
+
+    def bounds(self, geometry: CropGeometry) -> tuple[float, float]:
+        """Return how far the widest part of the law reaches."""
+        _, means, stds = self._parts()
+        reach = (means.abs() + _REACH * stds).amax(dim=0).tolist()
+        return max(reach[:2]) * geometry.px_per_delta, max(reach[2:], default=0.0)
+
+    def _propose(
+        self, boxes: Boxes, uniforms: Tensor, geometry: CropGeometry, resize: bool
+    ) -> Boxes:
+        if resize and self.law.num_targets == 2:
+            msg = "the law of FittedJitter says nothing of sizes; set data.num_targets to 2"
+            raise BadInput(msg)
+        shares, means, stds = self._parts()
+        ends = shares.cumsum(dim=0)[:-1].contiguous()
+        part = torch.searchsorted(ends, uniforms[..., 0].contiguous(), right=True)
+        normal = torch.special.ndtri(uniforms[..., 1 : 1 + means.shape[1]]).clamp(-_REACH, _REACH)
+        offsets = means[part] + stds[part] * normal
+        sizes = box_sizes(boxes)
+        if resize:
+            sizes = sizes * torch.exp(-offsets[..., 2:])
+        return boxes_around(box_centers(boxes) - offsets[..., :2] * sizes, sizes)
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return shares, means and standard deviations, those of boxes that are right first."""
+        none = (0.0,) * self.law.num_targets
+        rows = ((self.law.right, *self.law.shares), (none, *self.law.means), (none, *self.law.stds))
+        shares, means, stds = (torch.tensor(row, dtype=torch.float32) for row in rows)
+        return shares, means, stds
 
 
 def _laplace(uniforms: Tensor) -> Tensor:

@@ -166,6 +166,9 @@ class RunReport(pl.Callback):
         lines = [*data.source.notes, *data.describe()]
         say("\n".join(lines))
         skipped = [sentence for items in data.source.splits.values() for sentence in items.skipped]
+        if data.source.law is not None:
+            data.source.law.save(self.folder / "law.json")
+            say(f"the law of the proposals: {self.folder / 'law.json'}")
         if skipped:
             write_atomically(self.folder / "skipped.txt", encoded("\n".join(skipped) + "\n"))
             say(f"skipped boxes are listed in {self.folder / 'skipped.txt'}")

@@ -10,7 +10,13 @@ import torch
 import yaml
 from PIL import Image
 
-from lightning_bbox import BoxRegressor, LinearHead, SceneDataModule, ShallowConvNet
+from lightning_bbox import (
+    BoxRegressor,
+    DisplacementLaw,
+    LinearHead,
+    SceneDataModule,
+    ShallowConvNet,
+)
 from lightning_bbox.cli.arguments import CONFIG_FOLDERS, resolve
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
@@ -107,8 +113,37 @@ def test_patches_config_runs_where_only_the_file_is_given(tmp_path):
     assert metrics_of(fit(tmp_path, "run", base=base))["test/mae_px_predict_mean"] > 2
 
 
+def test_proposals_config_runs_where_the_files_are_given(csv_folder, tmp_path):
+    """Its law then draws proposals of another run, and its boxes are tested on by that."""
+    header, *lines = (csv_folder / "boxes.csv").read_text().splitlines()
+    rows = [line.rsplit(",", 5) for line in lines]
+    found = [
+        ",".join([name, *(str(int(edge) - (n + k) % 3) for k, edge in enumerate(box)), label])
+        for n, (name, *box, label) in enumerate(rows)
+    ]
+    (csv_folder / "found.csv").write_text("\n".join([header, *found]))
+    given = ["--data.proposals=found.csv", "--data.reading.annotations=boxes.csv"]
+    root = f"--data.root={csv_folder}"
+    base = ["fit", "-c", str(CONFIGS / "proposals.yaml"), root, *given, *TINY]
+    with redirect_stdout(io.StringIO()) as printed:
+        folder = fit(tmp_path, "own", base=base)
+    assert "36 are matched to true boxes by class and an IoU of 0.5 or more" in printed.getvalue()
+    assert "boxes are too few to tell how they are off" in printed.getvalue()
+    assert metrics_of(folder)["test/mae_px"] > 0
+    law = DisplacementLaw(0.0, (1.0,), ((0.05, 0.0, 0.1, 0.0),), ((0.02,) * 4,))
+    law.save(tmp_path / "law.json")
+    base = ["fit", "-c", str(CONFIGS / "csv.yaml"), root, given[1], *TINY, "--data.num_targets=4"]
+    jitter = ["--data.jitter=FittedJitter", f"--data.jitter.law={tmp_path / 'law.json'}"]
+    drawn = fit(tmp_path, "drawn", *jitter, base=base)
+    command = ["test", f"--ckpt_path={drawn}", f"--runs={tmp_path}", "--name=tested", given[0]]
+    assert main([*command, "--data.jitter=null"]) == 0
+    assert metrics_of(tmp_path / "tested")["test/iou_before"] == pytest.approx(
+        metrics_of(folder)["test/iou_before"]
+    )
+
+
 def test_every_config_is_run_by_these_tests():
-    tested = {"quickstart", "patches", "voc", "coco", "yolo", "csv"}
+    tested = {"quickstart", "patches", "voc", "coco", "yolo", "csv", "proposals"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | {
         "bccd", "bccd_fast", "rbc", "deeppcb", "naive",
         "alexnet_fc6_ridge", "alexnet_fc6_sgd", "rcnn_pool5",

@@ -3,6 +3,7 @@
 Box n begins at x = n and picture n is of the gray level n, so both say where they come from.
 """
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_bbox import FittedJitter, Matching, UniformJitter
 from lightning_bbox.annotations import headers as headers_module
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.data.boxes import BoxDataModule
@@ -568,3 +570,111 @@ def test_a_store_within_the_data_keeps_the_annotations(tmp_path):
     for folder in (root, root / "train"):
         _ = read(root, store=Storage("disk", str(folder))).source
     assert before.items() <= files_of(root).items()
+
+
+def write_proposals(root, num=75, missed=(), per_box=1):
+    """Write pictures in CSV, each box with proposals that are off in x by n modulo 5 pixels."""
+    write_csv(root, num, split=three_splits)
+    lines = [
+        f"p{n}.png,{n + n % 5 + k},5,{n + 20 + n % 5 + k},30,cell,{1 - k / 10}"
+        for n in range(num)
+        if n not in missed
+        for k in range(per_box)
+    ]
+    header = "image,xmin,ymin,xmax,ymax,label,confidence"
+    write(root, {"rough/found.csv": csv_of(*lines, header=header)})
+    return root
+
+
+def with_proposals(root, **options):
+    named = Reading(annotations=["boxes.csv"], images=".")
+    return read(root, reading=named, proposals="rough/found.csv", **options)
+
+
+def test_proposals_that_are_given_are_what_is_cut_and_corrected(tmp_path):
+    data = with_proposals(write_proposals(tmp_path, missed=(0, 1, 2, 3)), num_targets=4)
+    assert pictures(data)["train"] == list(range(6, 75, 3))
+    for split in SPLITS:
+        samples = data.samples(split)
+        n = data.source.splits[split].boxes[samples.items, 0]
+        off = n.remainder(5)
+        assert torch.equal(samples.proposals[:, 0], n + off)
+        sign = 1 - 2 * samples.flips[:, 0]
+        assert torch.equal(samples.gt_boxes[:, 0], samples.proposals[:, 0] - sign * off)
+        gray = data.crops_of(samples).mean(dim=(1, 2, 3)) * 255
+        assert torch.equal(gray.round(), n)
+    assert (data.samples("train").flips.mean(dim=0) > 0).all()
+    again = data.samples("train", epoch=1)
+    assert not torch.equal(again.items, data.samples("train").items)
+
+
+def test_what_a_model_must_know_is_of_the_training_proposals(tmp_path):
+    root = write_proposals(tmp_path)
+    lines = (root / "rough/found.csv").read_text().splitlines()
+    lines[1] = "p0.png,0,5,18,32,cell,1"
+    write(root, {"rough/found.csv": "\n".join(lines)})
+    spec = with_proposals(root, num_targets=4).spec()
+    assert spec.max_shift == pytest.approx(30 * 4 / 20)
+    assert spec.max_log_size == pytest.approx(math.log(20 / 18))
+
+
+def test_several_proposals_of_a_box_are_all_used_where_that_is_asked_for(tmp_path):
+    root = write_proposals(tmp_path, num=12, per_box=3)
+    one, all_of_them = (with_proposals(root, matching=Matching(several=it)) for it in (False, True))
+    assert [len(one.source.splits[name]) for name in SPLITS] == [4, 4, 4]
+    items = all_of_them.source.splits["test"]
+    assert len(items) == 12
+    assert len(set(items.ids)) == 4
+    assert len(set(zip(items.ids, items.proposals[:, 0].tolist(), strict=True))) == 12
+    assert items.digest() != one.source.splits["test"].digest()
+
+
+def test_what_finds_no_partner_is_counted_and_listed(tmp_path):
+    root = write_proposals(tmp_path, missed=(4, 5))
+    text = (root / "rough/found.csv").read_text()
+    write(root, {"rough/found.csv": f"{text}\np7.png,60,5,80,30,cell,0.1"})
+    source = with_proposals(root).source
+    (note,) = (note for note in source.notes if note.startswith("proposals: "))
+    for part in ("found.csv", "73 are matched", "1 aren't", "2 of 75 true boxes have none"):
+        assert part in note
+    skipped = {name: source.splits[name].skipped for name in SPLITS}
+    assert skipped["train"] == ()
+    assert skipped["val"] == (
+        "boxes.csv:6: the true box has no proposal in p4.png; left out",
+        "rough/found.csv:75: the proposal has no true box in p7.png; left out",
+    )
+    assert skipped["test"] == ("boxes.csv:7: the true box has no proposal in p5.png; left out",)
+
+
+def test_how_proposals_are_off_is_said_of_the_training_split_alone(tmp_path):
+    root = write_csv(
+        tmp_path, 80, split=lambda n: "test" if n < 10 else "val" if n < 20 else "train"
+    )
+    lines = [
+        f"p{n}.png,{n + off},5,{n + off + 20},30,cell"
+        for n in range(80)
+        for off in [4 - 6 * (n < 20)]
+    ]
+    write(root, {"rough/found.csv": csv_of(*lines, header="image,xmin,ymin,xmax,ymax,label")})
+    source = with_proposals(root).source
+    assert source.law.right == 0
+    assert source.notes[-1] == (
+        "how the training proposals are off: 100 % of the boxes are 20 % too far right on average, "
+        "and off by 0 % at random"
+    )
+    source.law.save(tmp_path / "law.json")
+    law = FittedJitter(str(tmp_path / "law.json"))
+    drawn = read(root, reading=Reading(annotations=["boxes.csv"]), jitter=law).samples("test")
+    assert (drawn.proposals - drawn.gt_boxes)[:, 0].tolist() == pytest.approx([4.0] * 20, abs=1e-2)
+
+
+def test_few_proposals_tell_no_law_and_say_so(tmp_path):
+    source = with_proposals(write_proposals(tmp_path)).source
+    assert source.law is None
+    assert any("25 boxes are too few" in note for note in source.notes)
+
+
+def test_jitter_beside_proposals_is_refused(tmp_path):
+    root = write_proposals(tmp_path)
+    with pytest.raises(BadInput, match=r"so data.jitter draws none; leave one of them out"):
+        with_proposals(root, jitter=UniformJitter())

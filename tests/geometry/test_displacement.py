@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats as scipy_stats
 
-from lightning_bbox import BadInput, DisplacementLaw, fit_law
+from lightning_bbox import BadInput, DisplacementLaw, fit_law, law_of_pairs
 from lightning_bbox.geometry.boxes import paired_iou
 from lightning_bbox.geometry.codecs import decode_deltas
 
@@ -168,3 +168,25 @@ def test_a_file_that_holds_no_law_is_refused(tmp_path, text):
         DisplacementLaw.load(tmp_path / "law.json")
     with pytest.raises(BadInput, match="nothing"):
         DisplacementLaw.load(tmp_path / "nothing.json")
+
+
+def test_known_offsets_give_their_law_without_a_model():
+    off = normal(2000, [0.0, -0.04, 0.08, 0.08], 0.03)
+    off[:200] = 0
+    law = law_of_pairs(decode_deltas(off, BOX), BOX.expand(2000, 4))
+    assert law.right == pytest.approx(0.1, abs=0.002)
+    share, mean, std = max(zip(law.shares, law.means, law.stds, strict=True))
+    assert share == pytest.approx(0.9, abs=0.002)
+    assert mean == pytest.approx(off[200:].mean(dim=0).tolist(), abs=1e-4)
+    assert std == pytest.approx(off[200:].std(dim=0).tolist(), abs=1e-3)
+    for part in (
+        "10 % of the boxes are right",
+        "4 % too far down",
+        "8 % too narrow, 8 % too short",
+    ):
+        assert part in law.words()
+
+
+def test_few_pairs_tell_no_law():
+    with pytest.raises(BadInput, match="49 boxes are too few"):
+        law_of_pairs(BOX.expand(49, 4), BOX.expand(49, 4))

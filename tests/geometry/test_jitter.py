@@ -1,4 +1,6 @@
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
 import scipy.stats
@@ -6,10 +8,31 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bbox import BadInput, CropGeometry, LaplaceJitter, OverlapJitter, UniformJitter
+from lightning_bbox import (
+    BadInput,
+    CropGeometry,
+    DisplacementLaw,
+    FittedJitter,
+    LaplaceJitter,
+    OverlapJitter,
+    UniformJitter,
+    law_of_pairs,
+)
 from lightning_bbox.geometry.boxes import box_area, box_centers, box_sizes, paired_iou
 
+
+def fitted(right, *parts):
+    """Return the jitter of a law, of parts (share, mean, std), that lies in a file."""
+    path = Path(tempfile.mkdtemp()) / "law.json"
+    DisplacementLaw(right, *zip(*parts, strict=True)).save(path)
+    return FittedJitter(str(path))
+
+
+SKEWED = (0.6, (0.05, -0.1, 0.2, 0.1), (0.02, 0.03, 0.04, 0.05))
+WIDE = (0.3, (0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.1, 0.1))
 LAWS = {
+    "fitted": fitted(0.0, (1.0, *SKEWED[1:])),
+    "fitted_to_two": fitted(0.01, SKEWED, (0.39, *WIDE[1:])),
     "uniform": UniformJitter(5.0, 0.2),
     "integer": UniformJitter(5.0, 0.2, integer=True),
     "wide": UniformJitter(12.5, 0.7),
@@ -70,7 +93,8 @@ def propose(law, num=5_000, geometry=GEOMETRIES["usual"], resize=True):
 @resizes
 @given(corner=st.tuples(edges, edges), size=st.tuples(sides, sides), data=st.data())
 def test_no_proposal_is_further_off_than_the_bounds(law, geometry, resize, corner, size, data):
-    numbers = data.draw(st.lists(unit, min_size=4, max_size=4))
+    count = law.columns
+    numbers = data.draw(st.lists(unit, min_size=count, max_size=count))
     box = [*corner, corner[0] + size[0], corner[1] + size[1]]
     boxes = torch.tensor([box], dtype=torch.float64)
     uniforms = torch.tensor(numbers, dtype=torch.float64).repeat(1, law.tries)
@@ -255,3 +279,35 @@ def test_a_proposal_depends_on_its_own_numbers_alone(law):
 def test_impossible_laws_are_refused(law, arguments, message):
     with pytest.raises(BadInput, match=message):
         law(**arguments)
+
+
+def test_fitted_proposals_follow_their_law():
+    boxes = draw_boxes(20_000)
+    law = fitted(0.1, SKEWED, WIDE)
+    proposals = draw(law, boxes).proposals
+    stays = (proposals - boxes).abs().amax(dim=1) < 1e-4
+    assert stays.float().mean() == pytest.approx(0.1, abs=0.01)
+    shifts = (box_centers(boxes) - box_centers(proposals)) / box_sizes(proposals)
+    offsets = torch.cat([shifts, (box_sizes(boxes) / box_sizes(proposals)).log()], dim=1)
+    for at, column in enumerate(offsets[~stays].T.numpy()):
+        skewed, wide = (scipy.stats.norm(mean[at], std[at]) for _, mean, std in (SKEWED, WIDE))
+        mixed = (2 * skewed.cdf(column) + wide.cdf(column)) / 3
+        assert scipy.stats.kstest(mixed, "uniform").pvalue > 0.005
+    again = law_of_pairs(boxes, proposals)
+    (share, mean, std), _ = sorted(zip(again.shares, again.means, again.stds, strict=True))[::-1]
+    assert (again.right, share) == pytest.approx((0.1, 0.6), abs=0.02)
+    assert mean == pytest.approx(SKEWED[1], abs=0.005)
+    assert std == pytest.approx(SKEWED[2], abs=0.005)
+
+
+def test_a_law_without_sizes_draws_none():
+    law = fitted(0.0, (1.0, (0.1, 0.0), (0.01, 0.01)))
+    boxes = draw_boxes(10)
+    assert draw(law, boxes, resize=False).proposals.isfinite().all()
+    with pytest.raises(BadInput, match=r"says nothing of sizes; set data.num_targets to 2"):
+        draw(law, boxes)
+
+
+def test_a_law_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"law.json: can't be read"):
+        FittedJitter(str(tmp_path / "law.json"))

@@ -276,6 +276,8 @@ def test_results_of_a_detector_are_refined_with_scores_and_order_kept(run, write
     (root / "results.json").write_text(json.dumps(results))
     option = "--data.reading.annotations=[_annotations.coco.json,results.json]"
     written = json.loads((predict(run, root, "out", option) / "refined/results.json").read_text())
+    given = predict(run, root, "given", "--data.proposals=results.json")
+    assert json.loads((given / "refined/results.json").read_text()) == written
     for new, old in zip(written, results, strict=True):
         assert new.pop("bbox") != old.pop("bbox")
     assert written == results

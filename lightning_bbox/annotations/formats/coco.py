@@ -35,6 +35,17 @@ def _looks_like(path: Path) -> bool:
     return is_object and b'"images"' in content and b'"annotations"' in content
 
 
+def is_results(path: Path) -> bool:
+    """Tell whether a file is a list of results, which names no pictures itself.
+
+    Args:
+        path: A file of any format.
+    """
+    if path.suffix.casefold() != ".json" or not path.is_file():
+        return False
+    return path.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
 def _aside(files: Sequence[str]) -> list[str]:
     """Name what lies beside instances_*.json, such as captions of the same pictures."""
     folders = {posixpath.dirname(file) for file in files if _holds_instances(file)}
@@ -80,7 +91,8 @@ def _listing(file: str, document: Mapping[str, Any], results: Mapping[str, list[
     for source, number, place, entry in _boxes(document, file, results):
         label = _referred(names, entry, "category_id", place)
         fault = "is a crowd (iscrowd=1), not one object" if entry.get("iscrowd") == 1 else ""
-        record = Record(place, _box(entry, place), label, source, number, fault)
+        box, score = _box(entry, place), _score(entry, place)
+        record = Record(place, box, label, source, number, fault, score)
         _referred(pictures, entry, "image_id", place).records.append(record)
     return Listing(list(pictures.values()), tuple(names.values()))
 
@@ -156,6 +168,12 @@ def _box(entry: Mapping[str, Any], place: str) -> tuple[float, float, float, flo
         raise BadInput.at(place, problem, "correct it or remove the annotation")
     x, y, width, height = map(_float, numbers)
     return x, y, width, height
+
+
+def _score(entry: Mapping[str, Any], place: str) -> float:
+    if entry.get("score") is None:
+        return math.nan
+    return _float(_take(entry, "score", (int, float), place))
 
 
 def _float(number: int | float) -> float:

@@ -1,6 +1,7 @@
 """CSV: one file of many pictures, one box a line, corners found by the header's names."""
 
 import csv
+import math
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ _COLUMNS = {
     "label": ("label", "class", "cell_type"),
     "split": ("split",),
     "group": ("group",),
+    "score": ("score", "confidence"),
 }
 _NEEDED = ("image", *CORNERS)
 
@@ -120,7 +122,9 @@ def _record(row: Mapping[str, str], place: str, file: str, number: int) -> Recor
         missing = "label" if row["image"] else "image"
         raise BadInput.at(place, f"the {missing} is empty", "fill it or remove the line")
     xmin, ymin, xmax, ymax = (parse_number(row[name], name, place) for name in CORNERS)
-    return Record(place, (xmin, ymin, xmax, ymax), label, file, number)
+    stated = row.get("score")
+    score = parse_number(stated, "score", place) if stated else math.nan
+    return Record(place, (xmin, ymin, xmax, ymax), label, file, number, score=score)
 
 
 def _spans(text: str) -> Iterator[list[Span]]:

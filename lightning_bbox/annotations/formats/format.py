@@ -4,6 +4,7 @@ A record keeps the four numbers of its file, and the format's `Convention` turns
 edges, once, when the size of the picture is known.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ class Record(NamedTuple):
         file: The file it stands in, relative to the root.
         number: Which of that file's boxes it is, from 0.
         fault: Why it is invalid whatever its numbers are, or nothing.
+        score: A detector's score, NaN where the file states none.
     """
 
     place: str
@@ -37,6 +39,7 @@ class Record(NamedTuple):
     file: str
     number: int
     fault: str = ""
+    score: float = math.nan
 
 
 @dataclass

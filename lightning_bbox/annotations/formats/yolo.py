@@ -1,5 +1,6 @@
 """YOLO text: one file a picture, one box a line, in fractions of the picture."""
 
+import math
 import os
 import posixpath
 import re
@@ -85,11 +86,12 @@ def _record(
     if source and label not in names:
         problem = f"class {label} is not among the {len(names)} names of {source}"
         raise BadInput.at(place, problem, "correct it or add the name there")
-    cx, cy, w, h, *_ = (
+    cx, cy, w, h, *score = (
         parse_number(cell, name, place)
         for cell, name in zip(cells[1:], (*YOLO.convention.fields, "score"), strict=False)
     )
-    return Record(place, (cx, cy, w, h), names.get(label, str(label)), file, number)
+    name = names.get(label, str(label))
+    return Record(place, (cx, cy, w, h), name, file, number, score=score[0] if score else math.nan)
 
 
 def _nearest(root: Path, folder: PurePosixPath, names: Sequence[str]) -> list[str]:
