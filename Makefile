@@ -47,11 +47,12 @@ test: install-test ## run the tests and the examples, then the signature checks
 test-slow: install-test ## run the tests that train, or start processes: as long again
 	$(pytest) -m slow $(ARGS)
 
-check: install-test ## lint, formatting, types, order of the rooms, Dockerfile
+check: install-test ## lint, formatting, types, order of the rooms, docs, Dockerfile
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy lightning_bbox $(wildcard benchmarks/*.py)
 	$(bin)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --quiet --site-dir build/site
 	$(bin)/hadolint Dockerfile
 
 # The minutes are those after which nothing new is begun.
@@ -90,5 +91,5 @@ $(bin)/pip:
 
 .venv/installed-test: pyproject.toml constraints.txt | $(bin)/pip
 	@echo 'Installing lightning_bbox and its test tools into .venv; the first time takes some minutes.'
-	@$(pip_install) --editable '.[test]'
+	@$(pip_install) --editable '.[test,docs]'
 	@touch $@ .venv/installed

@@ -34,6 +34,8 @@ CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 """Where presets lie: inside an installed package, beside it in a checkout."""
 
 
+_WITHOUT_FILES = ("SceneDataModule", "PatchDataModule")
+"""Data that has no annotation files: a run on it is applied to those of pictures."""
 _LONG = {"-c": "--config", "-h": "--help"}
 
 
@@ -124,8 +126,10 @@ def resolve(arguments: Sequence[str]) -> list[str]:
             words += written
             if name == "--ckpt_path" and not any(other.name == "--config" for other in given):
                 of_run = of_run or _config_of_run(value)
-    if arguments[0] == "predict" and not chosen_class("data", [*options([*of_run, *words])]):
-        of_run = ["--data=BoxDataModule", *of_run]
+    if arguments[0] == "predict" and not chosen_class("data", [*options(words)]):
+        named = chosen_class("data", [*options(of_run)]).rpartition(".")[2]
+        if named in ("", *_WITHOUT_FILES):
+            of_run = [*of_run, "--data=BoxDataModule"]
     # First, so that what else the command line says wins.
     return [*arguments[:1], *of_run, *words]
 

@@ -7,7 +7,7 @@ from typing import Self
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.core.files import alone_in, make_folder, remove_leftovers
+from lightning_bbox.core.files import OWN, alone_in, make_folder, remove_leftovers
 from lightning_bbox.models.checkpoints import (
     checkpoint_of,
     newest_checkpoint,
@@ -24,12 +24,13 @@ _RESULTS = (
 )
 _WRITTEN = {
     "fit": ("data.png", "skipped.txt", "crops.png", "test_errors.npz"),
+    "validate": ("skipped.txt",),
     "test": ("skipped.txt", "crops.png", "test_errors.npz"),
-    "predict": ("unchanged.txt", "changes.png"),
+    "predict": ("refined", "before", "law.json", "unchanged.txt", "changes.png"),
     "probe": ("probe.md", "probe.png"),
 }
 """What a command would write over, beside its results and settings."""
-_BEFORE_A_RUN = ("events.", CONFIG, "data.png", "skipped.txt")
+_BEFORE_A_RUN = ("events.", CONFIG, "data.png", "skipped.txt", OWN)
 """What is written before a run can't be refused any more."""
 
 
@@ -73,7 +74,7 @@ class Begun:
         self._take(folder)
         self.folder = folder
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # Lightning sets it
-            _refuse_taken(command, folder, resuming)
+            _refuse_taken(command, folder, resuming, signed=OWN in self._there)
             remove_leftovers(folder)
             if command == "predict":
                 put_originals_back(folder)
@@ -84,8 +85,11 @@ class Begun:
         """Make the folder where it isn't there, and keep other processes out of it."""
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         make_folder(folder)
+        signed = (folder / OWN).exists()
         self._lock.enter_context(alone_in(folder))
         self._there = {path.name for path in folder.iterdir()}
+        if not signed:
+            self._there.remove(OWN)
 
     @rank_zero_only
     def undo(self) -> None:
@@ -131,7 +135,7 @@ def _find_checkpoint(command: str, folder: Path, asked: str | None) -> str | Non
     return str(found) if found else None
 
 
-def _refuse_taken(command: str, folder: Path, resuming: bool) -> None:
+def _refuse_taken(command: str, folder: Path, resuming: bool, signed: bool) -> None:
     """Refuse to mix two runs in one folder, or a run with what it would write over."""
     for other, file, what in _RESULTS:
         if command == other and (folder / file).exists():
@@ -147,7 +151,7 @@ def _refuse_taken(command: str, folder: Path, resuming: bool) -> None:
     if command == "fit" and config.exists() and not of_a_run:
         problem = "wasn't written by a run, and this one would write its settings over it"
         raise BadInput.at(str(config), problem, "choose another --name, or rename the file")
-    if of_a_run or (folder / "refined").is_dir():  # a predict that was stopped begins with that
+    if of_a_run or signed:
         return
     for path in (folder / name for name in _WRITTEN.get(command, ())):
         if path.exists():

@@ -181,9 +181,15 @@ def locked(path: Path, option: str = "--runs", refusal: BadInput | None = None) 
         lock.release()
 
 
+OWN = ".lightning_bbox.lock"
+"""The lock of a folder that a run or a study works in; it stays, and so says whose folder it is."""
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run's folder, or a study's, however this one ends.
+
+    What is refused meanwhile leaves a folder that wasn't ours without our lock.
 
     Args:
         folder: The folder.
@@ -191,15 +197,18 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         BadInput: Another process is at work in it.
     """
-    lock = folder / ".lightning_bbox.lock"
+    lock = folder / OWN
+    was_there = lock.exists()
     remedy = "wait until it ends, or choose another --name"
     refusal = BadInput.at(str(folder), "another process is at work in it", remedy)
     with locked(lock, refusal=refusal):
         try:
             yield
-        finally:
-            with suppress(OSError):  # some systems keep a file that is open
-                lock.unlink()
+        except BadInput:
+            if not was_there:
+                with suppress(OSError):  # some systems keep a file that is open
+                    lock.unlink()
+            raise
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from lightning_bbox import (
 from lightning_bbox.cli.arguments import CONFIG_FOLDERS, resolve
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import OWN
 from tests.conftest import yolo_folder
 from tests.runs import CONFIGS, SCENES, TINY, files_of, fit, same, weights
 
@@ -231,6 +233,35 @@ def test_a_run_writes_over_no_file_of_a_folder_that_is_no_run_s(name, tmp_path, 
     said = refused([*SCENES, f"--runs={tmp_path}", "--name=mine"])
     assert f"mine/{name}: wasn't written by a run, and fit would write over it" in said
     assert files_of(tmp_path) == {f"mine/{name}": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        *[("predict", name) for name in ("refined/a.csv", "before/a.csv", "law.json")],
+        *[("predict", name) for name in ("unchanged.txt", "changes.png")],
+        *[("validate", "skipped.txt"), ("test", "crops.png"), ("probe", "probe.png")],
+    ],
+)
+def test_a_command_writes_over_no_file_of_a_folder_that_is_no_run_s(
+    command, name, run, tmp_path, refused
+):
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    there = f"mine/{Path(name).parts[0]}"
+    said = refused([command, f"--ckpt_path={run}", f"--runs={tmp_path}", "--name=mine"])
+    assert f"{there}: wasn't written by a run, and {command} would write over it" in said
+    assert files_of(tmp_path) == {f"mine/{name}": b"mine"}
+
+
+def test_a_folder_that_a_run_was_refused_in_half_way_is_still_its_own(run, tmp_path):
+    """What is signed by a lock that was there before is a run's, whatever it left."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / OWN).touch()
+    (tmp_path / "mine" / "skipped.txt").write_text("of a run that was killed")
+    command = ["validate", f"--ckpt_path={run}", f"--runs={tmp_path}", "--name=mine"]
+    assert main(command) == 0
 
 
 @pytest.mark.parametrize(

@@ -375,7 +375,6 @@ def test_a_second_command_on_a_run_is_refused_while_the_first_is_at_work(cut, wh
     assert files_of(cut) == before
     assert resume(cut) == 0
     assert equal(cut, whole)
-    assert not (cut / ".lightning_bbox.lock").exists()
 
 
 def test_a_flipped_bit_is_never_taken_for_a_weight(whole, tmp_path):

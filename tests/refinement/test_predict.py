@@ -13,6 +13,7 @@ from PIL import Image
 from lightning_bbox import DisplacementLaw, Refiner
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.cli.main import main
+from lightning_bbox.core.files import OWN
 from tests import annotation_files
 from tests.runs import CONFIGS, files_of, fit
 
@@ -113,7 +114,7 @@ def test_the_runs_own_configuration_gives_the_same_files_to_the_byte(run, write_
     root = write_set("coco")
     first = files_of(predict(run, root, "first"))
     files = {"changes.csv", "changes.png", "unchanged.txt", "refined/_annotations.coco.json"}
-    assert first.keys() == files
+    assert first.keys() == files | {OWN}
     own = ["predict", f"--ckpt_path={run}", "--data=BoxDataModule", f"--data.root={root}"]
     assert main([*own, f"--runs={root.parent}", "--name=own"]) == 0
     assert files_of(root.parent / "own") == first

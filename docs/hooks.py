@@ -1,0 +1,42 @@
+"""What MkDocs makes beside the written pages: pictures of results, and a page a room of names."""
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+import lightning_bbox
+
+_ROOT = Path(__file__).parents[1]
+_RESULTS = "benchmarks/results"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pictures that benchmarks left, and the pages of public names."""
+    for picture in sorted((_ROOT / _RESULTS).rglob("*.png")):
+        name = picture.relative_to(_ROOT).as_posix()
+        files.append(File.generated(config, name, abs_src_path=str(picture)))
+    for room, page in _pages().items():
+        files.append(File.generated(config, f"reference/{room}.md", content=page))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Have links to those pictures, which start outside the pages' folder, start inside."""
+    up = posixpath.relpath(".", posixpath.dirname(page.file.src_uri))
+    inside = f"]({_RESULTS}/" if up == "." else f"]({up}/{_RESULTS}/"
+    return re.sub(rf"\]\((?:\.\./)+{_RESULTS}/", inside, markdown)
+
+
+def _pages() -> dict[str, str]:
+    """Return a page of public names for each room that has some."""
+    homes: dict[str, list[str]] = {}
+    for name, home in lightning_bbox._HOME_OF.items():
+        homes.setdefault(home.split(".")[1], []).append(f"{home}.{name}")
+    return {
+        room: "\n".join([f"# {room}", "", *(f"::: {path}\n" for path in sorted(paths))])
+        for room, paths in homes.items()
+    }

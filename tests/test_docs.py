@@ -1,0 +1,163 @@
+"""What README and docs say can be done as they say it: commands, snippets, configs, links."""
+
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lightning_bbox.cli.main import main
+from lightning_bbox.cli.run import rehearse
+from lightning_bbox.core.messages import plain_warnings
+from lightning_bbox.studies.study_file import read_study
+from tests import annotation_files
+from tests.conftest import ROOT, write_rectangles
+from tests.runs import TINY, fit
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+FORMATS = ("voc", "coco", "yolo", "csv")
+ELSEWHERE = ("pip", "python3", "source", "tensorboard")
+"""Programs that aren't ours."""
+PROGRAMS = ("benchmarks", "tests.campaign")
+"""Packages that are run."""
+QUICK = {"max_epochs=22": "max_epochs=1, limit_train_batches=1, logger=False"}
+"""What is said for real work, and how a test does it."""
+
+
+def blocks(language, *pages):
+    """Return the fenced blocks in a language, of all pages or of some by their names."""
+    return [
+        pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
+        for page in PAGES
+        if not pages or page.name in pages
+        for number, (written_in, text) in enumerate(
+            re.findall(r"(?ms)^```(\w*)\n(.*?)^```", page.read_text())
+        )
+        if written_in == language
+    ]
+
+
+def commands(text, world):
+    """Return a block's commands as words, without what others do, and with the world's names."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and "=" in words[0]:  # variables of the environment
+            words = words[1:]
+        preset = next((word[7:] for word in words if word.startswith("preset:")), "")
+        pictures = str(world / "sets" / (preset if preset in FORMATS else "csv"))
+        names = {"DIR": pictures, "OTHER": pictures, "FOLDER/rbc": str(world / "sets" / "coco")}
+        if words and words[0] not in ELSEWHERE:
+            yield [names.get(word, word) for word in words]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder in which a reader may be: pictures in every format, a run, a class of one's own."""
+    folder = tmp_path_factory.mktemp("reader")
+    boxes = [("cell", (4.0 + 6 * n, 5.0 + n, 34.0 + 6 * n, 30.0 + n)) for n in range(5)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annotation_files, "SCENE", {f"p{n}": (90, 64, boxes) for n in range(12)})
+        for name in FORMATS:
+            getattr(annotation_files, f"write_{name}")(folder / "sets" / name)
+    (folder / "pictures").mkdir()
+    write_rectangles(folder / "pictures")
+    with redirect_stdout(io.StringIO()):
+        run = fit(folder / "runs", "NAME")
+    shutil.copytree(run, folder / "runs" / "first")
+    patches = np.random.default_rng(0).integers(0, 256, (40, 55, 55, 3), np.uint8)
+    np.savez(folder / "patches.npz", patches=patches)
+    for page, file in (("README.md", "mine.py"), ("docs/how-to/compare.md", "losses.yaml")):
+        text = (ROOT / page).read_text().partition(f"# {file}\n")[2]
+        (folder / file).write_text(text.partition("```")[0])
+    return folder
+
+
+@pytest.fixture
+def there(world, monkeypatch):
+    """The same folder, and the process in it."""
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(sys, "argv", ["lightning-bbox"])
+    monkeypatch.syspath_prepend(world)
+    return world
+
+
+@pytest.mark.parametrize("text", blocks("sh"))
+def test_a_command_is_one(text, there):
+    """All its options are there, and have values that they may have."""
+    for words in commands(text, there):
+        ours = [at for at, word in enumerate(words) if word in ("lightning-bbox", "lightning_bbox")]
+        if ours:
+            refuse_unless_it_may_begin(words[ours[0] + 1 :])
+        elif words[0] == "make":
+            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+        else:
+            assert words[:2] == ["python", "-m"]
+            refuse_unknown_options(words[2], words[3:])
+
+
+def refuse_unless_it_may_begin(words):
+    if words[0] == "compare":
+        study = read_study(words[words.index("-c") + 1])
+        words = ["fit", *study.arguments(study.runs()[0], [])]
+    with plain_warnings():
+        assert rehearse(words)
+
+
+def refuse_unknown_options(module, words):
+    if module == "build":
+        return
+    program = import_module(f"{module}.__main__" if module in PROGRAMS else module)
+    with redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit) as left:
+        program.main(["--help"])
+    assert left.value.code == 0
+    assert not [word for word in words if word.startswith("--") and word not in said.getvalue()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", blocks("sh", "README.md", "start.md"))
+def test_what_a_newcomer_types_runs(text, there, tmp_path):
+    for program, command, *options in commands(text, there):
+        if program != "lightning-bbox":
+            continue
+        quick = TINY if command == "fit" else ["--data.compile=false"]
+        assert main([command, *options, *quick, f"--runs={tmp_path}"]) == 0
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_a_snippet_runs(text, there):
+    boxes = [np.array([[4.0, 5.0, 34.0, 30.0]] * 30)] * 2
+    images = [there / "pictures" / f"{name}.png" for name in range(2)]
+    told = {"image": images[0], "images": images, "rough_boxes": boxes[0], "boxes": boxes}
+    told |= {"features": torch.randn(50, 8), "targets": torch.randn(50, 2)}
+    for said, done in QUICK.items():
+        text = text.replace(said, done)
+    exec(text, told)
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_a_config_may_begin(text, there):
+    told = yaml.safe_load(text)
+    if "model" in told:  # a study is read with its command, and the others are lines of one
+        (there / "written.yaml").write_text(text)
+        refuse_unless_it_may_begin(["fit", "-c", "written.yaml"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_link_leads_somewhere(page):
+    """Those within docs/ are the strict build's to check."""
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    links = [link for link in links if not link.startswith("https://")]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_is_read_to_its_end():
+    assert len((ROOT / "README.md").read_text().split()) <= 2000
