@@ -51,10 +51,12 @@ class Draft:
         """Compose the file, the boxes in `moved`, old to new, replaced."""
         texts = []
         for box, style in zip(self.boxes, self.styles, strict=True):
-            new = (moved or {}).get(box)
-            numbers = self.numbers(box if new is None else new)
+            old, new = self.numbers(box), self.numbers((moved or {}).get(box, box))
             texts.append(
-                [(style if new is None and n >= 0 else "{}").format(plain(n)) for n in numbers]
+                [
+                    (style if there == here and there >= 0 else "{}").format(plain(there))
+                    for here, there in zip(old, new, strict=True)
+                ]
             )
         text = "".join(
             texts[piece.box][piece.which] if isinstance(piece, Slot) else piece

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Bool, Float64, Int64
 from PIL import Image
+from torch import Tensor
 
 from lightning_bbox.annotations.find import Source, find_annotations
-from lightning_bbox.annotations.formats.format import Format, Listing, Picture, Record
+from lightning_bbox.annotations.formats.format import NO_BOX, Format, Listing, Picture, Record
 from lightning_bbox.annotations.formats.known import FormatName, known_formats
 from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.formats.voc import VocBase
@@ -30,6 +32,8 @@ from lightning_bbox.geometry.boxes import box_sizes
 
 _LONG_TO_READ = 50_000_000  # bytes of text: some 200,000 boxes, or 10 s
 _MANY_HEADERS = 50_000
+_FAR = 0.1  # the share of a side by which a rough box may well overhang
+_SHARE = 0.1  # of boxes that make none, for another meaning of their numbers to be thought of
 
 
 def read_annotations(
@@ -46,6 +50,7 @@ def read_annotations(
     exif: Exif = "auto",
     allow_outside: bool = False,
     max_pixels: int | None = None,
+    rough: bool = False,
 ) -> BoxTable:
     """Read the annotations of a data set.
 
@@ -73,6 +78,8 @@ def read_annotations(
         allow_outside: Whether files may lie outside the root.
         max_pixels: The most pixels a picture may have, from now on and in the whole process, as
             Pillow has one limit; by default that one, 89,478,485.
+        rough: Whether the boxes are to be refined: they may then reach outside their picture, as
+            long as some of them lies inside, and polygons, which aren't boxes, are left out.
 
     Raises:
         BadInput: If something is missing, malformed, ambiguous or contradictory.
@@ -108,9 +115,11 @@ def read_annotations(
     kind, files = sources[0].format, sources[0].files
     _tell_if_long(sum(_size(base / file) for file in files), _LONG_TO_READ, "bytes of annotations")
     listing = kind.read(base, files)
+    kind = replace(kind, convention=listing.convention or kind.convention)
     finder = PictureFinder(base, images, kind.by_stem, allow_outside)
     found = finder.find(listing.pictures)
-    note = "; ".join([_note(sources, listing, finder.unlabelled(found)), *finder.notes()])
+    said = _note(kind, sources, listing, finder.unlabelled(found))
+    note = "; ".join([said, *finder.notes()])
     if listing.splits:
         found, doubts = with_stated_splits(found, base, listing.splits)
         note += "".join(f"; {doubt}" for doubt in doubts)
@@ -125,9 +134,10 @@ def read_annotations(
     groups = group_pictures(found, group_pattern)
     if copies := groups_note(found, groups):
         note += f"; {copies}"
-    _refuse_fractions(kind, [record for picture in found.values() for record in picture.records])
-    met = {record.label for picture in listing.pictures for record in picture.records}
-    table = _table(base, found, headers, kind, listing.classes or tuple(sorted(met)), on_bad)
+    records = [record for picture in found.values() for record in picture.records]
+    _refuse_fractions(kind, records)
+    classes = listing.classes or _met(listing.pictures)
+    table = _table(base, found, headers, kind, classes, on_bad, rough)
     note += table.note
     if repeated := _repeated(table):
         note += f"; boxes that are there twice are used twice: {listed(repeated)}"
@@ -165,8 +175,10 @@ def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise BadInput(msg)
 
 
-def _note(sources: Sequence[Source], listing: Listing, unlabelled: Sequence[str]) -> str:
-    kind, files = sources[0].format, sources[0].files
+def _note(
+    kind: Format, sources: Sequence[Source], listing: Listing, unlabelled: Sequence[str]
+) -> str:
+    files = sources[0].files
     many = kind.by_stem and len(files) > 1
     note = f"{kind.convention.text}, read from {f'{len(files)} files' if many else listed(files)}"
     if others := [file for source in sources for file in source.files if file not in files]:
@@ -176,6 +188,13 @@ def _note(sources: Sequence[Source], listing: Listing, unlabelled: Sequence[str]
     if kind.by_stem and unlabelled:
         note += f"; left out, as they have no annotation file: {listed(unlabelled)}"
     return note
+
+
+def _met(pictures: Iterable[Picture]) -> tuple[str, ...]:
+    """Return the classes that are met, by number where they are numbers, and else by name."""
+    met = {record.label for picture in pictures for record in picture.records} - {""}
+    numbers = all(name.isascii() and name.isdecimal() for name in met)
+    return tuple(sorted(met, key=lambda name: (len(name.lstrip("0")), name) if numbers else name))
 
 
 def _refuse_fractions(kind: Format, records: Sequence[Record]) -> None:
@@ -198,6 +217,7 @@ def _table(
     kind: Format,
     classes: tuple[str, ...],
     on_bad: Literal["skip", "error"],
+    rough: bool,
 ) -> BoxTable:
     records = [record for picture in found.values() for record in picture.records]
     counts = [len(picture.records) for picture in found.values()]
@@ -205,6 +225,7 @@ def _table(
     sizes = torch.tensor([[header.height, header.width] for header in headers])
     values = torch.tensor([record.values for record in records], dtype=torch.float64).reshape(-1, 4)
     numbers = {name: number for number, name in enumerate(classes)}
+    labels = [numbers.get(record.label, 0) for record in records]  # what is left out may have none
     table = BoxTable(
         root=root,
         images=tuple(found),
@@ -213,21 +234,78 @@ def _table(
         sizes=sizes,
         image_index=image_index,
         boxes=values.float(),
-        labels=torch.tensor([numbers[record.label] for record in records], dtype=torch.int64),
+        labels=torch.tensor(labels, dtype=torch.int64),
         scores=torch.tensor([record.score for record in records], dtype=torch.float64),
         classes=classes,
         ids=tuple(record.place for record in records),
         entries=tuple((record.file, record.number) for record in records),
         format=kind,
         note=_left_out(found, headers),
+        whole=_whole(kind, records),
         deep=frozenset(path for path, header in zip(found, headers, strict=True) if header.is_deep),
         turns={path: h.turn for path, h in zip(found, headers, strict=True) if h.turn != 1},
     )
     table = replace(table, boxes=table.edges(values, image_index).float())
     sides = box_sizes(values) if kind.convention.inclusive else None
-    faults = box_faults(table.boxes, sizes[image_index], sides)
+    faults = box_faults(table.boxes, sizes[image_index], sides, partly_outside=rough)
+    turned = torch.tensor([header.turn != 1 for header in headers])[image_index]
+    _refuse_other_meaning(kind, records, values, sizes[image_index], turned)
     faults |= {at: record.fault for at, record in enumerate(records) if record.fault}
+    if rough:
+        around = {at: record.outline for at, record in enumerate(records) if record.outline}
+        faults = {at: f"is only around {what}" for at, what in around.items()} | faults
     return without_invalid(table, faults, records, kind.convention.fields, on_bad)
+
+
+def _whole(kind: Format, records: Iterable[Record]) -> frozenset[str]:
+    """Return the files that hold whole numbers only; one a picture, they are judged together."""
+    files: dict[str, bool] = {}
+    for record in records:
+        if record.values != NO_BOX and not record.outline:
+            plain = all(type(number) is int for number in record.values)
+            files[record.file] = plain and files.get(record.file, True)
+    many = kind.by_stem or kind.together
+    if kind.convention.fractions or (many and not all(files.values())):
+        return frozenset()
+    return frozenset(file for file, plain in files.items() if plain)
+
+
+def _refuse_other_meaning(
+    kind: Format,
+    records: Sequence[Record],
+    values: Float64[Tensor, "n 4"],
+    sizes: Int64[Tensor, "n 2"],
+    turned: Bool[Tensor, " n"],
+) -> None:
+    """Refuse numbers that make no boxes as the format has them, but all do in another order."""
+    faulty = [bool(record.outline or record.fault) for record in records]
+    stated = values.isfinite().all(dim=1) & ~turned & ~torch.tensor(faulty, dtype=torch.bool)
+    values, sizes = values[stated], sizes[stated]
+    convention = kind.convention
+    wrong = ~_may_lie_in(convention.edges(values, sizes), sizes, _FAR)
+    count = int(wrong.sum())
+    if count < max(2, _SHARE * len(values)):
+        return
+    for fields, to_xyxy in convention.others:
+        other = replace(convention, to_xyxy=to_xyxy)
+        if bool(_may_lie_in(other.edges(values, sizes), sizes, 0.0).all()):
+            first = records[int(stated.nonzero()[wrong][0])]
+            problem = (
+                f"{count} of {len(values)} boxes don't lie in their pictures as "
+                f"{', '.join(convention.fields)}, and all of them do as {fields}"
+            )
+            remedy = f"write {', '.join(convention.fields)}"
+            raise BadInput.at(first.place, problem, convention.remedy or remedy)
+
+
+def _may_lie_in(
+    edges: Float64[Tensor, "n 4"], sizes: Int64[Tensor, "n 2"], share: float
+) -> Bool[Tensor, " n"]:
+    """Tell which boxes have an area, and overhang by no more than this share of a side."""
+    limits = sizes.flip(-1)
+    most = torch.clamp(share * limits, min=1.0)
+    inside = (edges[:, :2] >= -most) & (edges[:, 2:] <= limits + most)
+    return (inside & (box_sizes(edges) > 0)).all(dim=1)
 
 
 def _left_out(found: Iterable[str], headers: Sequence[Header]) -> str:

@@ -36,6 +36,7 @@ class BoxTable:
         note: Format and convention read, in one sentence.
         skipped: One sentence for each box left out.
         skipped_index: The picture of each box left out.
+        whole: Those of the files that hold whole numbers only.
         deep: Paths of the pictures of 16 bits a band.
         turns: EXIF orientation of the pictures, by path, whose boxes are drawn before EXIF turns
             them.
@@ -58,6 +59,7 @@ class BoxTable:
     note: str = ""
     skipped: tuple[str, ...] = ()
     skipped_index: tuple[int, ...] = ()
+    whole: frozenset[str] = frozenset()
     deep: frozenset[str] = frozenset()
     turns: Mapping[str, int] = field(default_factory=dict)
     scores: Float64[Tensor, "boxes"] | None = None

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lightning_bbox.annotations.formats.format import Record
+from lightning_bbox.annotations.formats.format import NO_BOX, Record
 from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput
@@ -86,7 +86,8 @@ def without_invalid(
         stated = ", ".join(
             f"{name}={value:.10g}" for name, value in zip(fields, values, strict=True)
         )
-        problem = f"the box {stated} in {table.images[table.image_index[at]]} {faults[at]}"
+        what = f"the box {stated}" if values != NO_BOX else "the object"
+        problem = f"{what} in {table.images[table.image_index[at]]} {faults[at]}"
         if on_bad == "error":
             remedy = f"correct it, or leave such boxes out with {argument('on_bad', 'skip')}"
             raise BadInput.at(place, problem, remedy)

@@ -23,7 +23,7 @@ OF_TRAINED = ("validate", "test", "predict", "probe")
 OPTIONS = ("config", "help", "print_config", "seed_everything", "name", "runs", "ckpt_path")
 """What every command takes beside `trainer`, `model` and `data`."""
 OPTIONS_OF = {
-    "predict": ("law", "max_shift", "overwrite"),
+    "predict": ("decimals", "law", "max_shift", "overwrite"),
     "probe": ("draws", "width", "lambda_by"),
 }
 """What a command takes besides: `commands` and the signature of `probe` say how."""

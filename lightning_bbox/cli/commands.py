@@ -12,6 +12,7 @@ from jsonargparse.typing import PositiveFloat
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from lightning_bbox.annotations.write import Decimals
 from lightning_bbox.cli.processes import (
     PATIENCE,
     end_launched,
@@ -86,6 +87,13 @@ class BoxCLI(LightningCLI):
                 help="how the boxes are off: auto learns it from them all, so that those that are "
                 "right stay; trained takes it to be what the model was trained on; or a law.json",
             )
+            parser.add_argument(
+                "--decimals",
+                type=Decimals,
+                default="auto",
+                help="decimals of a pixel that are written: auto is none in files that hold only "
+                "whole numbers, and otherwise 3",
+            )
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -146,7 +154,11 @@ class BoxCLI(LightningCLI):
             Throughput(),
         ]
         if self.subcommand == "predict":
-            callbacks = [PredictionFiles(self.run_folder, own.max_shift, own.overwrite, own.law)]
+            callbacks = [
+                PredictionFiles(
+                    self.run_folder, own.max_shift, own.overwrite, own.law, own.decimals
+                )
+            ]
         callbacks.append(StopBetweenSteps())
         if self.subcommand == "probe" and config.devices == "auto":
             kwargs["devices"] = 1

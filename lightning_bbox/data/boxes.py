@@ -146,7 +146,7 @@ class BoxDataModule(CropDataModule):
         """Match the proposals that are given to true boxes, or take each of these once."""
         if not self.proposals:
             return _Given(torch.arange(len(table.boxes)))
-        others = read_proposals(self.read_table, self.root, self.proposals)
+        others = read_proposals(partial(self.read_table, rough=True), self.root, self.proposals)
         known = [name in table.classes for name in others.classes]
         if self.classes:
             others = others.boxes_where(torch.tensor(known)[others.labels])
@@ -168,10 +168,11 @@ class BoxDataModule(CropDataModule):
 
     def read_rough(self) -> Source:
         """Read every box that is given, of whatever split, as a proposal."""
+        read_table = partial(self.read_table, rough=True)
         if self.proposals:
-            table = read_proposals(self.read_table, self.root, self.proposals)
+            table = read_proposals(read_table, self.root, self.proposals)
         else:
-            table = self.read_table(group_pattern=None)
+            table = read_table(group_pattern=None)
         reasons = self._unasked(table)
         chosen = torch.tensor([not reason for reason in reasons], dtype=torch.bool)
         boxes, index = table.boxes[chosen], table.image_index[chosen]

@@ -13,7 +13,13 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from lightning_bbox.annotations.validity import LEFT_OUT
-from lightning_bbox.annotations.write import DECIMALS, write_boxes
+from lightning_bbox.annotations.write import (
+    DECIMALS,
+    Decimals,
+    as_written,
+    refuse_decimals,
+    write_boxes,
+)
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import (
     encoded,
@@ -55,6 +61,8 @@ class PredictionFiles(pl.Callback):
         overwrite: Write the refined boxes over the originals too.
         law: How the boxes are off: `auto` learns it from them all, `trained` takes for granted what
             the model was trained on, and a path is that of a law learned before.
+        decimals: How many decimals of a pixel to write; `auto` is none in files that hold only
+            whole numbers, and otherwise three.
     """
 
     def __init__(
@@ -63,10 +71,12 @@ class PredictionFiles(pl.Callback):
         max_shift: float | None = None,
         overwrite: bool = False,
         law: str = "auto",
+        decimals: Decimals = "auto",
     ) -> None:
         refuse_max_shift(max_shift)
+        refuse_decimals(decimals)
         self.folder, self.max_shift, self.overwrite = folder, max_shift, overwrite
-        self.law = law
+        self.law, self.decimals = law, decimals
         self._given = None if law in ("auto", "trained") else _law_at(Path(law))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -90,12 +100,13 @@ class PredictionFiles(pl.Callback):
         make_folder(self.folder)
         found, gains, sentence = self._weigh(rough, pl_module.predictions, data.geometry)
         boxes, stds, reasons = self._outcome(rough, found, data.geometry)
+        boxes = self._rounded(rough, boxes, reasons)
         unchanged = [sentence.removesuffix(LEFT_OUT) for sentence in table.skipped]
         unchanged += [f"{name}: {r}" for name, r in zip(table.ids, reasons, strict=True) if r]
         text = "".join(f"{sentence}; left as it is\n" for sentence in unchanged)
         # First, for it tells that what is beside it is no data, even where a run is killed.
         write_atomically(self.folder / "unchanged.txt", encoded(text))
-        refined = write_boxes(table, boxes, self.folder / "refined")
+        refined = write_boxes(table, boxes, self.folder / "refined", self.decimals)
         if self.overwrite:
             self._overwrite(rough, refined)
         moved = shifts_px(boxes, table.boxes, data.geometry)
@@ -162,6 +173,15 @@ class PredictionFiles(pl.Callback):
         for at, reason in unmoved.items():
             reasons[int(chosen[at])] = reason
         return boxes, stds, reasons
+
+    def _rounded(self, rough: RoughBoxes, boxes: Boxes, reasons: list[str]) -> Boxes:
+        """Return the boxes as they will be written, and give those a reason that so stay."""
+        written = as_written(rough.table, boxes, self.decimals)
+        stay = (boxes != rough.table.boxes) & (written == rough.table.boxes).all(dim=1)[:, None]
+        for at in stay.any(dim=1).nonzero().flatten().tolist():
+            whole = " to whole pixels" if rough.table.entries[at][0] in rough.table.whole else ""
+            reasons[at] = f"is where it was once rounded{whole} (--decimals)"
+        return written
 
     def _overwrite(self, rough: RoughBoxes, refined: list[Path]) -> None:
         """Exchange the originals, each whole, once all of them are saved in `before/`."""

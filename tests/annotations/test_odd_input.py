@@ -28,6 +28,11 @@ from tests.annotation_files import (
 )
 from tests.runs import TINY
 
+TURNED = "<object><name>cell</name><robndbox><cx>30</cx></robndbox></object>"
+ROTATION = (
+    "<attributes><attribute><name>rotation</name><value>-7.5</value></attribute></attributes>"
+)
+
 # In line 3 of a CSV of pixel edges, in a picture of 64 x 48.
 INVALID = {
     "nan,2,3,4": "is not finite",
@@ -54,6 +59,25 @@ SKIPPED = {
     },
     "b.json: annotation 0: the box x=1, y=1, width=5, height=5 in a.png "
     "is a crowd (iscrowd=1), not one object": {"b.json": changed("annotations", iscrowd=1)},
+    "b.json: annotation 0: the object in a.png has no bbox, and no polygon either": {
+        "b.json": changed("annotations", bbox=None)
+    },
+    "b.json: annotation 0: the object in a.png has the bbox [1, 2, 3, '4'], not four numbers": {
+        "b.json": changed("annotations", bbox=[1, 2, 3, "4"])
+    },
+    "b.json: annotation 0: the box x=1, y=1, width=5, height=5 in a.png is turned by 40 degrees": {
+        "b.json": changed("annotations", attributes={"rotation": 40.0})
+    },
+    "b.json: annotation 0: the box x=1, y=1, width=5, height=5 in a.png "
+    "has the category_id 0, none of the 2 of its file": {
+        "b.json": changed("annotations", category_id=0)
+    },
+    "a.xml: object 1: the object in a.png is turned (<robndbox>)": {
+        "a.xml": XML.replace("<object>", f"{TURNED}<object>")
+    },
+    "a.xml: object 1: the box xmin=1, ymin=1, xmax=9, ymax=9 in a.png is turned by -7.5 degrees": {
+        "a.xml": XML.replace("</bndbox>", f"</bndbox><attributes>{ROTATION}</attributes>", 1)
+    },
     # A click: xmin = xmax where corners belong to the box.
     "a.xml: object 1: the box xmin=5, ymin=4, xmax=5, ymax=9 in a.png has no positive width": {
         "a.xml": voc("a.png", (64, 48), ("cell", (5, 4, 5, 9)), ("cell", (5, 4, 6, 9)))

@@ -113,7 +113,7 @@ def judge(files, options):
         moves = (box_sizes(moved) >= LEAST_SIDE).all(dim=1) & (torch.arange(len(moved)) % 2 == 0)
         boxes = torch.where(moves[:, None], moved, table.boxes)
         try:
-            write_boxes(table, boxes, out)
+            write_boxes(table, boxes, out, decimals=3)
         except BadInput as refusal:
             check_sentence(str(refusal))
             return event("not written")

@@ -110,8 +110,6 @@ COCO = {
         "b.json: 'annotations' is missing, expected list; correct"),
     "a number for an image": ({"b.json": coco() | {"images": [7]}},
         "b.json: image number 1: is 7, no JSON object; correct"),
-    "an annotation without id": (A | {"b.json": changed("annotations", id=None)},
-        "b.json: annotation number 1: 'id' is missing, expected int or str; correct"),
     "an image id twice": (A | {"b.json": DOCUMENT | {"images": DOCUMENT["images"] * 2}},
         "b.json: image 0: this id is there twice; give each image an id of its own"),
     "an annotation id twice": (
@@ -123,15 +121,6 @@ COCO = {
         r"b.json: category 5: 'cell\ud83d' has half of a character; write it whole"),
     "an unknown image": (A | {"b.json": changed("annotations", image_id=9)},
         "b.json: annotation 0: image_id 9 is not among the 1 of the file; correct it or remove"),
-    "polygons only": (
-        A | {"b.json": changed("annotations", bbox=None, segmentation=[[1, 1, 9, 1, 9, 9]])},
-        "b.json: annotation 0: has no bbox; add the box around its polygons"),
-    "an empty bbox": (A | {"b.json": changed("annotations", bbox=[])},
-        "b.json: annotation 0: bbox is [], not four numbers; correct it or remove"),
-    "a text in a bbox": (A | {"b.json": changed("annotations", bbox=[1, 2, 3, "4"])},
-        "b.json: annotation 0: bbox is [1, 2, 3, '4'], not four numbers; correct it or remove"),
-    "true in a bbox": (A | {"b.json": changed("annotations", bbox=[1, 2, 3, True])},
-        "b.json: annotation 0: bbox is [1, 2, 3, True], not four numbers; correct it or remove"),
 }
 YOLO = {
     "two pictures of one stem": (

@@ -15,6 +15,7 @@ from lightning_bbox.annotations.formats.format import (
     Picture,
     Record,
     Span,
+    Spots,
     shifted,
 )
 from lightning_bbox.annotations.formats.texts import parse_number, plain_text, read_text
@@ -127,7 +128,7 @@ def _record(row: Mapping[str, str], place: str, file: str, number: int) -> Recor
     return Record(place, (xmin, ymin, xmax, ymax), label, file, number, score=score)
 
 
-def _spans(text: str) -> Iterator[list[Span]]:
+def _spots(text: str) -> Iterator[Spots]:
     """Find the corners in each row; a quoted cell may hold delimiters, quotes and line ends."""
     plain = plain_text(text)
     delimiter = _delimiter(plain)
@@ -151,7 +152,7 @@ def _spans(text: str) -> Iterator[list[Span]]:
         if len(cells) == 1 and not text[slice(*cells[0])].strip():
             continue
         if not in_header:
-            yield [_stripped(text, cells[columns[name]]) for name in CORNERS]
+            yield Spots([_stripped(text, cells[columns[name]]) for name in CORNERS])
         in_header = False
 
 
@@ -171,7 +172,7 @@ CSV = Format(
         from_xyxy=shifted,
     ),
     _read,
-    _spans,
+    _spots,
     _looks_like,
     content="with columns for image and corners",
 )

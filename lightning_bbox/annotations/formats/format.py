@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -17,7 +17,10 @@ from torch import Tensor
 from lightning_bbox.annotations.splits import Split
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+NO_BOX = (math.nan, math.nan, math.nan, math.nan)
+"""The numbers of what has none."""
 Span = tuple[int, int]
+Along = Literal["xmin", "ymin", "xmax", "ymax", "area"]
 
 
 class Record(NamedTuple):
@@ -25,12 +28,15 @@ class Record(NamedTuple):
 
     Args:
         place: Where it stands, such as `Annotations/x.xml: object 3`.
-        values: Its four numbers, in the file's convention.
+        values: Its four numbers, in the file's convention; an int is written as a whole number.
         label: Name of its class.
         file: The file it stands in, relative to the root.
         number: Which of that file's boxes it is, from 0.
-        fault: Why it is invalid whatever its numbers are, or nothing.
+        fault: Why it is invalid whatever its numbers are, in words that follow "the box"; or
+            nothing.
         score: A detector's score, NaN where the file states none.
+        outline: What it is the box around, such as "a polygon", where the file holds no box: it
+            trains, but isn't written.
     """
 
     place: str
@@ -40,6 +46,20 @@ class Record(NamedTuple):
     number: int
     fault: str = ""
     score: float = math.nan
+    outline: str = ""
+
+
+class Spots(NamedTuple):
+    """Where the numbers of one box stand in a text.
+
+    Args:
+        numbers: The spans of its four numbers; none where the file holds no box, and more where
+            some are in pieces.
+        along: Numbers that follow from these and so move along, each with what it is.
+    """
+
+    numbers: Sequence[Span]
+    along: Sequence[tuple[Span, Along]] = ()
 
 
 @dataclass
@@ -73,12 +93,14 @@ class Listing(NamedTuple):
         classes: Names of the classes in their order; those met, by name, where there are none.
         note: What may not be meant.
         splits: Folders and lists of pictures, relative to the root, by the split that they are.
+        convention: What the numbers mean, where the files themselves say so.
     """
 
     pictures: list[Picture]
     classes: tuple[str, ...] = ()
     note: str = ""
     splits: Mapping[Split, Sequence[str]] = MappingProxyType({})
+    convention: "Convention | None" = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,9 @@ class Convention:
         fractions: Whether they are fractions of the picture's width and height.
         inclusive: Whether the corners are pixels that belong to the box; equal ones are then a mere
             click, not a box one pixel wide.
+        others: What people write instead by mistake: names of the numbers, and how they become
+            edges.
+        remedy: What to do about that.
     """
 
     text: str
@@ -101,6 +126,8 @@ class Convention:
     from_xyxy: Callable[[Float[Tensor, "n 4"]], Float[Tensor, "n 4"]]
     fractions: bool = False
     inclusive: bool = False
+    others: tuple[tuple[str, Callable[[Float[Tensor, "n 4"]], Float[Tensor, "n 4"]]], ...] = ()
+    remedy: str = ""
 
     def edges(
         self, values: Float64[Tensor, "n 4"], sizes: Int64[Tensor, "n 2"]
@@ -136,6 +163,16 @@ def shifted(
     return values + values.new_tensor(by)
 
 
+def turned_by(degrees: float) -> str:
+    """Say what is wrong with a box that is turned; a whole turn or none is fine.
+
+    Examples:
+        >>> turned_by(40.0), turned_by(360)
+        ('is turned by 40 degrees', '')
+    """
+    return f"is turned by {degrees:.6g} degrees" if degrees % 360 else ""
+
+
 def _none(_: Sequence[str]) -> list[str]:
     return []
 
@@ -154,26 +191,28 @@ class Format:
         convention: What the four numbers of a box mean.
         read: Reads files, named relative to the root that is given first. Only their form is judged
             there: whether a box is valid is judged for all formats alike.
-        spans: Finds in a file's text where the four numbers of each box stand, in file order; more
-            than four spans where some are in pieces.
+        spots: Finds in a file's text where the numbers of each box stand, in file order.
         looks_like: Tells by a glance whether a file that has the suffix is of this format.
         folder: Name of the folder where its files usually lie, one a picture and of its name;
             nothing where one file speaks of many pictures.
         content: What makes such a file recognised, in words.
         aside: Which of the files that look like this format are not to be read.
-        encoding: The encoding of a file's numbers; unless it is UTF-8, spans count bytes.
+        encoding: The encoding of a file.
+        together: Whether several of its files are one data set, though each speaks of many
+            pictures, as with sequences.
     """
 
     name: str
     suffixes: tuple[str, ...]
     convention: Convention
     read: Callable[[Path, Sequence[str]], Listing]
-    spans: Callable[[str], Iterable[Sequence[Span]]]
+    spots: Callable[[str], Iterable[Spots]]
     looks_like: Callable[[Path], bool]
     folder: str = ""
     content: str = ""
     aside: Callable[[Sequence[str]], list[str]] = _none
     encoding: Callable[[bytes], str] = _utf_8
+    together: bool = False
 
     @property
     def by_stem(self) -> bool:

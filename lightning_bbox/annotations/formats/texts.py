@@ -15,6 +15,8 @@ _NUMBER = re.compile(
     r"[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE
 )
 
+_EXACT = 16  # digits that a float holds
+
 _OPTIONS = {"root": "--data.root", "group_pattern": "--data.splits.group_pattern"}
 
 
@@ -80,6 +82,8 @@ def read_lines(root: Path, file: str) -> list[tuple[int, str]]:
 def parse_number(text: str, name: str, place: str) -> float:
     """Parse a number written in a file; `nan` and `inf` are numbers too, to be judged as boxes.
 
+    A whole number becomes an int, so that it can be told from 1.0.
+
     Args:
         text: What is written.
         name: What it is the value of.
@@ -90,7 +94,7 @@ def parse_number(text: str, name: str, place: str) -> float:
     """
     if not _NUMBER.fullmatch(text):
         raise BadInput.at(place, f"{name} is {reprlib.repr(text)}, not a number", "correct it")
-    return float(text)
+    return int(text) if len(text) < _EXACT and text.lstrip("+-").isdigit() else float(text)
 
 
 def whole_text(text: str, place: str) -> str:

@@ -1,31 +1,33 @@
 """VOC XML: one file a picture, corners that are pixels of the box."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 from xml.etree.ElementTree import Element  # the type only: parsing goes through defusedxml
-from xml.parsers import expat  # only for content that defusedxml has passed already
-
-from defusedxml import DefusedXmlException, ElementTree
 
 from lightning_bbox.annotations.formats.format import (
     CORNERS,
+    NO_BOX,
     Convention,
     Format,
     Listing,
     Picture,
     Record,
     Span,
+    Spots,
     shifted,
+    turned_by,
 )
-from lightning_bbox.annotations.formats.texts import argument, parse_number, read_bytes
+from lightning_bbox.annotations.formats.texts import argument, parse_number
+from lightning_bbox.annotations.formats.xml import parse_xml, walk_xml, xml_encoding
 from lightning_bbox.core.errors import BadInput
 
 VocBase = Literal[0, 1, "edges"]
 """Coordinate of the first pixel, where corners are pixels of the box; or else edges."""
 
+_HEAD = 4096  # bytes of a file in which its root stands
 _CORNERS = tuple(("annotation", "object", "bndbox", name) for name in CORNERS)
 
 
@@ -53,20 +55,29 @@ def voc_format(base: VocBase) -> Format:
         (".xml",),
         convention,
         read=partial(_read, base=base),
-        spans=_spans,
-        looks_like=_is_xml,
+        spots=_spots,
+        looks_like=_looks_like,
         folder="Annotations",
-        encoding=_encoding,
+        encoding=xml_encoding,
     )
 
 
-def _is_xml(_: Path) -> bool:
-    return True  # its suffix says so
+def _looks_like(path: Path) -> bool:
+    return not is_cvat(path)
+
+
+def is_cvat(path: Path) -> bool:
+    """Tell by its root, near the beginning, whether an XML file is CVAT's and not VOC."""
+    with path.open("rb") as stream:
+        return b"<annotations" in stream.read(_HEAD).replace(b"\0", b"")  # as UTF-16 has them
 
 
 def _read(root: Path, files: Sequence[str], base: VocBase) -> Listing:
     pictures = [_picture(root, file) for file in files]
-    return Listing(pictures, note="" if base == "edges" else _doubts(pictures, base))
+    notes = [] if base == "edges" else [_doubts(pictures, base)]
+    if unknown := sum(picture.size is not None and 0 in picture.size for picture in pictures):
+        notes.append(f"{unknown} of {len(files)} files state a size of 0, taken as unknown")
+    return Listing(pictures, note="; ".join(filter(None, notes)))
 
 
 def _doubts(pictures: Sequence[Picture], base: Literal[0, 1]) -> str:
@@ -91,35 +102,34 @@ def _doubts(pictures: Sequence[Picture], base: Literal[0, 1]) -> str:
 
 
 def _picture(root: Path, file: str) -> Picture:
-    tree = _parse(root, file)
-    picture = Picture(file, file, tree.findtext("filename", "").strip(), _size(tree, file))
-    for number, node in enumerate(tree.findall("object")):
-        place = f"{file}: object {number + 1}"
-        box = _child(node, "bndbox", place)
-        xmin, ymin, xmax, ymax = (_number(box, tag, place) for tag in CORNERS)
-        label = _text(node, "name", place)
-        picture.records.append(Record(place, (xmin, ymin, xmax, ymax), label, file, number))
-    return picture
-
-
-def _parse(root: Path, file: str) -> Element:
-    content = read_bytes(root, file)
-    try:
-        tree: Element = ElementTree.fromstring(content)
-    except DefusedXmlException as error:
-        problem = "declares entities, as files do that blow up or read others"
-        raise BadInput.at(file, problem, "remove its <!DOCTYPE ...>") from error
-    # ParseError is a SyntaxError; ValueError: bytes after a text's end; LookupError: encodings.
-    except (SyntaxError, ValueError, LookupError) as error:
-        raise BadInput.at(file, f"is not well-formed XML ({error})", "repair it") from error
+    tree = parse_xml(root, file)
     if tree.tag != "annotation":
         problem = f"has the root <{tree.tag}>, VOC has <annotation>"
         raise BadInput.at(file, problem, "move it elsewhere")
-    return tree
+    picture = Picture(file, file, tree.findtext("filename", "").strip(), _size(tree, file))
+    for number, node in enumerate(tree.findall("object")):
+        place = f"{file}: object {number + 1}"
+        label, fault, values = _text(node, "name", place), _fault(node, place), NO_BOX
+        if (box := node.find("bndbox")) is not None:
+            xmin, ymin, xmax, ymax = (_number(box, tag, place) for tag in CORNERS)
+            values = xmin, ymin, xmax, ymax
+        picture.records.append(Record(place, values, label, file, number, fault))
+    return picture
+
+
+def _fault(node: Element, place: str) -> str:
+    """Say why an object is no upright box, as those of roLabelImg and CVAT may be; or nothing."""
+    if node.find("bndbox") is None:
+        turned = node.find("robndbox") is not None
+        return "is turned (<robndbox>)" if turned else "has no <bndbox>"
+    for attribute in node.iterfind("attributes/attribute"):
+        if attribute.findtext("name", "").strip() == "rotation":
+            return turned_by(parse_number(_text(attribute, "value", place), "rotation", place))
+    return ""
 
 
 def _size(tree: Element, file: str) -> tuple[float, float] | None:
-    if (node := tree.find("size")) is None:
+    if (node := tree.find("size")) is None or not len(node):
         return None
     return _number(node, "height", file), _number(node, "width", file)
 
@@ -141,42 +151,27 @@ def _number(node: Element, tag: str, place: str) -> float:
     return parse_number(_text(node, tag, place), tag, place)
 
 
-def _encoding(content: bytes) -> str:
-    """Tell in which encoding the digits of an XML file are."""
-    if content[:2] == b"\xff\xfe" or content[1:2] == b"\0":
-        return "utf-16-le"
-    return "utf-16-be" if content[:2] == b"\xfe\xff" or content[:1] == b"\0" else "latin-1"
-
-
-def _spans(text: str) -> list[list[Span]]:
+def _spots(text: str) -> list[Spots]:
     """Find each object's corners; one that is in pieces, around a comment, has several spans."""
-    content = text.encode("latin-1")
-    width = len("0".encode(_encoding(content)))
     path: list[str] = []
     done: set[tuple[str, ...]] = set()  # of an object's elements only the first of a name counts
     objects: list[dict[str, list[Span]]] = []
-    parser = expat.ParserCreate(namespace_separator="}")
 
-    def start(name: str, _: Mapping[str, str]) -> None:
+    def start(name: str, *_: object) -> None:
         path.append(name)
         if path == ["annotation", "object"]:
             objects.append({name: [] for name in CORNERS})
             done.clear()
 
-    def data(word: str) -> None:
+    def data(word: str, begin: int) -> None:
         place = tuple(path[:5])  # files may nest by the thousand
         if place in _CORNERS and word.strip() and done.isdisjoint((place, place[:-1])):
-            begin = parser.CurrentByteIndex + width * (len(word) - len(word.lstrip()))
-            objects[-1][path[-1]].append((begin, begin + width * len(word.strip())))
+            begin += len(word) - len(word.lstrip())
+            objects[-1][path[-1]].append((begin, begin + len(word.strip())))
 
     def end(_: str) -> None:
         done.add(tuple(path[:5]))
         path.pop()
 
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler = data
-    try:
-        parser.Parse(content, True)
-    except expat.ExpatError as error:
-        raise ValueError(str(error)) from error
-    return [[span for name in CORNERS for span in spans[name]] for spans in objects]
+    walk_xml(text, start, data, end)
+    return [Spots([span for name in CORNERS for span in spans[name]]) for spans in objects]

@@ -18,7 +18,7 @@ from lightning_bbox.annotations.formats.format import (
     Listing,
     Picture,
     Record,
-    Span,
+    Spots,
 )
 from lightning_bbox.annotations.formats.texts import (
     parse_number,
@@ -177,11 +177,11 @@ def _located(root: Path, folder: str, base: str, place: str) -> str | None:
     return None
 
 
-def _spans(text: str) -> Iterator[list[Span]]:
+def _spots(text: str) -> Iterator[Spots]:
     for line in re.finditer(r"[^\r\n\ufeff]+", text):
         words = [word.span() for word in re.finditer(r"\S+", line[0])]
         if words:
-            yield [(line.start() + start, line.start() + end) for start, end in words[1:5]]
+            yield Spots([(line.start() + start, line.start() + end) for start, end in words[1:5]])
 
 
 YOLO = Format(
@@ -195,7 +195,7 @@ YOLO = Format(
         fractions=True,
     ),
     _read,
-    _spans,
+    _spots,
     _looks_like,
     folder="labels",
 )
