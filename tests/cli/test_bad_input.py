@@ -77,8 +77,9 @@ FILES = {
         "a.xml: object 1: has no <ymax>; add it or remove the <bndbox>",
         A | {"a.xml": XML.replace("<ymax>9</ymax>", "")}),
     "an unknown category": (COCO,
-        ("b.json: annotation 0: category_id 'x' is not among the 2 of the file; "
-         "correct it or remove the annotation"),
+        ("b.json: none of the 1 boxes can be used, read as COCO JSON, left top corner and size in "
+         "pixels; correct them, such as b.json: annotation 0: the box x=1, y=1, width=5, height=5 "
+         "in a.png has the category_id 'x', none of the 2 of its file"),
         A | {"b.json": changed("annotations", category_id="x")}),
     "commas in the numbers": (YOLO,
         "a.txt:1: cx is '0,5', not a number; correct it",
