@@ -66,7 +66,7 @@ class BoxCLI(LightningCLI):
         subcommand: str,
         **kwargs: Any,  # noqa: ANN401 (Lightning's)
     ) -> LightningArgumentParser:
-        """Add what `predict` alone takes."""
+        """Add what `predict` alone takes, and tell the Trainer's own options last."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             parser.add_argument(
@@ -94,6 +94,8 @@ class BoxCLI(LightningCLI):
                 help="decimals of a pixel that are written: auto is none in files that hold only "
                 "whole numbers, and otherwise 3",
             )
+        groups = parser._action_groups
+        groups.sort(key=lambda group: str(group.title).startswith("Lightning's Trainer"))
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import NoReturn
 
 from lightning_bbox.cli.arguments import COMMANDS
@@ -34,6 +35,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         commands = "\n".join(f"  {name:9} {words}" for name, words in COMMANDS.items())
         sys.stdout.write(_HELP.format(commands=commands))
+        return 0
+    if arguments[:1] == ["--version"]:
+        sys.stdout.write(f"lightning_bbox {version('lightning_bbox')}\n")
         return 0
     try:
         _refuse_other_command(arguments[:1])

@@ -112,7 +112,14 @@ def _lightning_cli(cli: type[BoxCLI], arguments: list[str], begun: Begun) -> Box
         parser_kwargs={
             "allow_abbrev": False,
             "prog": "lightning-bbox",
-            **{name: {"description": COMMANDS[name]} for name in BoxCLI.subcommands()},
+            **{
+                name: {
+                    "description": words,
+                    "usage": f"lightning-bbox {name} [-c CONFIG ...] [options]",
+                }
+                for name, words in COMMANDS.items()
+                if name in BoxCLI.subcommands()
+            },
         },
         trainer_defaults={
             "devices": default_devices(),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from jsonargparse import ArgumentParser
@@ -17,7 +18,7 @@ FIT = ["fit", "-c", "preset:quickstart"]
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--help"], 0), (["fit", "--epochs=9"], 2), ([*FIT, "--data.knd=a"], 2)],
+    [(["--help"], 0), (["--version"], 0), (["fit", "--epochs=9"], 2), ([*FIT, "--data.knd=a"], 2)],
 )
 def test_help_and_slips_of_the_pen_wait_for_no_import(arguments, code):
     told = (
@@ -28,6 +29,22 @@ def test_help_and_slips_of_the_pen_wait_for_no_import(arguments, code):
     )
     done = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True)
     assert done.stdout.endswith(f"{code} set()\n")
+
+
+def test_the_version_is_the_installed_one(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lightning_bbox {version('lightning_bbox')}\n"
+
+
+def test_help_begins_with_what_is_ones_own(capsys):
+    """Usage in a line, then the command's options, and the Trainer's at the end."""
+    assert main(["predict", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: lightning-bbox predict [-c CONFIG ...] [options]\n\nRefine the")
+    places = [
+        said.index(name) for name in ("--law", "--model.help", "--data.help", "--trainer.acc")
+    ]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize(
