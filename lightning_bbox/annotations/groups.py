@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from lightning_bbox.annotations.formats.format import Picture
@@ -27,9 +27,26 @@ def group_pictures(found: Mapping[str, Picture], pattern: str | None) -> tuple[s
     """
     if pattern is None:
         return tuple(picture.group or _source(path) or path for path, picture in found.items())
+    return groups_in(found, pattern)
+
+
+def groups_in(paths: Iterable[str], pattern: str) -> tuple[str, ...]:
+    """Find the group of each picture in its path.
+
+    Args:
+        paths: The pictures' paths.
+        pattern: Regular expression to search in them, whose first group is the picture's group.
+
+    Raises:
+        BadInput: If the pattern is no regular expression with a group, or doesn't fit a path.
+
+    Examples:
+        >>> groups_in(["a-1.png", "a-2.png", "b-1.png"], "(.)-")
+        ('a', 'a', 'b')
+    """
     expression = _compiled(pattern)
     groups = []
-    for path in found:
+    for path in paths:
         match = expression.search(path)
         if match is None or not match[1]:
             problem = f"group_pattern {pattern!r} finds no group in this path"

@@ -154,8 +154,8 @@ def hold_out_groups(groups: Set[str], fraction: float, seed: int, fold: int = 0)
     folds = round(1 / fraction) if fraction else 1
     if not 0 <= fold < folds:
         msg = (
-            f"splits.fold is {fold}, but a fraction of {fraction:g} makes {folds} folds, from 0; "
-            f"choose one of them"
+            f"splits: there is no fold {fold}, as a fraction of {fraction:g} makes {folds} folds, "
+            f"from 0; set fold or test_fold to one of them"
         )
         raise BadInput(msg)
     if fraction == 0:

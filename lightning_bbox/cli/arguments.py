@@ -14,6 +14,7 @@ COMMANDS = {
     "test": "Measure a trained model on the test split.",
     "predict": "Refine the boxes of annotation files with a trained model.",
     "probe": "Show where in a network, trained or not, the offset can be read linearly.",
+    "audit": "Say which annotated boxes are wrong, by models that haven't seen them.",
     "compare": "Measure configurations against each other, as a study's file says.",
 }
 
@@ -25,6 +26,7 @@ OPTIONS = ("config", "help", "print_config", "seed_everything", "name", "runs", 
 OPTIONS_OF = {
     "predict": ("decimals", "law", "max_shift", "overwrite"),
     "probe": ("draws", "width", "lambda_by"),
+    "audit": ("folds", "jobs", "apply"),
 }
 """What a command takes besides: `commands` and the signature of `probe` say how."""
 

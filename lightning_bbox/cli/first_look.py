@@ -30,7 +30,7 @@ SEE_HELP = "`lightning-bbox fit --help` lists the options"
 _TRAINER = ("lightning.pytorch.trainer.trainer", "Trainer")
 _GROUPS = ("model", "data")
 _OF_ANY_CLASS = ("class_path", "init_args", "dict_kwargs", "help")
-_WITHOUT_VALUE = ("help", "print_config")
+_WITHOUT_VALUE = ("help", "print_config", "apply")
 
 
 def look_first(arguments: Sequence[str]) -> None:

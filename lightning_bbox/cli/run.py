@@ -74,8 +74,22 @@ def rehearse(arguments: list[str]) -> Settings:
     Raises:
         BadInput: It would refuse them.
     """
+    return _rehearsed(arguments).settings()
+
+
+def prepare(arguments: list[str]) -> CropDataModule:
+    """Return the data module that a command would have.
+
+    Raises:
+        BadInput: The command would be refused.
+    """
+    data: CropDataModule = _rehearsed(arguments).datamodule
+    return data
+
+
+def _rehearsed(arguments: list[str]) -> BoxCLI:
     try:
-        return _lightning_cli(Rehearsal, arguments, Begun()).settings()
+        return _lightning_cli(Rehearsal, arguments, Begun())
     except _MAYBE_REFUSALS as leaving:
         if (refusal := _refusal(leaving)) is None:
             raise
@@ -83,10 +97,14 @@ def rehearse(arguments: list[str]) -> Settings:
 
 
 def _carry_out(arguments: list[str], begun: Begun) -> None:
-    if arguments[0] == "compare":  # takes no model or data: LightningCLI has no part in it
+    if arguments[0] == "compare":  # runs fits of its own: LightningCLI has no part in it
         from lightning_bbox.studies.runs import compare
 
         compare(resolve(arguments)[1:], run, rehearse)
+    elif arguments[0] == "audit":
+        from lightning_bbox.insight.cross_fit import audit
+
+        audit(resolve(arguments)[1:], run, rehearse, prepare)
     else:
         _lightning_cli(BoxCLI, arguments, begun)
 
@@ -192,7 +210,7 @@ def _stopped(stop: BaseException, command: str, begun: Begun) -> int:
     remedy = ""
     if command == "fit" and begun.folder is not None:
         remedy = f"; continue with fit --resume {begun.folder}"
-    elif command == "compare":
+    elif command in ("compare", "audit"):
         remedy = "; the same command goes on"
     say_once(f"{'terminated' if terminated else 'interrupted'}{remedy}")
     return 143 if terminated else 130

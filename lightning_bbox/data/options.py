@@ -52,12 +52,14 @@ class Shares:
         seed: Seed of these shares; not the seed of the run, so that runs stay comparable.
         fold: Which share of the training groups validates, from 0, for cross-validation: the folds
             share no group, and together they are all.
+        test_fold: Which share of the groups tests, likewise.
     """
 
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     seed: int = 0
     fold: int = 0
+    test_fold: int = 0
 
     def __post_init__(self) -> None:
         """Check the shares."""
@@ -79,6 +81,8 @@ class Splits(Shares):
         test_groups: Groups to test on, instead of `test`.
         group_pattern: Regular expression whose first group, found in a picture's path, names its
             group.
+        stated: Whether splits that the files state are used; otherwise all pictures are split by
+            the shares.
 
     Raises:
         BadInput: Names contradict each other.
@@ -93,10 +97,14 @@ class Splits(Shares):
     test: str | list[str] | None = None
     test_groups: list[str] | None = None
     group_pattern: str | None = None
+    stated: bool = True
 
     def __post_init__(self) -> None:
         """Check the shares and the names."""
         super().__post_init__()
+        if not self.stated and (self.test_groups or any(self.names())):
+            msg = "data.splits: stated is false, but splits are named; leave out one or the other"
+            raise BadInput(msg)
         if self.test and self.test_groups:
             msg = "data.splits: test and test_groups are both set; name the test one way"
             raise BadInput(msg)

@@ -94,7 +94,8 @@ class PatchDataModule(CropDataModule):
         boxes = middle if offsets is None else shift_boxes(middle, torch.from_numpy(offsets))
         names, groups = np.unique([str(group) for group in self.groups], return_inverse=True)
         asked = self.splits
-        held = {"test": hold_out_groups(set(names), asked.test_fraction, asked.seed)}
+        tested = asked.test_fraction, asked.seed, asked.test_fold
+        held = {"test": hold_out_groups(set(names), *tested)}
         rest = set(names) - held["test"]
         held["val"] = hold_out_groups(rest, asked.val_fraction, asked.seed, asked.fold)
         held["train"] = rest - held["val"]

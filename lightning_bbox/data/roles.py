@@ -20,6 +20,8 @@ from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.data.options import Shares, Splits
 
+_UNSTATED = "splits.stated is false"
+
 
 def assign_roles(
     table: BoxTable, asked: Splits, allow_outside: bool
@@ -42,6 +44,8 @@ def assign_roles(
     Raises:
         BadInput: What is named isn't there or contradicts itself, or there is nothing to carve.
     """
+    if not asked.stated:
+        table = replace(table, splits=("",) * len(table.images))
     named, sets = asked.names(), _unnamed_sets(table, asked)
     table = _with_split_files(table, (named, sets), allow_outside)
     check_known(table.splits, named)
@@ -58,7 +62,8 @@ def assign_roles(
         doubts[-1] += ", so pictures are split by group"
         others, roles = {}, _roles(table, mine, asked.test_groups)
     notes = {role: _note(role, mine, others, asked) for role in ROLES}
-    notes |= _carve(table, roles, asked, _why(table, sets, bool(doubts)))
+    why = _why(table, sets, bool(doubts)) if asked.stated else dict.fromkeys(ROLES, _UNSTATED)
+    notes |= _carve(table, roles, asked, why)
     if shared := shared_groups(table.groups, roles):
         msg = f"groups {listed(shared)} lie in more than one split; name other splits or groups"
         raise BadInput(msg)
@@ -69,6 +74,8 @@ def assign_roles(
 
 def _unnamed_sets(table: BoxTable, asked: Splits) -> SplitNames:
     """Return VOC's split files of the roles that the user doesn't name, but none that he does."""
+    if not asked.stated:
+        return SplitNames([], [], [])
     named = asked.names()
     mine = all_names(named)
     sets = zip(named, image_sets(table.root, whole=not named.train), strict=True)
@@ -159,10 +166,11 @@ def _carve(
     """Fill in the test and validation roles that nobody named, and say how."""
     notes = dict[str, str]()
     whole = "" if set(roles) == {"train"} else "training "
-    for role, fold in (("test", 0), ("val", asked.fold)):
+    for role, fold in (("test", asked.test_fold), ("val", asked.fold)):
         if role in roles:
             if fold:
-                msg = f"splits.fold is {fold}, but the {role} split is there; leave one out"
+                name = "test_fold" if role == "test" else "fold"
+                msg = f"splits.{name} is {fold}, but the {role} split is there; leave one out"
                 raise BadInput(msg)
             continue
         fraction = asked.test_fraction if role == "test" else asked.val_fraction
@@ -190,6 +198,8 @@ def share_note(role: str, shares: Shares, what: str) -> str:
         >>> share_note("val", Shares(fold=3), "training groups")
         '10 % of the training groups by seed 0, fold 3'
     """
-    fraction = shares.test_fraction if role == "test" else shares.val_fraction
-    fold = f", fold {shares.fold}" * (role == "val" and shares.fold > 0)
+    test = role == "test"
+    fraction = shares.test_fraction if test else shares.val_fraction
+    number = shares.test_fold if test else shares.fold
+    fold = f", fold {number}" * (number > 0)
     return f"{100 * fraction:.4g} % of the {what} by seed {shares.seed}{fold}"

@@ -299,12 +299,17 @@ def change_rows(
     writer.writerow(columns)
     for at, row in enumerate(rows):
         image, label = table.images[table.image_index[at]], table.classes[table.labels[at]]
-        writer.writerow([table.ids[at], image, label, *map(_short, row), reasons[at]])
+        writer.writerow([table.ids[at], image, label, *map(short_number, row), reasons[at]])
     return stream.getvalue()
 
 
-def _short(number: float) -> str:
-    """Write a number to the thousandth, and nothing where there is none."""
+def short_number(number: float) -> str:
+    """Write a number to the thousandth, and nothing where there is none.
+
+    Examples:
+        >>> short_number(2.50004), short_number(float("nan"))
+        ('2.5', '')
+    """
     if math.isnan(number):
         return ""
     return f"{round(number, DECIMALS) + 0.0:.{DECIMALS}f}".rstrip("0").rstrip(".")

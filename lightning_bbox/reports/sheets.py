@@ -137,20 +137,43 @@ def draw_changes(data: BoxDataModule, boxes: Boxes, chosen: Sequence[int]) -> Im
         chosen: Which to draw, in this order; they must be among those refined.
     """
     assert data.rough is not None
-    every = data.rough.table.boxes
-    old, new = every[list(chosen)], boxes[list(chosen)]
+    old = data.rough.table.boxes
+    moved = error_px(boxes, old, data.geometry.px(old)).norm(dim=1)
+    captions = [f"{moved[at]:.2f} px, line {at + 2}" for at in chosen]
+    title = f"the {len(chosen)} largest changes of {len(old)} boxes"
+    title = f"{title}, and their lines in changes.csv"
+    return draw_moves(data, boxes, chosen, captions, title, ("rough box", "refined box"))
+
+
+def draw_moves(
+    data: BoxDataModule,
+    boxes: Boxes,
+    chosen: Sequence[int],
+    captions: Sequence[str],
+    title: str,
+    names: tuple[str, str],
+) -> Image.Image:
+    """Draw boxes that files hold, red, with where they should be, blue, cut around the former.
+
+    Args:
+        data: A data module that has read rough boxes.
+        boxes: The new box of each of its table's.
+        chosen: Which to draw, in this order; they must be among those refined.
+        captions: What to write beneath each.
+        title: What to write above them all.
+        names: What the legend calls the old boxes, and the new ones.
+    """
+    assert data.rough is not None
+    old, new = data.rough.table.boxes[list(chosen)], boxes[list(chosen)]
     row_of = {at: row for row, at in enumerate(data.rough.chosen.tolist())}
     samples = data.samples("predict").take(torch.tensor([row_of[at] for at in chosen]).long())
-    moved = error_px(new, old, data.geometry.px(old)).norm(dim=1)
     panels = _draw_panels(
         data.crops_of(samples.to(data.source.store.device)),
         data.geometry.crop_boxes(samples.proposals),
         [(old, RED), (new, BLUE)],
-        [f"{px:.2f} px, line {at + 2}" for px, at in zip(moved, chosen, strict=True)],
+        captions,
     )
-    title = f"the {len(chosen)} largest changes of {len(every)} boxes"
-    section = (f"{title}, and their lines in changes.csv", panels)
-    return draw_sheet([section], (("rough box", RED), ("refined box", BLUE)))
+    return draw_sheet([(title, panels)], ((names[0], RED), (names[1], BLUE)))
 
 
 @torch.no_grad()

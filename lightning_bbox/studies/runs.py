@@ -97,8 +97,8 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
     make_folder(folder)
     with alone_in(folder):
         refuse_foreign(folder)
-        found = _found(study, options, folder, rehearse)
-        results = _run_study(study, options, folder, own.jobs or _default_jobs(), fit, found)
+        found = found_results(study, options, folder, rehearse)
+        results = run_study(study, options, folder, own.jobs or default_jobs(), fit, found)
         text = write_comparison(study, results, folder)
     say(f"\n{text}\n\nthe same with charts: {folder}")
     broken = [result for result in results if result.status in ("refused", "failed")]
@@ -111,14 +111,26 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
         raise BadInput(msg)
 
 
-def _default_jobs() -> int:
+def default_jobs() -> int:
     """Return how many runs go side by side: one a GPU, else a core, as far as memory goes."""
     places = torch.cuda.device_count() or usable_cores()
     return max(1, min(places, free_host_memory() // _MEMORY_OF_A_RUN))
 
 
-def _found(study: Study, options: list[str], folder: Path, rehearse: Rehearse) -> list[Result]:
-    """Return what is there of each run, and refuse what other settings made."""
+def found_results(
+    study: Study, options: list[str], folder: Path, rehearse: Rehearse
+) -> list[Result]:
+    """Return what is there of each run, and refuse what other settings made.
+
+    Args:
+        study: What is to be run.
+        options: Options of `fit` for all runs.
+        folder: The study's folder.
+        rehearse: What tells the settings that a run would have.
+
+    Raises:
+        BadInput: Something was made by other settings.
+    """
     found = [read_result(run, folder / run.name) for run in study.runs()]
     for result in found:
         if result.settings is not None:
@@ -127,13 +139,24 @@ def _found(study: Study, options: list[str], folder: Path, rehearse: Rehearse) -
     return found
 
 
-def _run_study(
+def run_study(
     study: Study, options: list[str], folder: Path, jobs: int, fit: Fit, found: list[Result]
 ) -> list[Result]:
     """Make all runs of a study that aren't there yet, and return what became of all.
 
     What arrived or diverged is not run again; what was stopped goes on; what was refused or failed
     is tried once more.
+
+    Args:
+        study: What is to be run.
+        options: Options of `fit` for all runs.
+        folder: The study's folder.
+        jobs: How many runs go side by side.
+        fit: The command line.
+        found: What is there of each run.
+
+    Raises:
+        BadInput: The base itself can't be run.
     """
     pending = [result.run for result in found if result.status not in ("done", "diverged")]
     with Workers(folder, jobs, fit) as workers, Progress(study, len(pending), jobs) as progress:

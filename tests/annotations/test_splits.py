@@ -60,7 +60,7 @@ def test_folds_part_the_groups_and_the_first_is_the_split_without(count, fractio
         assert sorted(name for fold in folds for name in fold) == sorted(groups)
     sizes = [len(fold) for fold in folds[1:]]
     assert not sizes or max(sizes) - min(sizes) <= 1
-    with pytest.raises(BadInput, match=f"splits.fold is {number}, but .* makes {number} folds"):
+    with pytest.raises(BadInput, match=f"no fold {number}, as .* makes {number} folds"):
         hold_out_groups(groups, fraction, seed, fold=number)
 
 

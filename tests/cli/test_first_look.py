@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 from jsonargparse import ArgumentParser
 
-from lightning_bbox.cli.arguments import COMMANDS, OPTIONS, OPTIONS_OF, resolve
+from lightning_bbox.cli.arguments import OPTIONS, OPTIONS_OF, resolve
 from lightning_bbox.cli.commands import BoxCLI
 from lightning_bbox.cli.first_look import look_first
 from lightning_bbox.cli.main import main
@@ -81,7 +81,7 @@ def test_what_others_may_have_is_left_to_the_parser(words):
     look_first([*FIT, *words])
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "compare"])
+@pytest.mark.parametrize("command", [*BoxCLI.subcommands()])
 def test_the_parser_has_the_same_options(command, monkeypatch):
     seen = {}
 

@@ -678,3 +678,15 @@ def test_jitter_beside_proposals_is_refused(tmp_path):
     root = write_proposals(tmp_path)
     with pytest.raises(BadInput, match=r"so data.jitter draws none; leave one of them out"):
         with_proposals(root, jitter=UniformJitter())
+
+
+def test_every_picture_tests_in_one_fold_where_the_files_splits_do_not_count(tmp_path):
+    write_coco(tmp_path, train=range(12), test=range(12, 20))
+    tested = [
+        pictures(read(tmp_path, Splits(stated=False, test_fraction=0.25, test_fold=fold)))["test"]
+        for fold in range(4)
+    ]
+    every = [picture for fold in tested for picture in fold]
+    assert sorted(every) == list(range(20))
+    with pytest.raises(BadInput, match="stated is false, but splits are named"):
+        Splits(stated=False, test="test")

@@ -75,4 +75,4 @@ def test_no_more_runs_go_side_by_side_than_memory_is_free_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     for gigabytes, jobs in ((0, 1), (3, 1), (4, 2), (11, 5), (64, 8)):
         monkeypatch.setattr(runs, "free_host_memory", lambda free=gigabytes: free << 30)
-        assert runs._default_jobs() == jobs
+        assert runs.default_jobs() == jobs

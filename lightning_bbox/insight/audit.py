@@ -1,0 +1,174 @@
+"""Which annotations are wrong, from what models say of boxes that they haven't learned from."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from lightning_bbox.evaluation.intervals import Mean, clustered_interval
+from lightning_bbox.geometry.boxes import Boxes, box_sizes, paired_iou
+from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
+from lightning_bbox.geometry.weighing import move_under, said_of
+from lightning_bbox.refinement.refiner import clip_or_restore
+
+LIKELY = 0.5
+"""Probability from which on a box counts as wrong."""
+
+_EDGES = (
+    ("left", "too far left", "too far right"),
+    ("top", "too high", "too low"),
+    ("right", "too far left", "too far right"),
+    ("bottom", "too high", "too low"),
+)
+_TOLD = 0.25
+"""Share of the largest error of a box's edges from which on another one is told too."""
+
+
+class Audit(NamedTuple):
+    """What is thought of annotated boxes.
+
+    Attributes:
+        law: How they are off, learned from all of them.
+        boxes: Where each should be, `xyxy` in picture pixels, inside the picture.
+        wrong: Probability that it is wrong as it is.
+        apart: What it lacks of an IoU of 1 with where the picture alone would put it.
+        gain: Rise of the expected IoU with the truth at its new place.
+        share: Share of the boxes that are wrong, with its 95 % interval.
+    """
+
+    law: DisplacementLaw
+    boxes: Boxes
+    wrong: Float[Tensor, " n"]
+    apart: Float[Tensor, " n"]
+    gain: Float[Tensor, " n"]
+    share: Mean
+
+    def worst_first(self) -> list[int]:
+        """Return the boxes in the order of how probably they are wrong times how far apart."""
+        worst = (self.wrong * self.apart).argsort(descending=True, stable=True)
+        order: list[int] = worst.tolist()
+        return order
+
+
+def judge(
+    found: Boxes,
+    stds: Float[Tensor, "n t"],
+    annotated: Boxes,
+    sizes: Int64[Tensor, "n 2"],
+    clusters: Int64[Tensor, " n"],
+    geometry: CropGeometry,
+) -> Audit:
+    """Weigh what models say of annotated boxes against how all of these are off.
+
+    Args:
+        found: Where a model that hasn't seen the box's picture, nor its group, puts it.
+        stds: How far off it deems that, x and y in px (and log sizes).
+        annotated: The boxes as they are, `xyxy` in picture pixels.
+        sizes: Height and width of each box's picture.
+        clusters: The group of each box: errors within one go together.
+        geometry: What a px is.
+
+    Raises:
+        BadInput: The boxes are too few, or the models tell no standard deviations.
+    """
+    # Annotations end where the picture does, whatever a model makes of what lies beyond.
+    inside, _ = clip_or_restore(found, annotated, sizes, geometry)
+    told = inside, stds, annotated, geometry
+    law = fit_law(*said_of(*told), len(torch.unique(clusters)))
+    weighed = move_under(law, *told)
+    boxes, _ = clip_or_restore(weighed.boxes, annotated, sizes, geometry)
+    share = share_of_wrong(weighed.wrong, clusters)
+    apart = 1 - paired_iou(annotated, inside)
+    return Audit(law, boxes, weighed.wrong, apart, weighed.gain, share)
+
+
+def share_of_wrong(wrong: Float[Tensor, " n"], clusters: Int64[Tensor, " n"]) -> Mean:
+    """Return the share of boxes that are wrong with its 95 % interval over pictures or groups.
+
+    Each box's part in the share is its probability's distance from it, over how much of what is
+    to be known of the boxes these probabilities tell: the less sure they are, the wider the
+    interval.
+
+    Args:
+        wrong: Probability that each box is wrong, by a law that was fitted to all of them.
+        clusters: The group of each box.
+
+    References:
+        Louis, Finding the observed information matrix when using the EM algorithm (1982), for one
+        parameter, the share; that of the law's other numbers is left out, and clusters are ours.
+
+    Examples:
+        >>> share_of_wrong(torch.tensor([0.0, 1.0]).repeat(50), torch.arange(100)).value
+        0.5
+    """
+    share = float(wrong.double().mean())
+    told = float((wrong.double() - share).square().mean()) / max(share * (1 - share), 1e-12)
+    if not 1e-6 < share < 1 - 1e-6 or told < 1e-6:
+        return Mean(share, share, share, len(torch.unique(clusters)))
+    values = share + (wrong.double() - share) / told
+    mean = clustered_interval(values, clusters, positive=True)
+    return mean._replace(low=max(mean.low, 0.0), high=min(mean.high, 1.0))
+
+
+def edge_errors(annotated: Boxes, boxes: Boxes) -> Float[Tensor, "n 4"]:
+    """Return how far each edge is off, as a share of the box's side: the annotated one less ours.
+
+    Args:
+        annotated: The boxes as they are.
+        boxes: Where they should be.
+
+    Examples:
+        >>> edge_errors(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[1.0, 0, 10, 10]]))
+        tensor([[-0.1111,  0.0000,  0.0000,  0.0000]])
+    """
+    return (annotated - boxes) / box_sizes(boxes).repeat(1, 2)
+
+
+def reasons_of(annotated: Boxes, boxes: Boxes) -> list[str]:
+    """Say in words how boxes are off, the largest error of an edge first.
+
+    Args:
+        annotated: The boxes as they are.
+        boxes: Where they should be.
+
+    Examples:
+        >>> reasons_of(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[1.0, 0, 10, 9.9]]))
+        ['left edge 1 px too far left']
+    """
+    reasons = []
+    for row in (annotated - boxes).double().tolist():
+        largest = max(map(abs, row))
+        shown = sorted(range(4), key=lambda at: -abs(row[at])) if largest else []
+        told = [
+            f"{_EDGES[at][0]} edge {abs(row[at]):.3g} px {_EDGES[at][1 if row[at] < 0 else 2]}"
+            for at in shown
+            if abs(row[at]) >= _TOLD * largest
+        ]
+        reasons.append(", ".join(told))
+    return reasons
+
+
+def words_of(audit: Audit, what: str) -> list[str]:
+    """Say what an audit has found.
+
+    Args:
+        audit: What is thought of the boxes.
+        what: What the interval is over, such as pictures.
+
+    Returns:
+        A sentence on the share of wrong boxes, and one on how they are off.
+    """
+    count = len(audit.wrong)
+    likely = int((audit.wrong >= LIKELY).sum())
+    mean = audit.share
+    told = f"{100 * mean.value:.1f} %"
+    if not math.isnan(mean.low):
+        told += f" (95 % interval over {mean.n} {what}: {100 * mean.low:.1f} to "
+        told += f"{100 * mean.high:.1f} %)"
+    return [
+        f"{told} of the {count} boxes are wrong; {likely} are likelier wrong than right",
+        audit.law.words(),
+    ]

@@ -1,0 +1,256 @@
+"""The command `audit`: models that each leave out a share of the pictures, and judge that share."""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from lightning_bbox.annotations.groups import groups_in
+from lightning_bbox.annotations.splits import split_pictures
+from lightning_bbox.annotations.table import BoxTable
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import alone_in, encoded, make_folder, write_atomically
+from lightning_bbox.core.messages import say
+from lightning_bbox.data.boxes import BoxDataModule
+from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.insight.audit import judge
+from lightning_bbox.insight.audit_files import RECORD, Audited, refuse_foreign, write_audit
+from lightning_bbox.models.base import OffsetModel
+from lightning_bbox.reports.callbacks import Settings
+from lightning_bbox.studies.runs import Fit, Rehearse, default_jobs, found_results, run_study
+from lightning_bbox.studies.study import Arm, Options, Study
+
+Prepare = Callable[[list[str]], CropDataModule]
+"""The command line's data module alone, by its arguments."""
+
+WIDE: Options = {
+    "data.jitter": "UniformJitter",
+    "data.jitter.shift": 9.0,
+    "data.jitter.log_scale": 0.5,
+}
+"""How far off the boxes are that audit models learn on: what is to be found is off by much."""
+_BESIDES: Options = {"data.num_targets": 4, "model.average_flips": True}
+
+
+def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) -> None:
+    """Run the command `audit`: train a model a fold, judge every box, and write what was found.
+
+    Args:
+        arguments: The command line after `audit`; what it doesn't know goes to every fit.
+        fit: The command line, for the folds.
+        rehearse: What tells the settings that a fit would have, or why it would be refused.
+        prepare: What makes the data module of a fit.
+
+    Raises:
+        BadInput: The audit can't be run, or a fold's training was refused, failed or diverged.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        msg = "audit needs a server of processes, which Windows hasn't; run it on Linux or macOS"
+        raise BadInput(msg)
+    own, options = _parser().parse_known_args(arguments)
+    if any(word.partition("=")[0] == "--ckpt_path" for word in options):
+        msg = "ckpt_path: audit trains its own models; leave it out"
+        raise BadInput(msg)
+    if own.folds < 2:
+        msg = f"--folds is {own.folds}; give 2 or more"
+        raise BadInput(msg)
+    if own.jobs is not None and own.jobs < 1:
+        msg = f"--jobs is {own.jobs}; give 1 or more"
+        raise BadInput(msg)
+    asked = ["fit", *(f"--config={config}" for config in own.config), *options]
+    data = prepare(asked)
+    if not isinstance(data, BoxDataModule):
+        msg = "audit judges the boxes of annotation files; give --data BoxDataModule --data.root"
+        raise BadInput(msg)
+    study = study_of(own.folds, own.config, rehearse(asked))
+    folder = Path(own.runs) / (own.name or f"audit-{data.root.resolve().name}")
+    make_folder(folder)
+    with alone_in(folder):
+        refuse_foreign(folder)
+        data.setup("predict")
+        assert data.rough is not None
+        say("\n".join(data.source.notes))
+        table = data.rough.table
+        groups = _groups(table, data.splits.group_pattern)
+        folds = folds_of(groups, own.folds, data.splits.seed)
+        record = _record(folder, table, own.folds)
+        found = found_results(study, options, folder, rehearse)
+        results = run_study(study, options, folder, own.jobs or default_jobs(), fit, found)
+        for result in results:
+            if result.status != "done":
+                place = folder / result.run.name
+                problem = f"{result.status} ({result.detail or 'nothing was said'})"
+                raise BadInput.at(str(place), problem, "see its log.txt, and change the settings")
+        fold_of_box = folds[table.image_index[data.rough.chosen]]
+        places = [folder / run.name for run in study.runs()]
+        boxes, stds = judged_by(places, fold_of_box, data)
+        numbers = {name: at for at, name in enumerate(dict.fromkeys(groups))}
+        clusters = torch.tensor([numbers[name] for name in groups])[table.image_index]
+        chosen = data.rough.chosen
+        audited = Audited(
+            data.rough,
+            judge(
+                boxes,
+                stds,
+                table.boxes[chosen],
+                table.sizes[table.image_index[chosen]],
+                clusters[chosen],
+                data.geometry,
+            ),
+            fold_of_box.tolist(),
+            "pictures" if len(numbers) == len(table.images) else "groups",
+        )
+        text = write_audit(audited, data, folder, record, own.apply)
+    say(f"\n{text}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-bbox audit",
+        allow_abbrev=False,
+        description="Say which annotated boxes are wrong: every box is judged by a model that has "
+        "seen neither its picture nor its group. The files' own splits play no part. All options "
+        "that aren't here are those of fit, and go to the training of every fold; unless they say "
+        "otherwise, models learn four targets, averaged over flips, on boxes off by up to "
+        f"{WIDE['data.jitter.shift']} px and {WIDE['data.jitter.log_scale']} in log size.",
+    )
+    parser.add_argument(
+        *("-c", "--config"),
+        action="append",
+        default=[],
+        help="a configuration of fit, or preset:NAME",
+    )
+    parser.add_argument("--folds", type=int, default=5, help="how many models share the pictures")
+    parser.add_argument("--runs", default="runs", help="folder of all runs; runs by default")
+    parser.add_argument("--name", help="name of the audit's folder; audit-ROOT by default")
+    parser.add_argument("--jobs", type=int, help="trainings side by side; as compare by default")
+    parser.add_argument(
+        "--apply",
+        action="store_true",
+        help="write copies of the annotation files too, where the boxes that are likelier wrong "
+        "than right have moved; yours stay as they are",
+    )
+    return parser
+
+
+def study_of(folds: int, configs: Sequence[str], asked: Settings) -> Study:
+    """Return the trainings of an audit as a study with an arm a fold.
+
+    Args:
+        folds: How many there are.
+        configs: Configurations for all.
+        asked: The settings that a fit would have; what they leave open is set as audits need it.
+    """
+    arms = tuple(Arm(f"fold{fold}", options=_left_out(fold, folds)) for fold in range(folds))
+    defaults = {} if _has(asked, "data.jitter") else dict(WIDE)
+    defaults |= {name: value for name, value in _BESIDES.items() if not _has(asked, name)}
+    return Study("audit", arms, configs=tuple(configs), options=defaults, seeds=(0,))
+
+
+def _has(settings: Settings, name: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for key in settings)
+
+
+def _left_out(fold: int, folds: int) -> Options:
+    """Return the options by which a model learns from all pictures but those of a fold."""
+    options: Options = {"stated": False, "test_fraction": 1 / folds, "test_fold": fold, "fold": 0}
+    options |= {name: [] for name in ("train", "val", "test", "test_groups")}  # as configs may name
+    return {f"data.splits.{name}": value for name, value in options.items()}
+
+
+def folds_of(groups: Sequence[str], folds: int, seed: int) -> Int64[Tensor, " n"]:
+    """Return the fold of each picture: which model has seen neither it nor its group.
+
+    Args:
+        groups: The group of each picture.
+        folds: How many folds there are.
+        seed: Seed of the shares.
+
+    Raises:
+        BadInput: There are too few groups.
+
+    Examples:
+        >>> folds_of(["a", "a", "b", "c"], 3, seed=0).unique().tolist()
+        [0, 1, 2]
+    """
+    if (count := len(set(groups))) < max(folds, 3):
+        msg = f"{count} pictures or groups are too few for {folds} folds; set --folds lower"
+        if count < 3:
+            msg = f"{count} pictures or groups are too few to learn from some and judge others"
+        raise BadInput(msg)
+    places = torch.full((len(groups),), -1)
+    for fold in range(folds):
+        places[split_pictures(groups, 1 / folds, seed, fold)[1]] = fold
+    return places
+
+
+def _groups(table: BoxTable, pattern: str | None) -> tuple[str, ...]:
+    return table.groups if pattern is None else groups_in(table.images, pattern)
+
+
+def _record(folder: Path, table: BoxTable, folds: int) -> dict[str, object]:
+    """Note which annotations a folder's audit is of; refuse to go on with others.
+
+    Raises:
+        BadInput: Its folds were trained on others, or the note can't be read.
+    """
+    hashed = hashlib.sha256()
+    for file in table.files:
+        hashed.update(encoded(file) + b"\0" + (table.root / file).read_bytes())
+    record: dict[str, object] = {"annotations": hashed.hexdigest(), "folds": folds}
+    path = folder / RECORD
+    if path.is_file():
+        try:
+            then = json.loads(path.read_bytes())
+            same = {name: then[name] for name in record} == record
+        except (ValueError, TypeError, KeyError) as error:
+            problem, remedy = "isn't what an audit writes", "remove it, or choose another --name"
+            raise BadInput.at(str(path), problem, remedy) from error
+        if not same:
+            problem = "is of other annotations or folds than those at hand"
+            raise BadInput.at(str(folder), problem, "choose another --name, or remove the folder")
+    else:
+        write_atomically(path, json.dumps(record, indent=2).encode())
+    return record
+
+
+@torch.no_grad()
+def judged_by(
+    folders: Sequence[Path], folds: Int64[Tensor, " n"], data: BoxDataModule
+) -> tuple[Boxes, Float[Tensor, "n t"]]:
+    """Return where each box should be, and how sure that is, by the model of its own fold.
+
+    Args:
+        folders: The runs of the folds.
+        folds: The fold of each box that is judged.
+        data: A data module that has read the boxes.
+    """
+    parts, places = [], []
+    for fold, folder in enumerate(folders):
+        rows = (folds == fold).nonzero().flatten()
+        if not len(rows):
+            continue
+        model = OffsetModel.load_from_checkpoint(folder, map_location=_device())
+        assert model.spec is not None
+        data.follow(model.spec, needs_class=model.net.head.per_class)
+        samples = data.samples("predict")
+        for some in torch.split(rows, data.batch_size):
+            batch = samples.take(some).to(model.device)
+            crops = data.crops_of(batch)
+            found = model.refine(crops, batch.proposals, batch.labels)
+            parts.append([part.cpu() for part in found])
+        places.append(rows)
+    boxes, stds = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = torch.cat(places).argsort()
+    return boxes[order], stds[order]
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

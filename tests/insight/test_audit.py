@@ -1,0 +1,113 @@
+"""Which annotations are wrong: found among boxes whose truth is known, and how sure that is."""
+
+import pytest
+import torch
+
+from lightning_bbox import BadInput, CropGeometry, fit_law
+from lightning_bbox.geometry.boxes import paired_iou
+from lightning_bbox.insight.audit import judge, reasons_of, share_of_wrong, words_of
+from lightning_bbox.insight.cross_fit import folds_of
+
+GEOMETRY = CropGeometry()
+
+
+def simulated(seed, share=0.1, pictures=60, each=10, std=0.04):
+    """Return what a model would say of boxes of which a share is off, those of a picture alike."""
+    generator = torch.Generator().manual_seed(seed)
+    rates = share * 2 * torch.rand(pictures, generator=generator)  # some annotators are worse
+    clusters = torch.arange(pictures).repeat_interleave(each)
+    wrong = torch.rand(len(clusters), generator=generator) < rates[clusters]
+    off = 0.2 * torch.randn(len(clusters), 4, generator=generator) * wrong[:, None]
+    said = off + std * torch.randn(off.shape, generator=generator)
+    return said, torch.full_like(said, std), clusters, wrong
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_the_interval_of_the_share_holds_the_true_one(share):
+    """Of 30 repetitions 28.5 would be 95 %, with a standard deviation of 1.2."""
+    held = 0
+    for seed in range(30):
+        said, stds, clusters, _ = simulated(seed, share, pictures=40)
+        wrong = fit_law(said, stds, 40).move(said, stds).wrong
+        mean = share_of_wrong(wrong, clusters)
+        assert 0 <= mean.low <= mean.value <= mean.high <= 1
+        held += mean.low <= share <= mean.high
+    assert held >= 25
+
+
+def test_the_interval_of_probabilities_that_are_sure_is_that_of_a_share():
+    wrong = torch.zeros(400)
+    wrong[:40] = 1
+    mean = share_of_wrong(wrong, torch.arange(400))
+    half = 1.966 * (0.1 * 0.9 / 399) ** 0.5
+    assert mean.value == pytest.approx(0.1)
+    assert mean.high / mean.value == pytest.approx(torch.tensor(half / 0.1).exp().item(), rel=1e-3)
+    unsure = share_of_wrong(0.05 + 0.5 * wrong, torch.arange(400))
+    assert unsure.high - unsure.low > 1.5 * (mean.high - mean.low)
+
+
+def test_boxes_that_are_all_right_have_a_share_of_none():
+    assert share_of_wrong(torch.zeros(50), torch.arange(50))[:3] == (0.0, 0.0, 0.0)
+
+
+def boxes_and_truth():
+    """Return 600 boxes in 60 pictures, every twelfth off by a fifth, and what a model says."""
+    generator = torch.Generator().manual_seed(0)
+    corner = 20 + 40 * torch.rand(600, 2, generator=generator)
+    truth = torch.cat([corner, corner + 20 + 20 * torch.rand(600, 2, generator=generator)], dim=1)
+    wrong = torch.arange(600) % 12 == 0
+    annotated = truth.clone()
+    annotated[wrong, 0] -= 8
+    found = truth + 0.8 * torch.randn(truth.shape, generator=generator)
+    stds = torch.full((600, 4), 1.0)
+    stds[:, 2:] = 0.05
+    return annotated, truth, found, stds, wrong
+
+
+def test_wrong_boxes_come_first_and_are_told_where_they_should_be():
+    annotated, truth, found, stds, wrong = boxes_and_truth()
+    sizes, clusters = torch.full((600, 2), 200), torch.arange(600) // 10
+    audit = judge(found, stds, annotated, sizes, clusters, GEOMETRY)
+    first = audit.worst_first()[: int(wrong.sum())]
+    assert wrong[first].double().mean() > 0.95
+    assert audit.wrong[wrong].min() > 0.5 > audit.wrong[~wrong].double().mean()
+    before, after = (paired_iou(boxes, truth)[wrong].mean() for boxes in (annotated, audit.boxes))
+    assert after > before + 0.1
+    assert audit.share.low < 1 / 12 < audit.share.high
+    assert all(
+        reason.startswith("left edge")
+        for reason, is_wrong in zip(reasons_of(annotated, audit.boxes), wrong, strict=True)
+        if is_wrong
+    )
+    sentence, law = words_of(audit, "pictures")
+    assert "of the 600 boxes are wrong" in sentence
+    assert "over 60 pictures" in sentence
+    assert law == audit.law.words()
+
+
+def test_what_a_model_makes_of_the_world_beyond_a_picture_is_no_error():
+    """A cell that the picture's border cuts is annotated as far as it is seen."""
+    generator = torch.Generator().manual_seed(1)
+    annotated = torch.tensor([[0.0, 10, 30, 40]]).repeat(100, 1)
+    found = annotated + 0.5 * torch.randn(annotated.shape, generator=generator)
+    found[:, 0] = -6
+    stds = torch.full((100, 4), 1.0)
+    stds[:, 2:] = 0.05
+    sizes, clusters = torch.full((100, 2), 60), torch.arange(100)
+    audit = judge(found, stds, annotated, sizes, clusters, GEOMETRY)
+    assert torch.equal(audit.boxes, annotated)
+    assert audit.share.value < 0.01
+
+
+def test_groups_are_judged_by_models_that_have_not_seen_them():
+    groups = [f"g{number % 17}" for number in range(200)]
+    folds = folds_of(groups, 5, seed=3)
+    assert sorted(set(folds.tolist())) == [0, 1, 2, 3, 4]
+    for name in set(groups):
+        assert len({int(fold) for fold, its in zip(folds, groups, strict=True) if its == name}) == 1
+
+
+@pytest.mark.parametrize(("groups", "folds"), [(["a", "b"], 2), (["a", "b", "c", "c"], 5)])
+def test_too_few_groups_are_refused(groups, folds):
+    with pytest.raises(BadInput, match=f"^{len(set(groups))} pictures or groups are too few"):
+        folds_of(groups, folds, seed=0)
