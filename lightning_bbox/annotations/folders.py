@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import OWN
 
 ANNOTATION_FOLDERS = (
     "annotations", "annotation", "labels", "label", "annots", "anns", "ann", "xmls", "xml",
@@ -92,6 +93,8 @@ def files_below(root: Path, folder: Path) -> list[str]:
 def _is_run(folder: Path) -> bool:
     """Tell whether a folder is what a run left, ours or a detector's: no data, but made of it."""
     if folder.parent.name == "runs" and folder.name in _OF_OTHERS:
+        return True
+    if (folder / OWN).exists():
         return True
     try:
         config = folder / "config.yaml"

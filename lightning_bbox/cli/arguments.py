@@ -14,6 +14,7 @@ COMMANDS = {
     "test": "Measure a trained model on the test split.",
     "predict": "Refine the boxes of annotation files with a trained model.",
     "probe": "Show where in a network, trained or not, the offset can be read linearly.",
+    "check": "Say what a data set is and what is wrong with it, before anything is trained.",
     "audit": "Say which annotated boxes are wrong, by models that haven't seen them.",
     "compare": "Measure configurations against each other, as a study's file says.",
 }
@@ -128,6 +129,11 @@ def resolve(arguments: Sequence[str]) -> list[str]:
             words += written
             if name == "--ckpt_path" and not any(other.name == "--config" for other in given):
                 of_run = of_run or _config_of_run(value)
+    if arguments[0] == "check":
+        chosen = [*options([*of_run, *words])]
+        usual = {"data": "BoxDataModule", "model": "BoxRegressor"}
+        missing = [each for each in usual.items() if not chosen_class(each[0], chosen)]
+        of_run = [*(f"--{group}={name}" for group, name in missing), *of_run]
     if arguments[0] == "predict" and not chosen_class("data", [*options(words)]):
         named = chosen_class("data", [*options(of_run)]).rpartition(".")[2]
         if named in ("", *_WITHOUT_FILES):

@@ -1,21 +1,26 @@
 """Sheets of crops: with their boxes, and of what a preprocessing makes of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.data.loader import Rows, Split
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.evaluation.evaluation import Evaluation
 from lightning_bbox.evaluation.metrics import error_px
-from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.geometry.boxes import Boxes, box_sizes
+from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.nn.preprocess import Preprocess
+from lightning_bbox.pictures.cut import cut_crops
+from lightning_bbox.pictures.decode import FULL_SCALE
+from lightning_bbox.pictures.store import PictureFiles
 
 Colour = tuple[int, int, int]
 Section = tuple[str, Sequence[Image.Image]]
@@ -174,6 +179,38 @@ def draw_moves(
         captions,
     )
     return draw_sheet([(title, panels)], ((names[0], RED), (names[1], BLUE)))
+
+
+def draw_strangest(
+    table: BoxTable,
+    chosen: Mapping[str, Sequence[int]],
+    others: Int64[Tensor, " n"],
+    white_level: int | None = None,
+) -> Image.Image:
+    """Draw boxes of a table amid twice their size, numbered under a title for each kind.
+
+    Args:
+        table: The boxes.
+        chosen: Their indices, by what is strange about them.
+        others: The box that each of the table overlaps most; itself where it overlaps none.
+        white_level: The value that is white in pictures of 16 bits; all of them by default.
+
+    Raises:
+        BadInput: A picture can't be decoded.
+    """
+    geometry = CropGeometry(size=PANEL, context=2.0, square=True)
+    paths = [table.root / path for path in table.images]
+    files = PictureFiles(paths, table.sizes, white_level=white_level or FULL_SCALE)
+    sections = []
+    for name, indices in chosen.items():
+        boxes = table.boxes[list(indices)]
+        crop_boxes = geometry.crop_boxes(boxes)
+        crops = cut_crops(files, table.image_index[list(indices)], crop_boxes, geometry.size, 1)
+        sizes = box_sizes(boxes).tolist()
+        captions = [f"{n}: {w:.0f} x {h:.0f} pixels" for n, (w, h) in enumerate(sizes, 1)]
+        layers = [(table.boxes[others[list(indices)]], RED), (boxes, GREEN)]
+        sections.append((name, _draw_panels(crops, crop_boxes, layers, captions)))
+    return draw_sheet(sections, (("box", GREEN), ("the one it overlaps most", RED)))
 
 
 @torch.no_grad()

@@ -1,10 +1,8 @@
 """A comparison's files: Markdown, CSV, charts, and one page that needs nothing else."""
 
-import base64
 import html
 import math
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import yaml
@@ -12,6 +10,7 @@ from PIL import Image
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import encoded, make_folder, save_picture, write_atomically
+from lightning_bbox.reports.pages import FRAME, page, picture_tag
 from lightning_bbox.studies.charts import CHARTS, draw_comparison
 from lightning_bbox.studies.comparison import Comparison, compare
 from lightning_bbox.studies.study import Options, Result, Study
@@ -68,7 +67,7 @@ def refuse_foreign(folder: Path) -> None:
         BadInput: There is such a file.
     """
     page = folder / _PAGE
-    begin = _FRAME.partition("{")[0]
+    begin = FRAME.partition("{")[0]
     if page.is_file() and page.read_bytes().startswith(begin.encode()):
         return
     for name in (_PAGE, "comparison.md", "comparison.csv", *(f"{name}.png" for name in CHARTS)):
@@ -82,7 +81,7 @@ def _page(comparison: Comparison, charts: dict[str, Image.Image]) -> str:
     """Write a comparison as one HTML page: tables that sort, charts, every arm's options."""
     study = comparison.study
     title = html.escape(study.name)
-    pictures = [_picture(name, chart) for name, chart in charts.items()]
+    pictures = [picture_tag(name, chart) for name, chart in charts.items()]
     said = "".join(f"<li>{html.escape(note)}</li>" for note in notes(comparison))
     sections = [
         f"<h1>{title}</h1><p>{html.escape(_what(study))}</p>",
@@ -91,7 +90,7 @@ def _page(comparison: Comparison, charts: dict[str, Image.Image]) -> str:
     sections += [f"<ul>{said}</ul>", *pictures]
     further = further_tables(comparison) | {"Options of every arm": _options_table(comparison)}
     sections += [f"<h2>{head}</h2>{_table(table)}" for head, table in further.items()]
-    return _FRAME.format(title=title, style=_STYLE, body="\n".join(sections), script=_SORT)
+    return page(study.name, sections, _SORT)
 
 
 def _what(study: Study) -> str:
@@ -140,37 +139,6 @@ def _cell(cell: Cell, word: bool) -> str:
     return f"<td{' class=word' if word else ''}{number}>{html.escape(cell.text)}</td>"
 
 
-def _picture(name: str, picture: Image.Image) -> str:
-    buffer = BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>'
-
-
-_FRAME = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>{style}</style></head>
-<body>
-{body}
-<script>{script}</script></body></html>
-"""
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 80rem; margin: auto; padding: 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 4px 10px; border-bottom: 1px solid #8884; }
-th, td { text-align: right; white-space: nowrap; }
-th { vertical-align: bottom; white-space: normal; }
-td.word, th.word { text-align: left; white-space: pre-wrap; min-width: 7rem; }
-tbody tr:hover { background: #8882; }
-th button { all: unset; cursor: pointer; font-weight: 600; }
-th button:focus-visible { outline: 2px solid; }
-th[aria-sort=ascending] button::after { content: " \\25b4"; }
-th[aria-sort=descending] button::after { content: " \\25be"; }
-img { max-width: 100%; background: white; border-radius: 6px; }
-"""
 _SORT = """
 document.querySelectorAll("th button").forEach(button => button.onclick = () => {
   const head = button.parentNode, body = head.closest("table").tBodies[0], at = head.cellIndex;
