@@ -170,18 +170,18 @@ def test_beside_vocs_sets_that_are_named_the_others_are_used(tmp_path):
 def test_annotations_and_headers_are_read_once_however_many_split_files(tmp_path, monkeypatch):
     write_voc(tmp_path, 12, train=range(4), val=range(4, 8), test=range(8, 12))
     opened, headers = Counter(), Counter()
-    path_open, header = Path.open, headers_module.read_header
+    path_open, facts = Path.open, headers_module._facts
 
     def counted_open(path, *arguments, **options):
         opened[path.name] += 1
         return path_open(path, *arguments, **options)
 
-    def counted_header(root, path, picture):
+    def counted_facts(root, path):
         headers[path] += 1
-        return header(root, path, picture)
+        return facts(root, path)
 
     monkeypatch.setattr(Path, "open", counted_open)
-    monkeypatch.setattr(headers_module, "read_header", counted_header)
+    monkeypatch.setattr(headers_module, "_facts", counted_facts)
     assert pictures(read(tmp_path))["test"] == [8, 9, 10, 11]
     assert {opened[f"p{n}.xml"] for n in range(12)} == {2}  # recognised by its root, and read
     assert headers == dict.fromkeys((f"JPEGImages/p{n}.png" for n in range(12)), 1)
