@@ -22,6 +22,7 @@ from lightning_bbox.cli.processes import (
 from lightning_bbox.cli.run_folders import Begun
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import expanded
+from lightning_bbox.core.messages import say
 from lightning_bbox.core.recipes import find_class
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.geometry.codecs import OffsetSpec
@@ -85,7 +86,8 @@ class BoxCLI(LightningCLI):
                 type=str,
                 default="auto",
                 help="how the boxes are off: auto learns it from them all, so that those that are "
-                "right stay; trained takes it to be what the model was trained on; or a law.json",
+                "right stay, or takes the model's own where they are fewer than fifty, as own "
+                "does; trained takes it to be what the model was trained on; or a law.json",
             )
             parser.add_argument(
                 "--decimals",
@@ -164,9 +166,8 @@ class BoxCLI(LightningCLI):
         callbacks.append(StopBetweenSteps())
         if self.subcommand == "probe" and config.devices == "auto":
             kwargs["devices"] = 1
-        if self.subcommand == "fit":
-            kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(config.plugins)]
-        else:
+        kwargs["plugins"] = [AtomicCheckpointIO(), *_as_list(config.plugins)]
+        if self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
             self.save_config_callback = None
         if self.subcommand == "fit" and config.enable_checkpointing is not False:
@@ -234,9 +235,14 @@ class BoxCLI(LightningCLI):
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
 
     def validate(self, model: OffsetModel, datamodule: CropDataModule) -> None:
-        """Validate a trained model, with our own table too."""
+        """Validate a trained model, and keep how it errs where its checkpoint doesn't say yet."""
         model.restore(self.config[self.subcommand].ckpt_path)
+        is_known = model.reliability is not None
         self.trainer.validate(model, datamodule=datamodule, verbose=False)
+        if model.reliability is not None and not is_known:
+            path = self.run_folder / "checkpoints" / "best.ckpt"
+            self.trainer.save_checkpoint(path, weights_only=True)
+            say(f"how the model errs, and its own law of boxes, are kept with it in {path}")
 
     def test(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Test a trained model, without Lightning's own table: ours says it."""

@@ -5,7 +5,8 @@ Nothing here knows a trainer: samples are a function of items, laws and the epoc
 
 from dataclasses import replace
 
-from jaxtyping import Int64
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightning_bbox.core.randomness import EpochPlan
@@ -15,6 +16,25 @@ from lightning_bbox.geometry.codecs import OffsetSpec, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import Jitter
 from lightning_bbox.pictures.augment import Augment, NoiseBank
+
+WIDTHS = (0.0, 0.1, 0.4, 1.0)
+"""Shares of the jitter's way that boxes are off by, where they are drawn at several widths."""
+
+
+def widths_of(num_draws: int, jitter: Jitter) -> Float[Tensor, " n"]:
+    """Return each draw's width, in turn, where they are drawn at several.
+
+    Args:
+        num_draws: How many draws there are.
+        jitter: The law; one that draws whole px goes all of its way or none.
+
+    Examples:
+        >>> from lightning_bbox import UniformJitter
+        >>> widths_of(5, UniformJitter())
+        tensor([0.0000, 0.1000, 0.4000, 1.0000, 0.0000])
+    """
+    widths = torch.tensor(WIDTHS)[torch.arange(num_draws) % len(WIDTHS)]
+    return widths.round() if getattr(jitter, "integer", False) else widths
 
 
 def draw_samples(
@@ -27,6 +47,7 @@ def draw_samples(
     resize: bool,
     augment: Augment | None,
     noise: NoiseBank,
+    widths: Float[Tensor, " n"] | None = None,
 ) -> tuple[Samples, int]:
     """Draw the samples of an epoch.
 
@@ -39,6 +60,7 @@ def draw_samples(
         resize: Whether the law changes the size of a box too.
         augment: What happens to training crops; None for evaluations.
         noise: Where the samples' noise begins.
+        widths: How much of the law's way each proposal goes; all of it by default.
 
     Returns:
         The samples, and how many proposals the law failed to draw.
@@ -48,6 +70,8 @@ def draw_samples(
         uniforms = plan.uniform("jitter", jitter.columns * jitter.tries)
         jittered = jitter.propose(gt_boxes, uniforms, geometry, resize=resize)
         proposals, failed = jittered.proposals, int(jittered.failed.sum())
+        if widths is not None:
+            proposals = torch.lerp(gt_boxes, proposals, widths[:, None])
     else:
         proposals = items.proposals[order]
     flips = augment.flips(plan) if augment else gt_boxes.new_zeros(len(order), 2)

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-Split = Literal["train", "train_eval", "val", "test", "predict"]
+Split = Literal["train", "train_eval", "val", "val_widths", "test", "test_widths", "predict"]
 """`train_eval` are fixed, unaugmented training draws: people get stuck there already. `predict` are
-rough boxes to refine, each once."""
+rough boxes to refine, each once. `val_widths` and `test_widths` are drawn at several widths of the
+jitter law, from boxes that are right to those that are off as in training."""
 
 
 class HostCrops:

@@ -22,11 +22,12 @@ from lightning_bbox.core.randomness import EpochPlan, keyed_generator, stream_se
 from lightning_bbox.data.draws import (
     draw_samples,
     offset_spec,
+    widths_of,
     with_supersample,
 )
 from lightning_bbox.data.loader import PlanLoader, Rows, Split, Walk
 from lightning_bbox.data.prefetch import CropPrefetch, HostCutter
-from lightning_bbox.data.samples import Batch, Samples, Source
+from lightning_bbox.data.samples import Batch, Items, Samples, Source
 from lightning_bbox.geometry.codecs import OffsetSpec, encode_deltas, refuse_other_crops
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import Jitter, UniformJitter
@@ -232,16 +233,25 @@ class CropDataModule(pl.LightningDataModule):
         return {}
 
     def num_draws(self, split: Split) -> int:
-        """Return how many samples an epoch of a split has; the training probe is a quarter."""
+        """Return how many samples an epoch of a split has.
+
+        The training probe is a quarter of an evaluation, what is drawn at several widths a half.
+        """
         if split == "train":
             return self.draws_per_epoch
         if split == "predict":
             return len(self.source.splits[split])
+        if split.endswith("_widths"):
+            return -(-self.eval_draws // 2)
         return -(-self.eval_draws // 4) if split == "train_eval" else self.eval_draws
 
     def item_name(self, split: Split, item: int) -> str:
         """Say where an item of a split comes from."""
-        return self.source.splits["train" if split.startswith("train") else split].name(item)
+        return self.items_of(split).name(item)
+
+    def items_of(self, split: Split) -> Items:
+        """Return what a split draws from."""
+        return self.source.splits[split.partition("_")[0]]
 
     def fix_draws(self) -> None:
         """Train on the draws of epoch 0 in every epoch, in a fresh order each."""
@@ -256,7 +266,7 @@ class CropDataModule(pl.LightningDataModule):
             epoch: Of which epoch of training.
             draws: How many; as many as the split's epochs have by default.
         """
-        items = self.source.splits["train" if split.startswith("train") else split]
+        items = self.items_of(split)
         training = split == "train"
         if training and self._fixed and epoch:
             return self.samples("train").take(self._draws(split, epoch))
@@ -271,8 +281,16 @@ class CropDataModule(pl.LightningDataModule):
             resize=self.num_targets == 4,
             augment=self.augment if training else None,
             noise=self.noise,
+            widths=widths_of(plan.num_draws, self.jitter) if split.endswith("_widths") else None,
         )
         return samples
+
+    def widths(self, split: Split) -> Float[Tensor, " n"]:
+        """Return how much of the jitter's way each draw of a split goes; given proposals all."""
+        count = self.num_draws(split)
+        if not split.endswith("_widths") or self.items_of(split).proposals is not None:
+            return torch.ones(count)
+        return widths_of(count, self.jitter)
 
     def lay_out(self, rows: Rows) -> tuple[Samples, Int64[Tensor, " n"]]:
         """Return an epoch's samples, and their draws, on the device of some rows."""

@@ -1,5 +1,6 @@
 """One evaluation: the metrics of a split, beside predicting the mean, and of its parts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from lightning_bbox.evaluation.metrics import (
     coordinate_errors,
     error_px,
 )
+from lightning_bbox.evaluation.widths import HarmRow
 from lightning_bbox.geometry.boxes import Boxes, box_area
 from lightning_bbox.nn.calibration import ErrorLaw
 
@@ -30,12 +32,14 @@ class Evaluation:
         refined: The boxes the model made of them.
         metrics: Numbers by name.
         rows: The same error for parts of the set: (kind, name, samples, mae_px).
+        harm: What becomes of boxes by how far off they are; of the test only.
     """
 
     samples: Samples
     refined: Refined
     metrics: dict[str, float]
     rows: list[tuple[str, str, int, float]]
+    harm: Sequence[HarmRow] = ()
 
 
 def evaluate(

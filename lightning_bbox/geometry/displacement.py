@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Float64
@@ -21,6 +21,7 @@ from lightning_bbox.core.files import write_atomically
 from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.geometry.boxes import Boxes, paired_iou
 from lightning_bbox.geometry.codecs import decode_deltas, encode_deltas
+from lightning_bbox.geometry.reliability import NORMAL, Tails
 
 FEWEST_BOXES = 50
 """Boxes from which on their law can be told from the model's errors."""
@@ -110,7 +111,7 @@ class DisplacementLaw:
         """How many coordinates it is about."""
         return len(self.means[0])
 
-    def move(self, said: Offsets, stds: Offsets) -> Moved:
+    def move(self, said: Offsets, stds: Offsets, tails: Tails = NORMAL) -> Moved:
         """Weigh what the picture says of each box against the law, and say where the box goes.
 
         That is the place of the greatest expected IoU with the truth: where the box is, the mean
@@ -120,33 +121,39 @@ class DisplacementLaw:
         Args:
             said: How a model says that each box is off.
             stds: Its standard deviations, in the same units.
+            tails: How its errors are spread about these (see `Reliability`).
         """
         parts = [
-            self._move(rows, spread)
+            self._move(rows, spread, tails)
             for rows, spread in zip(
                 torch.split(said, _CHUNK), torch.split(stds, _CHUNK), strict=True
             )
         ]
-        columns = zip(*(parts or [self._move(said, stds)]), strict=True)
+        columns = zip(*(parts or [self._move(said, stds, tails)]), strict=True)
         return Moved(*(torch.cat(column).to(said.dtype) for column in columns))
 
-    def _move(self, said: Offsets, stds: Offsets) -> Moved:
-        chances, means, variances, _ = _posterior(*self._tensors(), said.double(), stds.double())
-        mixed = (chances[..., None] * means).sum(dim=0)
-        places = torch.cat([means, mixed[None]])  # the first is where the box is
+    def _move(self, said: Offsets, stds: Offsets, tails: Tails) -> Moved:
+        told = said.double(), stds.double(), tails
+        chances, means, variances, _ = _posterior(*self._tensors(), *told)
+        parts = chances.sum(dim=1, keepdim=True).clamp(min=1e-300)
+        own = ((chances / parts)[..., None] * means).sum(dim=1)
+        mixed = (chances[..., None] * means).sum(dim=(0, 1))
+        places = torch.cat([own, mixed[None]])  # the first is where the box is
         draws = torch.randn(_DRAWS, 1, said.shape[1], generator=keyed_generator("displacement"))
         draws = torch.cat([draws, -draws]).double()
+        flat = [each.flatten(0, 1) for each in (chances, means, variances)]
         expected = torch.zeros(len(places), len(said), dtype=torch.float64)
-        for chance, mean, variance in zip(chances, means, variances, strict=True):
-            truths = _unit_boxes(mean + variance.sqrt() * draws)
+        for chance, mean, variance in zip(*flat, strict=True):
+            spread = draws if bool(variance.any()) else draws[:1] * 0
+            truths = _unit_boxes(mean + variance.sqrt() * spread)
             for row, place in enumerate(places):
                 overlaps = paired_iou(_unit_boxes(place), truths).mean(dim=0)
                 expected[row] += chance * overlaps
         best = expected.argmax(dim=0)
         chosen = places[best, torch.arange(len(said))]
-        off = (chances[..., None] * (variances + (means - chosen).square())).sum(dim=0)
+        off = (chances[..., None] * (variances + (means - chosen).square())).sum(dim=(0, 1))
         gain = expected.amax(dim=0) - expected[0]
-        return Moved(chosen, off.sqrt(), gain, 1 - chances[0])
+        return Moved(chosen, off.sqrt(), gain, 1 - chances[0].sum(dim=0))
 
     def words(self) -> str:
         """Say in a sentence how the boxes are off."""
@@ -174,7 +181,7 @@ class DisplacementLaw:
         Raises:
             BadInput: It can't be written there.
         """
-        write_atomically(path, (json.dumps(vars(self), indent=2) + "\n").encode())
+        write_atomically(path, (json.dumps(self.plain(), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -184,14 +191,27 @@ class DisplacementLaw:
             BadInput: The file can't be read, or holds no law.
         """
         try:
-            told = json.loads(Path(path).read_bytes())
-            rows = {name: tuple(map(tuple, told[name])) for name in ("means", "stds")}
-            return cls(told["right"], tuple(told["shares"]), **rows)
+            return cls.from_plain(json.loads(Path(path).read_bytes()))
         except OSError as error:
             raise BadInput.unreadable(str(path), error) from error
         except (ValueError, TypeError, KeyError) as error:
             remedy = "give the law.json of a prediction"
             raise BadInput.at(str(path), "holds no displacement law", remedy) from error
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as numbers and lists, for files and checkpoints."""
+        rows = {name: [list(row) for row in getattr(self, name)] for name in ("means", "stds")}
+        return {"right": self.right, "shares": list(self.shares), **rows}
+
+    @classmethod
+    def from_plain(cls, told: dict[str, Any]) -> Self:
+        """Make it of what `plain` returned.
+
+        Raises:
+            ValueError, TypeError, KeyError: It isn't a law.
+        """
+        rows = {name: tuple(map(tuple, told[name])) for name in ("means", "stds")}
+        return cls(told["right"], tuple(told["shares"]), **rows)
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return shares, means and variances, those of the boxes that are right first."""
@@ -209,7 +229,9 @@ _DIRECTIONS = (
 )
 
 
-def fit_law(said: Offsets, stds: Offsets, num_pictures: int | None = None) -> DisplacementLaw:
+def fit_law(
+    said: Offsets, stds: Offsets, num_pictures: int | None = None, tails: Tails = NORMAL
+) -> DisplacementLaw:
     """Find how boxes are off from what a model says of them, by expectation and maximisation.
 
     Beside the boxes that are right there is one normal law, or there are two where the Bayesian
@@ -221,6 +243,7 @@ def fit_law(said: Offsets, stds: Offsets, num_pictures: int | None = None) -> Di
         stds: Its standard deviations, in the same units.
         num_pictures: How many pictures the boxes lie in: what counts as independent, since errors
             within a picture go together; by default each box does.
+        tails: How the model's errors are spread about these (see `Reliability`).
 
     Raises:
         BadInput: There are fewer than 50 boxes, or the model tells no standard deviations.
@@ -252,7 +275,7 @@ def fit_law(said: Offsets, stds: Offsets, num_pictures: int | None = None) -> Di
     still = torch.zeros_like(middle)
     one = [(0.5, still, still), (0.5, middle, spread)]
     two = [(0.4, still, still), (0.3, middle, spread / 9), (0.3, middle, 4 * spread)]
-    fits = [_maximise(begun, said, stds) for begun in (one, two)]
+    fits = [_maximise(begun, said, stds, tails) for begun in (one, two)]
     scores = [
         fit.log_likelihood * independent
         - 0.5 * math.log(independent) * (len(fit.shares) - 1) * (1 + 2 * said.shape[1])
@@ -291,6 +314,27 @@ def law_of_pairs(
     return fit_law(offsets, torch.full_like(offsets, _LEAST_STD), num_pictures)
 
 
+def usual_law(truth: Offsets, widths: Float[Tensor, " n"]) -> DisplacementLaw:
+    """Return the law of boxes of which nothing is known: half are right, others off by any width.
+
+    It is for boxes too few to tell how they are off: those that are right mostly stay under it, and
+    those that are far off go nearly as far as the model says.
+
+    Args:
+        truth: How boxes are off that were drawn at several widths.
+        widths: How wide each one's law was; where it is 0, the box is right.
+
+    Examples:
+        >>> truth = torch.tensor([[0.0, 0.0], [0.1, 0.2], [-0.1, -0.2]])
+        >>> usual_law(truth, torch.tensor([0.0, 1.0, 1.0])).shares
+        (0.5,)
+    """
+    groups = [truth[widths == width].double() for width in sorted(set(widths.tolist())) if width]
+    means = tuple(tuple(group.mean(dim=0).tolist()) for group in groups)
+    stds = tuple(tuple(group.std(dim=0, correction=0).tolist()) for group in groups)
+    return DisplacementLaw(0.5, (0.5 / len(groups),) * len(groups), means, stds)
+
+
 class _Fit(NamedTuple):
     shares: Float64[Tensor, " k"]
     means: Float64[Tensor, "k t"]
@@ -299,7 +343,10 @@ class _Fit(NamedTuple):
 
 
 def _maximise(
-    begun: list[tuple[float, Tensor, Tensor]], said: Float64[Tensor, "n t"], stds: Tensor
+    begun: list[tuple[float, Tensor, Tensor]],
+    said: Float64[Tensor, "n t"],
+    stds: Float64[Tensor, "n t"],
+    tails: Tails,
 ) -> _Fit:
     """Raise the likelihood from a beginning until it settles; the first part stays at zero."""
     shares = torch.tensor([share for share, _, _ in begun], dtype=torch.float64)
@@ -307,16 +354,17 @@ def _maximise(
     least, likelihood = _LEAST_STD**2, -math.inf
     variances[1:] = variances[1:].clamp(min=least)
     for _ in range(_MOST_STEPS):
-        chances, where, spread, evidence = _posterior(shares, means, variances, said, stds)
+        chances, where, spread, evidence = _posterior(shares, means, variances, said, stds, tails)
         if evidence - likelihood < _SETTLED:
             break
         likelihood = evidence
-        weights = chances / chances.sum(dim=1, keepdim=True).clamp(min=1e-12)
-        means = (weights[..., None] * where).sum(dim=1)
-        off = spread + (where - means[:, None]).square()
-        variances = (weights[..., None] * off).sum(dim=1).clamp(min=least)
+        total = chances.sum(dim=(1, 2))
+        weights = (chances / total.clamp(min=1e-12)[:, None, None])[..., None]
+        means = (weights * where).sum(dim=(1, 2))
+        off = spread + (where - means[:, None, None]).square()
+        variances = (weights * off).sum(dim=(1, 2)).clamp(min=least)
         means[0], variances[0] = 0, 0
-        shares = chances.mean(dim=1)
+        shares = total / len(said)
     return _Fit(shares, means, variances, likelihood)
 
 
@@ -326,17 +374,19 @@ def _posterior(
     variances: Float64[Tensor, "k t"],
     said: Float64[Tensor, "n t"],
     stds: Float64[Tensor, "n t"],
-) -> tuple[Float64[Tensor, "k n"], Float64[Tensor, "k n t"], Float64[Tensor, "k n t"], float]:
+    tails: Tails,
+) -> tuple[Float64[Tensor, "k j n"], Float64[Tensor, "k j n t"], Float64[Tensor, "k j n t"], float]:
     """Return each part's probability for each box, where the truth is under it, and its variance.
 
-    Last comes the mean log likelihood.
+    Parts are those of the law, by those of the model's errors. Last comes the mean log likelihood.
     """
-    told = stds.square()
-    means, variances = means[:, None], variances[:, None]
+    chance, factor = said.new_tensor(tails).T
+    told = (factor[:, None, None] * stds).square()
+    means, variances = means[:, None, None], variances[:, None, None]
     total = variances + told
     densities = -0.5 * ((said - means).square() / total + (2 * math.pi * total).log()).sum(dim=-1)
-    joint = shares.log()[:, None] + densities
-    evidence = joint.logsumexp(dim=0)
+    joint = shares.log()[:, None, None] + chance.log()[:, None] + densities
+    evidence = joint.logsumexp(dim=(0, 1))
     where = (variances * said + told * means) / total
     return (joint - evidence).exp(), where, variances * told / total, float(evidence.mean())
 

@@ -11,6 +11,7 @@ from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.codecs import decode_deltas, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw
+from lightning_bbox.geometry.reliability import NORMAL, Reliability, Tails
 
 
 class Weighed(NamedTuple):
@@ -29,9 +30,27 @@ class Weighed(NamedTuple):
     wrong: Float[Tensor, " n"]
 
 
+class Said(NamedTuple):
+    """What a model says of rough boxes, as displacement laws take it.
+
+    Attributes:
+        offsets: How each is off, in shares of its sides and log sizes.
+        stds: How far off that usually is, in the same units.
+        tails: How errors are spread about these.
+    """
+
+    offsets: Float[Tensor, "n t"]
+    stds: Float[Tensor, "n t"]
+    tails: Tails
+
+
 def said_of(
-    boxes: Boxes, stds: Float[Tensor, "n t"], rough: Boxes, geometry: CropGeometry
-) -> tuple[Float[Tensor, "n t"], Float[Tensor, "n t"]]:
+    boxes: Boxes,
+    stds: Float[Tensor, "n t"],
+    rough: Boxes,
+    geometry: CropGeometry,
+    reliability: Reliability | None = None,
+) -> Said:
     """Return what a model says of rough boxes, as displacement laws take it.
 
     Args:
@@ -39,11 +58,14 @@ def said_of(
         stds: How far off it deems these, x and y in px (and log sizes).
         rough: The boxes it started from.
         geometry: What a px is.
-
-    Returns:
-        Offsets and standard deviations, in shares of the rough boxes' sides and log sizes.
+        reliability: How it errs, which is taken off; where nothing is known of that, what it says
+            is taken as it is.
     """
-    return encode_deltas(boxes, rough)[:, : stds.shape[1]], stds * _shares(stds, rough, geometry)
+    said = encode_deltas(boxes, rough)[:, : stds.shape[1]]
+    spread = stds * _shares(stds, rough, geometry)
+    if reliability is None:
+        return Said(said, spread, NORMAL)
+    return Said(*reliability.corrected(said, spread), reliability.tails)
 
 
 def move_under(
@@ -52,6 +74,7 @@ def move_under(
     stds: Float[Tensor, "n t"],
     rough: Boxes,
     geometry: CropGeometry,
+    reliability: Reliability | None = None,
 ) -> Weighed:
     """Move rough boxes by what the pictures say and by what is known of how they are off.
 
@@ -61,6 +84,7 @@ def move_under(
         stds: How far off it deems these, x and y in px (and log sizes).
         rough: The boxes it started from.
         geometry: What a px is.
+        reliability: How the model errs, where that is known.
 
     Raises:
         BadInput: The law is of other coordinates than the model's, or the model tells no standard
@@ -70,8 +94,7 @@ def move_under(
     if bool(stds.isnan().any()):
         msg = "the model tells no standard deviations to weigh a law against; do without the law"
         raise BadInput(msg)
-    said, spread = said_of(boxes, stds, rough, geometry)
-    moved = law.move(said, spread)
+    moved = law.move(*said_of(boxes, stds, rough, geometry, reliability))
     stays = (moved.offsets == 0).all(dim=1, keepdim=True)
     places = torch.where(stays, rough, decode_deltas(moved.offsets, rough))
     px = moved.stds / _shares(stds, rough, geometry)

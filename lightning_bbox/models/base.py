@@ -3,15 +3,18 @@
 How they learn is said by subclasses.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from os import PathLike
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -31,6 +34,7 @@ from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Batch, Samples
 from lightning_bbox.evaluation.evaluation import Evaluation, evaluate
 from lightning_bbox.evaluation.metrics import Refined, RefinedBoxes, coordinate_errors
+from lightning_bbox.evaluation.widths import AtWidths, harm_rows, measure_reliability
 from lightning_bbox.geometry.boxes import Boxes, box_centers, mirror_boxes
 from lightning_bbox.geometry.codecs import (
     DeltaCodec,
@@ -39,12 +43,15 @@ from lightning_bbox.geometry.codecs import (
     refuse_other_crops,
     refuse_other_white,
 )
+from lightning_bbox.geometry.displacement import DisplacementLaw
+from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.models.advice import range_advice, refuse_equal_passes, refuse_misfits
 from lightning_bbox.models.checkpoints import (
     CHECKPOINT_KEY,
     checkpoint_of,
     class_path_in,
     read_checkpoint,
+    read_measured,
     read_spec,
     recipe_in,
     refuse_other_class,
@@ -57,6 +64,7 @@ from lightning_bbox.models.fitting import fit_parts
 from lightning_bbox.models.tuning import find_batch_size
 from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.backbones.convnet import ShallowConvNet
+from lightning_bbox.nn.calibration import can_tell
 from lightning_bbox.nn.heads.base import Head
 from lightning_bbox.nn.heads.bins.head import BinHead
 from lightning_bbox.nn.network import OffsetNet
@@ -103,6 +111,8 @@ class OffsetModel(pl.LightningModule):
         self._run: dict[str, Plain] = {}
         self._resumed_run: dict[str, Plain] | None = None
         self._calibrated: dict[str, Tensor] | None = None  # by the last validation
+        self.reliability: Reliability | None = None  # how it errs, as the last validation found
+        self.law: DisplacementLaw | None = None  # of boxes too few to tell how they are off
         # Of a trainer at its end: epochs from validation to validation, and the least there are.
         self._rhythm: tuple[int | None, int | None] | None = None
 
@@ -192,6 +202,8 @@ class OffsetModel(pl.LightningModule):
             # Averages over flips and passes need crops.
             averages = self.average_flips or self.passes
             evaluated: tuple[Split, ...] = () if averages else ("train_eval", "val")
+            if evaluated and type(self.net.head).stds is not Head.stds:
+                evaluated += ("val_widths",)
             fill_cache(self.cache, self.data, ("train", *evaluated), self.net)
 
     def choose_batch_size(self, step: Callable[[Batch], object]) -> None:
@@ -349,6 +361,8 @@ class OffsetModel(pl.LightningModule):
             self.log(f"val/{name}", value, sync_dist=True)
         error = self._finish("train_eval").metrics["mae_px"]
         self.log("train/mae_px", error, sync_dist=True)
+        if can_tell(self.evaluations["val"].refined.stds) and not self.trainer.sanity_checking:
+            self._measure_reliability()
 
     def on_test_epoch_start(self) -> None:
         """Begin an empty table."""
@@ -359,9 +373,12 @@ class OffsetModel(pl.LightningModule):
         self._evaluate(batch, "test")
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test."""
+        """Log the metrics of the test, and see what becomes of boxes off by little and by much."""
         for name, value in self._finish("test").metrics.items():
             self.log(f"test/{name}", value, sync_dist=True)
+        drawn = self._walk("test_widths", self.trainer.num_test_batches[0])
+        harm = harm_rows(drawn, self.data.geometry, self.reliability, self.law)
+        self.evaluations["test"] = replace(self.evaluations["test"], harm=harm)
 
     def on_predict_epoch_start(self) -> None:
         """Begin an empty table."""
@@ -393,10 +410,7 @@ class OffsetModel(pl.LightningModule):
         self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds, nll)
 
     def _finish(self, split: Split) -> Evaluation:
-        refined = self._tables[split].refined()
-        seen = refined.seen
-        samples = self.data.samples(split).take(seen)
-        refined = Refined(*(tensor[seen] for tensor in refined))
+        samples, refined, _ = self._seen(split)
         told = refined._replace(stds=self.net.calibration(refined.stds))
         mean, law = self._predict_mean(samples), self.net.head.error_law
         evaluation = evaluate(self.data, split, samples, told, mean, law)
@@ -418,6 +432,34 @@ class OffsetModel(pl.LightningModule):
         self.net.calibration.fit(errors, refined.stds, self.net.head.error_law)
         state = self.net.calibration.state_dict()
         self._calibrated = {name: value.clone() for name, value in state.items()}
+
+    def _measure_reliability(self) -> None:
+        """See how what the model says errs, on validation boxes off by little and by much."""
+        drawn = self._walk("val_widths", self.trainer.num_val_batches[0])
+        self.reliability, self.law = measure_reliability(drawn, self.data.geometry)
+
+    def _walk(self, split: Literal["val_widths", "test_widths"], most: float) -> AtWidths:
+        """Refine boxes drawn at several widths, outside of the trainer's loops.
+
+        Args:
+            split: Whose boxes.
+            most: How many batches at most.
+        """
+        self._begin(split)
+        with closing(self.data.batches(split, 0, self.device)) as batches:
+            for batch in islice(batches, None if most == math.inf else int(most)):
+                with self.trainer.precision_plugin.val_step_context():
+                    self._evaluate(batch, split)
+        samples, refined, seen = self._seen(split)
+        told = refined._replace(stds=self.net.calibration(refined.stds))
+        return AtWidths(samples, told, self.data.widths(split)[seen])
+
+    def _seen(self, split: Split) -> tuple[Samples, Refined, Bool[Tensor, " n"]]:
+        """Return the samples of a split that were evaluated, what was found, and which they are."""
+        refined = self._tables[split].refined()
+        seen = refined.seen
+        samples = self.data.samples(split).take(seen)
+        return samples, Refined(*(tensor[seen] for tensor in refined)), seen
 
     def _predict_mean(self, samples: Samples) -> Boxes:
         """Return the boxes of the training targets' mean: the baseline of every evaluation."""
@@ -467,6 +509,8 @@ class OffsetModel(pl.LightningModule):
             "model": self.recipe(),
             "spec": asdict(self.spec),
         }
+        if self.reliability is not None and self.law is not None:
+            ours |= {"reliability": self.reliability.plain(), "law": self.law.plain()}
         if self._run:
             training_set = self.data.source.splits["train"].digest()
             ours |= {"run": self._run, "training_set": training_set}
@@ -588,6 +632,7 @@ class OffsetModel(pl.LightningModule):
     def _become(self, checkpoint: dict[str, Any], trust: Sequence[str] = ()) -> None:
         refuse_other_class(checkpoint, type(self))
         spec = read_spec(checkpoint)
+        self.reliability, self.law = read_measured(checkpoint)
         recipe, asked = recipe_in(checkpoint), self.asked
         refuse_other_parts(recipe, asked)
         if self.average_flips is None:

@@ -18,6 +18,8 @@ from lightning_bbox.core.files import make_folder, write_atomically
 from lightning_bbox.core.recipes import Plain, class_path_of, flatten, with_public_paths
 from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.geometry.displacement import DisplacementLaw
+from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.models.stopping import RunStopped
 from lightning_bbox.pictures.decode import FULL_SCALE
 
@@ -93,6 +95,26 @@ def recipe_in(checkpoint: dict[str, Any]) -> dict[str, Plain]:
     recipe = with_public_paths(checkpoint[CHECKPOINT_KEY]["model"])
     assert isinstance(recipe, dict)
     return recipe
+
+
+def read_measured(
+    checkpoint: dict[str, Any], path: str = "the checkpoint"
+) -> tuple[Reliability | None, DisplacementLaw | None]:
+    """Return how a checkpoint's model errs, and the law it has for few boxes; None in older ones.
+
+    Raises:
+        BadInput: What the checkpoint, which goes by its path in the error, says of them is neither.
+    """
+    ours = checkpoint[CHECKPOINT_KEY]
+    reliability, law = ours.get("reliability"), ours.get("law")
+    try:
+        return (
+            None if reliability is None else Reliability.from_plain(reliability),
+            None if law is None else DisplacementLaw.from_plain(law),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"{path}: doesn't say how its model errs; give a checkpoint as a run wrote it"
+        raise BadInput(msg) from error
 
 
 def class_path_in(checkpoint: dict[str, Any]) -> str:

@@ -34,7 +34,12 @@ from lightning_bbox.evaluation.metrics import Refined
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
-from lightning_bbox.geometry.weighing import move_under, refuse_other_coordinates, said_of
+from lightning_bbox.geometry.weighing import (
+    Said,
+    move_under,
+    refuse_other_coordinates,
+    said_of,
+)
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.refinement.refiner import (
     clip_or_restore,
@@ -59,8 +64,9 @@ class PredictionFiles(pl.Callback):
         folder: The run's folder.
         max_shift: Largest shift of an edge to believe, in px.
         overwrite: Write the refined boxes over the originals too.
-        law: How the boxes are off: `auto` learns it from them all, `trained` takes for granted what
-            the model was trained on, and a path is that of a law learned before.
+        law: How the boxes are off: `auto` learns it from them all, where there are fifty, `own` is
+            what the model has for fewer, `trained` takes for granted what it was trained on, and a
+            path is that of a law learned before.
         decimals: How many decimals of a pixel to write; `auto` is none in files that hold only
             whole numbers, and otherwise three.
     """
@@ -77,15 +83,21 @@ class PredictionFiles(pl.Callback):
         refuse_decimals(decimals)
         self.folder, self.max_shift, self.overwrite = folder, max_shift, overwrite
         self.law, self.decimals = law, decimals
-        self._given = None if law in ("auto", "trained") else _law_at(Path(law))
+        self._given = None if law in ("auto", "own", "trained") else _law_at(Path(law))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse a law of other coordinates than the model's.
+        """Refuse a law of other coordinates than the model's, and the own one where there is none.
 
         Raises:
-            BadInput: It is.
+            BadInput: It is that.
         """
         assert isinstance(pl_module, OffsetModel)
+        if self.law == "own" and pl_module.law is None:
+            msg = (
+                "the checkpoint has no law of its own; take that which validate leaves of it, or "
+                "--law auto"
+            )
+            raise BadInput(msg)
         if self._given is not None:
             refuse_other_coordinates(self._given, pl_module.data.num_targets)
 
@@ -98,7 +110,7 @@ class PredictionFiles(pl.Callback):
         assert data.rough is not None
         rough, table = data.rough, data.rough.table
         make_folder(self.folder)
-        found, gains, sentence = self._weigh(rough, pl_module.predictions, data.geometry)
+        found, gains, sentence = self._weigh(rough, pl_module, data.geometry)
         boxes, stds, reasons = self._outcome(rough, found, data.geometry)
         boxes = self._rounded(rough, boxes, reasons)
         unchanged = [sentence.removesuffix(LEFT_OUT) for sentence in table.skipped]
@@ -122,32 +134,48 @@ class PredictionFiles(pl.Callback):
         self._say(notes, moved, changed, len(unchanged), data.geometry)
 
     def _weigh(
-        self, rough: RoughBoxes, found: Refined, geometry: CropGeometry
+        self, rough: RoughBoxes, model: OffsetModel, geometry: CropGeometry
     ) -> tuple[Refined, Float[Tensor, "n 2"], str]:
         """Weigh what the model says against how the boxes are off.
 
         Returns the boxes, the expected gain of IoU and the probability that each was wrong (NaN
         without a law), and how they are off in words.
         """
+        found = model.predictions
         gains = torch.full((len(found.boxes), 2), math.nan)
-        if self.law == "trained":
-            return found, gains, "boxes move as if they were off as those of the training were"
         old = rough.table.boxes[rough.chosen]
         seen = found.seen & found.boxes.isfinite().all(dim=1)
-        arguments = found.boxes[seen], found.stds[seen], old[seen], geometry
-        law = self._given
+        arguments = found.boxes[seen], found.stds[seen], old[seen], geometry, model.reliability
+        pictures = len(set(rough.table.image_index[rough.chosen][seen].tolist()))
+        law, sentence = self._law_of(said_of(*arguments), pictures, model.law)
         if law is None:
-            pictures = len(set(rough.table.image_index[rough.chosen][seen].tolist()))
-            try:
-                law = fit_law(*said_of(*arguments), pictures)
-            except BadInput as problem:
-                return found, gains, f"{problem}; so they move as if off as in training"
+            return found, gains, sentence
         weighed = move_under(law, *arguments)
         law.save(self.folder / "law.json")
         boxes, stds = found.boxes.clone(), found.stds.clone()
         boxes[seen], stds[seen] = weighed.boxes, weighed.stds
         gains[seen] = torch.stack([weighed.gain, weighed.wrong], dim=1)
-        return found._replace(boxes=boxes, stds=stds), gains, f"{law.words()} (law.json)"
+        return found._replace(boxes=boxes, stds=stds), gains, f"{sentence} (law.json)"
+
+    def _law_of(
+        self, said: Said, pictures: int, own: DisplacementLaw | None
+    ) -> tuple[DisplacementLaw | None, str]:
+        """Return the law that boxes move under, None for that of the training, and say which."""
+        if self._given is not None:
+            return self._given, self._given.words()
+        if self.law == "trained":
+            return None, "boxes move as if they were off as those of the training were"
+        problem = ""
+        if self.law == "auto":
+            try:
+                law = fit_law(said.offsets, said.stds, pictures, said.tails)
+            except BadInput as refusal:
+                problem = f"{refusal}; so "
+            else:
+                return law, law.words()
+        if own is None:
+            return None, f"{problem}they move as if off as in training"
+        return own, f"{problem}boxes move by the model's own law, as if half of them were right"
 
     def _outcome(
         self, rough: RoughBoxes, found: Refined, geometry: CropGeometry
@@ -224,7 +252,7 @@ class PredictionFiles(pl.Callback):
 
 def _law_at(path: Path) -> DisplacementLaw:
     if not path.exists():
-        msg = f"law is {str(path)!r}, which is no file; choose auto, trained, or a law.json"
+        msg = f"law is {str(path)!r}, which is no file; choose auto, own, trained, or a law.json"
         raise BadInput(msg)
     return DisplacementLaw.load(path)
 

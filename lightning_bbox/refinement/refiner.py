@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from os import PathLike
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -59,10 +59,14 @@ class Refiner:
         batch_size: How many crops the network sees at once.
         max_shift: Largest shift of an edge to believe, in px; boxes that would move farther stay.
         trust: Modules or packages of your own that may be imported for the checkpoint.
-        law: How the boxes are off (see `fit_law`): those that are right then stay. By default they
-            are taken to be off as those of the training were.
+        law: How the boxes are off: one learned from a set of them (see `fit_law`), the model's
+            `own`, under which those that are right mostly stay, or `trained`, which takes them all
+            to be off as those of the training were. A checkpoint that has no own one takes this.
         white_level: The value that is white in pictures of 16 bits; that of the training by
             default.
+
+    Attributes:
+        law: The law in use; None takes boxes to be off as those of the training were.
 
     Raises:
         BadInput: The checkpoint isn't one of ours, or needs code that isn't trusted.
@@ -84,7 +88,7 @@ class Refiner:
         max_shift: float | None = None,
         trust: Sequence[str] = (),
         white_level: int | None = None,
-        law: DisplacementLaw | None = None,
+        law: DisplacementLaw | Literal["own", "trained"] = "own",
     ) -> None:
         if not isinstance(checkpoint, OffsetModel):
             checkpoint = OffsetModel.load_from_checkpoint(checkpoint, trust=trust)
@@ -95,7 +99,11 @@ class Refiner:
         refuse_max_shift(max_shift)
         self.batch_size, self.max_shift = batch_size, max_shift
         self.white_level = white_level or self.spec.white_level
-        self.law = law
+        if isinstance(law, str) and law not in ("own", "trained"):
+            msg = f"law is {law!r}; give own, trained, or a DisplacementLaw, such as one loaded"
+            raise BadInput(msg)
+        named = {"own": self.model.law, "trained": None}
+        self.law: DisplacementLaw | None = named[law] if isinstance(law, str) else law
 
     def refine(
         self, image: Picture, boxes: BoxArray, labels: Sequence[str] | None = None
@@ -167,10 +175,11 @@ class Refiner:
         for one, given in zip(found, boxes, strict=True):
             kept = [at for at in range(len(given)) if at not in one.unmoved]
             rough = _as_boxes(given)[kept]
-            said.append(said_of(one.boxes[kept], one.stds[kept], rough, self.spec.geometry))
+            found_here = one.boxes[kept], one.stds[kept], rough
+            said.append(said_of(*found_here, self.spec.geometry, self.model.reliability))
             pictures += bool(kept)
-        offsets, stds = (torch.cat(column) for column in zip(*said, strict=True))
-        return fit_law(offsets, stds, pictures)
+        offsets, stds, tails = zip(*said, strict=True)
+        return fit_law(torch.cat(offsets), torch.cat(stds), pictures, tails[0])
 
     @torch.no_grad()
     def refine_batch(
@@ -207,7 +216,8 @@ class Refiner:
         store = ImageStore.from_pictures(pictures, cut)
         refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
         if self.law is not None:
-            under = move_under(self.law, refined, stds, rough[usable], self.spec.geometry)
+            told = refined, stds, rough[usable], self.spec.geometry
+            under = move_under(self.law, *told, self.model.reliability)
             refined, stds = under.boxes, under.stds
         plausible, reasons = clip_or_restore(
             refined, rough[usable], sizes[usable], self.spec.geometry, self.max_shift

@@ -32,7 +32,7 @@ from lightning_bbox.reports.sheets import (
     draw_rows,
     draw_sheet,
 )
-from lightning_bbox.reports.tables import format_metrics
+from lightning_bbox.reports.tables import format_harm, format_metrics
 
 CONFIG = "config.yaml"
 """The file of a run that holds its settings."""
@@ -204,12 +204,14 @@ class RunReport(pl.Callback):
             {"kind": kind, "name": name, "draws": count, "mae_px": mae}
             for kind, name, count, mae in evaluation.rows
         ]
+        self.metrics["test/harm"] = [row._asdict() for row in evaluation.harm]
         write_atomically(self.folder / "test_errors.npz", _errors_file(model.data, evaluation))
         write_atomically(self.folder / "metrics.json", json.dumps(self.metrics, indent=2).encode())
         (self.folder / OUTCOME).unlink(missing_ok=True)
         save_picture(self.folder / "crops.png", draw_results(model.data, evaluation))
         say(
-            f"\n{format_metrics(evaluation.metrics, evaluation.rows)}\n\n"
+            f"\n{format_metrics(evaluation.metrics, evaluation.rows)}\n"
+            f"\n{format_harm(evaluation.harm)}\n\n"
             f"worst and random crops  {self.folder / 'crops.png'}\n"
             f"run folder              {self.folder}\n"
             f"curves and pictures     tensorboard --logdir {self.folder.parent}\n"

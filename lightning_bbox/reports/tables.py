@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lightning_bbox.evaluation.intervals import TOO_FEW
 from lightning_bbox.evaluation.metrics import BESIDE_THE_MEAN
+from lightning_bbox.evaluation.widths import HarmRow
 from lightning_bbox.nn.calibration import LEVELS
 
 Rows = Sequence[Sequence[str]]
@@ -71,6 +72,22 @@ def format_metrics(
         f"  {kind} {name:<20} {count:>6} draws {mae:>9.3f} px" for kind, name, count, mae in rows
     ]
     return "\n".join(text)
+
+
+def format_harm(rows: Sequence[HarmRow]) -> str:
+    """Write what becomes of boxes by how far off they are, so that harm is in sight.
+
+    Args:
+        rows: Boxes that are right first.
+    """
+    lawful = any(row.iou_law is not None for row in rows)
+    head = ["boxes that are", "IoU before", "after", "made worse"]
+    table = [head + ["by its law", "made worse"] * lawful]
+    for row in rows:
+        numbers = [row.iou_before, row.iou_after, row.harmed]
+        numbers += [number for number in (row.iou_law, row.harmed_law) if number is not None]
+        table.append([row.name, *(f"{number:.3f}" for number in numbers)])
+    return format_spaced(table)
 
 
 def _interval_line(metrics: dict[str, float]) -> str:

@@ -569,6 +569,23 @@ def test_a_checkpoint_alone_predicts_as_its_run_does(whole, moved, csv_folder, t
     assert changes[0] == changes[1] == changes[2]
 
 
+def test_validation_keeps_how_a_model_errs_where_its_checkpoint_does_not_say(
+    whole, moved, tmp_path, capfd
+):
+    options = [f"--ckpt_path={moved}", *data_of(whole, tmp_path), "--data.eval_draws=200"]
+    assert main(["validate", *options, "--name=measured"]) == 0
+    kept = tmp_path / "measured" / "checkpoints" / "best.ckpt"
+    assert f"are kept with it in {kept}" in capfd.readouterr().out
+    found, before = (torch.load(path, weights_only=True) for path in (kept, moved))
+    assert found["lightning_bbox"]["law"]["right"] == 0.5
+    assert "law" not in before["lightning_bbox"]
+    for name, value in before["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], value), name
+    again = [f"--ckpt_path={kept}", *options[1:], "--name=again"]
+    assert main(["validate", *again]) == 0
+    assert not (tmp_path / "again" / "checkpoints").exists()
+
+
 def test_what_a_checkpoint_does_not_know_is_asked_for(moved, refused):
     sentence = refused(["test", f"--ckpt_path={moved}"])
     assert sentence == "data: missing; add it to the command line or a config"

@@ -288,3 +288,29 @@ def test_loaders_walk_through_the_draws_asked_for(patches):
 def test_impossible_settings_are_refused(arguments, message):
     with pytest.raises(BadInput, match=message):
         scenes(**arguments)
+
+
+def test_boxes_drawn_at_several_widths_go_that_part_of_the_jitters_way():
+    data = scenes(num_targets=4, eval_draws=80)
+    for split, others in (("val_widths", "val"), ("test_widths", "test")):
+        samples, widths = data.samples(split), data.widths(split)
+        assert len(samples.items) == len(widths) == data.num_draws(split) == 40
+        assert widths.view(10, 4).tolist() == [pytest.approx([0.0, 0.1, 0.4, 1.0])] * 10
+        assert set(samples.image_index.tolist()) <= set(data.samples(others).image_index.tolist())
+        px = data.geometry.px(samples.proposals)
+        shifts = (box_centers(samples.gt_boxes) - box_centers(samples.proposals)) / px
+        sizes = (box_sizes(samples.gt_boxes) / box_sizes(samples.proposals)).log()
+        assert torch.equal(samples.proposals[::4], samples.gt_boxes[::4])
+        for at, width in enumerate((0.1, 0.4, 1.0), start=1):
+            # A px is of the box drawn, whose sides are up to 1.22 times the truth's.
+            assert 0.5 * width * 5 < shifts[at::4].abs().max() < 1.25 * width * 5
+            assert 0.5 * width * 0.2 < sizes[at::4].abs().max() < 1.15 * width * 0.2
+    assert data.widths("val").tolist() == [1.0] * 80
+
+
+def test_whole_px_stay_whole_at_several_widths(patches):
+    data = patches(jitter=UniformJitter(4.0, integer=True))
+    assert set(data.widths("val_widths").tolist()) == {0.0, 1.0}
+    samples = data.samples("val_widths")
+    shifts = box_centers(samples.gt_boxes) - box_centers(samples.proposals)
+    assert torch.equal(shifts, shifts.round())

@@ -10,6 +10,7 @@ from scipy import stats as scipy_stats
 from lightning_bbox import BadInput, DisplacementLaw, fit_law, law_of_pairs
 from lightning_bbox.geometry.boxes import paired_iou
 from lightning_bbox.geometry.codecs import decode_deltas
+from lightning_bbox.geometry.displacement import usual_law
 
 STD = 0.05  # of what the model says
 BOX = torch.tensor([0.0, 0.0, 1.0, 1.0])
@@ -190,3 +191,54 @@ def test_known_offsets_give_their_law_without_a_model():
 def test_few_pairs_tell_no_law():
     with pytest.raises(BadInput, match="49 boxes are too few"):
         law_of_pairs(BOX.expand(49, 4), BOX.expand(49, 4))
+
+
+TAILS = ((0.85, 1.0), (0.15, 3.0))
+
+
+def test_boxes_that_are_right_stay_though_some_errors_of_the_model_are_large():
+    wide = torch.rand(2000, 1, generator=torch.Generator().manual_seed(3)) < TAILS[1][0]
+    said, stds = said_of(torch.zeros(2000, 4))
+    said = torch.where(wide, TAILS[1][1] * said, said)
+    taken = fit_law(said, stds)
+    law = fit_law(said, stds, tails=TAILS)
+    assert law.right > 0.97 > taken.right
+    assert (law.move(said, stds, TAILS).offsets == 0).all(dim=1).double().mean() > 0.99
+
+
+def test_under_errors_of_two_widths_bayes_rule_holds_on_a_fine_grid():
+    law = DisplacementLaw(0.3, (0.7,), ((0.1, 0.0),), ((0.04, 0.02),))
+    said, stds = (0.16, 0.01), (0.05, 0.03)
+    moved = law.move(torch.tensor([said]), torch.tensor([stds]), TAILS)
+    grid = np.linspace(-0.8, 1.0, 9001)
+    step, wrong, right, sums = grid[1] - grid[0], 0.0, 0.0, np.zeros(2)
+    for share, factor in TAILS:
+        masses, means = [], []
+        for axis in range(2):
+            likelihood = scipy_stats.norm(grid, factor * stds[axis]).pdf(said[axis])
+            prior = scipy_stats.norm(law.means[0][axis], law.stds[0][axis]).pdf(grid)
+            masses.append((likelihood * prior).sum() * step)
+            means.append((grid * likelihood * prior).sum() * step / masses[-1])
+        wrong += 0.7 * share * np.prod(masses)
+        sums += 0.7 * share * np.prod(masses) * np.array(means)
+        at_zero = [scipy_stats.norm(0, factor * stds[axis]).pdf(said[axis]) for axis in range(2)]
+        right += 0.3 * share * np.prod(at_zero)
+    assert float(moved.wrong) == pytest.approx(wrong / (wrong + right), abs=1e-4)
+    candidates = [0.0, 0.0], sums / wrong, sums / (wrong + right)
+    assert min(math.dist(moved.offsets[0].tolist(), one) for one in candidates) < 1e-4
+
+
+def test_under_the_usual_law_boxes_that_are_right_stay_and_far_ones_move():
+    widths = torch.tensor([0.0, 0.1, 0.4, 1.0]).repeat(500)
+    truth = 0.5 * widths[:, None] * (2 * torch.rand(2000, 4, generator=torch.manual_seed(4)) - 1)
+    law = usual_law(truth, widths)
+    assert law.right == 0.5 == pytest.approx(sum(law.shares))
+    for std, width in zip(law.stds, (0.1, 0.4, 1.0), strict=True):
+        assert std == pytest.approx([0.5 * width / math.sqrt(3)] * 4, rel=0.1)
+    said, stds = said_of(truth)
+    moved = law.move(said, stds).offsets
+    right, far = widths == 0, widths == 1
+    assert iou(moved, truth)[right].mean() > 0.985 > iou(said, truth)[right].mean() + 0.05
+    assert iou(moved, truth)[far].mean() > iou(said, truth)[far].mean() - 0.02
+    alone = law.move(said[5:6], stds[5:6]).offsets
+    torch.testing.assert_close(alone[0], moved[5])

@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from lightning_bbox import (
+    BadInput,
     BinHead,
     BoxRegressor,
     LikelihoodHead,
@@ -17,7 +19,8 @@ from lightning_bbox import (
     SoftArgmaxHead,
 )
 from lightning_bbox.cli.main import main
-from lightning_bbox.evaluation.metrics import coordinate_errors, error_px
+from lightning_bbox.evaluation.metrics import Refined, coordinate_errors, error_px
+from lightning_bbox.evaluation.widths import AtWidths, measure_reliability
 from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.models.checkpoints import checkpoint_of, read_checkpoint
 from lightning_bbox.nn.calibration import Calibration, conformal_factor, coverage
@@ -236,3 +239,47 @@ def test_a_run_whose_steps_ended_within_an_epoch_goes_on_to_more_exactly(tmp_pat
     assert resume(folder, "--trainer.max_steps=10") == 0
     assert same(weights(folder), weights(longer))
     assert steps_in(folder)["last"] == 10
+
+
+def test_how_a_model_errs_is_measured_after_validation_and_travels_with_it(tmp_path: Path) -> None:
+    data, model = scenes(eval_draws=200, num_targets=4), BoxRegressor(ShallowConvNet(channels=(4,)))
+    trainer = trained_quietly(model, data, max_epochs=1, num_sanity_val_steps=0)
+    samples, widths = data.samples("val_widths"), data.widths("val_widths")
+    with torch.no_grad():
+        boxes, stds = model.eval().refine(data.crops_of(samples), samples.proposals)
+    refined = Refined(boxes, stds[:, 0], stds, stds, stds[:, 0] > 0)
+    found = AtWidths(samples, refined, widths)
+    reliability, law = measure_reliability(found, data.geometry)
+    assert (model.law, reliability.tails[0]) == (
+        law,
+        pytest.approx(model.reliability.tails[0], abs=0.02),
+    )
+    assert model.reliability.factors == pytest.approx(reliability.factors, rel=0.02)
+    assert model.law.means == law.means
+    path = tmp_path / "model.ckpt"
+    trainer.save_checkpoint(path)
+    again = BoxRegressor.load_from_checkpoint(path)
+    assert (again.reliability, again.law) == (model.reliability, model.law)
+    trainer.test(model, datamodule=data, verbose=False)
+    rows = model.evaluations["test"].harm
+    assert [row.draws for row in rows] == [25] * 4
+    assert rows[0].harmed_law <= rows[0].harmed
+
+    checkpoint = torch.load(path, weights_only=True)
+    for name in ("law", "reliability"):
+        broken = deepcopy(checkpoint)
+        broken["lightning_bbox"][name] = {"right": 1}
+        torch.save(broken, path)
+        with pytest.raises(BadInput, match="doesn't say how its model errs"):
+            BoxRegressor.load_from_checkpoint(path)
+    for name in ("law", "reliability"):
+        del checkpoint["lightning_bbox"][name]
+    torch.save(checkpoint, path)  # as older ones are
+    old = BoxRegressor.load_from_checkpoint(path)
+    assert old.law is old.reliability is None
+
+
+def test_a_head_that_cannot_tell_has_no_law_of_its_own() -> None:
+    model = BoxRegressor(ShallowConvNet(channels=(4,)), LinearHead())
+    trained(model, scenes(eval_draws=200), epochs=1)
+    assert model.law is model.reliability is None

@@ -173,11 +173,12 @@ def kept(folder, split):
 
 def test_features_are_computed_once_and_the_files_say_what_they_are(tmp_path, capsys):
     trained(frozen(cache=str(tmp_path)))
-    splits = ("train", "train_eval", "val")
+    splits = ("train", "train_eval", "val", "val_widths")
     paths = {split: kept(tmp_path, split)[0] for split in splits}
     computed = lines(capsys)
     assert [line.split(" computed")[0] for line in computed] == [
-        "features of train: 64 x 16", "features of train_eval: 10 x 16", "features of val: 40 x 16"
+        "features of train: 64 x 16", "features of train_eval: 10 x 16",
+        "features of val: 40 x 16", "features of val_widths: 20 x 16",
     ]  # fmt: skip
     for line, path in zip(computed, paths.values(), strict=True):
         assert line.endswith(f"kept in {path}")

@@ -14,6 +14,7 @@ from lightning_bbox import DisplacementLaw, Refiner
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.files import OWN
+from lightning_bbox.geometry.reliability import Reliability
 from tests import annotation_files
 from tests.runs import CONFIGS, files_of, fit
 
@@ -189,6 +190,38 @@ def test_few_boxes_move_as_in_training_and_that_is_said(run, write_set, capfd):
     )
     assert told in capfd.readouterr().out
     assert not (folder / "law.json").exists()
+
+
+@pytest.fixture
+def measured(run, tmp_path):
+    """The run's checkpoint, with a law of its own."""
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    law = DisplacementLaw(0.5, (0.5,), ((0.0,) * 4,), ((0.3,) * 4,))
+    reliability = Reliability((0.0,) * 4, (0.9,) * 4, (1.2,) * 4)
+    checkpoint["lightning_bbox"] |= {"law": law.plain(), "reliability": reliability.plain()}
+    torch.save(checkpoint, tmp_path / "measured.ckpt")
+    return tmp_path / "measured.ckpt"
+
+
+@pytest.mark.parametrize("options", [[], ["--law=own"]])
+def test_few_boxes_move_by_the_models_own_law_and_that_is_said(measured, write_set, capfd, options):
+    root = write_set("csv")
+    folder = predict(measured, root, "few", *options)
+    said = "boxes move by the model's own law, as if half of them were right (law.json)"
+    out = capfd.readouterr().out
+    assert said in out
+    assert ("4 boxes are too few to tell how they are off" in out) == (not options)
+    refiner = Refiner(measured)
+    assert DisplacementLaw.load(folder / "law.json") == refiner.law
+    expected = moved_by(refiner, root)[-1]
+    torch.testing.assert_close(corners_of(folder), expected, rtol=0, atol=2e-3)
+
+
+def test_a_law_of_its_own_that_a_model_has_not_is_refused(run, write_set, capfd):
+    assert main(command(run, write_set("csv"), "own", "--law=own")) == 2
+    assert (
+        "the checkpoint has no law of its own; take that which validate" in capfd.readouterr().err
+    )
 
 
 def test_the_table_of_changes_tells_each_box(run, write_set):

@@ -12,6 +12,7 @@ from lightning_bbox import (
     BadInput,
     BoxRegressor,
     CropGeometry,
+    DisplacementLaw,
     LinearHead,
     OffsetModel,
     OffsetSpec,
@@ -22,6 +23,8 @@ from lightning_bbox import (
     refine,
 )
 from lightning_bbox.geometry.boxes import box_centers, mirror_boxes
+from lightning_bbox.geometry.reliability import Reliability
+from lightning_bbox.geometry.weighing import move_under
 from lightning_bbox.pictures import store
 from lightning_bbox.pictures.store import ImageStore
 from lightning_bbox.refinement.refiner import as_rgb, clip_or_restore
@@ -276,3 +279,44 @@ def test_several_pictures_of_several_sizes_give_what_each_gives_alone():
     assert refiner.refine_batch([], []) == []
     with pytest.raises(BadInput, match="there are 1 pictures and 0 sets of boxes"):
         refiner.refine_batch(images[:1], [])
+
+
+def with_law(num_targets=4):
+    """Make a model that knows how it errs, and has a law for few boxes."""
+    model = built_model(num_targets=num_targets)
+    model.reliability = Reliability((0.01,) * 4, (0.9,) * 4, (1.2,) * 4, ((0.9, 1.0), (0.1, 2.0)))
+    model.law = DisplacementLaw(0.5, (0.5,), ((0.0,) * 4,), ((0.5,) * 4,))
+    return model
+
+
+def test_boxes_move_by_the_models_own_law_unless_another_is_asked_for():
+    model = with_law()
+    trained = Refiner(model, law="trained").refine_with_std(picture(), BOXES)
+    own = Refiner(model).refine_with_std(picture(), BOXES)
+    rough = torch.from_numpy(BOXES).float()
+    under = move_under(
+        model.law, trained.boxes, trained.stds, rough, model.spec.geometry, model.reliability
+    )
+    clipped, _ = clip_or_restore(
+        under.boxes, rough, torch.tensor([[70, 90]] * 3), model.spec.geometry
+    )
+    torch.testing.assert_close(own.boxes, clipped)
+    torch.testing.assert_close(own.stds, under.stds)
+    named = Refiner(model, law=model.law).refine_with_std(picture(), BOXES)
+    assert torch.equal(named.boxes, own.boxes)
+    with pytest.raises(BadInput, match="law is 'auto'; give own, trained"):
+        Refiner(model, law="auto")
+
+
+def test_a_box_does_not_depend_on_its_neighbours():
+    refiner = Refiner(with_law())
+    together = refiner.refine(picture(), BOXES)
+    for at in range(3):
+        alone = refiner.refine(picture(), BOXES[at : at + 1])
+        np.testing.assert_allclose(alone[0], together[at], rtol=0, atol=1e-4)
+
+
+def test_a_model_that_has_no_law_moves_boxes_as_in_training():
+    model = built_model(num_targets=4)
+    expected = Refiner(model, law="trained").refine(picture(), BOXES)
+    np.testing.assert_array_equal(Refiner(model).refine(picture(), BOXES), expected)

@@ -1,0 +1,110 @@
+"""What a model makes of boxes that are off by little and by much, those that are right among them.
+
+On validation it tells how far what the model says can be relied on, on the test whom it harms.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_bbox.data.samples import Samples
+from lightning_bbox.evaluation.metrics import HARM, Refined
+from lightning_bbox.geometry.boxes import Boxes, paired_iou
+from lightning_bbox.geometry.codecs import encode_deltas
+from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.geometry.displacement import DisplacementLaw, usual_law
+from lightning_bbox.geometry.reliability import Reliability, fit_reliability
+from lightning_bbox.geometry.weighing import move_under, said_of
+from lightning_bbox.nn.calibration import can_tell
+
+_WORDS = {0.0: "right", 0.1: "a little off", 0.4: "off by less than in training"}
+
+
+class AtWidths(NamedTuple):
+    """Boxes drawn at several widths of the jitter law, and what a model made of them.
+
+    Attributes:
+        samples: The boxes.
+        refined: What the model made of them, with calibrated standard deviations.
+        widths: How much of the law's way each one went.
+    """
+
+    samples: Samples
+    refined: Refined
+    widths: Float[Tensor, " n"]
+
+
+class HarmRow(NamedTuple):
+    """What becomes of boxes that are about equally far off.
+
+    Attributes:
+        name: How far off they are, in words.
+        draws: How many there are.
+        iou_before: Mean IoU with the truth, as they are.
+        iou_after: Where the model puts them.
+        harmed: Share that is made worse by that, as `box_metrics` counts.
+        iou_law: Where they go under the model's own law; None where it has none.
+        harmed_law: Share that is made worse by that.
+    """
+
+    name: str
+    draws: int
+    iou_before: float
+    iou_after: float
+    harmed: float
+    iou_law: float | None = None
+    harmed_law: float | None = None
+
+
+def measure_reliability(
+    drawn: AtWidths, geometry: CropGeometry
+) -> tuple[Reliability | None, DisplacementLaw | None]:
+    """Measure how what a model says errs, and the law it has for boxes too few to tell theirs.
+
+    Args:
+        drawn: Boxes of the validation.
+        geometry: What a px is.
+
+    Returns:
+        Both, or neither where the boxes are too few or the model tells no standard deviations.
+    """
+    samples, refined, widths = drawn
+    said = said_of(refined.boxes, refined.stds, samples.proposals, geometry)
+    truth = encode_deltas(samples.gt_boxes, samples.proposals)[:, : said.offsets.shape[1]]
+    reliability = fit_reliability(said.offsets, said.stds, truth)
+    return reliability, None if reliability is None else usual_law(truth, widths)
+
+
+def harm_rows(
+    drawn: AtWidths,
+    geometry: CropGeometry,
+    reliability: Reliability | None = None,
+    law: DisplacementLaw | None = None,
+) -> list[HarmRow]:
+    """See whom a model harms, by how far off boxes are.
+
+    Args:
+        drawn: Boxes of the test.
+        geometry: What a px is.
+        reliability: How what the model says errs.
+        law: The model's own.
+    """
+    samples, refined, widths = drawn
+    moved: Boxes | None = None
+    if law is not None and can_tell(refined.stds):
+        told = refined.boxes, refined.stds, samples.proposals, geometry
+        moved = move_under(law, *told, reliability).boxes
+    places = [samples.proposals, refined.boxes, *([] if moved is None else [moved])]
+    before, *after = [paired_iou(boxes, samples.gt_boxes).double() for boxes in places]
+    rows = []
+    for width in sorted(set(widths.tolist())):
+        own = widths == width
+        found = [
+            float(number)
+            for iou in after
+            for number in (iou[own].mean(), (iou < before - HARM)[own].double().mean())
+        ]
+        name = _WORDS.get(round(width, 3), "off as in training")
+        rows.append(HarmRow(name, int(own.sum()), float(before[own].mean()), *found))
+    return rows
