@@ -226,7 +226,7 @@ def test_another_version_computes_its_own(tmp_path, monkeypatch, capsys):
     lines(capsys)
     trained(frozen(cache=str(tmp_path)), epochs=1)
     assert all("computed" in line for line in lines(capsys))
-    assert len(list(tmp_path.glob("*.features"))) == 6
+    assert len(list(tmp_path.glob("*.features"))) == 8
 
 
 def test_damaged_features_are_computed_anew(tmp_path):
