@@ -77,7 +77,8 @@ def judge(
     # Annotations end where the picture does, whatever a model makes of what lies beyond.
     inside, _ = clip_or_restore(found, annotated, sizes, geometry)
     told = inside, stds, annotated, geometry
-    law = fit_law(*said_of(*told), len(torch.unique(clusters)))
+    said = said_of(*told)
+    law = fit_law(said.offsets, said.stds, len(torch.unique(clusters)), said.tails)
     weighed = move_under(law, *told)
     boxes, _ = clip_or_restore(weighed.boxes, annotated, sizes, geometry)
     share = share_of_wrong(weighed.wrong, clusters)
