@@ -17,6 +17,7 @@ import yaml
 from lightning_bbox.cli.main import main
 from lightning_bbox.cli.run import rehearse
 from lightning_bbox.core.messages import plain_warnings
+from lightning_bbox.insight.cross_fit import audit_parser
 from lightning_bbox.studies.study_file import read_study
 from tests import annotation_files
 from tests.conftest import ROOT, write_rectangles
@@ -108,6 +109,9 @@ def refuse_unless_it_may_begin(words):
     if words[0] == "compare":
         study = read_study(words[words.index("-c") + 1])
         words = ["fit", *study.arguments(study.runs()[0], [])]
+    if words[0] == "audit":
+        own, options = audit_parser().parse_known_args(words[1:])
+        words = ["fit", *(f"--config={config}" for config in own.config), *options]
     with plain_warnings():
         assert rehearse(words)
 

@@ -54,7 +54,7 @@ def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) 
     if "forkserver" not in multiprocessing.get_all_start_methods():
         msg = "audit needs a server of processes, which Windows hasn't; run it on Linux or macOS"
         raise BadInput(msg)
-    own, options = _parser().parse_known_args(arguments)
+    own, options = audit_parser().parse_known_args(arguments)
     if any(word.partition("=")[0] == "--ckpt_path" for word in options):
         msg = "ckpt_path: audit trains its own models; leave it out"
         raise BadInput(msg)
@@ -111,7 +111,8 @@ def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) 
     say(f"\n{text}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def audit_parser() -> argparse.ArgumentParser:
+    """Return what reads the options of `audit` alone."""
     parser = argparse.ArgumentParser(
         prog="lightning-bbox audit",
         allow_abbrev=False,

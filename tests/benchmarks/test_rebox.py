@@ -1,0 +1,79 @@
+"""What the benchmarks of refined and of audited boxes start from, and how they count."""
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import audit, rebox
+from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.geometry.boxes import box_sizes, paired_iou
+
+
+@pytest.fixture
+def table(tmp_path):
+    lines = ["image,xmin,ymin,xmax,ymax"]
+    for number in range(10):
+        Image.new("L", (100, 80)).save(tmp_path / f"{number}.png")
+        lines += [f"{number}.png,{8 * at},{6 * at},{8 * at + 30},{6 * at + 24}" for at in range(8)]
+    (tmp_path / "boxes.csv").write_text("\n".join(lines) + "\n")
+    return read_annotations(tmp_path)
+
+
+def test_sides_are_off_by_as_much_as_asked_and_within_the_picture(table):
+    limits = table.sizes[table.image_index].flip(-1)
+    generator = torch.Generator().manual_seed(0)
+    boxes = audit.off_by(table.boxes, limits, 0.15, 0.3, generator)
+    off = (boxes - table.boxes).abs() / box_sizes(table.boxes).repeat(1, 2)
+    assert off.min() > 0.15 - 1e-5
+    assert off.max() < 0.3 + 1e-5
+    assert bool((boxes >= 0).all())
+    assert bool((boxes[:, 2:] <= limits).all())
+
+
+def test_boxes_of_a_scale_overlap_by_its_square_where_no_border_cuts_them(table):
+    cases = {case.name: case.boxes for case in rebox.scaled(table, rebox.SCALES)}
+    assert torch.equal(cases["exact"], table.boxes)
+    for scale in (0.6, 0.9):
+        found = paired_iou(cases[f"all x {scale}"], table.boxes)
+        torch.testing.assert_close(found, torch.full_like(found, scale**2))
+    assert bool((cases["all x 1.4"] >= 0).all())
+
+
+def test_a_mixture_is_off_in_its_share_alone(table):
+    for case in rebox.mixtures(table, 2):
+        off = (case.boxes - table.boxes).abs() / box_sizes(table.boxes).repeat(1, 2)
+        assert off[~case.bad].max() <= rebox.NEARLY + 1e-5
+        assert not case.bad.any() or off[case.bad].min() > rebox.NEAR - 1e-5
+        assert float(case.name.partition(" ")[0]) == pytest.approx(
+            100 * float(case.bad.double().mean()), abs=1
+        )
+
+
+def test_tables_tell_what_was_kept(table, tmp_path):
+    run = tmp_path / "bccd-all-0.7-0"
+    run.mkdir()
+
+    class Perfect:
+        def __init__(self, *_):
+            pass
+
+        def trained(self, boxes):
+            return table.boxes, torch.ones(len(boxes), 4)
+
+        def audit(self, boxes, found, stds):
+            wrong = (paired_iou(boxes, found) < 0.9).float()
+            share = audit_of_share(wrong)
+            return rebox.Audit(None, found, wrong, wrong, wrong, share)
+
+    audit_of_share = lambda wrong: rebox.Mean(float(wrong.mean()), 0.0, 1.0, 10)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rebox, "Judge", Perfect)
+        rebox.measure(run, table, repetitions=1)
+    found = rebox.collect(tmp_path)["bccd, all pictures, log_scale 0.7"]
+    case = found["cases"]["all x 0.8"]
+    assert (case["before"], case["law"]) == (pytest.approx(0.64), pytest.approx(1.0))
+    assert (case["gain"]["value"], case["harmed"]) == (pytest.approx(0.36), 0)
+    assert found["mixtures"]["20 %"]["bad law"] == pytest.approx(1.0)
+    text = rebox.as_markdown({"bccd, all pictures, log_scale 0.7": found})
+    assert "| all x 0.8 | 0.640 | 1.000 | 1.000 | +0.360 (" in text
+    assert text.count("0.895 | 0.708 |") == 1
