@@ -182,7 +182,8 @@ def _refuse_rivals(source: Source, named: int) -> None:
     """Refuse files that may each hold the whole data set, unless named, or one a split."""
     splits = [split_in_name(file) or split_of(file) for file in source.files]
     one_each = "" not in splits and len(set(splits)) == len(splits)
-    if not source.format.by_stem and len(splits) > max(named, 1) and not one_each:
+    many = source.format.by_stem or source.format.together
+    if not many and len(splits) > max(named, 1) and not one_each:
         which = "the files themselves" if named else "the one to read, or several,"
         remedy = f"name {which} with {argument('annotations')}"
         raise BadInput.at(listed(source.files), "any of these may hold the annotations", remedy)

@@ -239,7 +239,9 @@ class PictureFinder:
         key = self._key(picture)
         if key not in self._looked_in:
             folders = _picture_folders(posixpath.dirname(picture.file), self._images)
-            if not self._by_stem:
+            if picture.from_root:
+                folders = [""]
+            elif not self._by_stem:
                 folders = [*_inner_folders(self._root, folders, picture.file), *folders]
             self._looked_in[key] = [*dict.fromkeys(folders)]
         return self._looked_in[key]

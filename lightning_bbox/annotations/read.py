@@ -4,20 +4,25 @@ What can't be meant is refused in one sentence that says where. Invalid boxes ar
 listed. Nothing is clipped, rounded or dropped without a word.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float64, Int64
 from PIL import Image
-from torch import Tensor
 
 from lightning_bbox.annotations.find import Source, find_annotations
-from lightning_bbox.annotations.formats.format import NO_BOX, Format, Listing, Picture, Record
+from lightning_bbox.annotations.formats.format import (
+    NO_BOX,
+    Format,
+    Listing,
+    Picture,
+    Record,
+    Units,
+)
 from lightning_bbox.annotations.formats.known import FormatName, known_formats
+from lightning_bbox.annotations.formats.tables.sheet import Asked
 from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.formats.voc import VocBase
 from lightning_bbox.annotations.groups import group_pictures, groups_note
@@ -25,15 +30,18 @@ from lightning_bbox.annotations.headers import Exif, Header, read_headers
 from lightning_bbox.annotations.pictures import PictureFinder
 from lightning_bbox.annotations.split_files import pictures_named, with_stated_splits
 from lightning_bbox.annotations.table import BoxTable
-from lightning_bbox.annotations.validity import box_faults, without_invalid
+from lightning_bbox.annotations.validity import (
+    box_faults,
+    refuse_fractions,
+    refuse_other_meaning,
+    without_invalid,
+)
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
 from lightning_bbox.geometry.boxes import box_sizes
 
 _LONG_TO_READ = 50_000_000  # bytes of text: some 200,000 boxes, or 10 s
 _MANY_HEADERS = 50_000
-_FAR = 0.1  # the share of a side by which a rough box may well overhang
-_SHARE = 0.1  # of boxes that make none, for another meaning of their numbers to be thought of
 
 
 def read_annotations(
@@ -48,6 +56,9 @@ def read_annotations(
     on_bad: Literal["skip", "error"] = "skip",
     on_missing: Literal["error", "skip"] = "error",
     exif: Exif = "auto",
+    units: Units | None = None,
+    columns: Mapping[str, str | int] | None = None,
+    delimiter: str | None = None,
     allow_outside: bool = False,
     max_pixels: int | None = None,
     rough: bool = False,
@@ -75,6 +86,12 @@ def read_annotations(
             their boxes.
         exif: What boxes are drawn on: `apply` says on pictures as EXIF turns them, `ignore` on
             pictures as they are stored; `auto` goes by the sizes that are stated.
+        units: What the numbers are stated in, `pixels` or `fraction` (of the picture), where it is
+            not what the format says.
+        columns: Names of a table's columns by what they mean: image, xmin, ymin, xmax, ymax, or x,
+            y, w, h, or cx, cy, w, h, or bbox (x, y, width and height in a cell) or corners; label,
+            split, group, score. Numbers of columns, from 0, where there is no header.
+        delimiter: What stands between the cells of a table: by default comma, semicolon or tab.
         allow_outside: Whether files may lie outside the root.
         max_pixels: The most pixels a picture may have, from now on and in the whole process, as
             Pillow has one limit; by default that one, 89,478,485.
@@ -102,20 +119,19 @@ def read_annotations(
     _check_choice("on_bad", on_bad, ("skip", "error"))
     _check_choice("on_missing", on_missing, ("error", "skip"))
     _check_choice("exif", exif, get_args(Exif))
-    if max_pixels is not None:
-        if max_pixels < 1:
-            msg = f"max_pixels is {max_pixels}; expected 1 or more"
-            raise BadInput(msg)
-        Image.MAX_IMAGE_PIXELS = max_pixels
+    _check_choice("units", units, (None, *get_args(Units)))
+    _allow_pixels(max_pixels)
+    asked = _of_tables(columns, delimiter)
     base = expanded(root)
     if not base.is_dir():
         raise BadInput.at(str(base), "is no folder", f"correct {argument('root')}")
-    formats = known_formats(voc_base)
+    formats = known_formats(voc_base, asked)
     sources = find_annotations(base, formats, format, annotations, allow_outside)
     kind, files = sources[0].format, sources[0].files
     _tell_if_long(sum(_size(base / file) for file in files), _LONG_TO_READ, "bytes of annotations")
     listing = kind.read(base, files)
-    kind = replace(kind, convention=listing.convention or kind.convention)
+    convention = listing.convention or kind.convention
+    kind = replace(kind, convention=convention.in_units(units) if units else convention)
     finder = PictureFinder(base, images, kind.by_stem, allow_outside)
     found = finder.find(listing.pictures)
     said = _note(kind, sources, listing, finder.unlabelled(found))
@@ -135,7 +151,7 @@ def read_annotations(
     if copies := groups_note(found, groups):
         note += f"; {copies}"
     records = [record for picture in found.values() for record in picture.records]
-    _refuse_fractions(kind, records)
+    refuse_fractions(kind, records)
     classes = listing.classes or _met(listing.pictures)
     table = _table(base, found, headers, kind, classes, on_bad, rough)
     note += table.note
@@ -169,6 +185,22 @@ def _tell_if_long(count: int, usual: int, what: str) -> None:
         say(f"reading {count:,} {what}")
 
 
+def _allow_pixels(most: int | None) -> None:
+    if most is None:
+        return
+    if most < 1:
+        msg = f"max_pixels is {most}; expected 1 or more"
+        raise BadInput(msg)
+    Image.MAX_IMAGE_PIXELS = most
+
+
+def _of_tables(columns: Mapping[str, str | int] | None, delimiter: str | None) -> Asked:
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        msg = f"delimiter is {delimiter!r}; expected one character, such as ',' or '|'"
+        raise BadInput(msg)
+    return Asked(tuple((columns or {}).items()), delimiter)
+
+
 def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     if value not in choices:
         msg = f"{name} is {value!r}; choose from {', '.join(map(repr, choices))}"
@@ -195,19 +227,6 @@ def _met(pictures: Iterable[Picture]) -> tuple[str, ...]:
     met = {record.label for picture in pictures for record in picture.records} - {""}
     numbers = all(name.isascii() and name.isdecimal() for name in met)
     return tuple(sorted(met, key=lambda name: (len(name.lstrip("0")), name) if numbers else name))
-
-
-def _refuse_fractions(kind: Format, records: Sequence[Record]) -> None:
-    """Refuse numbers that all lie within the picture's first pixel: they are meant otherwise."""
-    finite = [record for record in records if all(map(math.isfinite, record.values))]
-    numbers = [number for record in finite for number in record.values]
-    if kind.convention.fractions or not numbers or not (min(numbers) >= 0 < max(numbers) <= 1):
-        return
-    pairs = zip(kind.convention.fields, finite[0].values, strict=True)
-    stated = ", ".join(f"{name}={value:.10g}" for name, value in pairs)
-    problem = f"{stated} and all other boxes lie between 0 and 1, as fractions of a picture do"
-    remedy = "multiply them by the width and height of their pictures"
-    raise BadInput.at(finite[0].place, problem, remedy)
 
 
 def _table(
@@ -249,7 +268,7 @@ def _table(
     sides = box_sizes(values) if kind.convention.inclusive else None
     faults = box_faults(table.boxes, sizes[image_index], sides, partly_outside=rough)
     turned = torch.tensor([header.turn != 1 for header in headers])[image_index]
-    _refuse_other_meaning(kind, records, values, sizes[image_index], turned)
+    refuse_other_meaning(kind, records, values, sizes[image_index], turned)
     faults |= {at: record.fault for at, record in enumerate(records) if record.fault}
     if rough:
         around = {at: record.outline for at, record in enumerate(records) if record.outline}
@@ -268,44 +287,6 @@ def _whole(kind: Format, records: Iterable[Record]) -> frozenset[str]:
     if kind.convention.fractions or (many and not all(files.values())):
         return frozenset()
     return frozenset(file for file, plain in files.items() if plain)
-
-
-def _refuse_other_meaning(
-    kind: Format,
-    records: Sequence[Record],
-    values: Float64[Tensor, "n 4"],
-    sizes: Int64[Tensor, "n 2"],
-    turned: Bool[Tensor, " n"],
-) -> None:
-    """Refuse numbers that make no boxes as the format has them, but all do in another order."""
-    faulty = [bool(record.outline or record.fault) for record in records]
-    stated = values.isfinite().all(dim=1) & ~turned & ~torch.tensor(faulty, dtype=torch.bool)
-    values, sizes = values[stated], sizes[stated]
-    convention = kind.convention
-    wrong = ~_may_lie_in(convention.edges(values, sizes), sizes, _FAR)
-    count = int(wrong.sum())
-    if count < max(2, _SHARE * len(values)):
-        return
-    for fields, to_xyxy in convention.others:
-        other = replace(convention, to_xyxy=to_xyxy)
-        if bool(_may_lie_in(other.edges(values, sizes), sizes, 0.0).all()):
-            first = records[int(stated.nonzero()[wrong][0])]
-            problem = (
-                f"{count} of {len(values)} boxes don't lie in their pictures as "
-                f"{', '.join(convention.fields)}, and all of them do as {fields}"
-            )
-            remedy = f"write {', '.join(convention.fields)}"
-            raise BadInput.at(first.place, problem, convention.remedy or remedy)
-
-
-def _may_lie_in(
-    edges: Float64[Tensor, "n 4"], sizes: Int64[Tensor, "n 2"], share: float
-) -> Bool[Tensor, " n"]:
-    """Tell which boxes have an area, and overhang by no more than this share of a side."""
-    limits = sizes.flip(-1)
-    most = torch.clamp(share * limits, min=1.0)
-    inside = (edges[:, :2] >= -most) & (edges[:, 2:] <= limits + most)
-    return (inside & (box_sizes(edges) > 0)).all(dim=1)
 
 
 def _left_out(found: Iterable[str], headers: Sequence[Header]) -> str:

@@ -1,15 +1,16 @@
 """Whether a box is valid (finite, of some area, in its picture), and what becomes of others."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from lightning_bbox.annotations.formats.format import NO_BOX, Record
+from lightning_bbox.annotations.formats.format import NO_BOX, Format, Record
 from lightning_bbox.annotations.formats.texts import argument
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput
@@ -18,6 +19,8 @@ from lightning_bbox.geometry.boxes import Boxes, box_sizes
 LEFT_OUT = "; left out"
 """What ends the sentence of a box that is skipped in training."""
 
+_FAR = 0.1  # the share of a side by which a rough box may well overhang
+_SHARE = 0.1  # of boxes that make none, for another meaning of their numbers to be thought of
 _REACH = 1.0  # pixels that a box may reach outside its picture: people and tools differ by one
 
 
@@ -95,3 +98,90 @@ def without_invalid(
     good = torch.tensor([at not in faults for at in range(len(records))], dtype=torch.bool)
     index = table.image_index[~good].tolist()
     return replace(table.boxes_where(good), skipped=tuple(skipped), skipped_index=tuple(index))
+
+
+def refuse_fractions(kind: Format, records: Sequence[Record]) -> None:
+    """Refuse numbers that all lie within the picture's first pixel: they are meant otherwise.
+
+    Args:
+        kind: The format.
+        records: The boxes as the files state them.
+
+    Raises:
+        BadInput: If they do, or if fractions all are larger than 1.
+    """
+    finite = [record for record in records if all(map(math.isfinite, record.values))]
+    numbers = [number for record in finite for number in record.values]
+    if not numbers:
+        return
+    if kind.convention.fractions:
+        _refuse_pixels(kind, finite)
+        return
+    if not min(numbers) >= 0 < max(numbers) <= 1:
+        return
+    pairs = zip(kind.convention.fields, finite[0].values, strict=True)
+    stated = ", ".join(f"{name}={value:.10g}" for name, value in pairs)
+    problem = f"{stated} and all other boxes lie between 0 and 1, as fractions of a picture do"
+    remedy = f"if they are, say {argument('units', 'fraction')}"
+    raise BadInput.at(finite[0].place, problem, remedy)
+
+
+def _refuse_pixels(kind: Format, records: Sequence[Record]) -> None:
+    """Refuse numbers of pixels where fractions are due: every box would lie far outside."""
+    sizes = torch.ones(len(records), 2, dtype=torch.int64)
+    values = torch.tensor([record.values for record in records], dtype=torch.float64)
+    edges = kind.convention.edges(values, sizes)
+    if bool((edges[:, 2:] > 2).all()):
+        stated = ", ".join(f"{number:.10g}" for number in records[0].values)
+        problem = f"{stated} and all other boxes lie far beyond 1, as pixels do"
+        remedy = f"if they are, say {argument('units', 'pixels')}"
+        raise BadInput.at(records[0].place, problem, remedy)
+
+
+def refuse_other_meaning(
+    kind: Format,
+    records: Sequence[Record],
+    values: Float64[Tensor, "n 4"],
+    sizes: Int64[Tensor, "n 2"],
+    turned: Bool[Tensor, " n"],
+) -> None:
+    """Refuse numbers that make no boxes as the format has them, but all do in another order.
+
+    Args:
+        kind: The format.
+        records: The boxes as the files state them.
+        values: Their numbers.
+        sizes: Height and width of each box's picture.
+        turned: Whether that was turned after the box was drawn; such ones aren't judged.
+
+    Raises:
+        BadInput: If they do.
+    """
+    faulty = [bool(record.outline or record.fault) for record in records]
+    stated = values.isfinite().all(dim=1) & ~turned & ~torch.tensor(faulty, dtype=torch.bool)
+    values, sizes = values[stated], sizes[stated]
+    convention = kind.convention
+    wrong = ~_may_lie_in(convention.edges(values, sizes), sizes, _FAR)
+    count = int(wrong.sum())
+    if count < max(2, _SHARE * len(values)):
+        return
+    for fields, to_xyxy in convention.others:
+        other = replace(convention, to_xyxy=to_xyxy)
+        if bool(_may_lie_in(other.edges(values, sizes), sizes, 0.0).all()):
+            first = records[int(stated.nonzero()[wrong][0])]
+            problem = (
+                f"{count} of {len(values)} boxes don't lie in their pictures as "
+                f"{', '.join(convention.fields)}, and all of them do as {fields}"
+            )
+            remedy = f"write {', '.join(convention.fields)}"
+            raise BadInput.at(first.place, problem, convention.remedy or remedy)
+
+
+def _may_lie_in(
+    edges: Float64[Tensor, "n 4"], sizes: Int64[Tensor, "n 2"], share: float
+) -> Bool[Tensor, " n"]:
+    """Tell which boxes have an area, and overhang by no more than this share of a side."""
+    limits = sizes.flip(-1)
+    most = torch.clamp(share * limits, min=1.0)
+    inside = (edges[:, :2] >= -most) & (edges[:, 2:] <= limits + most)
+    return (inside & (box_sizes(edges) > 0)).all(dim=1)

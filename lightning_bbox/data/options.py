@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_bbox.annotations.formats.format import Units
 from lightning_bbox.annotations.formats.known import FormatName
 from lightning_bbox.annotations.formats.voc import VocBase
 from lightning_bbox.annotations.headers import Exif
@@ -25,6 +26,12 @@ class Reading:
         on_missing: Refuse pictures that aren't there, or leave them out with their boxes.
         exif: What boxes are drawn on: `apply` says on pictures as EXIF turns them, `ignore` on
             pictures as they are stored; `auto` goes by the sizes that are stated.
+        units: What the numbers are stated in, `pixels` or `fraction` (of the picture), where it is
+            not what the format says.
+        columns: Columns of a table by what they mean, as in `{xmin: Roi.X1}`: image, xmin, ymin,
+            xmax, ymax, or x, y, w, h, or cx, cy, w, h, or bbox (a cell of x, y, width, height) or
+            corners; label, split, group, score. Numbers, from 0, where there is no header.
+        delimiter: What stands between the cells of a table; by default comma, semicolon or tab.
         allow_outside: Whether files may lie outside the root, as links do.
         max_pixels: The most pixels a picture may have, in the whole process; by default Pillow's
             limit, 89,478,485.
@@ -37,6 +44,9 @@ class Reading:
     on_bad: Literal["skip", "error"] = "skip"
     on_missing: Literal["error", "skip"] = "error"
     exif: Exif = "auto"
+    units: Units | None = None
+    columns: dict[str, str | int] | None = None
+    delimiter: str | None = None
     allow_outside: bool = False
     max_pixels: int | None = None
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
 
 FILE = Path(__file__).resolve().parents[3] / "shared" / "exports" / "exports.py"
@@ -39,9 +40,17 @@ class Outcome(NamedTuple):
 
 TEN = [[10, 10, 30, 30]]
 NINE = [[9, 9, 40, 20]]
+FRACTIONS = [[6.4, 9.6, 32, 28.8]]
+SMALL = [[25.6, 14.4, 38.4, 33.6]]
+EIGHT = [[8, 9, 28, 29]]
+ONE = [[1, 1, 20, 20]]
+PLATE = Outcome([[25.6, 19.2, 38.4, 28.8]], classes=("cell", "plate"))
 FORMATS = {
     "CVAT COCO rotated": Outcome(skipped="annotation 1: ... is turned by 40 degrees"),
+    "CSV corners as fractions": Outcome(refusal="lie between 0 and 1 ... units='fraction'"),
     "COCO bbox is xyxy": Outcome(refusal="2 of 3 boxes ... as xmin, ymin, xmax, ymax; write x, y"),
+    "obj.names (CVAT YOLO 1.1)": PLATE,
+    "_darknet.labels (Roboflow)": PLATE,
     "VOC size 0": Outcome(NINE, "1 of 1 files state a size of 0"),
     "roLabelImg robndbox": Outcome(NINE, skipped="object 2: the object ... is turned"),
     "VOC GB2312": Outcome(NINE, classes=("细胞",)),
@@ -58,8 +67,21 @@ FORMATS = {
     "ultralytics predictions.json": Outcome(
         [[11.5, 9, 31.5, 29]], "results of p.json name pictures by file_name"
     ),
-    "TF csv": Outcome([[1, 1, 20, 20]]),
+    "YOLO polygon": Outcome([[12.8, 9.6, 32, 28.8]], rough=[], skipped="around a polygon"),
+    "YOLO OBB": Outcome(skipped="is turned"),
+    "YOLO class as float": Outcome(SMALL, classes=("0",)),
+    "YOLO comment": Outcome(SMALL),
+    "YOLO train.txt beside": Outcome(SMALL, "train as in train.txt", classes=("cell",)),
+    "YOLO data.yaml without names": Outcome(SMALL, "names no classes", classes=("0",)),
+    "DeepForest": Outcome(ONE, classes=("Tree",)),
+    "Kaggle bbox": Outcome(EIGHT),
+    "Open Images": Outcome(FRACTIONS),
+    "VIA": Outcome(EIGHT, classes=("cell",)),
+    "TF csv": Outcome(ONE),
+    "MOT": Outcome(TEN),
     "detection overhangs by 3 px": Outcome(skipped="reaches 3 px outside", rough=[[-3, 1, 20, 20]]),
+    "AutoML csv": Outcome(FRACTIONS, classes=("cell",)),
+    "annotation beside CVAT images 1.1": Outcome(TEN),
     "VOC ints and a detector's floats": Outcome([[9, 9, 40.7, 20.2]]),
     "two images entries of one file": Outcome(refusal="a.png is listed at b.json: image 1 too"),
     "VOC ImageSets default": Outcome(NINE),
@@ -81,20 +103,45 @@ def check(root, name, outcome):
             read_annotations(root, **options)
         has_words(str(refusal.value), outcome.refusal)
         return
-    rough = outcome.boxes if outcome.rough is None else outcome.rough
-    for boxes, table in (
-        (outcome.boxes, read_annotations(root, **options)),
-        (rough, read_annotations(root, **options, rough=True)),
-    ):
-        assert len(table.boxes) == len(boxes)
-        for found, box in zip(table.boxes.tolist(), boxes, strict=True):
-            assert found == pytest.approx(box, abs=1e-4)
-        has_words(table.note, outcome.note)
-        if outcome.classes:
-            assert table.classes == outcome.classes
-        if not (outcome.skipped and boxes):
-            assert len(table.skipped) == bool(outcome.skipped) or boxes
-    has_words("".join(read_annotations(root, **options).skipped), outcome.skipped)
+    table, rough = read_annotations(root, **options), read_annotations(root, **options, rough=True)
+    has_boxes(table, outcome.boxes)
+    has_boxes(rough, outcome.boxes if outcome.rough is None else outcome.rough)
+    has_words(table.note, outcome.note)
+    if outcome.classes:
+        assert table.classes == outcome.classes
+    has_words(" ".join(table.skipped or rough.skipped), outcome.skipped)
+    assert bool(table.skipped or rough.skipped) == bool(outcome.skipped)
+
+
+def has_boxes(table, boxes):
+    assert len(table.boxes) == len(boxes)
+    for found, box in zip(table.boxes.tolist(), boxes, strict=True):
+        assert found == pytest.approx(box, abs=1e-4)
+
+
+def test_fractions_are_read_as_the_remedy_says(tmp_path):
+    module = exports()
+    module.write(tmp_path, module.CASES["CSV corners as fractions"][0])
+    has_boxes(read_annotations(tmp_path, units="fraction"), FRACTIONS)
+
+
+def test_gb2312_is_written_back_in_its_encoding(tmp_path):
+    module = exports()
+    files = module.CASES["VOC GB2312"][0]
+    module.write(tmp_path, files)
+    table = read_annotations(tmp_path)
+    (path,) = write_boxes(table, table.boxes + 1, tmp_path / "out")
+    before = files["Annotations/a.xml"].decode("gb2312")
+    for old, new in (("xmin>10<", "xmin>11<"), ("ymin>10<", "ymin>11<"), ("xmax>40<", "xmax>41<")):
+        before = before.replace(old, new)
+    assert path.read_bytes().decode("gb2312") == before.replace("ymax>20<", "ymax>21<")
+
+
+def test_a_sequence_is_a_group(tmp_path):
+    module = exports()
+    module.write(tmp_path / "MOT17-02", module.CASES["MOT"][0])
+    table = read_annotations(tmp_path / "MOT17-02")
+    assert (table.images, table.groups) == (("img1/000001.jpg",), ("MOT17-02",))
 
 
 def has_words(text, words):

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from lightning_bbox import Reading
 from lightning_bbox.annotations import read
 from lightning_bbox.annotations.formats.coco import COCO
-from lightning_bbox.annotations.formats.csv import CSV
 from lightning_bbox.annotations.formats.known import FormatName, known_formats
+from lightning_bbox.annotations.formats.tables.csv import CSV
 from lightning_bbox.annotations.formats.voc import voc_format
 from lightning_bbox.annotations.formats.yolo import YOLO
 from lightning_bbox.annotations.read import read_annotations
@@ -56,7 +56,7 @@ def has_columns(path):
 
 def test_a_new_format_is_read_and_written_once_it_is_known(tmp_path, monkeypatch):
     toy = replace(CSV, name="toy", suffixes=(".json",), looks_like=has_columns)
-    monkeypatch.setattr(read, "known_formats", lambda base: (*known_formats(base), toy))
+    monkeypatch.setattr(read, "known_formats", lambda *asked: (*known_formats(*asked), toy))
     text = "image,x1,y1,x2,y2\na.png,1,1,5,5"
     write(tmp_path, {"a.png": (64, 48), "boxes.json": text, "settings.json": "{}"})
     for arguments in ({}, {"annotations": "boxes.json"}):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_bbox.annotations.formats.csv import CSV
+from lightning_bbox.annotations.formats.tables.csv import CSV
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput
 

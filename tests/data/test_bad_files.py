@@ -36,7 +36,7 @@ NEITHER_FOLDER = (
     "there is no picture 'a.png' in ., JPEGImages, images, data; add it, correct the entry"
 )
 NO_PICTURE = "a.png can't be read as a picture"
-NOT_FIVE = "isn't class, cx, cy, w, h ...; write these, separated by spaces, without polygons"
+NOT_FIVE = "isn't class, cx, cy, w, h ...; write one of these, separated by spaces, or say kpt"
 NO_NAMES = "no list or numbered map of texts; write names: ['first', 'second']"
 NO_COLUMNS = "is no list of columns; write image,xmin,ymin,xmax,ymax, separated by comma, semi"
 
@@ -128,8 +128,6 @@ YOLO = {
         "labels/a.txt: its picture may be any of a.jpg, a.png in images; keep one"),
     "four columns": (A | {"a.txt": "0 .5 .5 .1 .1\n\n0 .5 .5 .1"},
         f"a.txt:3: '0 .5 .5 .1' {NOT_FIVE}"),
-    "a polygon": (A | {"a.txt": "0 .1 .1 .2 .1 .2 .2"},
-        f"a.txt:1: '0 .1 .1 .2 .1 .2 .2' {NOT_FIVE}"),
     "a class name for its number": (A | {"a.txt": "cell .5 .5 .1 .1"},
         "a.txt:1: class is 'cell', not a whole number; correct"),
     "two hundred thousand digits and a letter": (A | {"a.txt": f"0 .5 .5 .1 {'1' * 200_000}x"},
@@ -214,7 +212,7 @@ CSV = {
     "fractions of the picture": (
         A | {"b.csv": csv_of("a.png,nan,0,1,1", "a.png,0.1,0.2,0.6,1", "a.png,0,0,1,1")},
         ("b.csv:3: xmin=0.1, ymin=0.2, xmax=0.6, ymax=1 and all other boxes lie between 0 and 1, "
-         "as fractions of a picture do; multiply them by the width and height of their pictures")),
+         "as fractions of a picture do; if they are, say units='fraction'")),
     "no picture named": (A | {"b.csv": csv_of(",1,1,2,2")},
         "b.csv:2: the image is empty; fill it or remove"),
     "no label": (A | {"b.csv": csv_of(ROW + ",", header="image,xmin,ymin,xmax,ymax,label")},
@@ -284,9 +282,9 @@ SPLITS = {
         {"splits": Splits(test="tset")}),
     "no boxes": (A | {"b.json": coco(("a.png", (64, 48), []))},
         "b.json: has no boxes; annotate some, or name other files with annotations= (--data.read"),
-    "bad boxes only": (A | {"a.txt": "0 32 24 10 10"},
+    "bad boxes only": (A | {"a.txt": "0 .5 .5 0 .1"},
         ("a.txt: none of the 1 boxes can be used, read as YOLO text, ... fractions of the picture; "
-         "correct them, such as a.txt:1: the box cx=32, cy=24, w=10, h=10 in a.png reaches 2304")),
+         "correct them, such as a.txt:1: the box cx=0.5, cy=0.5, w=0, h=0.1 in a.png has no pos")),
     "two pictures": (A | {"b.csv": csv_of(ROW, "b.png,1,1,9,9"), "b.png": (64, 48)},
         "there are too few groups to hold one out (a.png); give three at least"),
     "an unknown class": (NINE | {"b.csv": csv_of(*ROWS)},

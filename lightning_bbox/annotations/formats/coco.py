@@ -395,6 +395,6 @@ COCO = Format(
     _read,
     _spots,
     _looks_like,
-    content="with images and annotations",
+    content="of COCO",
     aside=_aside,
 )

@@ -6,7 +6,7 @@ edges, once, when the size of the picture is known.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -20,6 +20,8 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 NO_BOX = (math.nan, math.nan, math.nan, math.nan)
 """The numbers of what has none."""
 Span = tuple[int, int]
+Units = Literal["pixels", "fraction"]
+"""What numbers are stated in: pixels, or fractions of the picture."""
 Along = Literal["xmin", "ymin", "xmax", "ymax", "area"]
 
 
@@ -74,6 +76,7 @@ class Picture:
         split: As stated, or empty.
         group: As stated, or empty.
         records: Its boxes, in file order.
+        from_root: Whether its name is a path relative to the root of the data set.
     """
 
     file: str
@@ -83,6 +86,7 @@ class Picture:
     split: str = ""
     group: str = ""
     records: list[Record] = field(default_factory=list)
+    from_root: bool = False
 
 
 class Listing(NamedTuple):
@@ -128,6 +132,17 @@ class Convention:
     inclusive: bool = False
     others: tuple[tuple[str, Callable[[Float[Tensor, "n 4"]], Float[Tensor, "n 4"]]], ...] = ()
     remedy: str = ""
+
+    def in_units(self, units: Units) -> "Convention":
+        """Return the same with numbers in pixels, or as fractions of the picture.
+
+        Args:
+            units: Which of the two.
+        """
+        if self.fractions == (units == "fraction"):
+            return self
+        text = f"{self.text}, read in units of a {units.removesuffix('s')}"
+        return replace(self, fractions=not self.fractions, text=text)
 
     def edges(
         self, values: Float64[Tensor, "n 4"], sizes: Int64[Tensor, "n 2"]

@@ -13,6 +13,9 @@ from lightning_bbox.core.errors import BadInput
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"[^\s,\[\]]+")
+_TOKEN = re.compile(
+    r'"(?:[^"\\]|\\.)*"|(-?(?:\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|Infinity)|NaN)', re.ASCII | re.DOTALL
+)
 _DECODER = json.JSONDecoder()
 _EXACT = 1 << 53  # whole numbers up to here are the same as floats
 
@@ -69,7 +72,7 @@ def as_object(entry: object, place: str) -> Mapping[str, Any]:
 
 def is_number(value: object) -> bool:
     """Tell whether a JSON value is a number, which true isn't."""
-    return type(value) in (int, float)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def as_float(number: int | float) -> float:
@@ -82,6 +85,45 @@ def as_float(number: int | float) -> float:
     if isinstance(number, int) and abs(number) > _EXACT:
         return float("inf") if abs(number) > 1e308 else float(number)
     return number
+
+
+class Spotted(float):
+    """A number of a JSON text that knows where it stands.
+
+    Attributes:
+        span: Where.
+    """
+
+    span: Span
+
+
+def spotted_json(text: str) -> Any:  # noqa: ANN401 - JSON
+    """Parse a JSON text whose numbers become `Spotted`.
+
+    Args:
+        text: What `parse_json` has read.
+
+    Raises:
+        ValueError: If it is not well-formed.
+
+    Examples:
+        >>> [number.span for number in spotted_json('{"a": [1, 23.5]}')["a"]]
+        [(7, 8), (10, 14)]
+    """
+    spans = (match.span(1) for match in _TOKEN.finditer(text) if match[1])
+
+    def spot(word: str) -> Spotted:
+        number = Spotted(word)
+        number.span = next(spans, (0, 0))
+        return number
+
+    plain = text.removeprefix("\ufeff")
+    return json.loads(plain, parse_float=spot, parse_int=spot, parse_constant=spot)
+
+
+def span_of(number: float) -> Span:
+    """Return where a number of `spotted_json` stands; nowhere for any other."""
+    return number.span if isinstance(number, Spotted) else (0, 0)
 
 
 def members(text: str, position: int) -> Iterator[tuple[str, Any, Span]]:

@@ -1,0 +1,1 @@
+"""Tracks: a file for each sequence, whose pictures are numbered."""

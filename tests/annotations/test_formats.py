@@ -1,0 +1,442 @@
+"""The formats of many tools: each is read, and written so that only the moved boxes differ.
+
+What was written is read again by plain code of this file, which knows nothing of the package.
+"""
+
+import csv
+import io
+import json
+import re
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.annotations.write import write_boxes
+from lightning_bbox.core.errors import BadInput
+from tests.annotation_files import csv_of, pattern_of, voc, write
+
+A = {"a.png": (64, 48)}
+AB = A | {"b.png": (64, 48)}
+SIZE = {"imageHeight": 48, "imageWidth": 64}
+
+
+def cvat(*shapes, head="", name="a.png"):
+    image = f'<image id="0" name="{name}" width="64" height="48">'
+    return (
+        f"<annotations><version>1.1</version>{head}{image}{''.join(shapes)}</image></annotations>"
+    )
+
+
+def cvat_box(x1, y1, x2, y2, more=""):
+    return f'<box label="cell" {more} xtl="{x1}" ytl="{y1}" xbr = \'{x2}\' ybr="{y2}" z_order="0"/>'
+
+
+def labelme(*shapes, name="a.png"):
+    entries = [{"label": "cell", "points": p, "shape_type": kind} for kind, p in shapes]
+    return SIZE | {"version": "5.0", "shapes": entries, "imagePath": name, "imageData": None}
+
+
+def region(x, y, w, h, kind="rectanglelabels", **more):
+    value = {"x": x, "y": y, "width": w, "height": h, "rotation": 0, kind: ["cell"]}
+    size = {"original_width": 64, "original_height": 48, "image_rotation": 0}
+    return size | {"id": "r", "type": kind, "value": value | more}
+
+
+def task(*results, number=1, key="annotations", image="/data/upload/1/0a1b2c3d-a.png"):
+    return {"id": number, key: [{"id": 5, "result": list(results)}], "data": {"image": image}}
+
+
+MINIMAL = [
+    {"image": "a.png", "id": 1, "label": [
+        {"x": 25, "y": 25.0, "width": 50, "height": 50, "rotation": 0,
+         "rectanglelabels": ["cell"], "original_width": 64, "original_height": 48}]}
+]  # fmt: skip
+VIA = (
+    "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attr"
+)
+VIA += "ibutes\n"
+OPEN = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsGroupOf\n"
+AUTOML = "set,path,label,x_min,y_min,,,x_max,y_max,,\n"
+
+
+def via_row(shape, attributes='{"label":"cell"}', name="a.png"):
+    cells = [name, 200, "{}", 1, 0, json.dumps(shape), attributes]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow(cells)
+    return stream.getvalue()
+
+
+SPACED = re.sub(r"<(/?)(\w)", r"<\1v:\2", voc("a.png", (64, 48), ("cell", (11, 11, 30, 30))))
+SPACED = SPACED.replace("<v:annotation>", "<v:annotation xmlns:v='urn:v'>")
+HALF = [[16.0, 12.0, 48.0, 36.0]]
+TEN = [[10.0, 10.0, 30.0, 30.0]]
+READ = {  # files, boxes to train on, and what stays in predict or is invalid
+    "VOC with namespaces": (A | {"a.xml": SPACED}, TEN, ""),
+    "CVAT": (A | {"annotations.xml": cvat(cvat_box(10, 10.0, 30, 30))}, TEN, ""),
+    "CVAT turned": (
+        A | {"x.xml": cvat(cvat_box(1, 1, 9, 9, 'rotation="12.5"'), cvat_box(10, 10, 30, 30))},
+        TEN, "box 1: ... is turned by 12.5 degrees"),
+    "CVAT polygon": (
+        A | {"x.xml": cvat('<polygon label="cell" points="10,10;30,12;20,30"/>')},
+        TEN, "is only around a polygon"),
+    "CVAT polyline": (
+        A | {"x.xml": cvat('<polyline label="cell" points="1,1;3,12"/>', cvat_box(10, 10, 30, 30))},
+        TEN, "is a <polyline>, which is no box"),
+    "CVAT video": (
+        {"images/frame_000007.png": (64, 48), "annotations.xml": (
+            "<annotations><meta><task><original_size><width>64</width><height>48</height>"
+            "</original_size></task></meta><track id='0' label='cell'>"
+            + cvat_box(10, 10, 30, 30, "frame='7' outside='0'")
+            + cvat_box(11, 11, 30, 30, "frame='8' outside='1'") + "</track></annotations>")},
+        TEN, ""),
+    "LabelMe": (A | {"a.json": labelme(("rectangle", [[30, 10.0], [10, 30]]))}, TEN, ""),
+    "X-AnyLabeling": (
+        A | {"a.json": labelme(("rectangle", [[10, 10], [30, 10], [30, 30], [10, 30]]))}, TEN, ""),
+    "LabelMe elsewhere": (
+        {"labels/a.json": labelme(("rectangle", [[10, 10], [30, 30]]), name="..\\pics\\a.png"),
+         "pics/a.png": (64, 48)}, TEN, ""),
+    "LabelMe polygon": (
+        A | {"a.json": labelme(("polygon", [[10, 10], [30, 12], [20, 30]]))},
+        TEN, "is only around a polygon"),
+    "LabelMe circle": (
+        A | {"a.json": labelme(("circle", [[20, 20], [20, 30]]))}, TEN, "is only around a circle"),
+    "LabelMe point": (
+        A | {"a.json": labelme(("point", [[20, 20]]), ("rectangle", [[10, 10], [30, 30]]))},
+        TEN, "shape 1: ... is a 'point' of 1 points, which is no box"),
+    "Label Studio": (A | {"p.json": [task(region(25, 25.0, 50, 50))]}, HALF, ""),
+    "Label Studio predictions": (
+        A | {"p.json": [task(region(25, 25, 50, 50), key="predictions")]}, HALF, ""),
+    "Label Studio, minimal": (A | {"p.json": MINIMAL}, HALF, ""),
+    "Label Studio turned": (
+        A | {"p.json": [task(region(1, 1, 9, 9, rotation=30), region(25, 25, 50, 50))]},
+        HALF, "region 1: ... is turned by 30 degrees"),
+    "Label Studio polygon": (
+        A | {"p.json": [task({"original_width": 64, "original_height": 48, "type": "polygonlabels",
+            "value": {"points": [[25, 25], [75, 25], [50, 75]], "polygonlabels": ["cell"]}})]},
+        HALF, "is only around a polygon"),
+    "MOT of two sequences": (
+        {f"{name}/img1/{n:06}.jpg": (64, 48) for name in "st" for n in (1, 2)}
+        | {"s/gt/gt.txt": "2,1,10,10,20,20,1,1,1\n1,1,10,10,20,20,0,1,1\n", "t/gt/gt.txt": "",
+           "s/det/det.txt": "1,-1,1,1,20,20,0.5\n"},
+        TEN, "s/gt/gt.txt:2: ... is to be ignored"),
+    "a tracker's MOT": (
+        {"s/img1/000001.jpg": (64, 48), "out/s.txt": "1,3,10,10,20.0,20,0.9,-1,-1,-1\n"}, TEN, ""),
+    "OTB": (
+        {"s/img/0001.jpg": (64, 48), "s/img/0002.jpg": (64, 48),
+         "s/groundtruth_rect.txt": "10\t10\t20\t20\n0,0,0,0\n"}, TEN,
+        "s/groundtruth_rect.txt:2: ... has no positive width and height"),
+    "OTB of four corners": (
+        {"s/1.jpg": (64, 48), "s/2.jpg": (64, 48),
+         "s/groundtruth.txt": "10,10,20,20\n1,1,5,2,4,9,1,8\n"}, TEN, "is turned"),
+    "Open Images": (
+        A | {"b.csv": f"{OPEN}a,xclick,/m/01,1,0.25,0.75,0.25,0.75,0,0\n"
+                      "a,xclick,/m/02,1,0,1,0,1,0,1\n"},
+        HALF, "is around a group (IsGroupOf=1)"),
+    "VIA": (A | {"b.csv": VIA + via_row({"name": "rect", "x": 10, "y": 10, "width": 20,
+                                         "height": 20}) + via_row({}, "{}")}, TEN, ""),
+    "VIA circle": (
+        A | {"b.csv": VIA + via_row({"name": "circle", "cx": 20, "cy": 20, "r": 10})},
+        TEN, "is only around a circle"),
+    "VIA point": (
+        A | {"b.csv": VIA + via_row({"name": "point", "cx": 20, "cy": 20}) + via_row(
+            {"name": "rect", "x": 10, "y": 10, "width": 20, "height": 20})},
+        TEN, "is the shape 'point', which is no box"),
+    "AutoML": (
+        A | {"b.csv": f"{AUTOML}TRAIN,gs://x/a.png,cell,0.25,0.25,,,0.75,0.75,,\n"}, HALF, ""),
+    "AutoML without header, all corners": (
+        A | {"b.csv": "TEST,gs://x/a.png,cell,.25,.25,.75,.25,.75,.75,.25,.75\n"}, HALF, ""),
+    "Kaggle": (
+        A | {"b.csv": 'image_id,width,height,bbox\na,64,48,"[10, 10.0, 20, 20]"\n'}, TEN, ""),
+    "Kaggle, several in a cell": (
+        A | {"b.csv": "image_id,annotations\na,\"[{'x': 10, 'y': 10, 'width': 20, 'height': 20}, "
+                      "{'x': 1, 'y': 2, 'width': 3, 'height': 4}]\"\n"},
+        [*TEN, [1, 2, 4, 6]], ""),
+    "CSV of sizes": (A | {"b.csv": csv_of("a.png,10,10,20,20", header="image,x,y,w,h")}, TEN, ""),
+    "CSV of left and top": (
+        A | {"b.csv": csv_of("a.png,10,10,20,20", header="image,left,top,width,height")}, TEN, ""),
+    "CSV of centres": (
+        A | {"b.csv": csv_of("a.png,20,20,20,20", header="image,cx,cy,width,height")}, TEN, ""),
+    "CSV with an empty picture": (
+        AB | {"b.csv": csv_of("a.png,10,10,30,30", "b.png,,,,")}, TEN, ""),
+    "YOLO seen by a tracker": (A | {"a.txt": "0 .5 .5 .5 .5 0.875 7"}, HALF, ""),
+    "YOLO polygons, one a triangle": (
+        A | {"a.txt": "0 .25 .25 .75 .25 .5 .75\n"}, HALF, "is only around a polygon"),
+    "YOLO keypoints": (
+        A | {"a.txt": "0 .5 .5 .5 .5 .1 .1 2 .2 .2 1",
+             "data.yaml": "names: [cell]\nkpt_shape: [2, 3]"}, HALF, ""),
+    "YOLO class as a float": (A | {"a.txt": "0.0e+00 .5 .5 .5 .5\n"}, HALF, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_tools_files_are_read_as_it_means_them(tmp_path, name):
+    files, boxes, told = READ[name]
+    write(tmp_path, files)
+    table, rough = read_annotations(tmp_path), read_annotations(tmp_path, rough=True)
+    torch.testing.assert_close(table.boxes, torch.tensor(boxes, dtype=torch.float32))
+    sentences = table.skipped or rough.skipped
+    assert bool(told) == bool(sentences)
+    if told:
+        assert re.search(".*".join(map(re.escape, told.split(" ... "))), sentences[0])
+    if "only around" in told:
+        assert (len(rough.boxes), len(rough.skipped)) == (0, len(boxes))
+    else:
+        assert torch.equal(rough.boxes, table.boxes)
+
+
+def numbers_of(text, suffix):
+    """Return everything in a file that a box may change, by its own plain parser."""
+    if suffix == ".xml":
+        found = {}
+        for at, node in enumerate(ElementTree.fromstring(text).iter()):
+            found |= {(at, key): value for key, value in node.attrib.items()}
+            found[at, "text"] = (node.text or "").strip()
+        return found
+    if suffix == ".json":
+        return dict(leaves(json.loads(text), ()))
+    if suffix == ".csv":
+        rows = [*csv.reader(io.StringIO(text))]
+        return {
+            (at, column, n): word
+            for at, row in enumerate(rows)
+            for column, cell in enumerate(row)
+            for n, word in enumerate(re.split(r"([-+]?[\d.]+)", cell))
+        }
+    lines = text.splitlines()
+    return {
+        (at, n): word for at, line in enumerate(lines) for n, word in enumerate(line.split(","))
+    }
+
+
+def leaves(tree, path):
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in pairs:
+        if isinstance(value, dict | list):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+MOVE = torch.tensor([1.0, 2.0, -3.0, 1.0])
+TWO = {  # a file with two boxes (10, 10, 30, 30) and (16, 12, 48, 36), and how it states the first
+    "cvat": ("a.xml", cvat(cvat_box(10, 10, 30, 30), '<polyline label="c" points="1,1;2,2"/>',
+                           cvat_box("16.0", 12, 48, 36)), (10, 10, 30, 30), (11, 12, 27, 31)),
+    "labelme": ("a.json", labelme(("rectangle", [[30, 10], [10, 30.0]]),
+                                  ("rectangle", [[16, 12], [48, 36]])),
+                (30, 10, 10, 30), (27, 12, 11, 31)),
+    "x-anylabeling": ("a.json", labelme(("rectangle", [[10, 10], [30, 10.0], [30, 30], [10, 30]]),
+                                        ("rectangle", [[16, 12], [48, 36]])),
+                      (10, 10, 30, 10, 30, 30, 10, 30), (11, 12, 27, 12, 27, 31, 11, 31)),
+    "labelstudio": ("p.json", [task(region(15.625, 100 * 10 / 48, 31.25, 100 * 20 / 48),
+                                    region(25, 25, 50, 50))],
+                    (15.625, 1000 / 48, 31.25, 2000 / 48),
+                    (1100 / 64, 25, 1600 / 64, 1900 / 48)),
+    "openimages": ("b.csv", (f"{OPEN}a,x,/m/01,1,0.15625,0.46875,{10 / 48},0.625,0,0\n"
+                             "a,x,/m/02,1,0.25,0.75,0.25,0.75,0,0\n"),
+                   (0.15625, 0.46875, 10 / 48, 0.625), (11 / 64, 27 / 64, 0.25, 31 / 48)),
+    "via": ("b.csv", VIA + via_row({"name": "rect", "x": 10, "y": 10, "width": 20, "height": 20})
+            + via_row({"name": "rect", "x": 16, "y": 12, "width": 32, "height": 24}),
+            (10, 10, 20, 20), (11, 12, 16, 19)),
+    "kaggle": ("b.csv", 'image_id,bbox\na,"[10, 10, 20, 20]"\na,"[16, 12, 32, 24]"\n',
+               (10, 10, 20, 20), (11, 12, 16, 19)),
+    "automl": ("b.csv", (f"TRAIN,a/a.png,c,0.15625,{10 / 48},0.46875,{10 / 48},0.46875,0.625,"
+                         "0.15625,0.625\nTRAIN,a/a.png,c,.25,.25,,,.75,.75,,\n"),
+               (0.15625, 10 / 48, 0.46875, 10 / 48, 0.46875, 0.625, 0.15625, 0.625),
+               (11 / 64, 0.25, 27 / 64, 0.25, 27 / 64, 31 / 48, 11 / 64, 31 / 48)),
+    "sizes": ("b.csv", csv_of("a.png,10,10,20,20", "a.png,16,12,32,24", header="image,x,y,w,h"),
+              (10, 10, 20, 20), (11, 12, 16, 19)),
+    "mot": ("gt/gt.txt", "1,1,10,10,20,20,1,1,1\n1,2,16,12,32,24,1,1,1\n",
+            (10, 10, 20, 20), (11, 12, 16, 19)),
+    "otb": ("groundtruth_rect.txt", "10,10,20,20\n16,12,32,24\n",
+            (10, 10, 20, 20), (11, 12, 16, 19)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_only_the_moved_box_differs_when_it_is_read_by_others(tmp_path, name):
+    file, content, old, new = TWO[name]
+    pictures = A | {"img1/000001.jpg": (64, 48)} if name == "mot" else A
+    if name == "otb":
+        pictures = {"img/1.jpg": (64, 48), "img/2.jpg": (64, 48)}
+    write(tmp_path, pictures | {file: content})
+    before = (tmp_path / file).read_text()
+    table = read_annotations(tmp_path)
+    expected = torch.tensor([[10.0, 10, 30, 30], [16, 12, 48, 36]])
+    torch.testing.assert_close(table.boxes, expected)
+    (path,) = write_boxes(table, table.boxes, tmp_path / "same")
+    assert path.read_text() == before
+    moved = table.boxes + torch.stack([MOVE, torch.zeros(4)])
+    (path,) = write_boxes(table, moved, tmp_path / "out")
+    suffix = path.suffix
+    was, now = numbers_of(before, suffix), numbers_of(path.read_text(), suffix)
+    assert was.keys() == now.keys()
+    places = [place for place in was if was[place] != now[place]]
+    stated = [n for n, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
+    assert len(places) == len(stated)
+    for place, at in zip(places, stated, strict=True):
+        assert float(was[place]) == pytest.approx(old[at], abs=1e-5)
+        assert float(now[place]) == pytest.approx(new[at], abs=1e-5)
+    write(tmp_path / "out", pictures)
+    torch.testing.assert_close(read_annotations(tmp_path / "out").boxes, moved, rtol=0, atol=1e-3)
+
+
+REFUSED = {  # files, options, sentence
+    "COCO of corners": (
+        A | {"b.csv": csv_of("a.png,10,10,20,20", "a.png,40,30,20,15", "a.png,50,9,9,9")}, {},
+        ("b.csv:3: 2 of 3 boxes don't lie in their pictures as xmin, ymin, xmax, ymax, and all of "
+         "them do as xmin, ymin, width, height; write")),
+    "YOLO of corners": (
+        A | {"a.txt": "0 .8 .7 1 .9\n0 .6 .2 .9 .8\n0 .1 .1 .2 .2\n"}, {},
+        "a.txt:1: 2 of 3 boxes ... cx, cy, w, h, and all of them do as xmin, ymin, xmax, ymax"),
+    "Kaggle of corners": (
+        A | {"b.csv": 'image,bbox\na,"[10,10,62,46]"\na,"[30 20 60 45]"\n'}, {},
+        "b.csv:2: 2 of 2 ... if they are corners, say columns={'corners': 'bbox'}"),
+    "YOLO in pixels": (
+        A | {"a.txt": "0 32 24 10 10\n"}, {},
+        ("a.txt:1: 32, 24, 10, 10 and all other boxes lie far beyond 1, as pixels do; if they are, "
+         "say units='pixels' (--data.reading.units=pixels)")),
+    "keypoints without kpt_shape": (
+        A | {"a.txt": "0 .5 .5 .5 .5 .1 .1 2 .2 .2 1 1"}, {},
+        "a.txt:1: ... isn't class, cx, cy, w, h ... or say kpt_shape in data.yaml"),
+    "another number of keypoints": (
+        A | {"a.txt": "0 .5 .5 .5 .5 .1", "data.yaml": "kpt_shape: [2, 3]"}, {},
+        "a.txt:1: ... has 6 numbers; write 11, as kpt_shape says, or correct that"),
+    "classes by two YAMLs": (
+        A | {"a.txt": "", "x.yaml": "names: [a]", "y.yaml": "names: [b]"}, {},
+        "x.yaml, y.yaml: each of these names other classes; keep one, or name the right one data"),
+    "frames and lines": (
+        {"groundtruth.txt": "1,1,2,2\n", "img/1.jpg": (9, 9), "img/2.jpg": (9, 9)}, {},
+        "groundtruth.txt: has 1 lines, and img has 2 pictures; keep the pictures of its lines"),
+    "two annotations of a task": (
+        A | {"p.json": [task(region(1, 1, 9, 9)) | {"annotations": 2 * [
+            {"result": [region(1, 1, 9, 9)]}]}]}, {},
+        "p.json: task 1: has 2 annotations; keep one a task"),
+    "attributes of VIA": (
+        A | {"b.csv": VIA + via_row({"name": "rect", "x": 1, "y": 1, "width": 2, "height": 2},
+                                    '{"kind": "a", "age": "b"}')}, {},
+        "b.csv:2: the class may be any of the attributes kind, age; say which with columns={'lab"),
+    "a column that isn't there": (
+        A | {"b.csv": csv_of("a.png,1,1,9,9")}, {"columns": {"xmin": "Roi.X1"}, "format": "csv"},
+        "b.csv:1: there is no column 'Roi.X1' in the header, which has image, xmin, ymin, xmax, "),
+    "a role that isn't there": (
+        A | {"b.csv": csv_of("a.png,1,1,9,9")}, {"columns": {"left": "xmin"}, "format": "csv"},
+        "columns has 'left'; choose from bbox, corners, cx, cy, group, h, image"),
+    "a delimiter of two": (A, {"delimiter": "||"}, "delimiter is '||'; expected one character"),
+    "no units": (A, {"units": "percent"}, "units is 'percent'; choose from None, 'pixels', 'fra"),
+    "an image of CVAT twice": (
+        A | {"b.xml": cvat().replace("</annotations>", '<image name="a.png"/></annotations>')}, {},
+        "b.xml: image : 'a.png' is there twice; keep one of them"),
+    "another size": (
+        A | {"b.csv": "image,width,height,xmin,ymin,xmax,ymax\na.png,128,96,1,1,9,9\n"}, {},
+        "b.csv:2: states 128 x 96 pixels, but a.png has 64 x 48"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_may_be_meant_otherwise_is_refused_with_its_remedy(tmp_path, name):
+    files, options, sentence = REFUSED[name]
+    write(tmp_path, files)
+    with pytest.raises(BadInput, match=pattern_of(sentence)):
+        read_annotations(tmp_path, **options)
+
+
+GTSRB = "Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId;Path\n64;48;10;10;30;30;20;a.png\n"
+ROI = {"xmin": "Roi.X1", "ymin": "Roi.Y1", "xmax": "roi.x2", "ymax": "Roi.Y2"}
+ASKED = {  # files, options, boxes, classes
+    "columns by name": ({"b.csv": GTSRB}, {"columns": ROI}, TEN, ("20",)),
+    "columns by number": (
+        {"b.csv": "a.png|x|10|10|30|30|cell\n"},
+        {"columns": {"image": 0, "xmin": 2, "ymin": 3, "xmax": 4, "ymax": 5, "label": 6},
+         "delimiter": "|"}, TEN, ("cell",)),
+    "fractions": (
+        {"b.csv": csv_of("a.png,.25,.25,.75,.75")}, {"units": "fraction"}, HALF, ("object",)),
+    "pixels": ({"a.txt": "0 32 24 32 24\n"}, {"units": "pixels"}, HALF, ("0",)),
+    "corners in a cell": (
+        {"b.csv": 'image,bbox\na.png,"10 10 30 30"\n'}, {"columns": {"corners": "bbox"}}, TEN,
+        ("object",)),
+    "an attribute of VIA": (
+        {"b.csv": VIA + via_row({"name": "rect", "x": 10, "y": 10, "width": 20, "height": 20},
+                                '{"kind": "a", "age": "b"}')},
+        {"columns": {"label": "age"}}, TEN, ("b",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_a_user_says_of_numbers_and_columns_is_taken(tmp_path, name):
+    files, options, boxes, classes = ASKED[name]
+    write(tmp_path, A | files)
+    table = read_annotations(tmp_path, **options)
+    assert (table.boxes.tolist(), table.classes) == (boxes, classes)
+    move = torch.tensor([1.0, 2, 1, 2])
+    (path,) = write_boxes(table, table.boxes + move, tmp_path / "out")
+    write(tmp_path / "out", A)
+    again = read_annotations(path.parent, **options)
+    torch.testing.assert_close(again.boxes, table.boxes + move, rtol=0, atol=1e-3)
+
+
+NAMES = {
+    "data.yaml": "names: [cell, plate]\n",
+    "coco8.yaml": "names:\n  0: cell\n  1: plate\n",
+    "obj.names": "cell\nplate\n",
+    "voc.names": "cell\nplate\n",
+    "_darknet.labels": "cell\nplate",
+    "classes.txt": "cell\nplate\n",
+    "labels.txt": "cell\nplate\n",
+    "notes.json": '{"categories": [{"id": 1, "name": "plate"}, {"id": 0, "name": "cell"}]}',
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("folder", ["", "labels/"])
+def test_yolo_finds_the_names_of_classes(tmp_path, name, folder):
+    files = {"labels/a.txt": "1 .5 .5 .5 .5\n", "images/a.png": (64, 48)}
+    write(tmp_path, files | {f"{folder}{name}": NAMES[name], "settings.yaml": "depth: 3\n[}"})
+    table = read_annotations(tmp_path)
+    assert table.classes[int(table.labels)] == "plate"
+
+
+def test_a_yaml_without_names_is_told(tmp_path):
+    write(tmp_path, A | {"a.txt": "3 .5 .5 .5 .5\n", "data.yaml": "nc: 1\n"})
+    table = read_annotations(tmp_path)
+    assert table.classes == ("3",)
+    assert table.note.endswith("; data.yaml names no classes")
+
+
+def test_lists_beside_pictures_are_their_splits(tmp_path):
+    files = AB | {"a.txt": "0 .5 .5 .5 .5\n", "b.txt": "# by hand\n0 .5 .5 .5 .5\n"}
+    write(tmp_path, files | {"train.txt": "a.png\n", "valid.txt": "./b.png\n"})
+    table = read_annotations(tmp_path)
+    assert (table.splits, table.files) == (("train", "val"), ("a.txt", "b.txt"))
+
+
+def test_results_name_their_pictures_in_one_way(tmp_path):
+    images = [{"id": 2, "file_name": "1.png"}, {"id": 1, "file_name": "2.png"}]
+    document = {"images": images, "categories": [{"id": 1, "name": "cell"}], "annotations": []}
+    pictures = {"1.png": (64, 48), "2.png": (64, 48)}
+    box = {"category_id": 1, "bbox": [1, 1, 9, 9], "score": 0.5}
+    write(tmp_path, pictures | {"b.json": document})
+    options = {"annotations": ["b.json", "r.json"]}
+
+    def read(*results):
+        write(tmp_path, {"r.json": [box | result for result in results]})
+        table = read_annotations(tmp_path, **options)
+        return [table.images[at] for at in table.image_index]
+
+    assert read({"image_id": "1", "file_name": "1.png"}) == ["1.png"]
+    assert read({"image_id": "1.png"}, {"image_id": "2.png"}) == ["1.png", "2.png"]
+    with pytest.raises(
+        BadInput, match=r"r\.json: each image_id is the id of one picture and the n"
+    ):
+        read({"image_id": 1}, {"image_id": 2})
+    with pytest.raises(BadInput, match=r"r\.json: result 2: image_id 7 is not among the 2"):
+        read({"image_id": 1}, {"image_id": 7})
+
+
+def test_mot_names_classes_and_groups(tmp_path):
+    files = {"s/img/000001.jpg": (64, 48), "s/seqinfo.ini": "[Sequence]\nimDir=img\n"}
+    files |= {"s/gt/gt.txt": "1,1,10,10,20,20,1,2,1\n", "s/gt/labels.txt": "car\ncell\n"}
+    write(tmp_path, files)
+    table = read_annotations(tmp_path)
+    assert (table.classes, table.groups, table.images) == (("cell",), ("s",), ("s/img/000001.jpg",))
