@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_bbox.annotations.proposals.matching import Matching as Matching
     from lightning_bbox.annotations.read import read_annotations as read_annotations
+    from lightning_bbox.annotations.table import BoxTable as BoxTable
     from lightning_bbox.core.errors import BadInput as BadInput
     from lightning_bbox.core.memory import keep_freed_memory as keep_freed_memory
     from lightning_bbox.core.recipes import Part as Part
@@ -120,6 +121,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "annotations.proposals.matching": "Matching",
     "annotations.read": "read_annotations",
+    "annotations.table": "BoxTable",
     "core.errors": "BadInput",
     "core.memory": "keep_freed_memory",
     "core.recipes": "Part",

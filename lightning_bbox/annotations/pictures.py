@@ -324,7 +324,8 @@ class _Index:
     """All pictures below some folders, by their paths, folders and names in every form."""
 
     def __init__(self, root: Path, folders: Iterable[str]) -> None:
-        below = (path for folder in folders for path in files_below(root, root / folder))
+        there = (root / folder for folder in folders if (root / folder).is_dir())
+        below = (path for folder in there for path in files_below(root, folder))
         self._paths = [path for path in dict.fromkeys(below) if is_picture(path)]
         self._folders = {
             str(above) for path in self._paths for above in PurePosixPath(path).parents

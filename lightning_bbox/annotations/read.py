@@ -238,37 +238,16 @@ def _table(
     on_bad: Literal["skip", "error"],
     rough: bool,
 ) -> BoxTable:
+    by_path = dict(zip(found, headers, strict=True))
+    table = BoxTable.of_pictures(root, found, by_path, kind, classes)
     records = [record for picture in found.values() for record in picture.records]
-    counts = [len(picture.records) for picture in found.values()]
-    image_index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    sizes = torch.tensor([[header.height, header.width] for header in headers])
+    table = replace(table, note=_left_out(found, headers), whole=_whole(kind, records))
     values = torch.tensor([record.values for record in records], dtype=torch.float64).reshape(-1, 4)
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = [numbers.get(record.label, 0) for record in records]  # what is left out may have none
-    table = BoxTable(
-        root=root,
-        images=tuple(found),
-        groups=tuple(found),
-        splits=tuple(picture.split for picture in found.values()),
-        sizes=sizes,
-        image_index=image_index,
-        boxes=values.float(),
-        labels=torch.tensor(labels, dtype=torch.int64),
-        scores=torch.tensor([record.score for record in records], dtype=torch.float64),
-        classes=classes,
-        ids=tuple(record.place for record in records),
-        entries=tuple((record.file, record.number) for record in records),
-        format=kind,
-        note=_left_out(found, headers),
-        whole=_whole(kind, records),
-        deep=frozenset(path for path, header in zip(found, headers, strict=True) if header.is_deep),
-        turns={path: h.turn for path, h in zip(found, headers, strict=True) if h.turn != 1},
-    )
-    table = replace(table, boxes=table.edges(values, image_index).float())
-    sides = box_sizes(values) if kind.convention.inclusive else None
-    faults = box_faults(table.boxes, sizes[image_index], sides, partly_outside=rough)
-    turned = torch.tensor([header.turn != 1 for header in headers])[image_index]
-    refuse_other_meaning(kind, records, values, sizes[image_index], turned)
+    sides, sizes = box_sizes(values), table.sizes[table.image_index]
+    inclusive = kind.convention.inclusive
+    faults = box_faults(table.boxes, sizes, sides if inclusive else None, partly_outside=rough)
+    turned = torch.tensor([header.turn != 1 for header in headers])[table.image_index]
+    refuse_other_meaning(kind, records, values, sizes, turned)
     faults |= {at: record.fault for at, record in enumerate(records) if record.fault}
     if rough:
         around = {at: record.outline for at, record in enumerate(records) if record.outline}

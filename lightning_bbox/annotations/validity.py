@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from lightning_bbox.annotations.formats.format import NO_BOX, Format, Record
 from lightning_bbox.annotations.formats.texts import argument
-from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
+
+if TYPE_CHECKING:
+    from lightning_bbox.annotations.table import BoxTable
 
 LEFT_OUT = "; left out"
 """What ends the sentence of a box that is skipped in training."""
@@ -65,12 +67,12 @@ def box_faults(
 
 
 def without_invalid(
-    table: BoxTable,
+    table: "BoxTable",
     faults: Mapping[int, str],
     records: Sequence[Record],
     fields: Sequence[str],
     on_bad: Literal["skip", "error"],
-) -> BoxTable:
+) -> "BoxTable":
     """Leave the invalid boxes out and say so, or refuse the first of them.
 
     Args:

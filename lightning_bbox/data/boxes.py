@@ -51,7 +51,7 @@ class BoxDataModule(CropDataModule):
     How they are off is told in words. `predict` then refines them.
 
     Args:
-        root: Folder of the data set.
+        root: Folder of the data set; in Python a table may be given instead.
         classes: Classes to keep; all by default.
         min_size: Least width and height in pixels of the boxes to keep.
         splits: Which pictures train, validate and test.
@@ -62,14 +62,18 @@ class BoxDataModule(CropDataModule):
         white_level: The value that is white in pictures of 16 bits a band; a trained model knows
             which, `auto` else takes the smallest 2^k - 1 that holds the largest value of the
             training pictures.
+        table: A `BoxTable`, in Python: pictures and boxes that need not be read from files.
         common: What all data modules take (see `CropDataModule`).
+
+    Raises:
+        BadInput: Options contradict each other, or neither a root nor a table is given.
     """
 
     keeps_on_disk = True
 
     def __init__(
         self,
-        root: str,
+        root: str | None = None,
         *,
         classes: list[str] | None = None,
         min_size: float = 0.0,
@@ -78,6 +82,7 @@ class BoxDataModule(CropDataModule):
         proposals: str | list[str] | None = None,
         matching: Matching = Matching(),
         white_level: int | Literal["auto"] = "auto",
+        table: Any = None,  # noqa: ANN401 - the command line would ask for each of its fields
         **common: Any,  # noqa: ANN401 (typed there)
     ) -> None:
         super().__init__(**common)
@@ -91,7 +96,9 @@ class BoxDataModule(CropDataModule):
         self.matching = matching
         self._white_asked = white_level
         self._white_trained: int | None = None
-        self.root, self.splits, self.reading = expanded(root), splits, reading
+        self.table = _checked(table, root, splits)
+        self.root = expanded(root or "") if self.table is None else self.table.root
+        self.splits, self.reading = splits, reading
         self.rough: RoughBoxes | None = None
         if not 0 <= min_size < math.inf:
             msg = f"data.min_size is {min_size}; expected 0 or more pixels"
@@ -103,7 +110,7 @@ class BoxDataModule(CropDataModule):
 
     def read(self) -> Source:
         """Read the annotations, split the pictures, and decode those that have a box left."""
-        table = self.read_table()
+        table = self.read_table() if self.table is None else self.table
         _check_boxes(table)
         table, roles, notes = assign_roles(table, self.splits, self.reading.allow_outside)
         whole = table
@@ -171,6 +178,8 @@ class BoxDataModule(CropDataModule):
         read_table = partial(self.read_table, rough=True)
         if self.proposals:
             table = read_proposals(read_table, self.root, self.proposals)
+        elif self.table is not None:
+            table = self.table
         else:
             table = read_table(group_pattern=None)
         reasons = self._unasked(table)
@@ -252,6 +261,23 @@ class RoughBoxes(NamedTuple):
     table: BoxTable
     chosen: Int64[Tensor, " n"]
     reasons: list[str]
+
+
+def _checked(table: object, root: str | None, splits: Splits) -> BoxTable | None:
+    """Return the table that is given, if one is instead of a root."""
+    if table is None:
+        if not root:
+            msg = "data.root is not set; name the folder of the data set with --data.root DIR"
+            raise BadInput(msg)
+        return None
+    if not isinstance(table, BoxTable):
+        msg = f"data.table is {table!r}, no BoxTable; give one in Python, or set data.root"
+        raise BadInput(msg)
+    if root or splits.group_pattern:
+        other = "data.root" if root else "data.splits.group_pattern"
+        msg = f"a table and {other} are both given; leave one of them out"
+        raise BadInput(msg)
+    return table
 
 
 def _how_off(train: Items) -> tuple[DisplacementLaw | None, list[str]]:

@@ -109,7 +109,7 @@ def test_edges_are_written_into_voc_by_some_tools(tmp_path):
 
 
 CHOICES = {
-    "format": ("pascal", "format is 'pascal'; choose from 'auto', 'voc', 'coco', 'yolo', 'csv'"),
+    "format": ("pascal", "format is 'pascal'; choose from 'auto', 'voc', 'cvat', 'coco', "),
     "voc_base": (2, "voc_base is 2; choose from 0, 1, 'edges'"),
     "on_bad": ("clip", "on_bad is 'clip'; choose from 'skip', 'error'"),
 }

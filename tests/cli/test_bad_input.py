@@ -63,7 +63,8 @@ FILES = {
          "(--data.reading.allow_outside=true)")),
     "no folder of pictures": (f"{VOC} --data.reading.images=pics",
         ("Annotations/a.xml: there is no picture 'a.png' in pics/Annotations, pics; "
-         "add it, correct the entry, or correct images= (--data.reading.images)"),
+         "add it, correct the entry, or correct images= (--data.reading.images); "
+         "on_missing='skip' (--data.reading.on_missing=skip) leaves such pictures out"),
         {"Annotations/a.xml": XML}),
     "a bad box, to be refused": (f"{CSV} --data.reading.on_bad=error",
         ("b.csv:3: the box xmin=nan, ymin=1, xmax=2, ymax=2 in a.png is not finite; "
@@ -107,7 +108,7 @@ OPTIONS = {
     "a misspelt command": ("fti", "command: 'fti' is none; choose from {commands}"),
     "no options": ("fit", "model, data: missing; add it to the command line or a config"),
     "no root": ("fit -c preset:csv",
-        "data: the following arguments are required: root; `lightning-bbox fit --help` lists"),
+        "data.root is not set; name the folder of the data set with --data.root DIR"),
     "an option without value": ("fit -c preset:csv --data.root --trainer.max_epochs=3",
         "data.root: has no value; write one"),
     "a misspelt option": (f"{FIT} --data.num_scense=9",
@@ -136,7 +137,7 @@ OPTIONS = {
     "neither choice nor switch": (f"{FIT} --data.compile=maybe",
         "data.compile: is 'maybe'; expected 'auto', true or false, 'triton'"),
     "an unknown format": (f"{CSV} --data.reading.format=pascal",
-        "data.reading.format: is 'pascal'; expected 'auto', 'voc', 'coco', 'yolo', 'csv'"),
+        "data.reading.format: is 'pascal'; expected 'auto', 'voc', 'cvat', 'coco', 'labelme'"),
     "an unknown class": (f"{FIT} --model.head=NoHead",
         "model.head: is 'NoHead'; expected BinHead, LikelihoodHead, LinearHead, SoftArgmaxHead"),
     "a misspelt class of many": (f"{FIT} --model.optimizer=adamw",

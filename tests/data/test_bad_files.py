@@ -51,7 +51,7 @@ def png_that_claims(width, height):
 # fmt: off
 AUTO = {
     "nothing in the folder": (A,
-        ("{root}: no annotations found, looked for *.xml in Annotations, *.json with ... named as "
+        ("{root}: no annotations found, looked for *.xml in Annotations, ... *.txt named as "
          "pictures; name them with annotations= (--data.reading.annotations)")),
     "no known suffix": (
         {"b.dat": ""}, "b.dat: has the suffix of no known format; name it with format= (--data",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_bbox import FittedJitter, Matching, UniformJitter
+from lightning_bbox import BoxTable, FittedJitter, Matching, UniformJitter
 from lightning_bbox.annotations import headers as headers_module
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.data.boxes import BoxDataModule
@@ -690,3 +690,44 @@ def test_every_picture_tests_in_one_fold_where_the_files_splits_do_not_count(tmp
     assert sorted(every) == list(range(20))
     with pytest.raises(BadInput, match="stated is false, but splits are named"):
         Splits(stated=False, test="test")
+
+
+def test_a_table_at_hand_trains_and_is_refined_as_its_files_are(tmp_path):
+    write_csv(tmp_path, 12, boxes=["p3.png,-5,1,20,20,cell,,"])
+    data = BoxDataModule(str(tmp_path))
+    numbers = range(12)
+    paths = [tmp_path / f"p{n}.png" for n in numbers]
+    boxes = [[[n, 5, n + 20, 30]] + [[-5, 1, 20, 20]] * (n == 3) for n in numbers]
+    labels = [["cell"] * len(each) for each in boxes]
+    names = [f"p{n}.png" for n in numbers]
+    table = BoxTable.from_arrays(names, boxes, labels=labels, root=tmp_path)
+    mine = BoxDataModule(table=table)
+    for split in SPLITS:
+        one, other = data.samples(split), mine.samples(split)
+        assert same(one.gt_boxes, other.gt_boxes)
+        assert same(one.proposals, other.proposals)
+    assert len(table.skipped) == 1
+    rough = BoxTable.from_arrays(paths, boxes, labels=labels, rough=True)
+    source = BoxDataModule(table=rough).read_rough()
+    assert len(source.splits["predict"].boxes) == 13
+
+
+ONE_OF_BOTH = {
+    "data.root is not set": {},
+    "a table and data.root are both given": {"root": "set", "table": True},
+    "a table and data.splits.group_pattern are both given": {
+        "table": True,
+        "splits": Splits(group_pattern="(.)"),
+    },
+    "data.table is 7, no BoxTable": {"table": 7},
+}
+
+
+@pytest.mark.parametrize("sentence", ONE_OF_BOTH)
+def test_either_a_root_or_a_table_is_given(tmp_path, sentence):
+    Image.new("L", SIZE).save(tmp_path / "a.png")
+    options = dict(ONE_OF_BOTH[sentence])
+    if options.get("table") is True:
+        options["table"] = BoxTable.from_arrays(["a.png"], [[[1, 1, 9, 9]]], root=tmp_path)
+    with pytest.raises(BadInput, match=f"^{sentence}"):
+        BoxDataModule(**options)
