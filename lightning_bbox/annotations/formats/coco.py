@@ -177,15 +177,26 @@ def _record(
         values, outline = _around(points), "a polygon"
     else:
         problem = "has no bbox, and no polygon either"
-    attributes = entry.get("attributes")
-    if isinstance(attributes, dict) and is_number(attributes.get("rotation")):
-        problem = problem or turned_by(as_float(attributes["rotation"]))
+    problem = problem or turned_by(_turn(entry))
     if entry.get("iscrowd") in (1, True):
         problem = problem or "is a crowd (iscrowd=1), not one object"
     has_polygon = bool(outlines) and not outline and not _sides(outlines, values)
     problem, score = problem or fault, _score(entry, place)
     record = Record(place, values, label, file, number, problem, score, outline)
     return record, has_polygon
+
+
+def _turn(entry: Mapping[str, Any]) -> float:
+    """Return by how many degrees a box is turned, as a number or its text; 0 where none is told."""
+    attributes = entry.get("attributes")
+    told = attributes if isinstance(attributes, dict) and "rotation" in attributes else entry
+    turn = told.get("rotation")
+    if isinstance(turn, str):
+        try:
+            turn = float(turn)
+        except ValueError:  # a word that somebody uses otherwise
+            return 0.0
+    return as_float(turn) if is_number(turn) and math.isfinite(turn) else 0.0
 
 
 def _score(entry: Mapping[str, Any], place: str) -> float:
