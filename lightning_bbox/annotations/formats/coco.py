@@ -190,13 +190,11 @@ def _turn(entry: Mapping[str, Any]) -> float:
     """Return by how many degrees a box is turned, as a number or its text; 0 where none is told."""
     attributes = entry.get("attributes")
     told = attributes if isinstance(attributes, dict) and "rotation" in attributes else entry
-    turn = told.get("rotation")
-    if isinstance(turn, str):
-        try:
-            turn = float(turn)
-        except ValueError:  # a word that somebody uses otherwise
-            return 0.0
-    return as_float(turn) if is_number(turn) and math.isfinite(turn) else 0.0
+    try:
+        turn = float(told.get("rotation") or 0)
+    except (TypeError, ValueError, OverflowError):  # what somebody uses otherwise
+        return 0.0
+    return turn if math.isfinite(turn) else 0.0
 
 
 def _score(entry: Mapping[str, Any], place: str) -> float:
