@@ -1,19 +1,24 @@
 """What the header of a picture says: its size once it is upright, or what is wrong."""
 
+import json
 import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn
 
+import PIL
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from lightning_bbox.annotations.formats.format import Picture
 from lightning_bbox.annotations.turns import SIDEWAYS
+from lightning_bbox.core.cache_file import CacheFile, usual_folder
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import make_folder
 
 FAULTS = (
     OSError,
@@ -35,6 +40,8 @@ Exif = Literal["auto", "apply", "ignore"]
 """What boxes are drawn on: pictures as EXIF turns them, or as they are stored."""
 
 _AT_ONCE = 8
+_PIECE = 64  # headers that a thread reads before it takes others
+_MANY = 2_000  # headers that are kept for the next time: reading them takes a second
 _DECODERS = (
     "AVIF", "BMP", "DDS", "DIB", "FITS", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
     "PSD", "QOI", "SGI", "SUN", "TIFF", "WEBP", "XBM", "TGA",
@@ -155,6 +162,9 @@ def read_header(root: Path, path: str, picture: Picture, exif: Exif = "auto") ->
 def read_facts(root: Path, paths: Sequence[str]) -> dict[str, Facts | Unread]:
     """Read what the headers of pictures say, several at once.
 
+    Those of many pictures are kept in the user's cache folder, and read anew where a picture's
+    size in bytes or time of change differs.
+
     Args:
         root: Folder of the data set.
         paths: Paths of the pictures.
@@ -163,10 +173,63 @@ def read_facts(root: Path, paths: Sequence[str]) -> dict[str, Facts | Unread]:
         What each header says, or why it can't be read, in the same order.
     """
     _decoders()  # made ready before there are several threads
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        each = pool.map(partial(_facts, root), paths)
-        facts = tqdm(each, "headers", len(paths), leave=False, disable=None, delay=2)
-        return dict(zip(paths, facts, strict=True))
+    cache = _cache(root) if len(paths) >= _MANY else None
+    known = _known(cache) if cache else {}
+    read: dict[str, tuple[list[int], Facts | Unread]] = {}
+
+    def read_some(some: Sequence[str]) -> list[tuple[list[int], Facts | Unread]]:
+        return [_facts_or_known(root, path, known.get(path)) for path in some]
+
+    pieces = [paths[start : start + _PIECE] for start in range(0, len(paths), _PIECE)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool, _bar(len(paths)) as bar:
+        for piece, found in zip(pieces, pool.map(read_some, pieces), strict=True):
+            read |= zip(piece, found, strict=True)
+            bar.update(len(piece))
+    facts = {path: found for path, (_, found) in read.items()}
+    if cache and any(known.get(path, (0, 0))[0] != stamp for path, (stamp, _) in read.items()):
+        whole = {path: each for path, each in read.items() if isinstance(each[1], Facts)}
+        content = json.dumps(whole).encode()
+        try:
+            make_folder(cache.path.parent)
+            with cache.making():
+                cache.write(len(content), [content])
+        except BadInput as problem:
+            warnings.warn(f"headers are read anew the next time: {problem}", stacklevel=2)
+    return facts
+
+
+def _bar(total: int) -> "tqdm[None]":
+    return tqdm(desc="headers", total=total, leave=False, disable=None, delay=2)
+
+
+def _cache(root: Path) -> CacheFile:
+    key = {"headers": "1", "Pillow": PIL.__version__}
+    return CacheFile(usual_folder(root) / "headers.json", key, "XDG_CACHE_HOME")
+
+
+def _known(cache: CacheFile) -> dict[str, tuple[list[int], list[Any]]]:
+    found = cache.open()
+    if isinstance(found, str):
+        return {}
+    with found.file as file:
+        known: dict[str, tuple[list[int], list[Any]]] = json.load(file)
+        return known
+
+
+def _facts_or_known(
+    root: Path, path: str, known: tuple[list[int], list[Any]] | None
+) -> tuple[list[int], Facts | Unread]:
+    """Return what was read before of a file that hasn't changed since, or else read it."""
+    try:
+        stat = (root / path).stat()
+    except OSError:
+        return [], _facts(root, path)
+    stamp, most = [stat.st_size, stat.st_mtime_ns], Image.MAX_IMAGE_PIXELS
+    if known and known[0] == stamp:
+        facts = Facts(*known[1])
+        if not most or facts.width * facts.height <= most:
+            return stamp, facts
+    return stamp, _facts(root, path)
 
 
 def _facts(root: Path, path: str) -> Facts | Unread:

@@ -73,6 +73,7 @@ class PictureFinder:
         self._looked_in: dict[str, list[str]] = {}  # where they may be, by the same
         self._names: dict[str, dict[str, list[str]]] = {}  # of pictures, by folder and stem
         self._below: _Index | None = None
+        self._known: dict[str, str] = {}  # folders of pictures, tidied, that are inside
         self._rungs: dict[str, list[str]] = {}  # what was found on which
         self.missing: list[Picture] = []
 
@@ -173,7 +174,18 @@ class PictureFinder:
                 problem = f"{_stated(picture)!r} may be any of {shown} ({rung})"
                 remedy = f"{remedy}, write its path, or name the folder with {argument('images')}"
             raise BadInput.at(picture.place, problem, remedy)
-        return inside(self._root, paths[0], picture.place, self._allow_outside), rung
+        return self._inside(paths[0], picture.place), rung
+
+    def _inside(self, path: str, place: str) -> str:
+        """Do as `inside` does, which asks the system for every folder above, once a folder."""
+        folder, name = posixpath.split(path)
+        whole = name in ("", ".", "..") or os.path.islink(self._root / path)  # noqa: PTH114 - quick
+        if not whole and folder in self._known:
+            return posixpath.join(self._known[folder], name)
+        tidy = inside(self._root, path, place, self._allow_outside)
+        if not whole:
+            self._known[folder] = posixpath.dirname(tidy)
+        return tidy
 
     def _climb(self, picture: Picture) -> tuple[list[str], str]:
         """Look for a picture rung by rung, and return what is on the first that holds any."""

@@ -29,6 +29,26 @@ def digest_of(key: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def usual_folder(root: Path) -> Path:
+    """Return where what is made of a data set is kept on disk where nobody says.
+
+    Args:
+        root: Folder of the data set.
+
+    Raises:
+        BadInput: The user has no home folder.
+    """
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        msg = "no home folder is known to keep files in; set HOME, or name one for pixels with "
+        msg += "--data.store.folder"
+        raise BadInput(msg) from error
+    root = root.resolve()
+    name = f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+    return cache / "lightning_bbox" / name
+
+
 class Content(NamedTuple):
     """The content of a cache's file, of which it is known that it is whole.
 

@@ -22,6 +22,7 @@ from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import ROLES
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.annotations.validity import LEFT_OUT
+from lightning_bbox.core.cache_file import usual_folder
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
 from lightning_bbox.data.module import CropDataModule
@@ -32,7 +33,7 @@ from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.codecs import OffsetSpec, refuse_other_white
 from lightning_bbox.geometry.displacement import DisplacementLaw, law_of_pairs
 from lightning_bbox.pictures.decode import FULL_SCALE, find_white_level
-from lightning_bbox.pictures.disk import open_disk_store, usual_folder
+from lightning_bbox.pictures.disk import open_disk_store
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
 
 _MOST_SEEN = 1 << 27  # pixels, evenly spread, that are looked at for the white level

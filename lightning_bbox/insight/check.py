@@ -1,8 +1,10 @@
 """What a data set is, and what is wrong with it, before anything is trained on it."""
 
+import gc
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,6 +134,19 @@ def check_data(data: BoxDataModule) -> Check:
     )
 
 
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Have Python not search for cycles of garbage: among millions of records that takes long."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_collector_at_rest()
 def _read(data: BoxDataModule) -> tuple[BoxTable | None, list[str]]:
     """Read the table; where pictures are missing, without them, so that the rest can be said."""
     try:

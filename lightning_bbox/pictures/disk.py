@@ -107,36 +107,29 @@ def open_disk_store(
     return DiskStore(found, sizes)
 
 
-def usual_folder(root: Path) -> Path:
-    """Return where pixels of a data set are kept on disk where nobody says.
-
-    Args:
-        root: Folder of the data set.
-
-    Raises:
-        BadInput: The user has no home folder.
-    """
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        msg = f"no home folder is known to keep pictures in; set HOME, or name one with {_OPTION}"
-        raise BadInput(msg) from error
-    root = root.resolve()
-    name = f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
-    return cache / "lightning_bbox" / name
-
-
 def _packed(
     paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: int | None
 ) -> Iterator[memoryview]:
-    """Yield the packed pixels of one picture after another, a few decoded ahead."""
+    """Yield the packed pixels of one picture after another, a few decoded ahead.
 
-    def load(index: int) -> memoryview:
-        packed = pack_rgb(decode_sized(paths[index], sizes[index], white_level))
+    Where pictures can't be decoded, the others are tried too, so that all are named at once.
+    """
+
+    def load(index: int) -> memoryview | BadInput:
+        try:
+            packed = pack_rgb(decode_sized(paths[index], sizes[index], white_level))
+        except BadInput as problem:
+            return problem
         return packed.reshape(-1).data.cast("B")
 
+    problems = []
     for _, packed in ahead(range(len(paths)), load, depth=2 * DECODERS, threads=DECODERS):
-        yield packed
+        if isinstance(packed, BadInput):
+            problems.append(packed)
+        elif not problems:
+            yield packed
+    if problems:
+        raise BadInput.all_of(problems)
 
 
 def _keys(

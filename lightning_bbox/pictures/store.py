@@ -115,26 +115,27 @@ class ImageStore:
             white_level: The value that is white in pictures of 16 bits.
 
         Raises:
-            BadInput: A file can't be decoded, or its size isn't the stated one.
+            BadInput: Files can't be decoded, or have other sizes than the stated ones; all of them
+                are counted.
         """
         store = cls(torch.zeros(int(sizes.prod(dim=1).sum())), sizes)
         flat, starts = store.pixels.numpy(), store.offsets.tolist()
 
-        def load(index: int) -> None:
-            picture = decode_sized(paths[index], sizes[index], white_level)
+        def load(index: int) -> BadInput | None:
+            try:
+                picture = decode_sized(paths[index], sizes[index], white_level)
+            except BadInput as problem:
+                return problem
             packed = pack_rgb(picture).reshape(-1)
             flat[starts[index] : starts[index] + len(packed)] = packed
+            return None
 
         with ThreadPoolExecutor(threads) as pool:
-            list(
-                tqdm(
-                    pool.map(load, range(len(paths))),
-                    "pictures",
-                    len(paths),
-                    leave=False,
-                    disable=None if progress else True,
-                )
-            )
+            loaded = pool.map(load, range(len(paths)))
+            hidden = None if progress else True
+            done = [*tqdm(loaded, "pictures", len(paths), leave=False, disable=hidden)]
+        if problems := [problem for problem in done if problem]:
+            raise BadInput.all_of(problems)
         return store
 
     def __len__(self) -> int:

@@ -5,14 +5,21 @@ and where it differs for boxes to be refined.
 """
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.pictures.decode import decode_image, find_white_level
+from lightning_bbox.pictures.disk import open_disk_store
+from lightning_bbox.pictures.store import ImageStore
 
 FILE = Path(__file__).resolve().parents[3] / "shared" / "exports" / "exports.py"
 
@@ -91,6 +98,73 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats(tmp_path, name):
     check(tmp_path, name, FORMATS[name])
+
+
+PICTURES = {
+    "YOLO EXIF": Outcome(
+        [[18, 16, 30, 48]], "drawn on them as EXIF turns them, ... 1: images/a.jpg"
+    ),
+    "VOC sizes exchanged, EXIF": Outcome(
+        [[28, 9, 39, 40]], "boxes drawn on them as they are stored, 1: JPEGImages/a.jpg"
+    ),
+    "multi-page TIFF": Outcome([[1, 1, 20, 20]], "pages beyond the first aren't read: a.tif"),
+    "12 bits in 16": Outcome([[1, 1, 20, 20]]),
+    "roboflow copies": Outcome(TEN * 2, "2 pictures are copies of 1, by what stands before .rf."),
+    "FiftyOne COCO layout data/": Outcome(TEN),
+    "CVAT COCO images/default": Outcome(TEN),
+    "CVAT COCO images/Train/Data": Outcome(TEN),
+    "LS COCO backslash": Outcome(TEN, "1 picture found with slashes for backslashes"),
+    "LS COCO images/1/": Outcome(TEN, "1 picture found by its bare name, such as images/a.png"),
+    "COCO absolute path of another machine": Outcome(TEN, "1 picture found by the end of its path"),
+    "COCO NFC in JSON, NFD on disk": Outcome(TEN, "1 picture found in another Unicode form"),
+    "a missing picture of two": Outcome(
+        refusal="1 of 2 pictures ... 'b.png' ... on_missing='skip'"
+    ),
+    "jfif": Outcome([[25.6, 14.4, 38.4, 33.6]]),
+    "huge": Outcome(refusal="108000000 pixels ... data.reading.max_pixels"),
+    "truncated JPEG": Outcome([[1, 1, 20, 20]]),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures(tmp_path, name):
+    check(tmp_path, name, PICTURES[name])
+
+
+def test_copies_are_one_group(tmp_path):
+    exports().write(tmp_path, exports().CASES["roboflow copies"][0])
+    assert read_annotations(tmp_path).groups == ("a_jpg", "a_jpg")
+
+
+def test_a_picture_that_is_missing_is_left_out_if_asked_for(tmp_path):
+    exports().write(tmp_path, exports().CASES["a missing picture of two"][0])
+    table = read_annotations(tmp_path, on_missing="skip")
+    assert table.boxes.tolist() == TEN
+    assert "missing and left out: 1 picture and 1 box in 'b.png'" in table.note
+
+
+def test_a_huge_picture_is_read_if_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    exports().write(tmp_path, exports().CASES["huge"][0])
+    assert read_annotations(tmp_path, max_pixels=108_000_000).sizes.tolist() == [[9000, 12000]]
+
+
+def test_12_bits_in_16_keep_256_levels(tmp_path):
+    exports().write(tmp_path, exports().CASES["12 bits in 16"][0])
+    assert find_white_level([tmp_path / "a.tif"]) == (4095, 4095)
+    assert len(np.unique(decode_image(tmp_path / "a.tif", 4095))) == 256
+
+
+def test_truncated_pictures_are_refused_and_all_of_them_named(tmp_path):
+    module = exports()
+    paths = [tmp_path / f"{n}.jpg" for n in range(3)]
+    for path in paths:
+        module.truncated(path)
+    sizes = torch.tensor([[48, 64]]).repeat(3, 1)
+    named = r"^3 problems: .*0\.jpg: .*1\.jpg: .*2\.jpg: the picture can"
+    for decode in (ImageStore.from_files, partial(open_disk_store, tmp_path / "pixels")):
+        with pytest.raises(BadInput, match=named):
+            decode(paths, sizes)
 
 
 def check(root, name, outcome):

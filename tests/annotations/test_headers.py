@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
+from lightning_bbox.annotations import headers
 from lightning_bbox.annotations.formats.format import Picture
 from lightning_bbox.annotations.headers import read_header
 
@@ -72,3 +73,33 @@ def test_pngs_are_turned_by_any_of_their_chunks_and_are_not_read_whole(
     whole = path.stat().st_size
     assert whole > 500_000
     assert CountedFile.total < (3 * whole if turns and late else 20_000)
+
+
+def test_headers_of_many_pictures_are_kept_until_these_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(headers, "_MANY", 3)
+    root = tmp_path / "set"
+    root.mkdir()
+    names = [f"{n}.png" for n in range(200)]
+    for name in names:
+        Image.new("L", (6, 4)).save(root / name)
+    (root / "7.png").write_bytes(b"no")
+    first = headers.read_facts(root, names)
+    assert list(first) == names
+    assert isinstance(first["7.png"], headers.Unread)
+    assert first["8.png"] == headers.Facts(6, 4, 1, "PNG", "L", False, "")
+    opened = []
+    read = headers._facts
+    monkeypatch.setattr(headers, "_facts", lambda *one: opened.append(one[1]) or read(*one))
+    assert headers.read_facts(root, names) == first
+    assert opened == ["7.png"]
+    Image.new("RGB", (9, 8)).save(root / "3.png")
+    again = headers.read_facts(root, names)
+    assert sorted(opened) == ["3.png", "7.png", "7.png"]
+    assert again["3.png"].upright == (8, 9)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 23)
+    assert all(isinstance(one, headers.Unread) for one in headers.read_facts(root, names).values())
+    (file,) = (tmp_path / "cache").rglob("headers.json")
+    file.write_bytes(file.read_bytes()[:-20])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
+    assert headers.read_facts(root, names) == again

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_bbox.core.cache_file import usual_folder
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import locked
-from lightning_bbox.pictures.disk import DiskStore, open_disk_store, usual_folder
+from lightning_bbox.pictures.disk import DiskStore, open_disk_store
 from lightning_bbox.pictures.store import ImageStore
 from tests.core.test_prefetch import alive
 from tests.crops import saved_pictures
