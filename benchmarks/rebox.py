@@ -37,7 +37,7 @@ from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.evaluation.intervals import Mean, clustered_interval, crossed_interval
 from lightning_bbox.evaluation.metrics import HARM
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, boxes_around, paired_iou
-from lightning_bbox.insight.audit import Audit, judge
+from lightning_bbox.insight.audit import Audit, judge, said_inside
 from lightning_bbox.pictures.decode import decode_image
 
 RESULTS = Path(__file__).parent / "results"
@@ -225,8 +225,10 @@ class Judge:
     def audit(self, boxes: Boxes, found: Boxes, stds: Float[Tensor, "n t"]) -> Audit:
         """Weigh what `trained` found against the law that is learned from these very boxes."""
         table = self.table
-        sizes, geometry = table.sizes[table.image_index], self.refiner.spec.geometry
-        return judge(found, stds, boxes, sizes, table.image_index, geometry)
+        sizes, model = table.sizes[table.image_index], self.refiner.model
+        told = boxes, sizes, self.refiner.spec.geometry
+        said = said_inside(found, stds, *told, model.reliability)
+        return judge(said, boxes, sizes, table.image_index)
 
 
 def scaled(table: BoxTable, scales: tuple[float, ...] = tuple(PUBLISHED)) -> Iterator[Case]:

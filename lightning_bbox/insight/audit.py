@@ -1,6 +1,7 @@
 """Which annotations are wrong, from what models say of boxes that they haven't learned from."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from lightning_bbox.evaluation.intervals import Mean, clustered_interval
 from lightning_bbox.geometry.boxes import Boxes, box_sizes, paired_iou
+from lightning_bbox.geometry.codecs import decode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
-from lightning_bbox.geometry.weighing import move_under, said_of
+from lightning_bbox.geometry.reliability import Reliability
+from lightning_bbox.geometry.weighing import Said, said_of
 from lightning_bbox.refinement.refiner import clip_or_restore
 
 LIKELY = 0.5
@@ -53,37 +56,80 @@ class Audit(NamedTuple):
         return order
 
 
-def judge(
+def said_inside(
     found: Boxes,
     stds: Float[Tensor, "n t"],
     annotated: Boxes,
     sizes: Int64[Tensor, "n 2"],
-    clusters: Int64[Tensor, " n"],
     geometry: CropGeometry,
+    reliability: Reliability | None,
+) -> Said:
+    """Return what a model says of annotated boxes, which end where the picture does.
+
+    Args:
+        found: Where it puts them, `xyxy` in picture pixels.
+        stds: How far off it deems that, x and y in px (and log sizes).
+        annotated: The boxes as they are.
+        sizes: Height and width of each box's picture.
+        geometry: What a px is.
+        reliability: How it errs, where that is known.
+    """
+    inside, _ = clip_or_restore(found, annotated, sizes, geometry)
+    return said_of(inside, stds, annotated, geometry, reliability)
+
+
+def pooled(parts: Sequence[Said]) -> Said:
+    """Put together what several models say, each of its own boxes.
+
+    Errors are spread as those of all models together, each as often as it has boxes.
+
+    Args:
+        parts: What each says.
+
+    Examples:
+        >>> one = Said(torch.zeros(1, 2), torch.ones(1, 2), ((1.0, 1.0),))
+        >>> pooled([one, one._replace(tails=((1.0, 2.0),))]).tails
+        ((0.5, 1.0), (0.5, 2.0))
+    """
+    count = sum(len(part.offsets) for part in parts)
+    tails = tuple(
+        (share * len(part.offsets) / count, factor)
+        for part in parts
+        for share, factor in part.tails
+    )
+    offsets, stds = (torch.cat(column) for column in list(zip(*parts, strict=True))[:2])
+    return Said(offsets, stds, tails)
+
+
+def judge(
+    said: Said,
+    annotated: Boxes,
+    sizes: Int64[Tensor, "n 2"],
+    clusters: Int64[Tensor, " n"],
 ) -> Audit:
     """Weigh what models say of annotated boxes against how all of these are off.
 
     Args:
-        found: Where a model that hasn't seen the box's picture, nor its group, puts it.
-        stds: How far off it deems that, x and y in px (and log sizes).
+        said: What models say that haven't seen the box's picture, nor its group.
         annotated: The boxes as they are, `xyxy` in picture pixels.
         sizes: Height and width of each box's picture.
         clusters: The group of each box: errors within one go together.
-        geometry: What a px is.
 
     Raises:
         BadInput: The boxes are too few, or the models tell no standard deviations.
     """
-    # Annotations end where the picture does, whatever a model makes of what lies beyond.
-    inside, _ = clip_or_restore(found, annotated, sizes, geometry)
-    told = inside, stds, annotated, geometry
-    said = said_of(*told)
     law = fit_law(said.offsets, said.stds, len(torch.unique(clusters)), said.tails)
-    weighed = move_under(law, *told)
-    boxes, _ = clip_or_restore(weighed.boxes, annotated, sizes, geometry)
-    share = share_of_wrong(weighed.wrong, clusters)
-    apart = 1 - paired_iou(annotated, inside)
-    return Audit(law, boxes, weighed.wrong, apart, weighed.gain, share)
+    moved = law.move(*said)
+    stays = (moved.offsets == 0).all(dim=1, keepdim=True)
+    places = torch.where(stays, annotated, decode_deltas(moved.offsets, annotated))
+    boxes = _clipped(places, sizes)
+    apart = 1 - paired_iou(annotated, _clipped(decode_deltas(said.offsets, annotated), sizes))
+    share = share_of_wrong(moved.wrong, clusters)
+    return Audit(law, boxes, moved.wrong, apart, moved.gain, share)
+
+
+def _clipped(boxes: Boxes, sizes: Int64[Tensor, "n 2"]) -> Boxes:
+    return boxes.clamp(min=0).minimum(sizes.flip(-1).repeat(1, 2).to(boxes.dtype))
 
 
 def share_of_wrong(wrong: Float[Tensor, " n"], clusters: Int64[Tensor, " n"]) -> Mean:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from lightning_bbox.annotations.groups import groups_in
@@ -19,8 +19,8 @@ from lightning_bbox.core.files import alone_in, encoded, make_folder, write_atom
 from lightning_bbox.core.messages import say
 from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.data.module import CropDataModule
-from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.insight.audit import judge
+from lightning_bbox.geometry.weighing import Said
+from lightning_bbox.insight.audit import judge, pooled, said_inside
 from lightning_bbox.insight.audit_files import RECORD, Audited, refuse_foreign, write_audit
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.reports.callbacks import Settings
@@ -90,20 +90,14 @@ def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) 
                 raise BadInput.at(str(place), problem, "see its log.txt, and change the settings")
         fold_of_box = folds[table.image_index[data.rough.chosen]]
         places = [folder / run.name for run in study.runs()]
-        boxes, stds = judged_by(places, fold_of_box, data)
+        said = judged_by(places, fold_of_box, data)
         numbers = {name: at for at, name in enumerate(dict.fromkeys(groups))}
         clusters = torch.tensor([numbers[name] for name in groups])[table.image_index]
         chosen = data.rough.chosen
+        sizes = table.sizes[table.image_index[chosen]]
         audited = Audited(
             data.rough,
-            judge(
-                boxes,
-                stds,
-                table.boxes[chosen],
-                table.sizes[table.image_index[chosen]],
-                clusters[chosen],
-                data.geometry,
-            ),
+            judge(said, table.boxes[chosen], sizes, clusters[chosen]),
             fold_of_box.tolist(),
             "pictures" if len(numbers) == len(table.images) else "groups",
         )
@@ -223,10 +217,8 @@ def _record(folder: Path, table: BoxTable, folds: int) -> dict[str, object]:
 
 
 @torch.no_grad()
-def judged_by(
-    folders: Sequence[Path], folds: Int64[Tensor, " n"], data: BoxDataModule
-) -> tuple[Boxes, Float[Tensor, "n t"]]:
-    """Return where each box should be, and how sure that is, by the model of its own fold.
+def judged_by(folders: Sequence[Path], folds: Int64[Tensor, " n"], data: BoxDataModule) -> Said:
+    """Return what the model of each box's own fold says of it.
 
     Args:
         folders: The runs of the folds.
@@ -236,21 +228,29 @@ def judged_by(
     parts, places = [], []
     for fold, folder in enumerate(folders):
         rows = (folds == fold).nonzero().flatten()
-        if not len(rows):
-            continue
-        model = OffsetModel.load_from_checkpoint(folder, map_location=_device())
-        assert model.spec is not None
-        data.follow(model.spec, needs_class=model.net.head.per_class)
-        samples = data.samples("predict")
-        for some in torch.split(rows, data.batch_size):
-            batch = samples.take(some).to(model.device)
-            crops = data.crops_of(batch)
-            found = model.refine(crops, batch.proposals, batch.labels)
-            parts.append([part.cpu() for part in found])
-        places.append(rows)
-    boxes, stds = (torch.cat(column) for column in zip(*parts, strict=True))
-    order = torch.cat(places).argsort()
-    return boxes[order], stds[order]
+        if len(rows):
+            model = OffsetModel.load_from_checkpoint(folder, map_location=_device())
+            parts.append(_said_by(model, rows, data))
+            places.append(rows)
+    said, order = pooled(parts), torch.cat(places).argsort()
+    return said._replace(offsets=said.offsets[order], stds=said.stds[order])
+
+
+def _said_by(model: OffsetModel, rows: Int64[Tensor, " n"], data: BoxDataModule) -> Said:
+    """Return what a model says of some of the boxes that were read."""
+    assert model.spec is not None
+    assert data.rough is not None
+    data.follow(model.spec, needs_class=model.net.head.per_class)
+    samples, found = data.samples("predict"), []
+    for some in torch.split(rows, data.batch_size):
+        batch = samples.take(some).to(model.device)
+        moved = model.refine(data.crops_of(batch), batch.proposals, batch.labels)
+        found.append([part.cpu() for part in moved])
+    boxes, stds = (torch.cat(column) for column in zip(*found, strict=True))
+    at = data.rough.chosen[rows]
+    table, geometry = data.rough.table, data.geometry
+    told = boxes, stds, table.boxes[at], table.sizes[table.image_index[at]]
+    return said_inside(*told, geometry, model.reliability)
 
 
 def _device() -> str:

@@ -4,8 +4,16 @@ import pytest
 import torch
 
 from lightning_bbox import BadInput, CropGeometry, fit_law
-from lightning_bbox.geometry.boxes import paired_iou
-from lightning_bbox.insight.audit import judge, reasons_of, share_of_wrong, words_of
+from lightning_bbox.geometry.boxes import box_sizes, paired_iou
+from lightning_bbox.geometry.reliability import Reliability
+from lightning_bbox.insight.audit import (
+    judge,
+    pooled,
+    reasons_of,
+    said_inside,
+    share_of_wrong,
+    words_of,
+)
 from lightning_bbox.insight.cross_fit import folds_of
 
 GEOMETRY = CropGeometry()
@@ -67,7 +75,8 @@ def boxes_and_truth():
 def test_wrong_boxes_come_first_and_are_told_where_they_should_be():
     annotated, truth, found, stds, wrong = boxes_and_truth()
     sizes, clusters = torch.full((600, 2), 200), torch.arange(600) // 10
-    audit = judge(found, stds, annotated, sizes, clusters, GEOMETRY)
+    said = said_inside(found, stds, annotated, sizes, GEOMETRY, None)
+    audit = judge(said, annotated, sizes, clusters)
     first = audit.worst_first()[: int(wrong.sum())]
     assert wrong[first].double().mean() > 0.95
     assert audit.wrong[wrong].min() > 0.5 > audit.wrong[~wrong].double().mean()
@@ -94,7 +103,8 @@ def test_what_a_model_makes_of_the_world_beyond_a_picture_is_no_error():
     stds = torch.full((100, 4), 1.0)
     stds[:, 2:] = 0.05
     sizes, clusters = torch.full((100, 2), 60), torch.arange(100)
-    audit = judge(found, stds, annotated, sizes, clusters, GEOMETRY)
+    said = said_inside(found, stds, annotated, sizes, GEOMETRY, None)
+    audit = judge(said, annotated, sizes, clusters)
     assert torch.equal(audit.boxes, annotated)
     assert audit.share.value < 0.01
 
@@ -111,3 +121,22 @@ def test_groups_are_judged_by_models_that_have_not_seen_them():
 def test_too_few_groups_are_refused(groups, folds):
     with pytest.raises(BadInput, match=f"^{len(set(groups))} pictures or groups are too few"):
         folds_of(groups, folds, seed=0)
+
+
+def test_how_a_model_errs_is_taken_off_before_boxes_are_judged():
+    """What it says too far left of all boxes is no error of theirs, if validation has shown it."""
+    annotated, _, found, stds, wrong = boxes_and_truth()
+    sizes, clusters = torch.full((600, 2), 200), torch.arange(600) // 10
+    biased = found - torch.tensor([3.0, 0, 3, 0])
+    bias = (float((-3 / box_sizes(annotated)[:, 0]).mean()), 0.0, 0.0, 0.0)
+    known = Reliability(bias, (1.0,) * 4, (1.0,) * 4)
+    halves = [(torch.arange(600) % 2) == half for half in (0, 1)]
+    parts = [
+        said_inside(biased[half], stds[half], annotated[half], sizes[half], GEOMETRY, known)
+        for half in halves
+    ]
+    order = torch.cat([half.nonzero().flatten() for half in halves])
+    audit = judge(pooled(parts), annotated[order], sizes[order], clusters[order])
+    assert audit.share.low < 1 / 12 < audit.share.high
+    first = audit.worst_first()[: int(wrong.sum())]
+    assert wrong[order][first].double().mean() > 0.9
