@@ -35,7 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 SETS = {
     "scenes": ["-c", "preset:csv"],
     "bccd": ["-c", "preset:voc"],
-    "rbc": ["-c", "preset:rbc", "--data.min_size=0", "--data.classes=[rbc, wbc]"],
+    "rbc": ["-c", "preset:rbc"],
 }
 """Data sets, and how they are audited."""
 SMALL = [

@@ -210,7 +210,7 @@ class Judge:
     """
 
     def __init__(self, run: Path, table: BoxTable) -> None:
-        self.refiner, self.table = Refiner(run), table
+        self.refiner, self.table = Refiner(run, law="trained"), table
         self.images = [decode_image(table.root / image) for image in table.images]
         self.counts = table.image_index.bincount(minlength=len(table.images)).tolist()
 
