@@ -291,7 +291,7 @@ def _decoders() -> list[str]:
 
 def is_deep(image: Image.Image) -> bool:
     """Tell whether a picture just opened has 16 bits a band, and nothing says what white is."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I"):  # as "I", of 32 bits, Pillow reads PGMs of 16 too
         return True
     tiles: list[Any] = getattr(image, "tile", [])  # of strips there may be thousands, all alike
     # 16 bits of a BMP are three colours.

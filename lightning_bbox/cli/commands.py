@@ -26,6 +26,7 @@ from lightning_bbox.core.messages import say
 from lightning_bbox.core.recipes import find_class
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.geometry.codecs import OffsetSpec
+from lightning_bbox.insight.check import FirstLines
 from lightning_bbox.insight.probe import ProbingTrainer
 from lightning_bbox.insight.report import save_readings
 from lightning_bbox.models.advice import refuse_equal_passes
@@ -163,6 +164,7 @@ class BoxCLI(LightningCLI):
                     self.run_folder, own.max_shift, own.overwrite, own.law, own.decimals
                 )
             ]
+        callbacks += [FirstLines()] * (self.subcommand == "fit")
         callbacks.append(StopBetweenSteps())
         if self.subcommand == "probe" and config.devices == "auto":
             kwargs["devices"] = 1

@@ -8,15 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import lightning.pytorch as pl
 import torch
 from jaxtyping import Bool, Float, Int64
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from lightning_bbox.annotations.headers import Facts, read_facts
 from lightning_bbox.annotations.splits import ROLES
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.annotations.validity import LEFT_OUT
-from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.core.messages import say
 from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.data.roles import assign_roles
 from lightning_bbox.data.samples import Source
@@ -416,3 +419,37 @@ def _strangest(
         order = key.argsort(descending=True, stable=True)[:count].tolist()
         chosen[name] = [at for at in order if math.isfinite(key[at])]
     return {name: found for name, found in chosen.items() if found}
+
+
+class FirstLines(pl.Callback):
+    """Say the most important of a check where a training begins."""
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say which classes and what sizes of boxes there are, and where the rest is told."""
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, BoxDataModule):
+            say("\n".join(first_lines(data.source, data.geometry)))
+            say(f"leaks, faults and strange boxes: lightning-bbox check --data.root {data.root}")
+
+
+def first_lines(source: Source, geometry: CropGeometry) -> list[str]:
+    """Say which classes there are, how large their boxes are, and how much context they have.
+
+    Args:
+        source: What was read.
+        geometry: How crops are cut.
+    """
+    items = [split for split in source.splits.values() if len(split)]
+    boxes, labels = torch.cat([each.boxes for each in items]), torch.cat([e.labels for e in items])
+    counts = labels.bincount(minlength=len(source.classes)).tolist()
+    named = [f"{name} {n:,}" for name, n in zip(source.classes, counts, strict=True)]
+    (low, _, median, _, high), (short, _, middle, _, tall) = map(_quantiles, box_sizes(boxes).T)
+    enlarged = (box_sizes(geometry.crop_boxes(boxes)) < geometry.size).any(dim=1)
+    return [
+        f"classes: {listed(named)}",
+        (
+            f"boxes: {low:.4g} to {high:.4g} pixels wide (median {median:.4g}), {short:.4g} to "
+            f"{tall:.4g} high (median {middle:.4g}); {_share(enlarged)} of the crops are enlarged"
+        ),
+    ]

@@ -107,9 +107,9 @@ def _level_for(largest: int) -> int:
 
 def _largest_value(path: str | PathLike[str]) -> int:
     with _opened(path) as image:
-        grey = image.mode.startswith("I;16")
-        # Of colours Pillow keeps the upper byte alone.
-        return int(np.asarray(image).max()) * (1 if grey else 257)
+        if image.mode.startswith("I"):
+            return int(_sixteen_bits(image).max())
+        return int(np.asarray(image).max()) * 257  # of colours Pillow keeps the upper byte alone
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def _check_level(image: Image.Image, white_level: int | None) -> None:
             f"value is white; give a white_level, such as {FULL_SCALE}"
         )
         raise BadInput(msg)
-    if not image.mode.startswith("I;16") and white_level != FULL_SCALE:
+    if not image.mode.startswith("I") and white_level != FULL_SCALE:
         msg = (
             f"each of its colours has 16 bits, of which only the upper 8 can be read, but the "
             f"white level is {white_level}; save it with 8 bits a colour, or set white_level to "
@@ -165,18 +165,29 @@ def to_rgb(image: Image.Image, white_level: int | None = FULL_SCALE) -> UInt8[np
         white_level: As `decode_image` takes it.
 
     Raises:
-        BadInput: It has 16 bits and there is no white level, or 32 bits a pixel, whose range nobody
-            knows.
+        BadInput: It has 16 bits and there is no white level, or 32 bits a pixel and uses more than
+            16 of them.
     """
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I"):
         _check_level(image, white_level)
-        return np.repeat(_eight_bits(np.asarray(image), white_level or 0)[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
+        values = _sixteen_bits(image)
+        return np.repeat(_eight_bits(values, white_level or 0)[..., None], 3, axis=2)
+    if image.mode == "F":
         msg = f"its mode {image.mode!r} has 32 bits a pixel; save it with 8 or 16"
         raise BadInput(msg)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
+
+
+def _sixteen_bits(image: Image.Image) -> UInt16[np.ndarray, "h w"]:
+    """Return the grey values of a picture of 16 bits, or of one of 32 that uses no more."""
+    values = np.asarray(image)
+    if image.mode == "I" and values.size and not 0 <= values.min() <= values.max() <= FULL_SCALE:
+        problem = f"its mode 'I' has 32 bits a pixel, and values from {values.min()} to"
+        msg = f"{problem} {values.max()}; save it with 8 or 16"
+        raise BadInput(msg)
+    return values.astype(np.uint16)
 
 
 def _eight_bits(values: UInt16[np.ndarray, "h w"], white_level: int) -> UInt8[np.ndarray, "h w"]:

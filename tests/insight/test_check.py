@@ -16,6 +16,7 @@ from lightning_bbox.insight.check_files import format_check, write_check
 from lightning_bbox.insight.leaks import alike_across, torn_sequences
 from lightning_bbox.pictures.thumbnails import SIDE, alike_pairs, read_thumbnails
 from tests.annotation_files import NINE, ROWS, csv_of, write
+from tests.runs import TINY
 
 ROLES = ["train", "val", "test"]
 
@@ -202,3 +203,15 @@ def test_bccd_has_two_boxes_of_no_size_and_one_field_twice(real_data, tmp_path):
     assert "BloodImage_00037.jpg and JPEGImages/BloodImage_00038.jpg" in format_check(found)
     write_check(found, tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_fit_says_the_most_important_of_it(tmp_path, monkeypatch, capsys):
+    write(tmp_path, NINE | {"b.csv": csv_of(*ROWS)})
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "-c", "preset:csv", "--data.root=.", *TINY, "--name=run"]) == 0
+    printed = capsys.readouterr().out
+    assert "classes: object 9\n" in printed
+    assert (
+        "boxes: 19 to 19 pixels wide (median 19), 19 to 19 high (median 19); 100 % (9)" in printed
+    )
+    assert "lightning-bbox check --data.root ." in printed

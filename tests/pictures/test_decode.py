@@ -11,7 +11,7 @@ from PIL import EpsImagePlugin, Image
 from lightning_bbox import BoxDataModule, Reading
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.pictures.decode import decode_image
+from lightning_bbox.pictures.decode import decode_image, find_white_level
 from lightning_bbox.pictures.store import ImageStore
 from tests.annotation_files import csv_of, write
 from tests.crops import made_up_picture, save_picture
@@ -301,3 +301,22 @@ def test_a_picture_of_more_pixels_than_pillow_allows_is_read_where_that_many_are
 def test_grey_levels_beyond_sixteen_bits_are_refused(tmp_path, values):
     """Nothing is silently clipped: there is no telling what white is."""
     assert refused(save_picture(tmp_path / "a.tif", values))
+
+
+def test_a_grey_pgm_of_16_bits_is_read_as_a_tiff_is(tmp_path):
+    values = np.linspace(0, 4095, 64 * 48).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    header = b"P5 64 48 65535\n"
+    (tmp_path / "a.pgm").write_bytes(header + values.astype(">u2").tobytes())
+    write(tmp_path, {"b.csv": csv_of("a.tif,1,1,9,9", "a.pgm,1,1,9,9")})
+    table = read_annotations(tmp_path)
+    assert table.deep == {"a.tif", "a.pgm"}
+    assert find_white_level([tmp_path / "a.pgm"]) == (4095, 4095)
+    levels = [decode_image(tmp_path / name, 4095) for name in ("a.tif", "a.pgm")]
+    assert np.array_equal(*levels)
+    assert len(np.unique(levels[0])) == 256
+    with pytest.raises(BadInput, match="nothing says which value is white"):
+        decode_image(tmp_path / "a.pgm", None)
+    Image.fromarray(np.array([[-1, 70_000]], np.int32)).save(tmp_path / "wide.tif")
+    with pytest.raises(BadInput, match=r"32 bits a pixel, and values from -1 to 70000; save it"):
+        decode_image(tmp_path / "wide.tif")
