@@ -22,7 +22,7 @@ LEFT_OUT = "; left out"
 """What ends the sentence of a box that is skipped in training."""
 
 _FAR = 0.1  # the share of a side by which a rough box may well overhang
-_SHARE = 0.1  # of boxes that make none, for another meaning of their numbers to be thought of
+_SHARE = 0.25  # of boxes that make none, for another meaning of their numbers to be thought of
 _REACH = 1.0  # pixels that a box may reach outside its picture: people and tools differ by one
 
 

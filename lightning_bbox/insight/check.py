@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from lightning_bbox.annotations.headers import Facts, read_facts
-from lightning_bbox.annotations.splits import ROLES
+from lightning_bbox.annotations.splits import ROLES, shared_groups, usual_split
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.annotations.validity import LEFT_OUT
 from lightning_bbox.core.errors import BadInput, listed
@@ -361,6 +361,11 @@ def _leaks(table: BoxTable, roles: Sequence[str]) -> tuple[list[str], list[str]]
     torn = torn_sequences(table.images, table.groups, roles)
     leaks = [torn, alike_across(pairs, table.images, roles)]
     lines = [leak.sentence() for leak in leaks if leak]
+    stated = [usual_split(split) or split for split in table.splits]
+    if shared := shared_groups(table.groups, stated):
+        lines.append(
+            f"{len(shared)} groups lie in several of the files' own splits: {listed(shared)}"
+        )
     alike = [(a, b) for a, b in pairs.tolist() if table.groups[a] != table.groups[b]]
     if alike and not leaks[1]:
         shown, word = " and ".join(table.images[at] for at in alike[0]), _plural("pair", len(alike))

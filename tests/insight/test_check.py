@@ -215,3 +215,11 @@ def test_a_fit_says_the_most_important_of_it(tmp_path, monkeypatch, capsys):
         "boxes: 19 to 19 pixels wide (median 19), 19 to 19 high (median 19); 100 % (9)" in printed
     )
     assert "lightning-bbox check --data.root ." in printed
+
+
+def test_groups_in_several_of_the_files_own_splits_are_told(tmp_path):
+    rows = [f"{n}.png,1,1,20,20,g{n // 3},{'train' if n % 2 else 'test'}" for n in range(9)]
+    header = "image,xmin,ymin,xmax,ymax,group,split"
+    found = checked(tmp_path, NINE | {"b.csv": csv_of(*rows, header=header)})
+    told = "3 groups lie in several of the files' own splits: g0, g1, g2"
+    assert section(found, "Leaks").lines[0] == told
