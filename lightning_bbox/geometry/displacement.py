@@ -28,7 +28,9 @@ FEWEST_BOXES = 50
 
 _TELLABLE = 0.5
 """Share of a model's standard deviation: what is smaller may be the bias of the model itself."""
-_MOST_FITTED = 50_000  # boxes: more don't change a law of at most 27 numbers
+_NEAR = 1.5  # below this share of it, errors of a picture, which go together, look like a law
+_LEVEL = 0.05  # chance of a law that is none, of the likelihood ratio test
+_MOST_FITTED = 20_000  # boxes: more don't change a law of at most 27 numbers
 _MOST_STEPS = 500
 _SETTLED = 1e-6  # gain of the mean log likelihood by a step, in nats a box
 _LEAST_STD = 1e-4  # of a component, in shares of a box: far below any annotation's noise
@@ -66,6 +68,8 @@ class DisplacementLaw:
         shares: Share of the boxes that each normal law has.
         means: Its mean offset.
         stds: Its standard deviation in each coordinate.
+        within: Standard deviation, in each coordinate, of how far off boxes that count as right may
+            be, as the pictures don't tell it; none by default.
 
     Raises:
         BadInput: Shares don't add up to 1, or the numbers aren't a law's.
@@ -87,16 +91,20 @@ class DisplacementLaw:
     shares: tuple[float, ...]
     means: tuple[tuple[float, ...], ...]
     stds: tuple[tuple[float, ...], ...]
+    within: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         rows = [*self.means, *self.stds]
         numbers = [self.right, *self.shares, *(number for row in rows for number in row)]
+        numbers += self.within
         is_law = (
             all(math.isfinite(number) for number in numbers)
             and len(self.shares) == len(self.means) == len(self.stds) > 0
             and {len(row) for row in rows} in ({2}, {4})
             and min(self.right, *self.shares, *(min(row) for row in self.stds)) >= 0
+            and len(self.within) in (0, len(self.means[0]))
+            and min(self.within, default=0) >= 0
             and abs(self.right + sum(self.shares) - 1) < 1e-3
         )
         if not is_law:
@@ -152,8 +160,11 @@ class DisplacementLaw:
         best = expected.argmax(dim=0)
         chosen = places[best, torch.arange(len(said))]
         off = (chances[..., None] * (variances + (means - chosen).square())).sum(dim=(0, 1))
+        right = chances[0].sum(dim=0)
+        if self.within:
+            off = off + right[:, None] * torch.tensor(self.within).double().square()
         gain = expected.amax(dim=0) - expected[0]
-        return Moved(chosen, off.sqrt(), gain, 1 - chances[0].sum(dim=0))
+        return Moved(chosen, off.sqrt(), gain, 1 - right)
 
     def words(self) -> str:
         """Say in a sentence how the boxes are off."""
@@ -201,7 +212,8 @@ class DisplacementLaw:
     def plain(self) -> dict[str, Any]:
         """Return it as numbers and lists, for files and checkpoints."""
         rows = {name: [list(row) for row in getattr(self, name)] for name in ("means", "stds")}
-        return {"right": self.right, "shares": list(self.shares), **rows}
+        numbers = {"shares": list(self.shares), "within": list(self.within)}
+        return {"right": self.right, **numbers, **rows}
 
     @classmethod
     def from_plain(cls, told: dict[str, Any]) -> Self:
@@ -211,7 +223,8 @@ class DisplacementLaw:
             ValueError, TypeError, KeyError: It isn't a law.
         """
         rows = {name: tuple(map(tuple, told[name])) for name in ("means", "stds")}
-        return cls(told["right"], tuple(told["shares"]), **rows)
+        within = tuple(told.get("within", ()))  # older ones have none
+        return cls(told["right"], tuple(told["shares"]), **rows, within=within)
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return shares, means and variances, those of the boxes that are right first."""
@@ -235,8 +248,11 @@ def fit_law(
     """Find how boxes are off from what a model says of them, by expectation and maximisation.
 
     Beside the boxes that are right there is one normal law, or there are two where the Bayesian
-    information criterion wants them. Boxes whose law is near and narrow, within half of the model's
-    standard deviations, count as right: it can't be told from a bias of the model.
+    information criterion wants them. All count as right where that is as likely, by a test of the
+    likelihood ratio: of pictures where the law is narrower than one and a half of the model's
+    standard deviations, as errors of a picture, which go together, look like one, and of boxes
+    where it is wider. Those whose
+    law is within half of these count as right too: it can't be told from a bias of the model.
 
     Args:
         said: How a model says that each box is off, as shares of its sides and changes of log size.
@@ -250,7 +266,9 @@ def fit_law(
 
     References:
         Dempster, Laird and Rubin, Maximum likelihood from incomplete data via the EM algorithm
-        (1977). Schwarz, Estimating the dimension of a model (1978).
+        (1977). Schwarz, Estimating the dimension of a model (1978). Wilks, The large-sample
+        distribution of the likelihood ratio for testing composite hypotheses (1938); with a share
+        at its bound, the test is on the safe side.
 
     Examples:
         >>> generator = torch.Generator().manual_seed(0)
@@ -284,11 +302,19 @@ def fit_law(
     best = fits[0] if scores[0] >= scores[1] else fits[1]
     extents = (best.means.square() + best.variances).sqrt()
     told = stds.square().mean(dim=0).sqrt()
-    tellable = (extents >= _TELLABLE * told).any(dim=1)
-    shares = (best.shares * tellable)[1:].tolist()
+    near = bool((extents < _NEAR * told).all())
+    right = _posterior(best.shares[:1] * 0 + 1, still[None], still[None], said, stds, tails)[-1]
+    ratio = (independent if near else len(said)) * (best.log_likelihood - right)
+    numbers = (len(best.shares) - 1) * (1 + 2 * said.shape[1])
+    chance = torch.special.gammaincc(*torch.tensor([numbers / 2, max(ratio, 0.0)]).double())
+    tellable = (extents >= _TELLABLE * told).any(dim=1) & (chance < _LEVEL)
+    shares = best.shares * tellable
+    untold = ((best.shares - shares)[1:, None] * extents[1:].square()).sum(dim=0)
+    part = 1 - float(shares[1:].sum())
+    within = (untold / max(part, 1e-12)).sqrt().tolist()
     means, deviations = best.means[1:].tolist(), best.variances[1:].sqrt().tolist()
     rows = tuple(map(tuple, means)), tuple(map(tuple, deviations))
-    return DisplacementLaw(max(1 - sum(shares), 0.0), tuple(shares), *rows)
+    return DisplacementLaw(max(part, 0.0), tuple(shares[1:].tolist()), *rows, tuple(within))
 
 
 def law_of_pairs(

@@ -1,5 +1,6 @@
 """Displacement laws: planted ones are found, boxes that are right stay, and none drifts."""
 
+import json
 import math
 
 import numpy as np
@@ -149,6 +150,9 @@ def test_a_law_is_kept_in_a_file(tmp_path):
     law = fit_law(*said_of(normal(200, [0.0, 0.0, 0.1, 0.1], 0.05)))
     law.save(tmp_path / "law.json")
     assert DisplacementLaw.load(tmp_path / "law.json") == law
+    older = {name: value for name, value in law.plain().items() if name != "within"}
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    assert DisplacementLaw.load(tmp_path / "older.json").shares == law.shares
 
 
 @pytest.mark.parametrize(
@@ -242,3 +246,38 @@ def test_under_the_usual_law_boxes_that_are_right_stay_and_far_ones_move():
     assert iou(moved, truth)[far].mean() > iou(said, truth)[far].mean() - 0.02
     alone = law.move(said[5:6], stds[5:6]).offsets
     torch.testing.assert_close(alone[0], moved[5])
+
+
+def test_errors_that_go_together_in_a_picture_are_no_law_of_the_boxes():
+    shared = normal(60, [0.0] * 4, 0.4 * STD).repeat_interleave(10, dim=0)
+    said, stds = said_of(shared)  # of boxes that are all right
+    law = fit_law(said, stds, num_pictures=60)
+    assert law.right == 1.0 > fit_law(said, stds).right
+    moved = law.move(said, stds)
+    assert torch.equal(moved.offsets, torch.zeros_like(said))
+    # What can't be told of them is told as a standard deviation.
+    assert moved.stds[0].tolist() == pytest.approx([0.4 * STD] * 4, rel=0.4)
+
+
+def test_boxes_slightly_off_that_count_as_right_are_told_as_sure_as_they_are():
+    truth = normal(1500, [0.0] * 4, 0.3 * STD)
+    said, stds = said_of(truth)
+    law = fit_law(said, stds, num_pictures=80)
+    assert law.right == 1.0
+    held = (truth.abs() <= 1.645 * law.move(said, stds).stds).double().mean()
+    assert held == pytest.approx(0.9, abs=0.08)
+
+
+def test_few_boxes_far_off_are_found_however_few_the_pictures():
+    truth = torch.zeros(1000, 4)
+    truth[:20] = normal(20, [0.0] * 4, 0.25)
+    said, stds = said_of(truth)
+    law = fit_law(said, stds, num_pictures=20)
+    assert law.right == pytest.approx(0.98, abs=0.015)
+    assert law.move(said, stds).wrong[:20].mean() > 0.7
+
+
+@pytest.mark.parametrize("within", [(0.1,), (0.1, -0.1), (0.1, math.nan)])
+def test_a_law_within_no_numbers_is_refused(within):
+    with pytest.raises(BadInput, match="is no law"):
+        DisplacementLaw(1.0, (0.0,), ((0.0, 0.0),), ((0.1, 0.1),), within)
