@@ -1,7 +1,7 @@
 """Where the annotations of a data set lie, and which format they are in."""
 
 import posixpath
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -59,7 +59,7 @@ def find_annotations(
     else:
         sources = _usual_sources(root, formats, wanted)
     sources = [source for source in sources if wanted in ("auto", source.format.name)]
-    found = [source for source in sources if source.files]
+    found = [source for source in _each_file_once(sources) if source.files]
     if not found:
         looked_for = ", ".join(source.looked_for for source in sources)
         problem = f"no annotations found, looked for {looked_for}"
@@ -70,6 +70,15 @@ def find_annotations(
     _refuse_rivals(found[0], len(names))
     _check_links(root, found[0].files, allow_outside)
     return found
+
+
+def _each_file_once(sources: Iterable[Source]) -> Iterator[Source]:
+    """Leave out of each source what the same format was found by before, in a better place."""
+    seen = set[tuple[str, str]]()
+    for source in sources:
+        fresh = [file for file in source.files if (source.format.name, file) not in seen]
+        seen |= {(source.format.name, file) for file in fresh}
+        yield source._replace(files=fresh)
 
 
 def _usual_sources(root: Path, formats: Sequence[Format], wanted: str) -> list[Source]:

@@ -193,3 +193,8 @@ def test_many_pictures_are_found_by_their_ends_in_little_time(tmp_path):
     stated = [Picture("b.json", f"{n}", f"/x/{n % 7}/{n}.png") for n in range(3000)]
     assert list(finder.find(stated)) == [f"{n % 7}/{n}.png" for n in range(3000)]
     assert finder.notes()[0].startswith("3000 pictures found by the end of its path, such as")
+
+
+def test_what_is_there_but_not_read_is_named_once(tmp_path):
+    files = {"Annotations/a.xml": XML, "labels/a.txt": "0 .5 .5 .5 .5", "images/a.png": P}
+    assert found(tmp_path, files).note.count("labels/a.txt") == 1
