@@ -131,14 +131,13 @@ class DisplacementLaw:
             stds: Its standard deviations, in the same units.
             tails: How its errors are spread about these (see `Reliability`).
         """
-        parts = [
-            self._move(rows, spread, tails)
-            for rows, spread in zip(
-                torch.split(said, _CHUNK), torch.split(stds, _CHUNK), strict=True
-            )
-        ]
-        columns = zip(*(parts or [self._move(said, stds, tails)]), strict=True)
-        return Moved(*(torch.cat(column).to(said.dtype) for column in columns))
+        empty = said.new_empty(len(said))
+        found = Moved(torch.empty_like(said), torch.empty_like(said), empty, empty.clone())
+        for start in range(0, len(said), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            for column, part in zip(found, self._move(said[rows], stds[rows], tails), strict=True):
+                column[rows] = part
+        return found
 
     def _move(self, said: Offsets, stds: Offsets, tails: Tails) -> Moved:
         told = said.double(), stds.double(), tails
