@@ -132,10 +132,11 @@ def coverage(truth: BoxTable, rough: BoxTable, folder: Path) -> dict[str, float]
 
 
 def without_boxes(path: Path) -> Any:
-    """Return a COCO file's content without the numbers of its boxes."""
+    """Return a COCO file's content without the numbers of its boxes, and the areas of these."""
     content = json.loads(path.read_text())
     for annotation in content["annotations"]:
-        del annotation["bbox"]
+        for name in ("bbox", "area"):
+            annotation.pop(name, None)
     return content
 
 
