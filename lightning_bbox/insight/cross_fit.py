@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from lightning_bbox.core.files import alone_in, encoded, make_folder, write_atom
 from lightning_bbox.core.messages import say
 from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.geometry.reliability import NORMAL, Reliability
 from lightning_bbox.geometry.weighing import Said
 from lightning_bbox.insight.audit import judge, pooled, said_inside
 from lightning_bbox.insight.audit_files import RECORD, Audited, refuse_foreign, write_audit
@@ -250,7 +252,18 @@ def _said_by(model: OffsetModel, rows: Int64[Tensor, " n"], data: BoxDataModule)
     at = data.rough.chosen[rows]
     table, geometry = data.rough.table, data.geometry
     told = boxes, stds, table.boxes[at], table.sizes[table.image_index[at]]
-    return said_inside(*told, geometry, model.reliability)
+    return said_inside(*told, geometry, _without_tails(model.reliability))
+
+
+def _without_tails(reliability: Reliability | None) -> Reliability | None:
+    """Keep bias and slope alone of how a model errs.
+
+    Where it was measured, annotations are as wrong as those that are judged: what it seems to err
+    by far is what is looked for.
+    """
+    if reliability is None:
+        return None
+    return replace(reliability, factors=(1.0,) * len(reliability.factors), tails=NORMAL)
 
 
 def _device() -> str:

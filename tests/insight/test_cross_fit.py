@@ -12,6 +12,8 @@ from lightning_bbox import DisplacementLaw
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.splits import split_pictures
 from lightning_bbox.cli.main import main
+from lightning_bbox.geometry.reliability import Reliability
+from lightning_bbox.insight import cross_fit
 from tests.runs import TINY, files_of
 
 PICTURES, EACH = 12, 6
@@ -119,6 +121,14 @@ def test_folds_that_are_there_are_kept_and_others_do_not_mix_with_them(root, aud
     assert main(command(changed)) == 2
     assert "is of other annotations or folds than those at hand" in capsys.readouterr().err
     assert files_of(audited) == before
+
+
+def test_far_errors_of_a_model_are_those_of_the_annotations_it_was_measured_on():
+    """Validation holds as many wrong boxes: its tails would excuse those that are judged."""
+    wild = Reliability((0.1, 0.0), (0.9, 0.8), (0.5, 0.5), ((0.9, 1.0), (0.1, 4.0)))
+    kept = cross_fit._without_tails(wild)
+    assert kept == Reliability((0.1, 0.0), (0.9, 0.8), (1.0, 1.0))
+    assert cross_fit._without_tails(None) is None
 
 
 def test_what_no_audit_wrote_stays(root, tmp_path, capsys):
