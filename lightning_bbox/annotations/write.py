@@ -5,7 +5,7 @@ fields, their order, comments and line ends.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -57,18 +57,17 @@ def write_boxes(
     rounded = as_written(table, boxes, decimals)
     indices = (rounded != table.boxes).any(dim=1).nonzero().flatten()
     places = decimals_of(table, decimals)[indices]
-    old, changed = (
-        _Numbers.of(table, found[indices], indices, places) for found in (table.boxes, rounded)
-    )
-    new: dict[str, dict[int, _Change]] = {file: {} for file in table.files}
-    for at, before, after in zip(indices.tolist(), old, changed, strict=True):
-        new[table.entries[at][0]][at] = _Change(before, after)
+    changes = _Changes.of(table, rounded, indices, places)
+    new: dict[str, dict[int, int]] = {file: {} for file in table.files}
+    for row, at in enumerate(indices.tolist()):
+        file, number = table.entries[at]
+        new[file][number] = row
     written = []
-    for file, texts in new.items():
+    for file, rows in new.items():
         content = read_bytes(table.root, file)
         path = folder / _below(file)
         make_folder(path.parent)
-        write_atomically(path, _exchanged(content, file, table, texts) if texts else content)
+        write_atomically(path, _exchanged(content, file, table, changes, rows) if rows else content)
         written.append(path)
     return written
 
@@ -124,18 +123,20 @@ def _rounded(edges: Float64[Tensor, "n 4"], places: Int64[Tensor, " n"]) -> Floa
     return (edges * scale).round() / scale + 0.0
 
 
-class _Numbers(NamedTuple):
-    """What a file may say of a box.
+class _Changes(NamedTuple):
+    """What files say of boxes that change, and what they will say, both rounded.
 
     Attributes:
-        numbers: Its four numbers.
-        corners: Its corners in the file's unit.
-        digits: How many decimals are written.
+        indices: Which of the table's boxes change.
+        numbers: Their four numbers, before and after.
+        corners: Their corners in the file's unit, likewise.
+        digits: How many decimals are written of each.
     """
 
-    numbers: list[float]
-    corners: list[float]
-    digits: int
+    indices: Int64[Tensor, " n"]
+    numbers: Float64[np.ndarray, "n 2 4"]
+    corners: Float64[np.ndarray, "n 2 4"]
+    digits: list[int]
 
     @classmethod
     def of(
@@ -144,48 +145,48 @@ class _Numbers(NamedTuple):
         boxes: Boxes,
         indices: Int64[Tensor, " n"],
         places: Int64[Tensor, " n"],
-    ) -> "list[_Numbers]":
-        convention = table.format.convention
-        numbers = table.numbers(_rounded(boxes.double(), places), table.image_index[indices])
+    ) -> "_Changes":
+        """Return those of a table, by its new boxes and how many decimals of a pixel they have."""
+        convention, images = table.format.convention, table.image_index[indices]
+        numbers = [
+            table.numbers(_rounded(found[indices].double(), places), images)
+            for found in (table.boxes, boxes)
+        ]
+        corners = torch.stack([convention.to_xyxy(each) for each in numbers], dim=1)
         # A fraction of a picture 100,000 pixels wide still tells a thousandth of a pixel.
         digits = places + (6 if convention.fractions else 0)
-        corners = convention.to_xyxy(numbers)
-        return [*map(cls, numbers.tolist(), corners.tolist(), digits.tolist())]
+        return cls(indices, torch.stack(numbers, dim=1).numpy(), corners.numpy(), digits.tolist())
 
-    def four(self) -> list[str]:
-        """Write down the four numbers."""
-        return [_text(number, self.digits) for number in self.numbers]
+    def exchanges(self, row: int, spots: Spots) -> list[tuple[Span, str]]:
+        """Return what becomes of the spans of a box whose numbers change, in their order."""
+        digits, found = self.digits[row], list[tuple[Span, str]]()
+        pairs = [*zip(spots.numbers, *self.numbers[row].tolist(), strict=True)]
+        before, after = self.corners[row].tolist()
+        pairs += [(span, _side(before, what), _side(after, what)) for span, what in spots.along]
+        for span, old, new in pairs:
+            word = _text(new, digits)
+            if word != _text(old, digits):
+                found.append((span, word))
+        return sorted(found)
 
-    def along(self, what: Along) -> str:
-        """Write down a number that follows from the four."""
-        left, top, right, bottom = self.corners
-        if what == "area":
-            return _text((right - left) * (bottom - top), self.digits)
-        return _text(self.corners[CORNERS.index(what)], self.digits)
 
-
-class _Change(NamedTuple):
-    """A box as its file has it and as it will have it, both rounded."""
-
-    before: _Numbers
-    after: _Numbers
-
-    def exchanges(self, spots: Spots) -> Iterator[tuple[Span, str]]:
-        """Yield what becomes of the spans whose numbers change."""
-        old, new = self.before.four(), self.after.four()
-        yield from (
-            (span, word)
-            for span, was, word in zip(spots.numbers, old, new, strict=True)
-            if was != word
-        )
-        for span, what in spots.along:
-            word = self.after.along(what)
-            if word != self.before.along(what):
-                yield span, word
+def _side(corners: Sequence[float], what: Along) -> float:
+    """Return a number that follows from a box's corners."""
+    left, top, right, bottom = corners
+    return (right - left) * (bottom - top) if what == "area" else corners[CORNERS.index(what)]
 
 
 def _text(number: float, digits: int) -> str:
-    return np.format_float_positional(number + 0.0, digits, trim="-")
+    """Write a number without an exponent or needless zeros.
+
+    Examples:
+        >>> _text(12.5, 3), _text(-0.0001, 3), _text(200.0, 0)
+        ('12.5', '0', '200')
+    """
+    word = f"{number:.{digits}f}"
+    if "." in word:
+        word = word.rstrip("0").rstrip(".")
+    return "0" if word == "-0" else word
 
 
 def _below(file: str) -> PurePosixPath:
@@ -193,36 +194,52 @@ def _below(file: str) -> PurePosixPath:
     return PurePosixPath(*("outside" if part == ".." else part for part in file.split("/")))
 
 
-def _exchanged(content: bytes, file: str, table: BoxTable, new: Mapping[int, _Change]) -> bytes:
-    """Put new numbers, by index of the box in the table, in the place of the old ones."""
+def _exchanged(
+    content: bytes, file: str, table: BoxTable, changes: _Changes, rows: Mapping[int, int]
+) -> bytes:
+    """Put new numbers in the place of the old ones, by the number of each box in its file."""
     encoding = table.format.encoding(content)
+    pieces, position = list[str](), 0
+    stated, order = list[list[float]](), list[int]()
     try:
         text = content.decode(encoding)
-        in_order = list(table.format.spots(text))
-        spots = {at: in_order[table.entries[at][1]] for at in new}
+        for number, spots in enumerate(table.format.spots(text)):
+            if (row := rows.get(number)) is None:
+                continue
+            order.append(row)
+            stated.append(_values([text[start:end] for start, end in spots.numbers]))
+            if len(spots.numbers) != len(CORNERS):  # in pieces, and refused below
+                continue
+            for (start, end), word in changes.exchanges(row, spots):
+                if start < position:
+                    raise _changed(file)
+                pieces += [text[position:start], word]
+                position = end
     except (LookupError, ValueError, RecursionError) as error:
-        raise BadInput.at(file, "has changed since it was read", "read it again") from error
-    _check_old(table, [*new], [[text[slice(*span)] for span in s.numbers] for s in spots.values()])
-    pieces, position = [], 0
-    exchanges = (pair for at, found in spots.items() for pair in new[at].exchanges(found))
-    for (start, end), word in sorted(exchanges):
-        pieces += [text[position:start], word]
-        position = end
+        raise _changed(file) from error
+    if len(order) < len(rows):
+        raise _changed(file)
+    _check_old(table, changes.indices[order], stated)
     if text.encode(encoding) != content:
         problem = f"its text doesn't become the same bytes again in {encoding}"
         raise BadInput.at(file, problem, "save it as UTF-8 and read it again")
     return "".join([*pieces, text[position:]]).encode(encoding)
 
 
-def _check_old(table: BoxTable, indices: Sequence[int], texts: Sequence[Sequence[str]]) -> None:
+def _changed(file: str) -> BadInput:
+    return BadInput.at(file, "has changed since it was read", "read it again")
+
+
+def _check_old(
+    table: BoxTable, indices: Int64[Tensor, " n"], stated: Sequence[Sequence[float]]
+) -> None:
     """Refuse boxes whose old numbers, as they were found in the file, don't make them up."""
-    values = torch.tensor([_values(four) for four in texts], dtype=torch.float64)
-    index = torch.tensor(indices)
-    found = table.edges(values, table.image_index[index])
-    if len(other := (found.float() != table.boxes[index]).any(dim=1).nonzero()):
+    values = torch.tensor(stated, dtype=torch.float64).reshape(-1, 4)
+    found = table.edges(values, table.image_index[indices])
+    if len(other := (found.float() != table.boxes[indices]).any(dim=1).nonzero()):
         problem = "its numbers are not found where they were read"
         remedy = "read it again if it has changed, or write plain digits"
-        raise BadInput.at(table.ids[indices[int(other[0])]], problem, remedy)
+        raise BadInput.at(table.ids[int(indices[other[0]])], problem, remedy)
 
 
 def _values(texts: Sequence[str]) -> list[float]:
