@@ -121,7 +121,7 @@ class World:
         ]
 
     def _make(self) -> None:
-        for sets, write in (("csv", None), ("yolo", yolo_folder), ("coco", _coco), ("voc", _voc)):
+        for sets, write in SETS.items():
             folder = self.path(f"sets/{sets}")
             folder.mkdir(parents=True)
             write_rectangles(folder)
@@ -142,7 +142,7 @@ class World:
         self.path("config.yaml").write_text(yaml.safe_dump(config))
         self.path("study.yaml").write_text(yaml.safe_dump(STUDY))
         self._done(self.compare())
-        undamaged = [self.patches(), *(self.fit(sets=name) for name in ("yolo", "coco", "voc"))]
+        undamaged = [self.patches(), *(self.fit(sets=name) for name in SETS if name != "csv")]
         undamaged += [self.applied(name, self.path("runs/run")) for name in ("predict", "validate")]
         for command in undamaged:
             self._done(command)
@@ -191,10 +191,125 @@ def _voc(folder: Path) -> None:
         (folder / name).with_suffix(".xml").write_text(text)
 
 
+def _cvat(folder: Path) -> None:
+    images = "".join(
+        f'<image id="{n}" name="{name}" width="120" height="80">\n'
+        + "".join(
+            f'<box label="part" xtl="{x}" ytl="{y}" xbr="{right}" ybr="{low}" rotation="0"/>\n'
+            for x, y, right, low in boxes
+        )
+        + '<polygon label="part" points="1,1;9,1;5,9"/></image>\n'
+        for n, (name, boxes) in enumerate(_boxes(folder).items())
+    )
+    text = f"<annotations><version>1.1</version>\n{images}</annotations>\n"
+    (folder / "annotations.xml").write_text(text)
+
+
+def _labelme(folder: Path) -> None:
+    for name, boxes in _boxes(folder).items():
+        shapes = [
+            {"label": "part", "shape_type": "rectangle", "points": [[right, y], [x, low]]}
+            for x, y, right, low in boxes
+        ]
+        content = {"shapes": shapes, "imagePath": name, "imageWidth": 120, "imageHeight": 80}
+        (folder / name).with_suffix(".json").write_text(json.dumps(content, indent=1))
+
+
+def _labelstudio(folder: Path) -> None:
+    tasks = []
+    for n, (name, boxes) in enumerate(_boxes(folder).items()):
+        results = [
+            {
+                "original_width": 120,
+                "original_height": 80,
+                "type": "rectanglelabels",
+                "value": {
+                    "x": x / 1.2,
+                    "y": y / 0.8,
+                    "width": (right - x) / 1.2,
+                    "height": (low - y) / 0.8,
+                    "rotation": 0,
+                    "rectanglelabels": ["part"],
+                },
+            }
+            for x, y, right, low in boxes
+        ]
+        data = {"image": f"/data/upload/1/0123abcd-{name}"}
+        tasks.append({"id": n, "annotations": [{"result": results}], "data": data})
+    (folder / "tasks.json").write_text(json.dumps(tasks, indent=1))
+
+
+def _mot(folder: Path) -> None:
+    lines = []
+    (folder / "img1").mkdir()
+    (folder / "gt").mkdir()
+    for n, (name, boxes) in enumerate(_boxes(folder).items(), 1):
+        (folder / name).rename(folder / f"img1/{n:06}.png")
+        lines += [
+            f"{n},{k},{x},{y},{right - x},{low - y},1,1,1\n"
+            for k, (x, y, right, low) in enumerate(boxes)
+        ]
+    (folder / "gt/gt.txt").write_text("".join(lines))
+
+
+def _otb(folder: Path) -> None:
+    boxes = _boxes(folder)
+    lines = [f"{x}\t{y}\t{right - x}\t{low - y}\n" for (x, y, right, low), *_ in boxes.values()]
+    (folder / "img").mkdir()
+    for n, name in enumerate(boxes):
+        (folder / name).rename(folder / f"img/{n:04}.png")
+    (folder / "groundtruth_rect.txt").write_text("".join(lines))
+
+
+def _table(folder: Path, header: str, row: Callable[..., str]) -> None:
+    rows = [row(name, *box) for name, boxes in _boxes(folder).items() for box in boxes]
+    (folder / "b.csv").write_text("".join([header, *rows]))
+
+
+def _openimages(folder: Path) -> None:
+    def row(name: str, x: int, y: int, right: int, low: int) -> str:
+        stem = name.partition(".")[0]
+        return f"{stem},x,/m/1,1,{x / 120},{right / 120},{y / 80},{low / 80}\n"
+
+    _table(folder, "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n", row)
+
+
+def _automl(folder: Path) -> None:
+    def row(name: str, x: int, y: int, right: int, low: int) -> str:
+        return f"UNASSIGNED,gs://b/{name},part,{x / 120},{y / 80},,,{right / 120},{low / 80},,\n"
+
+    _table(folder, "", row)
+
+
+def _via(folder: Path) -> None:
+    def row(name: str, x: int, y: int, right: int, low: int) -> str:
+        numbers = f'""x"":{x},""y"":{y},""width"":{right - x},""height"":{low - y}'
+        return f'{name},9,"{{}}",1,0,"{{""name"":""rect"",{numbers}}}","{{""label"":""part""}}"\n'
+
+    head = "filename,file_size,file_attributes,region_count,region_id"
+    _table(folder, f"{head},region_shape_attributes,region_attributes\n", row)
+
+
+def _kaggle(folder: Path) -> None:
+    def row(name: str, x: int, y: int, right: int, low: int) -> str:
+        return f'{name},120,80,"[{x}, {y}, {right - x}, {low - y}]"\n'
+
+    _table(folder, "image_id,width,height,bbox\n", row)
+
+
+SETS: dict[str, Callable[[Path], object] | None] = {
+    "csv": None, "yolo": yolo_folder, "coco": _coco, "voc": _voc, "cvat": _cvat,
+    "labelme": _labelme, "labelstudio": _labelstudio, "mot": _mot, "otb": _otb,
+    "openimages": _openimages, "automl": _automl, "via": _via, "kaggle": _kaggle,
+}
+"""Data sets by their format, and what makes each of the rectangles in CSV."""
+SUFFIXES = {"yolo": "txt", "mot": "txt", "otb": "txt", "voc": "xml", "cvat": "xml"}
+SUFFIXES |= dict.fromkeys(("coco", "labelme", "labelstudio"), "json")
+
+
 def _annotations(world: World, dice: random.Random) -> Trial:
-    suffixes = {"csv": "csv", "yolo": "txt", "coco": "json", "voc": "xml"}
-    sets, suffix = dice.choice([*suffixes.items()])
-    file = world.one_of(f"sets/{sets}/**/*.{suffix}", dice)
+    sets = dice.choice([*SETS])
+    file = world.one_of(f"sets/{sets}/**/*.{SUFFIXES.get(sets, 'csv')}", dice)
     content = mutated(file.read_bytes(), dice, TOKENS[sets])
     return Trial(file, content, _of_data(world, dice, sets))
 

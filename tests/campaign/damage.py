@@ -43,6 +43,22 @@ TOKENS = {
     ),
 }
 TOKENS["results"] = TOKENS["coco"]
+TOKENS["cvat"] = (
+    *("<image name='a.png'>", "</image>", "<box label='a' xtl='1' ytl='2' xbr='3' ybr='4'/>"),
+    *("<polygon points='1,2;3,4;5,6'/>", "<mask/>", "<track id='0'>", " rotation='7'", " xtl='9'"),
+    *(" points=''", "<ellipse cx='1' cy='1' rx='1' ry='1'/>", " outside='1'", *TOKENS["voc"][8:]),
+)
+TOKENS["labelme"] = TOKENS["labelstudio"] = (
+    *('"points": [], ', '"points": [[1, 2]], ', '"shape_type": "circle", ', '"shapes": [], '),
+    *('"value": {}, ', '"result": [], ', '"rotation": 7, ', '"x": null, ', '"annotations": 3, '),
+    *('"rectanglelabels": [1], ', '"image": 1, ', *TOKENS["coco"][:16]),
+)
+TOKENS["mot"] = TOKENS["otb"] = ("\n", ",", ",,", "-1", "1e999", "nan", "\t", "\ufeff", "0", "7.5")
+TOKENS["openimages"] = TOKENS["automl"] = TOKENS["csv"]
+TOKENS["via"] = TOKENS["kaggle"] = (
+    *('""x"":1,', "{", "}", "[", "]", '""name"":""circle"",', "[[1,2,3,4],", "'x': 1", "nan"),
+    *TOKENS["csv"],
+)
 """Words that mean something in a format."""
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _LINE_ENDS = (b"\n", b"\r\n", b"\r", b"\n\n", b"\x0b", b"\xe2\x80\xa8", b"\0", b"")
