@@ -302,6 +302,8 @@ def _by_id(pictures: Mapping[int | str, Picture], entry: Mapping[str, Any], plac
 
 def _identity(value: object) -> int | str | None:
     """Return an id: a text, or a whole number, which some tools write as 1.0."""
+    if type(value) is int:  # nearly all are
+        return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None

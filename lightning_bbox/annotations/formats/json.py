@@ -72,7 +72,7 @@ def as_object(entry: object, place: str) -> Mapping[str, Any]:
 
 def is_number(value: object) -> bool:
     """Tell whether a JSON value is a number, which true isn't."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and value is not True and value is not False
 
 
 def as_float(number: int | float) -> float:
