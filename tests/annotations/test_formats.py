@@ -440,3 +440,14 @@ def test_mot_names_classes_and_groups(tmp_path):
     write(tmp_path, files)
     table = read_annotations(tmp_path)
     assert (table.classes, table.groups, table.images) == (("cell",), ("s",), ("s/img/000001.jpg",))
+
+
+@pytest.mark.parametrize("space", ["", " xmlns='urn:x'"])
+def test_deep_nesting_in_cvat_stays(tmp_path, space):
+    nest = "<a>" * 20_000 + "</a>" * 20_000
+    text = cvat(cvat_box(10, 10, 30, 30), nest).replace("<annotations>", f"<annotations{space}>")
+    write(tmp_path, A | {"b.xml": text})
+    table = read_annotations(tmp_path)
+    (path,) = write_boxes(table, table.boxes + 1, tmp_path / "out")
+    moved = cvat(cvat_box(11, 11, 31, 31), nest).replace("<annotations>", f"<annotations{space}>")
+    assert path.read_text() == moved

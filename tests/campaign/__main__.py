@@ -298,9 +298,19 @@ def _kaggle(folder: Path) -> None:
 
 
 SETS: dict[str, Callable[[Path], object] | None] = {
-    "csv": None, "yolo": yolo_folder, "coco": _coco, "voc": _voc, "cvat": _cvat,
-    "labelme": _labelme, "labelstudio": _labelstudio, "mot": _mot, "otb": _otb,
-    "openimages": _openimages, "automl": _automl, "via": _via, "kaggle": _kaggle,
+    "csv": None,
+    "yolo": yolo_folder,
+    "coco": _coco,
+    "voc": _voc,
+    "cvat": _cvat,
+    "labelme": _labelme,
+    "labelstudio": _labelstudio,
+    "mot": _mot,
+    "otb": _otb,
+    "openimages": _openimages,
+    "automl": _automl,
+    "via": _via,
+    "kaggle": _kaggle,
 }
 """Data sets by their format, and what makes each of the rectangles in CSV."""
 SUFFIXES = {"yolo": "txt", "mot": "txt", "otb": "txt", "voc": "xml", "cvat": "xml"}

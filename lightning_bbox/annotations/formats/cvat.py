@@ -20,7 +20,7 @@ from lightning_bbox.annotations.formats.format import (
 )
 from lightning_bbox.annotations.formats.texts import parse_number
 from lightning_bbox.annotations.formats.voc import is_cvat
-from lightning_bbox.annotations.formats.xml import parse_xml, walk_xml, xml_encoding
+from lightning_bbox.annotations.formats.xml import nodes_below, parse_xml, walk_xml, xml_encoding
 from lightning_bbox.core.errors import BadInput
 
 _SIDES = ("xtl", "ytl", "xbr", "ybr")
@@ -36,8 +36,9 @@ def _read(root: Path, files: Sequence[str]) -> Listing:
             problem = f"has the root <{tree.tag}>, CVAT has <annotations>"
             raise BadInput.at(file, problem, "move it elsewhere")
         pictures += _pictures(tree, file)
-        labels = tree.iterfind(".//labels/label/name")
-        classes |= dict.fromkeys((label.text or "").strip() for label in labels)
+        for node in nodes_below(tree):
+            labels = node.iterfind("label/name") if node.tag == "labels" else ()
+            classes |= dict.fromkeys((label.text or "").strip() for label in labels)
     met = {record.label for picture in pictures for record in picture.records}
     return Listing(pictures, tuple(name for name in classes if name) if met <= {*classes} else ())
 
@@ -58,7 +59,7 @@ def _pictures(tree: Element, file: str) -> list[Picture]:
             split = "" if subset.casefold() == "default" else subset
             own = Picture(file, place, _attribute(node, "name", place), _size(node, place), split)
             pictures[own.name] = own
-        for shape in (each for each in node.iter() if each.tag in _SHAPES):
+        for shape in (each for each in nodes_below(node) if each.tag in _SHAPES):
             number += 1
             if shape.get("outside") == "1":  # where a track's object isn't seen
                 continue

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from xml.etree.ElementTree import Element  # the type only: parsing goes through defusedxml
 from xml.parsers import expat  # only for content that defusedxml has passed already
@@ -60,9 +60,18 @@ def parse_xml(root: Path, file: str) -> Element:
     except (SyntaxError, ValueError, LookupError) as error:
         raise BadInput.at(file, f"is not well-formed XML ({error})", "repair it") from error
     if space := _space_of(tree.tag):
-        for node in tree.iter():
+        for node in nodes_below(tree):
             node.tag = node.tag.removeprefix(space)
     return tree
+
+
+def nodes_below(tree: Element) -> Iterator[Element]:
+    """Yield a node and all below it in the file's order, however deep they are nested."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += reversed(node)
 
 
 def walk_xml(
