@@ -239,26 +239,33 @@ def _labelstudio(folder: Path) -> None:
     (folder / "tasks.json").write_text(json.dumps(tasks, indent=1))
 
 
+def _sequences(folder: Path, pictures: str) -> Iterator[tuple[Path, list[list[list[int]]]]]:
+    """Move pictures into four sequences, and yield each with the boxes of its pictures."""
+    boxes = [*_boxes(folder).items()]
+    for s in range(4):
+        sequence = folder / f"s{s}"
+        (sequence / pictures).mkdir(parents=True)
+        for n, (name, _) in enumerate(boxes[s::4], 1):
+            (folder / name).rename(sequence / pictures / f"{n:06}.png")
+        yield sequence, [each for _, each in boxes[s::4]]
+
+
 def _mot(folder: Path) -> None:
-    lines = []
-    (folder / "img1").mkdir()
-    (folder / "gt").mkdir()
-    for n, (name, boxes) in enumerate(_boxes(folder).items(), 1):
-        (folder / name).rename(folder / f"img1/{n:06}.png")
-        lines += [
+    for sequence, pictures in _sequences(folder, "img1"):
+        lines = [
             f"{n},{k},{x},{y},{right - x},{low - y},1,1,1\n"
+            for n, boxes in enumerate(pictures, 1)
             for k, (x, y, right, low) in enumerate(boxes)
         ]
-    (folder / "gt/gt.txt").write_text("".join(lines))
+        (sequence / "gt").mkdir()
+        (sequence / "gt/gt.txt").write_text("".join(lines))
 
 
 def _otb(folder: Path) -> None:
-    boxes = _boxes(folder)
-    lines = [f"{x}\t{y}\t{right - x}\t{low - y}\n" for (x, y, right, low), *_ in boxes.values()]
-    (folder / "img").mkdir()
-    for n, name in enumerate(boxes):
-        (folder / name).rename(folder / f"img/{n:04}.png")
-    (folder / "groundtruth_rect.txt").write_text("".join(lines))
+    for sequence, pictures in _sequences(folder, "img"):
+        firsts = (boxes[0] for boxes in pictures)
+        lines = [f"{x}\t{y}\t{right - x}\t{low - y}\n" for x, y, right, low in firsts]
+        (sequence / "groundtruth_rect.txt").write_text("".join(lines))
 
 
 def _table(folder: Path, header: str, row: Callable[..., str]) -> None:
