@@ -30,6 +30,7 @@ ELSEWHERE = ("pip", "python3", "source", "tensorboard")
 """Programs that aren't ours."""
 PROGRAMS = ("benchmarks", "tests.campaign")
 """Packages that are run."""
+QUICKLY = {"fit": TINY, "audit": [*TINY, "--folds=2"]}
 QUICK = {"max_epochs=22": "max_epochs=1, limit_train_batches=1, logger=False"}
 """What is said for real work, and how a test does it."""
 
@@ -132,7 +133,7 @@ def test_what_a_newcomer_types_runs(text, there, tmp_path):
     for program, command, *options in commands(text, there):
         if program != "lightning-bbox":
             continue
-        quick = TINY if command == "fit" else ["--data.compile=false"]
+        quick = QUICKLY.get(command, ["--data.compile=false"])
         assert main([command, *options, *quick, f"--runs={tmp_path}"]) == 0
 
 

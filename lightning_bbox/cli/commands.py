@@ -98,6 +98,7 @@ class BoxCLI(LightningCLI):
                 "whole numbers, and otherwise 3",
             )
         groups = parser._action_groups
+        assert isinstance(groups, list)
         groups.sort(key=lambda group: str(group.title).startswith("Lightning's Trainer"))
         return parser
 
