@@ -22,7 +22,16 @@ COMMANDS = {
 OF_TRAINED = ("validate", "test", "predict", "probe")
 """Commands for which a checkpoint says what the model is."""
 
-OPTIONS = ("config", "help", "print_config", "seed_everything", "name", "runs", "ckpt_path")
+OPTIONS = (
+    "config",
+    "help",
+    "print_config",
+    "seed_everything",
+    "name",
+    "runs",
+    "ckpt_path",
+    "second",
+)
 """What every command takes beside `trainer`, `model` and `data`."""
 OPTIONS_OF = {
     "predict": ("decimals", "law", "max_shift", "overwrite"),

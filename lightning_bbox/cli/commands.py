@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lightning_bbox.cli.processes import (
     shared_by_launched,
 )
 from lightning_bbox.cli.run_folders import Begun
+from lightning_bbox.cli.second_look import SecondLook, refuse_second, train_second
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import expanded
 from lightning_bbox.core.messages import say
@@ -51,8 +53,14 @@ class BoxCLI(LightningCLI):
     run_folder: Path
     _kept: RunCheckpoint | None = None
 
-    def __init__(self, *args: Any, begun: Begun, **kwargs: Any) -> None:  # noqa: ANN401 (passed on)
-        self.begun = begun
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 (passed on)
+        begun: Begun,
+        run: Callable[[list[str]], int],
+        **kwargs: Any,  # noqa: ANN401 (passed on)
+    ) -> None:
+        self.begun, self._run = begun, run
         super().__init__(*args, **kwargs)
 
     @staticmethod
@@ -115,6 +123,12 @@ class BoxCLI(LightningCLI):
             type=str | None,
             help="checkpoint to go on from, or to apply: a file, the folder of a run, or last or "
             "best of the run of this name; `fit --resume FOLDER` goes on with all of a run's own",
+        )
+        parser.add_argument(
+            "--second",
+            type=SecondLook | None,
+            help="have fit train a second stage too, which looks again where the first says that a "
+            "box is; other commands take what the checkpoint holds",
         )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
@@ -233,9 +247,19 @@ class BoxCLI(LightningCLI):
                 self.trainer.logger.close()
 
     def fit(self, model: OffsetModel, datamodule: CropDataModule) -> None:
-        """Train, from a checkpoint on where one is given."""
+        """Train, from a checkpoint on where one is given.
+
+        Raises:
+            BadInput: A second look is asked for where there can be none.
+        """
+        if (second := self._second()) is not None:
+            refuse_second(second, self.trainer, datamodule, kept=self._kept is not None)
         checkpoint = self.config[self.subcommand].ckpt_path
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+
+    def _second(self) -> SecondLook | None:
+        asked: SecondLook | None = self._get(self.config_init, "second")
+        return asked
 
     def validate(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Validate a trained model, and keep how it errs where its checkpoint doesn't say yet."""
@@ -275,10 +299,16 @@ class BoxCLI(LightningCLI):
         """Test the best checkpoint, or the model as it is where none was kept."""
         if self._get(self.config_init, "trainer").fast_dev_run:
             return
+        best = (self._kept.best_model_path or None) if self._kept else None
+        if (second := self._second()) is not None:
+            assert best is not None
+            self._dump_config()
+            arguments = self.model, Path(best), self.run_folder, self.config_dump, self._run
+            train_second(second, *arguments)
         self.trainer.test(
             self.model,
             datamodule=self.datamodule,
-            ckpt_path=(self._kept.best_model_path or None) if self._kept else None,
+            ckpt_path=best,
             weights_only=True,
             verbose=False,
         )

@@ -126,6 +126,7 @@ def _lightning_cli(cli: type[BoxCLI], arguments: list[str], begun: Begun) -> Box
         OffsetModel,
         CropDataModule,
         begun=begun,
+        run=run,
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=words,

@@ -23,14 +23,14 @@ _RESULTS = (
     ("test", "metrics.json", "a test's results"),
 )
 _WRITTEN = {
-    "fit": ("data.png", "skipped.txt", "crops.png", "test_errors.npz"),
-    "validate": ("skipped.txt",),
-    "test": ("skipped.txt", "crops.png", "test_errors.npz"),
+    "fit": ("data.png", "law.json", "skipped.txt", "crops.png", "test_errors.npz"),
+    "validate": ("law.json", "skipped.txt"),
+    "test": ("law.json", "skipped.txt", "crops.png", "test_errors.npz"),
     "predict": ("refined", "before", "law.json", "unchanged.txt", "changes.png"),
     "probe": ("probe.md", "probe.png"),
 }
 """What a command would write over, beside its results and settings."""
-_BEFORE_A_RUN = ("events.", CONFIG, "data.png", "skipped.txt", OWN)
+_BEFORE_A_RUN = ("events.", CONFIG, "data.png", "law.json", "skipped.txt", OWN)
 """What is written before a run can't be refused any more."""
 
 

@@ -7,6 +7,7 @@ crops are cut there, or on the host, ahead of the steps, where the pictures stay
 import math
 from collections.abc import Callable, Generator
 from contextlib import closing
+from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +29,7 @@ from lightning_bbox.data.draws import (
 from lightning_bbox.data.loader import PlanLoader, Rows, Split, Walk
 from lightning_bbox.data.prefetch import CropPrefetch, HostCutter
 from lightning_bbox.data.samples import Batch, Items, Samples, Source
+from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import OffsetSpec, encode_deltas, refuse_other_crops
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import Jitter, UniformJitter
@@ -116,10 +118,11 @@ class CropDataModule(pl.LightningDataModule):
         self._rough = self._fixed = False
         self._known_classes: tuple[str, ...] | None = None
         self._laid_out: dict[tuple[Split, torch.device], tuple[int, Samples, Tensor]] = {}
+        self._again: tuple[Source, CropDataModule] | None = None  # cuts for a second look
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the trainer, as Lightning does, and what was read: others read it again."""
-        return {**vars(self), "trainer": None, "_source": None, "_laid_out": {}}
+        return {**vars(self), "trainer": None, "_source": None, "_laid_out": {}, "_again": None}
 
     def read(self) -> Source:
         """Read pictures and boxes; called once."""
@@ -347,6 +350,26 @@ class CropDataModule(pl.LightningDataModule):
             crops = crops + noise * self.noise.windows(samples.noise).view_as(crops)
         return crops
 
+    def crops_again(
+        self, rows: Rows, geometry: CropGeometry, boxes: Boxes
+    ) -> Float[Tensor, "b 3 s s"]:
+        """Return crops of another geometry around other boxes than the proposals of some rows.
+
+        Args:
+            rows: Rows of an evaluation.
+            geometry: How to cut.
+            boxes: Where, in the pictures of the rows.
+        """
+        source, known = self.source, self._again
+        if known is None or known[0] is not source or known[1].geometry != geometry:
+            other = copy(self)
+            other.geometry, other.noise = geometry, _noise_for(geometry)
+            # Files that are decoded ahead push out of a store what the second look needs.
+            other._source = replace(source, store=copy(source.store))
+            self._again = known = source, other
+        samples = self.lay_out(rows)[0].take(rows.rows)
+        return known[1].crops_of(samples.cut_at(geometry, boxes, samples.flips))
+
     def noise_level(self, augment: bool) -> float:
         """Return the standard deviation of the noise added to crops."""
         level: float = (self.sensor_noise**2 + (self.augment.noise**2 if augment else 0)) ** 0.5
@@ -417,6 +440,7 @@ class CropDataModule(pl.LightningDataModule):
         self._prefetch.stop()
         self._fixed, self.features, self.steps_per_call = False, {}, 1
         self._laid_out.clear()
+        self._again = None
 
     def on_exception(self, exception: BaseException) -> None:
         """End what is done ahead."""

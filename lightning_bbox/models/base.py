@@ -29,13 +29,13 @@ from lightning_bbox.core.recipes import (
     to_plain,
     trusting,
 )
-from lightning_bbox.data.loader import Split
+from lightning_bbox.data.loader import Rows, Split
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Batch, Samples
 from lightning_bbox.evaluation.evaluation import Evaluation, evaluate
 from lightning_bbox.evaluation.metrics import Refined, RefinedBoxes, coordinate_errors
 from lightning_bbox.evaluation.widths import AtWidths, harm_rows, measure_reliability
-from lightning_bbox.geometry.boxes import Boxes, box_centers, mirror_boxes
+from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, mirror_boxes
 from lightning_bbox.geometry.codecs import (
     DeltaCodec,
     MeanStdCodec,
@@ -43,6 +43,7 @@ from lightning_bbox.geometry.codecs import (
     refuse_other_crops,
     refuse_other_white,
 )
+from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.models.advice import range_advice, refuse_equal_passes, refuse_misfits
@@ -50,6 +51,7 @@ from lightning_bbox.models.checkpoints import (
     CHECKPOINT_KEY,
     checkpoint_of,
     class_path_in,
+    drop_second,
     read_checkpoint,
     read_measured,
     read_spec,
@@ -58,6 +60,7 @@ from lightning_bbox.models.checkpoints import (
     refuse_other_parts,
     refuse_other_run,
     refuse_weights_alone,
+    second_in,
 )
 from lightning_bbox.models.feature_cache import fill_cache
 from lightning_bbox.models.fitting import fit_parts
@@ -70,6 +73,9 @@ from lightning_bbox.nn.heads.bins.head import BinHead
 from lightning_bbox.nn.network import OffsetNet
 from lightning_bbox.nn.preprocess import Preprocess
 from lightning_bbox.nn.stochastic import sampling
+
+Cut = Callable[[CropGeometry, Boxes], Tensor]
+"""Cuts crops of a geometry around boxes, each in its own picture."""
 
 _FIXED_DRAWS = "training on fixed draws (model.cache)"
 _UNSAID: dict[str, Plain] = {_FIXED_DRAWS: False, "model.steps_per_call": 1}
@@ -113,6 +119,7 @@ class OffsetModel(pl.LightningModule):
         self._calibrated: dict[str, Tensor] | None = None  # by the last validation
         self.reliability: Reliability | None = None  # how it errs, as the last validation found
         self.law: DisplacementLaw | None = None  # of boxes too few to tell how they are off
+        self.second: OffsetModel | None = None  # looks again where this one says
         # Of a trainer at its end: epochs from validation to validation, and the least there are.
         self._rhythm: tuple[int | None, int | None] | None = None
 
@@ -232,7 +239,7 @@ class OffsetModel(pl.LightningModule):
         proposals: Boxes,
         labels: Int64[Tensor, " b"] | None = None,
     ) -> Boxes:
-        """Return refined boxes, in fp32 and in the proposals' frame.
+        """Return refined boxes, in fp32 and in the proposals' frame, by one look.
 
         Args:
             crops: Crops in [0, 1], cut around the proposals.
@@ -247,6 +254,7 @@ class OffsetModel(pl.LightningModule):
         crops: Float[Tensor, "b 3 s s"],
         proposals: Boxes,
         labels: Int64[Tensor, " b"] | None = None,
+        cut: Cut | None = None,
     ) -> tuple[Boxes, Float[Tensor, "b n"]]:
         """Return refined boxes, and how far off the model deems them, averaged if asked to.
 
@@ -254,14 +262,49 @@ class OffsetModel(pl.LightningModule):
             crops: As `forward` takes them, and so are the others.
             proposals: The boxes to refine.
             labels: Their classes.
+            cut: Cuts crops of another geometry around other boxes in the same pictures; a model of
+                two looks needs it.
 
         Returns:
             The boxes in the proposals' frame, and their calibrated standard deviations in px and
             log size, which hold the spread between flips and passes too. NaN where the head can't
             tell: that spread alone lacks the error which all of them share.
+
+        Raises:
+            BadInput: The model looks twice, and nothing cuts the second crops.
         """
-        boxes, stds = self._refined(self._outputs(crops, labels), crops, proposals, labels)
+        found = self._refined(self._outputs(crops, labels), crops, proposals, labels)
+        boxes, stds = self._look_again(*found, proposals, labels, cut)
         return boxes, self.net.calibration(stds)
+
+    def _look_again(
+        self,
+        boxes: Boxes,
+        stds: Float[Tensor, "b n"],
+        proposals: Boxes,
+        labels: Int64[Tensor, " b"] | None,
+        cut: Cut | None,
+    ) -> tuple[Boxes, Float[Tensor, "b n"]]:
+        """Return what the second stage says, where there is one, in the place of the first one's.
+
+        It sees crops around the boxes that the first says. Deviations stay in px of the proposals.
+        """
+        second = self.second
+        if second is None:
+            return boxes, stds
+        if cut is None:
+            msg = "the model looks twice, and crops of the first look are not enough; use a Refiner"
+            raise BadInput(msg)
+        assert self.spec is not None
+        assert second.spec is not None
+        geometry = second.spec.geometry
+        there = (boxes.isfinite().all(dim=1) & (box_sizes(boxes) > 0).all(dim=1))[:, None]
+        places = torch.where(there, boxes, proposals)
+        crops = cut(geometry, places)
+        outputs = second._outputs(crops, labels)
+        again, spread = second._refined(outputs, crops, places, labels)
+        spread[:, :2] *= geometry.px(places) / self.spec.geometry.px(proposals)
+        return torch.where(there, again, boxes), torch.where(there, spread, stds)
 
     def _outputs(
         self, crops: Tensor, labels: Tensor | None, features: Tensor | None = None
@@ -376,7 +419,7 @@ class OffsetModel(pl.LightningModule):
         """Log the metrics of the test, and see what becomes of boxes off by little and by much."""
         for name, value in self._finish("test").metrics.items():
             self.log(f"test/{name}", value, sync_dist=True)
-        drawn = self._walk("test_widths", self.trainer.num_test_batches[0])
+        drawn = self._at_widths("test_widths", self.trainer.num_test_batches)
         harm = harm_rows(drawn, self.data.geometry, self.reliability, self.law)
         self.evaluations["test"] = replace(self.evaluations["test"], harm=harm)
 
@@ -386,7 +429,8 @@ class OffsetModel(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Boxes:
         """Refine a batch of rough boxes, and return this process's own of them."""
-        boxes, stds = self.refine(batch.crops, batch.proposals, batch.labels)
+        cut = self._cut_again("predict", batch)
+        boxes, stds = self.refine(batch.crops, batch.proposals, batch.labels, cut)
         nothing = torch.zeros(len(boxes), device=boxes.device)
         untold = torch.full_like(stds, torch.nan)
         self._tables["predict"].update(batch.rows, batch.valid, boxes, nothing, stds, untold)
@@ -404,10 +448,39 @@ class OffsetModel(pl.LightningModule):
 
     def _evaluate(self, batch: Batch, split: Split) -> None:
         outputs = self._outputs(batch.crops, batch.labels, batch.features)
-        boxes, stds = self._refined(outputs, batch.crops, batch.proposals, batch.labels)
+        found = self._refined(outputs, batch.crops, batch.proposals, batch.labels)
+        cut = self._cut_again(split, batch)
+        boxes, stds = self._look_again(*found, batch.proposals, batch.labels, cut)
         losses = self._losses(outputs, batch)
         nll = self.net.head.nll(outputs, self.codec.encode(batch.gt_boxes, batch.proposals))
+        if self.second is not None:  # the density told is that of the first look
+            nll = torch.full_like(nll, torch.nan)
         self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds, nll)
+
+    def _cut_again(self, split: Split, batch: Batch) -> Cut:
+        return partial(self.data.crops_again, Rows(split, 0, batch.rows, batch.valid))
+
+    @torch.no_grad()
+    def validation_errors(self) -> Float[Tensor, "n t"]:
+        """Return the errors on the validation's draws, in px and log size, after training."""
+        self.to(self.trainer.strategy.root_device).eval()
+        samples, refined, _ = self._walk("val")
+        px = self.data.geometry.px(samples.proposals)
+        return coordinate_errors(refined.boxes, samples.gt_boxes, px, self.data.num_targets)
+
+    @torch.no_grad()
+    def look_twice(self, second: "OffsetModel") -> None:
+        """Have a second stage look again, and measure anew how both err, after training.
+
+        Args:
+            second: The stage.
+        """
+        self.second = second
+        self.to(self.trainer.strategy.root_device).eval()
+        samples, refined, _ = self._walk("val")
+        self._calibrate(samples, refined)
+        if can_tell(refined.stds):
+            self._measure_reliability()
 
     def _finish(self, split: Split) -> Evaluation:
         samples, refined, _ = self._seen(split)
@@ -435,24 +508,35 @@ class OffsetModel(pl.LightningModule):
 
     def _measure_reliability(self) -> None:
         """See how what the model says errs, on validation boxes off by little and by much."""
-        drawn = self._walk("val_widths", self.trainer.num_val_batches[0])
+        drawn = self._at_widths("val_widths", self.trainer.num_val_batches)
         self.reliability, self.law = measure_reliability(drawn, self.data.geometry)
 
-    def _walk(self, split: Literal["val_widths", "test_widths"], most: float) -> AtWidths:
+    def _at_widths(
+        self, split: Literal["val_widths", "test_widths"], batches: Sequence[int | float]
+    ) -> AtWidths:
         """Refine boxes drawn at several widths, outside of the trainer's loops.
 
         Args:
             split: Whose boxes.
-            most: How many batches at most.
+            batches: How many batches the trainer's own loops had, of each loader, if they ran.
+        """
+        samples, refined, seen = self._walk(split, batches[0] if batches else math.inf)
+        told = refined._replace(stds=self.net.calibration(refined.stds))
+        return AtWidths(samples, told, self.data.widths(split)[seen])
+
+    def _walk(
+        self, split: Split, most: float = math.inf
+    ) -> tuple[Samples, Refined, Bool[Tensor, " n"]]:
+        """Refine an evaluation's draws outside of the trainer's loops, in so many batches at most.
+
+        Returns what `_seen` does; standard deviations are without their factor.
         """
         self._begin(split)
         with closing(self.data.batches(split, 0, self.device)) as batches:
             for batch in islice(batches, None if most == math.inf else int(most)):
                 with self.trainer.precision_plugin.val_step_context():
                     self._evaluate(batch, split)
-        samples, refined, seen = self._seen(split)
-        told = refined._replace(stds=self.net.calibration(refined.stds))
-        return AtWidths(samples, told, self.data.widths(split)[seen])
+        return self._seen(split)
 
     def _seen(self, split: Split) -> tuple[Samples, Refined, Bool[Tensor, " n"]]:
         """Return the samples of a split that were evaluated, what was found, and which they are."""
@@ -511,6 +595,13 @@ class OffsetModel(pl.LightningModule):
         }
         if self.reliability is not None and self.law is not None:
             ours |= {"reliability": self.reliability.plain(), "law": self.law.plain()}
+        if self.second is not None:
+            assert self.second.spec is not None
+            ours["second"] = {
+                "class": class_path_of(type(self.second)),
+                "model": self.second.recipe(),
+                "spec": asdict(self.second.spec),
+            }
         if self._run:
             training_set = self.data.source.splits["train"].digest()
             ours |= {"run": self._run, "training_set": training_set}
@@ -599,6 +690,7 @@ class OffsetModel(pl.LightningModule):
             refuse_other_white(then, self.spec.white_level)
         if self.trainer.state.fn == "fit":
             refuse_weights_alone(checkpoint)
+            drop_second(checkpoint)
         self._become(checkpoint)
         self.configure_model()
         # Lightning does it later, when the weights of a run in 64-true would be rounded already.
@@ -643,3 +735,9 @@ class OffsetModel(pl.LightningModule):
         if self.spec != spec or any(mine[name] != recipe[name] for name in asked):
             self._take_parts(**{name: from_plain(recipe[name], trust) for name in asked})
             self.build(spec, seed=0)
+        self.second = None
+        if (then := second_in(checkpoint)) is not None:
+            with trusting(trust):
+                kind = find_class(class_path_in(then), OffsetModel, "the checkpoint")
+            self.second = kind()  # type: ignore[call-arg] # with defaults
+            self.second._become(then, trust)

@@ -122,6 +122,29 @@ def class_path_in(checkpoint: dict[str, Any]) -> str:
     return str(checkpoint[CHECKPOINT_KEY].get("class", "lightning_bbox.BoxRegressor"))
 
 
+def second_in(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what a checkpoint says of its model's second stage, as of a model; None without one.
+
+    Raises:
+        BadInput: It lacks what rebuilds it.
+    """
+    ours = checkpoint[CHECKPOINT_KEY].get("second")
+    if ours is None:
+        return None
+    second = {CHECKPOINT_KEY: ours, "state_dict": checkpoint.get("state_dict")}
+    read_spec(second, "the checkpoint's second stage")
+    _refuse_incomplete(second, "the checkpoint's second stage")
+    return second
+
+
+def drop_second(checkpoint: dict[str, Any]) -> None:
+    """Leave a second stage out of a checkpoint whose first one is to be trained on."""
+    checkpoint[CHECKPOINT_KEY].pop("second", None)
+    state = checkpoint["state_dict"]
+    for name in [name for name in state if name.startswith("second.")]:
+        del state[name]
+
+
 def refuse_other_class(checkpoint: dict[str, Any], kind: type) -> None:
     """Refuse to become a model of somebody's own class where its code would be left out.
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from os import PathLike
 from typing import Literal, NamedTuple, TypeVar
 
@@ -213,7 +214,8 @@ class Refiner:
         usable = torch.tensor([at for at in range(len(rough)) if at not in unmoved]).long()
         crop_boxes = self.spec.geometry.crop_boxes(rough[usable])
         cut = [crop_boxes[index[usable] == at] for at in range(len(pictures))]
-        store = ImageStore.from_pictures(pictures, cut)
+        # Where a second look is cut isn't known yet.
+        store = ImageStore.from_pictures(pictures, None if self.model.second else cut)
         refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
         if self.law is not None:
             told = refined, stds, rough[usable], self.spec.geometry
@@ -266,17 +268,19 @@ class Refiner:
         for start in range(0, len(rough), self.batch_size):
             rows = slice(start, start + self.batch_size)
             proposals = rough[rows].to(device)
-            crops = cut_crops(
-                store,
-                index[rows].to(device),
-                geometry.crop_boxes(proposals),
-                geometry.size,
-                geometry.supersample or 1,
-            )
-            found, spread = self.model.refine(crops, proposals, numbers[rows].to(device))
+            cut = partial(_cut, store, index[rows].to(device))
+            crops, labels = cut(geometry, proposals), numbers[rows].to(device)
+            found, spread = self.model.refine(crops, proposals, labels, cut)
             boxes.append(found.cpu())
             stds.append(spread.cpu())
         return torch.cat(boxes), torch.cat(stds)
+
+
+def _cut(
+    store: ImageStore, index: Int64[Tensor, " b"], geometry: CropGeometry, boxes: Boxes
+) -> Float[Tensor, "b 3 s s"]:
+    places = geometry.crop_boxes(boxes)
+    return cut_crops(store, index, places, geometry.size, geometry.supersample or 1)
 
 
 def refine(

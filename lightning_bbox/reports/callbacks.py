@@ -66,7 +66,7 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
     """
     trainer = config.get("trainer") or {}
     kept = {name: value for name, value in trainer.items() if name not in _NO_SETTINGS}
-    own = {key: config.get(key) for key in ("seed_everything", "model", "data")}
+    own = {key: config.get(key) for key in ("seed_everything", "model", "data", "second")}
     settings = flatten(own | {"trainer": kept})
     settings.pop("data.seed", None)  # that of everything, which a saved file alone doesn't repeat
     return settings

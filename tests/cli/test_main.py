@@ -144,8 +144,12 @@ def test_proposals_config_runs_where_the_files_are_given(csv_folder, tmp_path):
     )
 
 
+TWICE = {"two_looks"}
+"""What `test_second_look` runs."""
+
+
 def test_every_config_is_run_by_these_tests():
-    tested = {"quickstart", "patches", "voc", "coco", "yolo", "csv", "proposals"}
+    tested = {"quickstart", "patches", "voc", "coco", "yolo", "csv", "proposals"} | TWICE
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | {
         "bccd", "bccd_fast", "rbc", "deeppcb", "naive",
         "alexnet_fc6_ridge", "alexnet_fc6_sgd", "rcnn_pool5",

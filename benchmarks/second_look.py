@@ -1,0 +1,144 @@
+"""How far off may a box be? One look, the same one repeated, and a second stage that learned.
+
+    python -m benchmarks.second_look --root FOLDER/rbc [--only scenes] [--runs runs/second_look]
+
+A first stage is trained on shifts of up to 12 px at a context of 2, a second one on the errors that
+it leaves on validation pictures (`second`). On test boxes, by how far off they began: the error
+(mean of x and y, px of the first look's crops) and how often the told 90 % interval holds. A run
+that is there is not run again. What was found goes to `benchmarks/results/second_look.json` and, as
+a table, to stdout and `second_look.md`.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.ranks import machine
+from lightning_bbox import (
+    BoxDataModule,
+    BoxRegressor,
+    CropDataModule,
+    SceneDataModule,
+    Splits,
+    UniformJitter,
+)
+from lightning_bbox.cli.main import main as run
+from lightning_bbox.data.loader import Rows
+from lightning_bbox.evaluation.metrics import coordinate_errors
+from lightning_bbox.nn.calibration import coverage
+
+RESULTS = Path(__file__).parent / "results"
+REACH, BAND = 12, 3
+DRAWS = 8_000  # of the test: one in sixteen begins within 3 px
+BUDGET = [
+    "--data.crop.context=2",
+    "--data.jitter=UniformJitter",
+    f"--data.jitter.shift={REACH}",
+    "--second.context=1.5",
+    "--second.max_epochs=6",
+    "--data.draws_per_epoch=10000",
+]
+PRESETS = {
+    "scenes": ["preset:quickstart", "--trainer.max_epochs=6"],
+    "rbc": ["preset:rbc", "--trainer.max_epochs=10", "--data.crop.supersample=2"],
+}
+"""The configuration and the epochs of the first stage, by the set's name."""
+LOOKS = ("one look", "the same again", "a second stage")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run what isn't there yet, measure, and write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.second_look")
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/second_look"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(args)
+    found = {}
+    for name in options.only:
+        folder = options.runs / name
+        if not (folder / "metrics.json").exists():
+            command = ["fit", "-c", *PRESETS[name], *BUDGET]
+            command += [f"--data.root={options.root}"] * (name == "rbc")
+            assert run([*command, f"--runs={options.runs}", f"--name={name}"]) == 0
+        one = BoxRegressor.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+        two = BoxRegressor.load_from_checkpoint(folder)
+        found[name] = measure(one, two, data_of(name, options.root))
+    options.results.mkdir(exist_ok=True)
+    results = json.dumps({"machine": machine(), "sets": found}, indent=1)
+    (options.results / "second_look.json").write_text(results + "\n")
+    text = as_markdown(found)
+    (options.results / "second_look.md").write_text(text)
+    print(text)
+    return 0
+
+
+def data_of(name: str, root: Path) -> CropDataModule:
+    """Return the data that a run was tested on."""
+    jitter = UniformJitter(REACH)
+    if name == "scenes":
+        return SceneDataModule(jitter=jitter, eval_draws=DRAWS)
+    splits = Splits(train="train", test=["valid", "test"], group_pattern=r"([^/]+)\.rf\.")
+    return BoxDataModule(
+        str(root), classes=["rbc"], min_size=20, splits=splits, jitter=jitter, eval_draws=DRAWS
+    )
+
+
+@torch.no_grad()
+def measure(one: BoxRegressor, two: BoxRegressor, data: CropDataModule) -> dict[str, Any]:
+    """Refine the test draws in three ways, and measure each by how far off they began."""
+    assert one.spec is not None
+    data.setup("test")
+    data.follow(one.spec)
+    samples, geometry = data.samples("test"), data.geometry
+    px = geometry.px(samples.proposals)
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {look: [] for look in LOOKS}
+    for rows in torch.arange(len(samples.items)).chunk(32):
+        part, own = samples.take(rows), Rows("test", 0, rows, torch.ones_like(rows).bool())
+        crops, cut = data.crops_of(part), partial(data.crops_again, own)
+        boxes, stds = one.refine(crops, part.proposals)
+        again, spread = one.refine(cut(geometry, boxes), boxes)
+        parts["one look"].append((boxes, stds))
+        parts["the same again"].append((again, spread * geometry.px(boxes) / px[rows]))
+        parts["a second stage"].append(two.refine(crops, part.proposals, None, cut))
+    start = coordinate_errors(samples.proposals, samples.gt_boxes, px, 2).abs().amax(dim=1)
+    results: dict[str, Any] = {}
+    for look, found in parts.items():
+        boxes, stds = (torch.cat(column) for column in zip(*found, strict=True))
+        errors = coordinate_errors(boxes, samples.gt_boxes, px, 2)
+        bands = []
+        for low in range(0, REACH, BAND):
+            own_rows = (start >= low) & (start < low + BAND)
+            held = coverage(errors[own_rows], stds[own_rows], one.net.head.error_law, 0.9)
+            error = float(errors[own_rows].abs().mean())
+            bands.append({"boxes": int(own_rows.sum()), "error": error, "held": held})
+        results[look] = {"error": float(errors.abs().mean()), "bands": bands}
+    return results
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """Return the table: error in px, and the share of coordinates in the told 90 % interval."""
+    bands = [f"{low} to {low + BAND} px" for low in range(0, REACH, BAND)]
+    lines = [
+        f"| set | look | all | began at {' | '.join(bands)} | all over the first |",
+        f"|---|---|---|{'---|' * len(bands)}---|",
+    ]
+    for name, looks in found.items():
+        for look, result in looks.items():
+            first, *_ = result["bands"]
+            cells = [
+                f"{band['error']:.3f} ({100 * band['held']:.0f} %)" for band in result["bands"]
+            ]
+            ratio = result["error"] / first["error"]
+            row = f"| {name} | {look} | {result['error']:.3f} | {' | '.join(cells)} | {ratio:.2f} |"
+            lines.append(row)
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
