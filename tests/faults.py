@@ -147,8 +147,8 @@ FAULTS = (
     ),
     Fault(
         "COCO: x and y change places",
-        "x, y, width, height = map(_float, numbers)",
-        "y, x, width, height = map(_float, numbers)",
+        "x, y, width, height = map(as_float, box)",
+        "y, x, width, height = map(as_float, box)",
         ("annotations/test_read",),
     ),
     Fault(
@@ -165,7 +165,7 @@ FAULTS = (
     ),
     Fault(
         "writer: a file that has changed since it was read is written over",
-        "(found.float() != table.boxes[index])",
+        "(found.float() != table.boxes[indices])",
         "(found.float() == torch.inf)",
         ("annotations/test_write",),
     ),

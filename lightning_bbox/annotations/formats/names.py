@@ -91,7 +91,7 @@ class Beside:
             return self._names_of_yaml(file, strict)
         if file.endswith(_NOTES):
             return self._names_of_notes(file)
-        return {n: line for n, (_, line) in enumerate(read_lines(self.root, file))}
+        return {n - 1: line for n, line in read_lines(self.root, file)}
 
     def _names_of_yaml(self, file: str, strict: bool) -> dict[int, str]:
         try:
