@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from lightning_bbox.annotations.formats.coco import is_results
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
@@ -451,3 +452,17 @@ def test_deep_nesting_in_cvat_stays(tmp_path, space):
     (path,) = write_boxes(table, table.boxes + 1, tmp_path / "out")
     moved = cvat(cvat_box(11, 11, 31, 31), nest).replace("<annotations>", f"<annotations{space}>")
     assert path.read_text() == moved
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('[{"image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "score": 0.5}]', True),
+        (" []", True),
+        ('[{"id": 1, "annotations": [], "data": {"image": "a.png"}}]', False),
+        ('{"image_id": 1}', False),
+    ],
+)
+def test_results_are_told_from_label_studios_lists(content, told, tmp_path):
+    (tmp_path / "p.json").write_text(content)
+    assert is_results(tmp_path / "p.json") is told

@@ -71,14 +71,16 @@ def _looks_like(path: Path) -> bool:
 
 
 def is_results(path: Path) -> bool:
-    """Tell whether a file is a list of results, which names no pictures itself.
+    """Tell by its words whether a file is a list of results, which names no pictures itself.
 
     Args:
         path: A file of any format.
     """
     if path.suffix.casefold() != ".json" or not path.is_file():
         return False
-    return path.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    content = path.read_bytes()
+    is_list = content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    return is_list and (b'"image_id"' in content or not content.strip(b"\xef\xbb\xbf \t\r\n[]"))
 
 
 def _aside(files: Sequence[str]) -> list[str]:
