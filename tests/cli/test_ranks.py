@@ -16,6 +16,7 @@ from lightning_bbox import SceneDataModule
 from lightning_bbox.cli.main import main
 from lightning_bbox.cli.processes import default_devices, refuse_other_count, started_outside
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import OWN
 from lightning_bbox.models.checkpoints import read_checkpoint
 from tests.runs import (
     DOUBLE,
@@ -64,7 +65,14 @@ CALLBACKS = [
 ]
 
 
-FILES = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "crops.png", "data.png"]
+FILES = [
+    OWN,
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "config.yaml",
+    "crops.png",
+    "data.png",
+]
 FILES += ["events", "metrics.json", "test_errors.npz"]
 
 
@@ -97,7 +105,7 @@ def assert_stopped(folder, finished, code, step):
     assert said[-1:] == [f"lightning-bbox: {word}; continue with fit --resume {folder}"]
     assert "Traceback" not in finished.err
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == step
-    assert not list(folder.rglob(".*"))
+    assert [path.name for path in folder.rglob(".*")] == [OWN]
 
 
 def test_other_launchers_say_how_many_devices_there_are(monkeypatch):
@@ -280,5 +288,6 @@ def test_two_processes_of_the_console_script_predict_as_one(whole, csv_folder, t
     assert main([*predict, "--name=one"]) == 0
     run_well([str(script), *predict, "--name=two", *ranks(2)])
     one, two = (files_of(tmp_path / name) for name in ("one", "two"))
-    assert {"refined/boxes.csv", "changes.csv", "changes.png", "unchanged.txt"} == one.keys()
+    written = {"refined/boxes.csv", "changes.csv", "changes.png", "unchanged.txt"}
+    assert one.keys() == written | {OWN}
     assert one == two

@@ -47,7 +47,9 @@ LABELS = ["bolt", "nut", "bolt"]  # of the rough boxes
 def refined(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the boxes and their standard deviations, on a picture of the fixtures."""
     rough = torch.tensor(EXPECTED["rough"])
-    found = Refiner(checkpoint).refine_with_std(OLD / "data" / "0.png", rough, LABELS)
+    found = Refiner(checkpoint, law="trained").refine_with_std(
+        OLD / "data" / "0.png", rough, LABELS
+    )
     return found.boxes, found.stds
 
 
