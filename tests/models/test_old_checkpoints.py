@@ -19,8 +19,9 @@ every_kind = pytest.mark.parametrize("kind", ["bins", "flow", "ridge", "alexnet"
 pytestmark = pytest.mark.filterwarnings("ignore:data.format is data.reading.format now")
 
 # Kinds of CPU sum in another order, so that fp32 differs in its last bits: whole runs of SSE4, AVX2
-# and AVX-512 end within 1.2e-5 px of each other. Bits are compared where one machine makes both.
-PREDICTED_PX, TRAINED_PX = 1e-4, 1e-3
+# and AVX-512 end within 1.2e-5 px of each other, one with AMX within 7e-3. Bits are compared where
+# one machine makes both.
+PREDICTED_PX, TRAINED_PX = 1e-4, 2e-2
 
 
 class Count(pl.Callback):
