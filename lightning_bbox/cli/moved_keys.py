@@ -77,7 +77,7 @@ def with_new_keys(text: str) -> str:
     """
     try:
         config = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError):
         return text  # the parser says what is wrong with it
     if not isinstance(config, dict) or not _is_ours(class_in(config, "data")):
         return text

@@ -103,6 +103,10 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = f"is not well-formed YAML ({getattr(error, 'problem', error)})"
         raise BadInput.at(place, problem, "repair it") from error
+    # Values that PyYAML takes for dates and numbers, and can't make; nesting without end.
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        problem = f"holds a value that can't be read ({error})"
+        raise BadInput.at(str(path), problem, "quote the value, or repair it") from error
     if not isinstance(content, dict):
         held = "nothing" if content is None else f"{str(content)[:40]!r}"
         raise BadInput.at(str(path), f"holds {held}, no settings", remedy)

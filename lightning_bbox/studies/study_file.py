@@ -74,6 +74,9 @@ def _read(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "isn't YAML"
         place = f"{path}:{line}"
         raise BadInput.at(place, problem, "correct the YAML") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        problem = f"holds a value that can't be read ({error})"
+        raise BadInput.at(str(path), problem, "quote the value, or repair it") from error
     if not isinstance(text, dict):
         raise BadInput.at(str(path), "isn't a study", "give a mapping with base and axes")
     return {"axes": {}} | {str(key): value for key, value in text.items()}

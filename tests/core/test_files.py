@@ -11,6 +11,7 @@ import pytest
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import (
     locked,
+    read_yaml,
     remove_leftovers,
     remove_leftovers_of,
     replacing,
@@ -115,3 +116,11 @@ def test_only_what_a_killed_write_signed_is_removed(tmp_path):
         remove()
         assert not ours.exists()
         assert all(path.exists() for path in theirs)
+
+
+@pytest.mark.parametrize("value", ["2024-99-99", "!!timestamp x", "!!int x", "[" * 3000])
+def test_values_that_yaml_can_not_make_are_refused(value, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"seed: {value}\n")
+    with pytest.raises(BadInput, match=r"a\.yaml"):
+        read_yaml(path, "write options")
