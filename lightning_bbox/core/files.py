@@ -91,8 +91,24 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     Raises:
         BadInput: It can't be read, isn't YAML, or holds something else than a mapping.
     """
+    content = parse_yaml(path)
+    if not isinstance(content, dict):
+        held = "nothing" if content is None else f"{str(content)[:40]!r}"
+        raise BadInput.at(str(path), f"holds {held}, no settings", remedy)
+    return {str(key): value for key, value in content.items()}
+
+
+def parse_yaml(path: Path) -> object:
+    """Return what a YAML file holds.
+
+    Args:
+        path: The file.
+
+    Raises:
+        BadInput: It can't be read, or isn't YAML.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput.unreadable(str(path), error) from error
     except UnicodeDecodeError as error:
@@ -107,10 +123,7 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         problem = f"holds a value that can't be read ({error})"
         raise BadInput.at(str(path), problem, "quote the value, or repair it") from error
-    if not isinstance(content, dict):
-        held = "nothing" if content is None else f"{str(content)[:40]!r}"
-        raise BadInput.at(str(path), f"holds {held}, no settings", remedy)
-    return {str(key): value for key, value in content.items()}
+    return content
 
 
 def encoded(text: str) -> bytes:

@@ -243,7 +243,8 @@ def _classes(table: BoxTable) -> Section:
         medians = sizes.median(dim=0).values.tolist() if len(sizes) else [math.nan] * 2
         shown = ["-" if math.isnan(median) else f"{median:.4g}" for median in medians]
         rows.append([name, f"{int(mine.sum()):,}", f"{pictures:,}", *shown])
-    lines = [f"{len(table.boxes):,} valid boxes of {len(table.classes)} classes"]
+    classes = "1 class" if len(table.classes) == 1 else f"{len(table.classes)} classes"
+    lines = [f"{len(table.boxes):,} valid boxes of {classes}"]
     if unused := [row[0] for row in rows[1:] if row[1] == "0"]:
         lines.append(f"classes without a box: {', '.join(unused)}")
     return Section("Classes", lines, rows)

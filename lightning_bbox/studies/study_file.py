@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.core.files import parse_yaml
 from lightning_bbox.studies.designs import DESIGNS, Axes, cross_axes
 from lightning_bbox.studies.study import Arm, Levels, Options, Study
 
@@ -64,19 +63,7 @@ def read_study(path: str | Path) -> Study:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text"
-        raise BadInput.at(str(path), f"can't be read ({reason})", "name a study's file") from error
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        problem = getattr(error, "problem", None) or "isn't YAML"
-        place = f"{path}:{line}"
-        raise BadInput.at(place, problem, "correct the YAML") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        problem = f"holds a value that can't be read ({error})"
-        raise BadInput.at(str(path), problem, "quote the value, or repair it") from error
+    text = parse_yaml(path)
     if not isinstance(text, dict):
         raise BadInput.at(str(path), "isn't a study", "give a mapping with base and axes")
     return {"axes": {}} | {str(key): value for key, value in text.items()}
