@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lightning_bbox.nn.backbones.base import Backbone as Backbone
     from lightning_bbox.nn.backbones.convnet import ShallowConvNet as ShallowConvNet
     from lightning_bbox.nn.backbones.extractor import FeatureExtractor as FeatureExtractor
+    from lightning_bbox.nn.backbones.neck import Neck as Neck
     from lightning_bbox.nn.box_losses import BoxLoss as BoxLoss
     from lightning_bbox.nn.box_losses import CIoULoss as CIoULoss
     from lightning_bbox.nn.box_losses import DIoULoss as DIoULoss
@@ -109,6 +110,8 @@ if TYPE_CHECKING:
     from lightning_bbox.nn.schedules import Cosine as Cosine
     from lightning_bbox.nn.schedules import OneCycle as OneCycle
     from lightning_bbox.nn.schedules import Schedule as Schedule
+    from lightning_bbox.nn.weight_groups import WeightGroups as WeightGroups
+    from lightning_bbox.nn.weight_groups import WeightRule as WeightRule
     from lightning_bbox.nn.whitening import PCA as PCA
     from lightning_bbox.nn.whitening import PCAWhitening as PCAWhitening
     from lightning_bbox.nn.whitening import ZCAWhitening as ZCAWhitening
@@ -142,6 +145,7 @@ _HOMES = {
     "nn.backbones.base": "Backbone",
     "nn.backbones.convnet": "ShallowConvNet",
     "nn.backbones.extractor": "FeatureExtractor",
+    "nn.backbones.neck": "Neck",
     "nn.box_losses": "BoxLoss CIoULoss DIoULoss GIoULoss IoULoss",
     "nn.heads.base": "Head",
     "nn.heads.bins.decoders": "ArgmaxDecoder Decoder ExpectationDecoder MeanShiftDecoder "
@@ -160,6 +164,7 @@ _HOMES = {
     "nn.preprocess": "CaffeNorm ChannelNorm ImageNetNorm MeanNorm Preprocess RangeNorm",
     "nn.regularizers": "ElasticNet L1Penalty L2Penalty MaxNorm Regularizer",
     "nn.schedules": "Constant Cosine OneCycle Schedule",
+    "nn.weight_groups": "WeightGroups WeightRule",
     "nn.whitening": "PCA PCAWhitening ZCAWhitening",
     "pictures.augment": "Augment",
     "pictures.places": "Storage",

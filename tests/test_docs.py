@@ -77,7 +77,11 @@ def world(tmp_path_factory):
     shutil.copytree(run, folder / "runs" / "first")
     patches = np.random.default_rng(0).integers(0, 256, (40, 55, 55, 3), np.uint8)
     np.savez(folder / "patches.npz", patches=patches)
-    for page, file in (("README.md", "mine.py"), ("docs/how-to/compare.md", "losses.yaml")):
+    for page, file in (
+        ("README.md", "mine.py"),
+        ("docs/how-to/compare.md", "losses.yaml"),
+        ("docs/how-to/training.md", "nets.py"),
+    ):
         text = (ROOT / page).read_text().partition(f"# {file}\n")[2]
         (folder / file).write_text(text.partition("```")[0])
     return folder

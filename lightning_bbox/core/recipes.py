@@ -8,6 +8,7 @@ Each piece therefore records the arguments it was constructed with, as plain dat
 import copy
 import importlib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 _TRUSTED: ContextVar[tuple[str, ...] | None] = ContextVar("_TRUSTED", default=None)
 """Packages that a file being rebuilt may have imported; None where a person names the classes."""
+_CALLS_BY_PERSONS: set[tuple[str, str]] = set()
+"""Functions that a person named in this process, with their arguments as JSON."""
 
 
 class Recipe:
@@ -315,12 +318,73 @@ def find_class(class_path: str, base: type[T], asked_by: str) -> type[T]:
     raise BadInput(msg)
 
 
+def find_maker(path: str, base: type[T], asked_by: str, arguments: Plain) -> Callable[..., object]:
+    """Find what makes a thing: a class of its kind, or a function, also one of a class.
+
+    A function may do anything. So a file may have one called only where its module is trusted by
+    name, or a person named it before, in this process and with the same arguments.
+
+    Args:
+        path: Its module and name.
+        base: What a class must be derived from.
+        asked_by: Who names it, for an error.
+        arguments: What it is going to be called with.
+
+    Raises:
+        BadInput: It can't be imported, isn't of the kind, can't be called, or may not be.
+
+    Examples:
+        >>> find_maker("torch.nn.ReLU", nn.Module, "the example", {})
+        <class 'torch.nn.modules.activation.ReLU'>
+        >>> with trusting([]):
+        ...     find_maker("os.system", nn.Module, "the checkpoint", {"command": "ls"})
+        Traceback (most recent call last):
+        lightning_bbox.BadInput: the checkpoint needs the function os.system called, which a file
+        may not have; where you trust it, name it in the configuration, or pass trust=['os']
+    """
+    module, trusted = path.rpartition(".")[0], _TRUSTED.get()
+    call = path, json.dumps(arguments, sort_keys=True)
+    if call not in _CALLS_BY_PERSONS:
+        _refuse_untrusted(module, path, asked_by)
+    try:
+        maker = _imported(path)
+    except Exception as error:  # importing a user's module may raise anything
+        msg = f"{asked_by} needs {path}, which can't be imported here ({error})"
+        raise BadInput(msg) from error
+    if isinstance(maker, type) or not callable(maker):
+        return find_class(path, base, asked_by)
+    if trusted is None:
+        _CALLS_BY_PERSONS.add(call)
+    elif call not in _CALLS_BY_PERSONS and not _is_within(module, trusted):
+        msg = (
+            f"{asked_by} needs the function {path} called, which a file may not have; where you "
+            f"trust it, name it in the configuration, or pass trust=[{path.partition('.')[0]!r}]"
+        )
+        raise BadInput(msg)
+    return maker
+
+
+def _imported(path: str) -> object:
+    """Return what a path names: in a module, or in what a module holds."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != module or "." not in module:
+            raise
+    return getattr(_imported(module), name)
+
+
+def _is_within(module: str, packages: Sequence[str]) -> bool:
+    return any(f"{module}.".startswith(f"{name}.") for name in packages)
+
+
 def _refuse_untrusted(module: str, class_path: str, asked_by: str) -> None:
     """Refuse to import a module for a file, unless it is ours, imported already, or trusted."""
     trusted = _TRUSTED.get()
     if trusted is None or module in sys.modules or module[:1] in ("", "."):
         return
-    if any(f"{module}.".startswith(f"{name}.") for name in (lightning_bbox.__name__, *trusted)):
+    if _is_within(module, (lightning_bbox.__name__, *trusted)):
         return
     msg = (
         f"{asked_by} needs {class_path}, and a file may not have {module} imported; "

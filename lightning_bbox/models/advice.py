@@ -47,10 +47,6 @@ _MISFITS: Mapping[type[Callback], str] = {
         "takes weights for vectors, and the convolutions' are laid out channels last; leave it "
         "out, and prune a trained model.net by torch.nn.utils.prune"
     ),
-    BackboneFinetuning: (
-        "gives the optimizer parameters that the model's schedule doesn't know; leave it out, "
-        "train the head alone (backbone.frozen), then all from its model.weights"
-    ),
 }
 """Callbacks of Lightning that can't work with a model of ours: why, and what does."""
 
@@ -66,6 +62,20 @@ def refuse_misfits(callbacks: Iterable[Callback]) -> None:
             if isinstance(callback, kind):
                 msg = f"trainer.callbacks: {type(callback).__name__} {why}"
                 raise BadInput(msg)
+
+
+def refuse_frozen_finetuning(callbacks: Iterable[Callback], backbone: Backbone) -> None:
+    """Refuse to unfreeze, by Lightning's callback, a backbone that is frozen for good.
+
+    Raises:
+        BadInput: It is to be.
+    """
+    if backbone.frozen and any(isinstance(each, BackboneFinetuning) for each in callbacks):
+        msg = (
+            "trainer.callbacks: BackboneFinetuning unfreezes the backbone at its epoch, but "
+            "backbone.frozen keeps it frozen for good; set that to false"
+        )
+        raise BadInput(msg)
 
 
 def advice(net: OffsetNet) -> list[str]:
@@ -179,9 +189,9 @@ def _layers(backbone: Backbone) -> list[nn.Module]:
     """Return the layers that features go through, in the order in which they are named."""
     named = [(name, layer) for name, layer in backbone.named_modules() if not any(layer.children())]
     if isinstance(backbone, FeatureExtractor):
-        read = f"net.{backbone.layer}.".replace("..", ".")  # no layer: the whole net
+        read = tuple(f"net.{layer}.".replace("..", ".") for layer in backbone.layers)  # "": all
         last = max(at for at, (name, _) in enumerate(named) if f"{name}.".startswith(read))
-        named = named[: last + 1]
+        named = [*named[: last + 1], *(one for one in named if one[0].startswith("neck."))]
     return [layer for _, layer in named]
 
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_bbox.core.compiling import Compile
 from lightning_bbox.core.errors import BadInput
@@ -22,7 +23,12 @@ from lightning_bbox.core.recipes import from_plain
 from lightning_bbox.data.loader import Rows
 from lightning_bbox.data.samples import Batch
 from lightning_bbox.geometry.codecs import DeltaCodec, refuse_other_crops
-from lightning_bbox.models.advice import advice, refuse_equal_passes, refuse_lonely_samples
+from lightning_bbox.models.advice import (
+    advice,
+    refuse_equal_passes,
+    refuse_frozen_finetuning,
+    refuse_lonely_samples,
+)
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import (
     checkpoint_of,
@@ -44,7 +50,8 @@ from lightning_bbox.nn.heads.bins.labels import refuse_other_bins
 from lightning_bbox.nn.heads.linear import LinearHead
 from lightning_bbox.nn.preprocess import Preprocess
 from lightning_bbox.nn.regularizers import Regularization, Regularizer
-from lightning_bbox.nn.schedules import OneCycle, Schedule, run_progress
+from lightning_bbox.nn.schedules import OneCycle, RunSchedule, Schedule, run_progress
+from lightning_bbox.nn.weight_groups import Grouping, WeightGroups, relearn
 
 
 class BoxRegressor(OffsetModel):
@@ -70,6 +77,8 @@ class BoxRegressor(OffsetModel):
         cache: Where the features of a frozen backbone are kept: `memory`, or a folder of files that
             later runs use again. The training set is then that of the first epoch, in a fresh order
             in each. By default they are computed in every step.
+        groups: Who of the weights learns slower, without decay or from a later epoch on; all alike
+            by default.
         regularizers: What the loss gains for the size of the weights, or what is done to them after
             each step; nothing by default. The optimizer's own weight decay acts beside them.
         passes: At evaluation, average the boxes of so many passes in which dropout and its kin draw
@@ -112,6 +121,7 @@ class BoxRegressor(OffsetModel):
         weights: str | None = None,
         compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
         cache: str | None = None,
+        groups: WeightGroups = WeightGroups(),
         regularizers: list[Regularizer] | None = None,
         passes: int | None = None,
         steps_per_call: int = 1,
@@ -136,11 +146,21 @@ class BoxRegressor(OffsetModel):
             refuse_learning(self.net.backbone)
         self.passes, self.regularizers, self.weights = passes, regularizers or [], weights
         self.optimizer, self.schedule = optimizer, schedule or OneCycle()
+        self.groups = groups
         self.steps_per_call = steps_per_call
         self._refusal: BadInput | None = None  # of the weights to start from
         several = steps_per_call > 1 or cuda_graph
         self._several = SeveralSteps(self, steps_per_call, cuda_graph) if several else None
         self.automatic_optimization = not several
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, where Lightning's `BackboneFinetuning` looks for it."""
+        return self.net.backbone
+
+    @property
+    def _callbacks(self) -> list[pl.Callback]:
+        return self.trainer.callbacks  # type: ignore[attr-defined,no-any-return] # Lightning sets it
 
     def prepare_data(self) -> None:
         """Refuse what can't work before any data is read."""
@@ -214,6 +234,7 @@ class BoxRegressor(OffsetModel):
             {
                 "the optimizer": type(optimizer).__name__,
                 "model.regularizers": str(self._regularization) or None,
+                "model.groups": str(self._grouping) or None,
                 "model.steps_per_call": self.steps_per_call,
             }
         )
@@ -225,15 +246,15 @@ class BoxRegressor(OffsetModel):
         progress = run_progress(
             self.trainer, self._several.planned_steps(steps) if self._several else steps
         )
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(progress(step)))
+        scheduler = RunSchedule(optimizer, lambda step: self.schedule.factor(progress(step)))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
     def _make_optimizer(self) -> Optimizer:
-        parameters = [weights for weights in self.parameters() if weights.requires_grad]
-        optimizer = (self.optimizer or self._adamw)(parameters)
+        self._grouping = Grouping(self.groups, self.net)
+        optimizer = self._grouping.optimized_by(self.optimizer or self._adamw)
         if isinstance(optimizer, torch.optim.LBFGS):
             if self._several or self.data.finds_batch_size:
                 msg = (
@@ -274,10 +295,11 @@ class BoxRegressor(OffsetModel):
 
     def _look_over(self) -> None:
         """Refuse combinations that can't work, and warn of those that hardly do, before step 1."""
+        refuse_frozen_finetuning(self._callbacks, self.net.backbone)
         refuse_lonely_samples(self.net, self.data.batch_size, self.trainer.world_size)
         refuse_equal_passes(self.net, self.passes or 0)
         if self._resumed_run is None:
-            for sentence in advice(self.net):
+            for sentence in advice(self.net) + self.groups.advice(self.trainer.max_epochs):
                 rank_zero_warn(sentence)
 
     def on_train_start(self) -> None:
@@ -292,17 +314,30 @@ class BoxRegressor(OffsetModel):
             say(f"going on after step {self.trainer.global_step}")
         self._is_new = False
         self.train()
+        self._go_on_unfrozen()
+        self.on_train_epoch_start()  # Lightning calls it at the beginning of an epoch alone
         self._set_what_was_asked()
         self._say_largest_stable_rate()
+
+    def _go_on_unfrozen(self) -> None:
+        if self._resumed_run and any(isinstance(each, BaseFinetuning) for each in self._callbacks):
+            relearn(self.net, self.trainer.optimizers[0])
+
+    def on_train_epoch_start(self) -> None:
+        """Have the weights learn that are to from this epoch on."""
+        self._grouping.begin(self.trainer.current_epoch, self.trainer.world_size == 1)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leave out weights that stay."""
+        self._grouping.drop_gradients()
 
     def _set_what_was_asked(self) -> None:
         """Let the configuration's optimizer win over what a checkpoint restored, and say so."""
         (optimizer,), (config,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
         schedule = config.scheduler
-        assert isinstance(schedule, LambdaLR)
-        for index, (group, asked) in enumerate(
-            zip(optimizer.param_groups, self._asked_groups, strict=True)
-        ):
+        assert isinstance(schedule, RunSchedule)
+        # Callbacks may have added groups, which come last.
+        for index, (group, asked) in enumerate(zip(optimizer.param_groups, self._asked_groups)):  # noqa: B905
             for name, value in asked.items():
                 old = group["initial_lr" if name == "lr" else name]
                 if old != value:
@@ -400,7 +435,7 @@ class BoxRegressor(OffsetModel):
 
     def project_weights(self) -> None:
         """Do to the weights what regularizers want after a step."""
-        self._regularization.project()
+        self._regularization.project(self._grouping.staying)
 
     def on_train_end(self) -> None:
         """Give back what was for the steps alone."""

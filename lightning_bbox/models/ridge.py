@@ -9,7 +9,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Bool, Float
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import BackboneFinetuning, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -129,16 +129,17 @@ class RidgeRegressor(OffsetModel):
         self._unsolved = self._finished = False
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Add none, but refuse one that averages the weights of steps.
+        """Add none, but refuse one that works on an optimizer's steps.
 
         Raises:
             BadInput: There is one.
         """
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined] # Lightning sets it
-            if isinstance(callback, WeightAveraging):
+            if isinstance(callback, WeightAveraging | BackboneFinetuning):
                 name = type(callback).__name__
                 msg = (
-                    f"trainer.callbacks: {name} averages steps, and a ridge has none; leave it out"
+                    f"trainer.callbacks: {name} works on an optimizer's steps, and a ridge has "
+                    f"none; leave it out"
                 )
                 raise BadInput(msg)
         return super().configure_callbacks()

@@ -66,6 +66,7 @@ class SeveralSteps:
             f"crops are cut on the host (store.place is {data.placement.asked})": (
                 known and data.on_host
             ),
+            "model.groups has weights learn by epoch": bool(self.model.groups.by_epoch),
             "augment.extra draws on the host": bool(data.augment.extra),
             f"{name} has no option capturable": lacking,
         }

@@ -4,7 +4,7 @@ They act in training alone and are no part of the model: its checkpoint does wit
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float
@@ -44,7 +44,7 @@ class Regularizer(Recipe):
         names = {
             name: weight
             for name, weight in net.named_parameters()
-            if weight.requires_grad and not (self.exempt_biases and _is_bias(name, weight))
+            if weight.requires_grad and not (self.exempt_biases and is_bias(name, weight))
         }
         found = [weight for name, weight in names.items() if re.search(self.pattern, name)]
         if not found:
@@ -240,14 +240,25 @@ class Regularization:
         return torch.stack(terms).sum()
 
     @torch.no_grad()
-    def project(self) -> None:
-        """Change the weights after a step."""
+    def project(self, staying: Collection[Tensor] = ()) -> None:
+        """Change the weights after a step.
+
+        Args:
+            staying: Those that are to stay as they are.
+        """
         for each, weights in self._chosen:
             for weight in weights:
-                each.project(weight)
+                if weight not in staying:
+                    each.project(weight)
 
 
-def _is_bias(name: str, weight: Tensor) -> bool:
+def is_bias(name: str, weight: Tensor) -> bool:
+    """Tell whether a weight is a bias, or has one dimension as one: the scale of a norm.
+
+    Args:
+        name: Its name in the network.
+        weight: The weight.
+    """
     return weight.dim() < 2 or "bias" in name.rpartition(".")[2]
 
 

@@ -5,6 +5,9 @@ from collections.abc import Callable
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Timer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import Recipe
@@ -84,6 +87,30 @@ class OneCycle(Schedule):
         if progress < self.warmup:
             return _cosine(self.initial, 1.0, progress / self.warmup)
         return _cosine(1.0, self.final, (progress - self.warmup) / (1 - self.warmup))
+
+
+class RunSchedule(LambdaLR):
+    """Have the rates of all groups of an optimizer follow a schedule, those added later too.
+
+    An added group goes on from the rate that it was given: what adds it, such as Lightning's
+    `BackboneFinetuning`, may set that anew at any time.
+
+    Args:
+        optimizer: Whose groups.
+        factor: From a step to the factor of the rates.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
+        self.factor_now = 1.0
+        super().__init__(optimizer, factor)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the rate of each group."""
+        rates = super().get_lr()
+        before, self.factor_now = self.factor_now, self.lr_lambdas[0](self.last_epoch)
+        ratio = self.factor_now / before if before else 1.0
+        added = self.optimizer.param_groups[len(rates) :]
+        return [*rates, *(group["lr"] * ratio for group in added)]
 
 
 def run_progress(trainer: pl.Trainer, total: float) -> Callable[[int], float]:

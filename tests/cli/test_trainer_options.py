@@ -16,7 +16,8 @@ OPTIONS = {
     "accumulate_grad_batches=2": BOTH,
     "barebones=true": "trainer.barebones: a run of the command line logs",
     "benchmark=true": BOTH,
-    f"callbacks+={CALLBACKS}.BackboneFinetuning": "trainer.callbacks: BackboneFinetuning gives",
+    f"callbacks+={CALLBACKS}.BackboneFinetuning": BOTH,
+    f"callbacks+={CALLBACKS}.LearningRateFinder": "trainer.callbacks: LearningRateFinder trains",
     f"callbacks+={CALLBACKS}.EMAWeightAveraging": BOTH,
     f"callbacks+={CALLBACKS}.TQDMProgressBar": BOTH,
     f"callbacks+={CALLBACKS}.EarlyStopping --trainer.callbacks.monitor=val/nothing": (

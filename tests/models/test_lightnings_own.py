@@ -55,6 +55,7 @@ class Spikes(lightnings.SpikeDetection):
 
 
 WORKING = {
+    "BackboneFinetuning": lambda: lightnings.BackboneFinetuning(1),
     "BaseFinetuning": Freeze,
     "BasePredictionWriter": Predictions,
     "Callback": lightnings.Callback,
@@ -77,7 +78,6 @@ WORKING = {
     "WeightAveraging": lightnings.WeightAveraging,
 }
 REFUSED = {
-    "BackboneFinetuning": (lightnings.BackboneFinetuning, "from its model.weights"),
     "BatchSizeFinder": (lightnings.BatchSizeFinder, "set data.batch_size: auto"),
     "GradientAccumulationScheduler": (
         lambda: lightnings.GradientAccumulationScheduler({0: 1, 1: 2}),
@@ -109,7 +109,7 @@ def test_every_callback_of_lightning_is_tried():
     assert {*WORKING, *REFUSED} == {*lightnings.__all__}
 
 
-CHANGE_THE_MODEL = ("BaseFinetuning", "EMAWeightAveraging", "WeightAveraging")
+CHANGE_THE_MODEL = ("BackboneFinetuning", "BaseFinetuning", "EMAWeightAveraging", "WeightAveraging")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -144,10 +144,10 @@ def test_a_callback_of_lightning_works(name, tmp_path):
     assert more.global_step == 6
 
 
-@pytest.mark.parametrize("kind", ["WeightAveraging", "EMAWeightAveraging"])
-def test_a_ridge_refuses_to_average_steps(kind):
+@pytest.mark.parametrize("kind", ["WeightAveraging", "EMAWeightAveraging", "BackboneFinetuning"])
+def test_a_ridge_refuses_what_works_on_steps(kind):
     callback = getattr(lightnings, kind)()
-    with pytest.raises(BadInput, match=f"trainer.callbacks: {kind} averages steps"):
+    with pytest.raises(BadInput, match=f"trainer.callbacks: {kind} works on an optimizer's steps"):
         trained_quietly(RidgeRegressor(compile=False), scenes(), callbacks=[callback], max_epochs=1)
 
 

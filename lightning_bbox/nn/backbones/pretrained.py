@@ -24,6 +24,11 @@ _URL = f"https://download.pytorch.org/models/{FILES['imagenet']}"
 _HASH = "7be5be79"  # how the SHA-256 of the file begins; its name says so, as all of torch's do
 _FIXED_POINT = 128  # int8 holds weights to +-1, and int16 biases beyond
 _REMEDY = "give a file that holds a net's state_dict() alone"
+_WITHIN = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # what training scripts call it in their files
 _MOST_READ = 2**20  # bytes to hash at once
 
 
@@ -91,7 +96,8 @@ def _sha256(path: Path) -> str:
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a file of weights by its suffix, without running any code of its own.
 
-    `.pth` and `.pt` hold a state dict, or one under the key `state_dict`; `.safetensors` holds one;
+    `.pth` and `.pt` hold a state dict, or one under the key `state_dict`, `model_state_dict` or
+    `model`; `.safetensors` holds one;
     `.npz` holds an array for each weight: floating point, or fixed point in units of 1/128.
 
     Raises:
@@ -124,7 +130,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
                 msg = f"the checksum of {damaged} is wrong"
                 raise ValueError(msg)
     content = torch.load(path, map_location="cpu", weights_only=True)
-    weights = content.get("state_dict", content) if isinstance(content, dict) else content
+    within = [key for key in _WITHIN if isinstance(content, dict) and key in content]
+    weights = content[within[0]] if within else content
     if not isinstance(weights, dict):
         problem = f"holds what is of type {type(weights).__name__}, not weights by name"
         raise BadInput.at(str(path), problem, _REMEDY)
@@ -184,3 +191,60 @@ def refuse_other_weights(
             mine, theirs = list(net[name].shape), list(value.shape)
             problem = f"{name} has shape {theirs}, the net's has {mine}"
             raise BadInput.at(str(path), problem, remedy)
+
+
+def fitting_weights(
+    path: str,
+    weights: Mapping[str, Tensor],
+    net: Mapping[str, Tensor],
+    prefix: str = "",
+    strict: bool = True,
+) -> tuple[dict[str, Tensor], str]:
+    """Return weights by a net's own names, and say what was left, or nothing where all fit.
+
+    Args:
+        path: What to call them.
+        weights: What was read.
+        net: The net's own, of the right shapes.
+        prefix: What names begin with; it is taken off, and others are left out.
+        strict: Refuse to leave any but those without the prefix.
+
+    Raises:
+        BadInput: None has the prefix, or none fits, or with `strict`, one doesn't.
+
+    Examples:
+        >>> net = {"a": torch.zeros(2), "b": torch.zeros(3)}
+        >>> read = {"module.a": torch.ones(2), "module.c": torch.ones(1), "head": torch.ones(1)}
+        >>> fitting, said = fitting_weights("x.pth", read, net, "module.", strict=False)
+        >>> fitting
+        {'a': tensor([1., 1.])}
+        >>> print(said)
+        weights x.pth: 1 of the net's 2 taken; as it was made: b; left out of the file: module.c,
+        head
+    """
+    named = {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    }
+    if not named:
+        problem = f"holds no name that begins with {prefix!r}, but such as {listed(list(weights))}"
+        raise BadInput.at(path, problem, "correct prefix")
+    if strict:
+        refuse_other_weights(path, named, net, needed=net)
+    fitting = {
+        name: value
+        for name, value in named.items()
+        if name in net and value.shape == net[name].shape
+    }
+    if not fitting:
+        problem = f"holds no weight of the net's; it has {listed(list(named))}"
+        raise BadInput.at(path, problem, "give weights of the same net, or say their prefix")
+    own = [name for name in net if name not in fitting]
+    unused = [
+        n for n in weights if not (n.startswith(prefix) and n.removeprefix(prefix) in fitting)
+    ]
+    parts = [f"as it was made: {listed(own)}"] * bool(own)
+    parts += [f"left out of the file: {listed(unused)}"] * bool(unused)
+    said = f"weights {path}: {len(fitting)} of the net's {len(net)} taken; {'; '.join(parts)}"
+    return fitting, said if parts else ""
