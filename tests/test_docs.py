@@ -18,6 +18,7 @@ from lightning_bbox.cli.main import main
 from lightning_bbox.cli.run import rehearse
 from lightning_bbox.core.messages import plain_warnings
 from lightning_bbox.insight.cross_fit import audit_parser
+from lightning_bbox.refinement.reviewing.apply import apply_parser
 from lightning_bbox.studies.study_file import read_study
 from tests import annotation_files
 from tests.conftest import ROOT, write_rectangles
@@ -111,6 +112,9 @@ def test_a_command_is_one(text, there):
 
 
 def refuse_unless_it_may_begin(words):
+    if words[0] == "apply":
+        assert apply_parser().parse_args(words[1:])
+        return
     if words[0] == "compare":
         study = read_study(words[words.index("-c") + 1])
         words = ["fit", *study.arguments(study.runs()[0], [])]

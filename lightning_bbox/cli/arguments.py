@@ -16,6 +16,7 @@ COMMANDS = {
     "probe": "Show where in a network, trained or not, the offset can be read linearly.",
     "check": "Say what a data set is and what is wrong with it, before anything is trained.",
     "audit": "Say which annotated boxes are wrong, by models that haven't seen them.",
+    "apply": "Make annotation files of what a person decided on review.html.",
     "compare": "Measure configurations against each other, as a study's file says.",
 }
 
@@ -34,9 +35,9 @@ OPTIONS = (
 )
 """What every command takes beside `trainer`, `model` and `data`."""
 OPTIONS_OF = {
-    "predict": ("decimals", "law", "max_shift", "overwrite"),
+    "predict": ("decimals", "law", "max_shift", "overwrite", "review"),
     "probe": ("draws", "width", "lambda_by"),
-    "audit": ("folds", "jobs", "apply"),
+    "audit": ("folds", "jobs", "apply", "review"),
 }
 """What a command takes besides: `commands` and the signature of `probe` say how."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveFloat
+from jsonargparse.typing import NonNegativeInt, PositiveFloat
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -36,6 +36,7 @@ from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_bbox.models.stopping import StopBetweenSteps
 from lightning_bbox.refinement.predictions import PredictionFiles
+from lightning_bbox.refinement.reviewing.review_page import MOST_REVIEWED
 from lightning_bbox.reports.callbacks import (
     EventLog,
     PlainProgress,
@@ -104,6 +105,13 @@ class BoxCLI(LightningCLI):
                 default="auto",
                 help="decimals of a pixel that are written: auto is none in files that hold only "
                 "whole numbers, and otherwise 3",
+            )
+            parser.add_argument(
+                "--review",
+                type=NonNegativeInt,
+                default=MOST_REVIEWED,
+                help="how many boxes review.html may have, the likeliest wrong; some 6 kB each, "
+                "0 for no page",
             )
         groups = parser._action_groups
         assert isinstance(groups, list)
@@ -176,7 +184,12 @@ class BoxCLI(LightningCLI):
         if self.subcommand == "predict":
             callbacks = [
                 PredictionFiles(
-                    self.run_folder, own.max_shift, own.overwrite, own.law, own.decimals
+                    self.run_folder,
+                    own.max_shift,
+                    own.overwrite,
+                    own.law,
+                    own.decimals,
+                    own.review,
                 )
             ]
         callbacks += [FirstLines()] * (self.subcommand == "fit")

@@ -105,6 +105,10 @@ def _carry_out(arguments: list[str], begun: Begun) -> None:
         from lightning_bbox.insight.cross_fit import audit
 
         audit(resolve(arguments)[1:], run, rehearse, prepare)
+    elif arguments[0] == "apply":
+        from lightning_bbox.refinement.reviewing.apply import apply
+
+        apply(arguments[1:])
     elif arguments[0] == "check":
         from lightning_bbox.insight.check_files import check
 

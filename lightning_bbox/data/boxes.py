@@ -174,15 +174,16 @@ class BoxDataModule(CropDataModule):
         store.on_host = place == "pinned"
         return store
 
-    def read_rough(self) -> Source:
-        """Read every box that is given, of whatever split, as a proposal."""
+    def rough_table(self) -> BoxTable:
+        """Read every box that is to be refined, of whatever split and class."""
         read_table = partial(self.read_table, rough=True)
         if self.proposals:
-            table = read_proposals(read_table, self.root, self.proposals)
-        elif self.table is not None:
-            table = self.table
-        else:
-            table = read_table(group_pattern=None)
+            return read_proposals(read_table, self.root, self.proposals)
+        return read_table(group_pattern=None) if self.table is None else self.table
+
+    def read_rough(self) -> Source:
+        """Read every box that is given, of whatever split, as a proposal."""
+        table = self.rough_table()
         reasons = self._unasked(table)
         chosen = torch.tensor([not reason for reason in reasons], dtype=torch.bool)
         boxes, index = table.boxes[chosen], table.image_index[chosen]

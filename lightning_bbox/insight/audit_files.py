@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +12,21 @@ from typing import NamedTuple
 import torch
 
 from lightning_bbox.annotations.validity import LEFT_OUT
-from lightning_bbox.annotations.write import write_boxes
+from lightning_bbox.annotations.write import as_written, write_boxes
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import encoded, make_folder, save_picture, write_atomically
 from lightning_bbox.data.boxes import BoxDataModule, RoughBoxes
+from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.insight.audit import LIKELY, Audit, edge_errors, reasons_of, words_of
 from lightning_bbox.refinement.predictions import short_number
+from lightning_bbox.refinement.reviewing.review_page import MOST_REVIEWED, Moved, write_review
 from lightning_bbox.reports.sheets import draw_moves
 from lightning_bbox.reports.tables import format_markdown
 
 RECORD = "audit.json"
 """What says that a folder holds an audit, and of which annotations; it is written first."""
 
-_WRITTEN = ("audit.csv", "audit.md", "audit.png", "law.json", "refined")
+_WRITTEN = ("audit.csv", "audit.md", "audit.png", "law.json", "refined", "review.html")
 _MOST_DRAWN = 48
 _MOST_TOLD = 20
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -68,12 +71,18 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def write_audit(
-    found: Audited, data: BoxDataModule, folder: Path, record: dict[str, object], apply: bool
+    found: Audited,
+    data: BoxDataModule,
+    folder: Path,
+    record: dict[str, object],
+    apply: bool,
+    review: int = MOST_REVIEWED,
 ) -> str:
     """Write an audit's files, and return what to say.
 
     `audit.csv` has a line for each box, the worst first; `audit.png` shows these, `audit.md` says
-    it in words, `audit.json` in numbers, and `law.json` is how boxes are off. With `apply` copies
+    it in words, `audit.json` in numbers, and `law.json` is how boxes are off. On `review.html` a
+    person decides on each. With `apply` copies
     of the annotation files lie in `refined/`, where the boxes that are likelier wrong than right
     have moved.
 
@@ -83,6 +92,7 @@ def write_audit(
         folder: Where to.
         record: What `audit.json` holds beside the figures.
         apply: Whether to write refined files.
+        review: How many boxes `review.html` may have; 0 writes none.
 
     Raises:
         BadInput: The folder can't be written to.
@@ -108,7 +118,8 @@ def write_audit(
     text = _in_words(found)
     write_atomically(folder / "audit.md", encoded(_as_markdown(found, rows, text)))
     told = f"{text}\n\neach box, the worst first   {folder / 'audit.csv'}\n"
-    told += f"the worst                   {folder / 'audit.png'}"
+    told += f"the worst                   {folder / 'audit.png'}\n"
+    told += f"to decide on each           {_write_page(found, data, folder, boxes, review)}"
     if apply:
         moves = torch.zeros(len(boxes), dtype=torch.bool)
         moves[found.rough.chosen] = audit.wrong >= LIKELY
@@ -120,6 +131,19 @@ def write_audit(
     numbers |= {"likely_wrong": int((audit.wrong >= LIKELY).sum())}
     write_atomically(folder / RECORD, json.dumps(record | numbers, indent=2).encode())
     return told
+
+
+def _write_page(
+    found: Audited, data: BoxDataModule, folder: Path, boxes: Boxes, review: int
+) -> str:
+    """Write the page to review what would move, the worst first, and say where it is."""
+    table, chosen = found.rough.table, found.rough.chosen
+    written = as_written(table, boxes)
+    moves = (written != table.boxes).any(dim=1)
+    order = [at for at in chosen[found.audit.worst_first()].tolist() if moves[at]]
+    wrong, gain = torch.full((2, len(boxes)), math.nan)
+    wrong[chosen], gain[chosen] = found.audit.wrong, found.audit.gain
+    return write_review(folder, data, Moved(written, order, wrong, gain), review)
 
 
 def audit_rows(found: Audited) -> list[list[str]]:

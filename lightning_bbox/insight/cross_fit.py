@@ -25,6 +25,7 @@ from lightning_bbox.geometry.weighing import Said
 from lightning_bbox.insight.audit import judge, pooled, said_inside
 from lightning_bbox.insight.audit_files import RECORD, Audited, refuse_foreign, write_audit
 from lightning_bbox.models.base import OffsetModel
+from lightning_bbox.refinement.reviewing.review_page import MOST_REVIEWED, refuse_most
 from lightning_bbox.reports.callbacks import Settings
 from lightning_bbox.studies.runs import Fit, Rehearse, default_jobs, found_results, run_study
 from lightning_bbox.studies.study import Arm, Options, Study
@@ -63,6 +64,7 @@ def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) 
     if own.folds < 2:
         msg = f"--folds is {own.folds}; give 2 or more"
         raise BadInput(msg)
+    refuse_most(own.review)
     if own.jobs is not None and own.jobs < 1:
         msg = f"--jobs is {own.jobs}; give 1 or more"
         raise BadInput(msg)
@@ -103,7 +105,7 @@ def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) 
             fold_of_box.tolist(),
             "pictures" if len(numbers) == len(table.images) else "groups",
         )
-        text = write_audit(audited, data, folder, record, own.apply)
+        text = write_audit(audited, data, folder, record, own.apply, own.review)
     say(f"\n{text}")
 
 
@@ -133,6 +135,13 @@ def audit_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write copies of the annotation files too, where the boxes that are likelier wrong "
         "than right have moved; yours stay as they are",
+    )
+    parser.add_argument(
+        "--review",
+        type=int,
+        default=MOST_REVIEWED,
+        help=f"how many boxes review.html may have, the worst; {MOST_REVIEWED} by default, some 6 "
+        "kB each, 0 for no page",
     )
     return parser
 

@@ -46,6 +46,13 @@ from lightning_bbox.refinement.refiner import (
     refuse_max_shift,
     shifts_px,
 )
+from lightning_bbox.refinement.reviewing.review_page import (
+    MOST_REVIEWED,
+    Moved,
+    likeliest_first,
+    refuse_most,
+    write_review,
+)
 from lightning_bbox.reports.sheets import draw_changes
 
 _MOST_DRAWN = 48
@@ -56,9 +63,9 @@ class PredictionFiles(pl.Callback):
     """Write the refined boxes into copies of their annotation files, and list what changed.
 
     The copies lie in `refined/`, laid out as the originals. `changes.csv` has a line for each box,
-    `changes.png` shows the largest changes, `unchanged.txt` says which boxes stay and why. What the
-    files had before is kept in `before/` where they are overwritten, and `overwritten.json` says
-    which is which.
+    `changes.png` shows the largest changes, `review.html` lets a person decide on each, and
+    `unchanged.txt` says which boxes stay and why. What the files had before is kept in `before/`
+    where they are overwritten, and `overwritten.json` says which is which.
 
     Args:
         folder: The run's folder.
@@ -69,6 +76,7 @@ class PredictionFiles(pl.Callback):
             path is that of a law learned before.
         decimals: How many decimals of a pixel to write; `auto` is none in files that hold only
             whole numbers, and otherwise three.
+        review: How many boxes `review.html` may have; 0 writes none.
     """
 
     def __init__(
@@ -78,11 +86,13 @@ class PredictionFiles(pl.Callback):
         overwrite: bool = False,
         law: str = "auto",
         decimals: Decimals = "auto",
+        review: int = MOST_REVIEWED,
     ) -> None:
         refuse_max_shift(max_shift)
         refuse_decimals(decimals)
+        refuse_most(review)
         self.folder, self.max_shift, self.overwrite = folder, max_shift, overwrite
-        self.law, self.decimals = law, decimals
+        self.law, self.decimals, self.review = law, decimals, review
         self._given = None if law in ("auto", "own", "trained") else _law_at(Path(law))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -127,11 +137,15 @@ class PredictionFiles(pl.Callback):
         save_picture(self.folder / "changes.png", draw_changes(data, boxes, drawn))
         weighed = torch.full((len(boxes), 2), math.nan)
         weighed[rough.chosen] = gains
+        changed = (boxes != table.boxes).any(dim=1)
+        gain, wrong = weighed.T
+        order = likeliest_first(changed.nonzero().flatten().tolist(), wrong, gain, moved)
+        to_review = Moved(boxes, order, wrong, gain, self.decimals)
+        reviewed = write_review(self.folder, data, to_review, self.review)
         rows = change_rows(rough, boxes, stds, data.geometry, reasons, weighed)
         write_atomically(self.folder / "changes.csv", encoded(rows))
         notes = "\n".join([*data.source.notes, sentence])
-        changed = (boxes != table.boxes).any(dim=1)
-        self._say(notes, moved, changed, len(unchanged), data.geometry)
+        self._say(notes, moved, changed, len(unchanged), reviewed, data.geometry)
 
     def _weigh(
         self, rough: RoughBoxes, model: OffsetModel, geometry: CropGeometry
@@ -229,6 +243,7 @@ class PredictionFiles(pl.Callback):
         shifts: Float[Tensor, "n 2"],
         changed: Bool[Tensor, " n"],
         unchanged: int,
+        reviewed: str,
         geometry: CropGeometry,
     ) -> None:
         distance = shifts[changed].norm(dim=1)
@@ -246,6 +261,7 @@ class PredictionFiles(pl.Callback):
             f"refined annotations     {self.folder / 'refined'} ({where})\n"
             f"each box, old and new   {self.folder / 'changes.csv'}\n"
             f"the largest changes     {self.folder / 'changes.png'}\n"
+            f"to decide on each       {reviewed}\n"
             f"left as they are: {unchanged}, and why: {self.folder / 'unchanged.txt'}"
         )
 

@@ -8,19 +8,21 @@ from io import BytesIO
 from PIL import Image
 
 
-def page(title: str, body: Sequence[str], script: str = "") -> str:
+def page(title: str, body: Sequence[str], script: str = "", style: str = "") -> str:
     """Write a page.
 
     Args:
         title: Its title, as text.
         body: Pieces of HTML.
         script: JavaScript.
+        style: CSS beside that of all pages.
 
     Examples:
         >>> page("a & b", ["<p>c</p>"]).count("a &amp; b")
         1
     """
-    return FRAME.format(title=html.escape(title), style=_STYLE, body="\n".join(body), script=script)
+    parts = {"style": _STYLE + style, "body": "\n".join(body), "script": script}
+    return FRAME.format(title=html.escape(title), **parts)
 
 
 def picture_tag(name: str, picture: Image.Image) -> str:

@@ -288,6 +288,6 @@ def test_two_processes_of_the_console_script_predict_as_one(whole, csv_folder, t
     assert main([*predict, "--name=one"]) == 0
     run_well([str(script), *predict, "--name=two", *ranks(2)])
     one, two = (files_of(tmp_path / name) for name in ("one", "two"))
-    written = {"refined/boxes.csv", "changes.csv", "changes.png", "unchanged.txt"}
+    written = {"refined/boxes.csv", "changes.csv", "changes.png", "review.html", "unchanged.txt"}
     assert one.keys() == written | {OWN}
     assert one == two

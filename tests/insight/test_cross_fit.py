@@ -14,6 +14,7 @@ from lightning_bbox.annotations.splits import split_pictures
 from lightning_bbox.cli.main import main
 from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.insight import cross_fit
+from tests.reviews import held_by
 from tests.runs import TINY, files_of
 
 PICTURES, EACH = 12, 6
@@ -104,6 +105,10 @@ def test_figures_sheet_and_refined_files_lie_beside_the_table(root, audited):
     changed = {f"boxes.csv:{at}" for at, pair in enumerate(zip(old, new, strict=True), start=1)
                if pair[0] != pair[1]}  # fmt: skip
     assert changed <= likely
+    on_page = [box["id"] for box in held_by(audited / "review.html")["boxes"]]
+    judged = [row["id"] for row in rows_of(audited) if row["fold"]]
+    assert changed <= set(on_page)
+    assert on_page == [name for name in judged if name in on_page]  # the worst first
 
 
 @pytest.mark.slow

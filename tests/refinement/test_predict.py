@@ -114,8 +114,8 @@ def test_a_single_box_is_refined(run, write_set, monkeypatch):
 def test_the_runs_own_configuration_gives_the_same_files_to_the_byte(run, write_set):
     root = write_set("coco")
     first = files_of(predict(run, root, "first"))
-    files = {"changes.csv", "changes.png", "unchanged.txt", "refined/_annotations.coco.json"}
-    assert first.keys() == files | {OWN}
+    files = {"changes.csv", "changes.png", "review.html", "unchanged.txt"}
+    assert first.keys() == files | {"refined/_annotations.coco.json", OWN}
     own = ["predict", f"--ckpt_path={run}", "--data=BoxDataModule", f"--data.root={root}"]
     assert main([*own, f"--runs={root.parent}", "--name=own"]) == 0
     assert files_of(root.parent / "own") == first
