@@ -56,6 +56,7 @@ BASES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:LinearHead activation 'relu'")  # that one is planted
 @pytest.mark.parametrize(("fault", "base"), BASES)
 def test_the_command_line_takes_each_fault_and_its_cure(fault, base, folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lightning-bbox"])
