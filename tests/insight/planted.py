@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -453,6 +454,7 @@ FAULTS = (
         "pooled-over-the-crop", "network", "tune",
         "global pooling loses the position",
         ("position_lost",), {"model.backbone.global_pool": True},
+        {"model.backbone.channels": [16], "model.backbone.kernel": 5},
     ),
     Planted(
         "a-stride-too-much", "network", "held_out",
@@ -505,8 +507,7 @@ FAULTS = (
     Planted(
         "batches-of-two", "network", "tune",
         "batch norm sees batches of two",
-        ("tiny_batch_norm",), {"data.batch_size": 2},
-        {"data.draws_per_epoch": 2_560},
+        ("tiny_batch_norm",), {"data.batch_size": 2, "data.draws_per_epoch": 2_560},
     ),
     Planted(
         "dropout-before-the-output", "network", "held_out",
@@ -566,7 +567,11 @@ FAULTS = (
         "precision-loses-the-gradient", "optimisation", "tune",
         "half precision loses the gradients",
         ("precision",), {"trainer.precision": "bf16-true"},
-        {"model.optimizer": sgd(0.001), **LINEAR},
+        {
+            "trainer.precision": "32-true",
+            "model.optimizer": adamw(lr=2e-4),
+            "model.schedule": part("Constant"),
+        },
     ),
 )  # fmt: skip
 
@@ -661,6 +666,7 @@ class Answer(NamedTuple):
         ranks: Where each planted cause stands among those named, from 1; None where it isn't.
         causes: What was named, the most probable first.
         code: Of the command.
+        seconds: How long it took.
     """
 
     names: tuple[str, ...]
@@ -669,6 +675,15 @@ class Answer(NamedTuple):
     ranks: tuple[int | None, ...]
     causes: tuple[str, ...]
     code: int
+    seconds: float
+
+
+class Said(NamedTuple):
+    """What one diagnosis said: its causes by probability, the exit code, and how long it took."""
+
+    causes: tuple[str, ...]
+    code: int
+    seconds: float
 
 
 def rank_of(accepted: Sequence[str], causes: Sequence[str]) -> int | None:
@@ -676,32 +691,34 @@ def rank_of(accepted: Sequence[str], causes: Sequence[str]) -> int | None:
     return next((at for at, name in enumerate(causes, 1) if name in accepted), None)
 
 
-def diagnose(arguments: Sequence[str], folder: Path) -> tuple[int, tuple[str, ...]]:
-    """Have a recipe diagnosed, and return the exit code and the causes by probability."""
-    runs = folder / "runs"
+def diagnose(arguments: Sequence[str], folder: Path) -> Said:
+    """Have a recipe diagnosed, without training its cure."""
+    runs, began = folder / "runs", time.monotonic()
     code = command(["diagnose", *arguments, f"--runs={runs}", "--name=run", "--minutes=0"])
     found = runs / "run" / "diagnosis.json"
     causes = json.loads(found.read_text())["causes"] if found.exists() else []
-    return code, tuple(cause["name"] for cause in causes)
+    names = tuple(cause["name"] for cause in causes)
+    return Said(names, code, round(time.monotonic() - began, 1))
 
 
 def answer_to(faults: Sequence[Planted], base: Base, folder: Path) -> Answer:
     """Plant faults together, and have the recipe diagnosed."""
+    folder.mkdir(parents=True)
     write_data(faults, base, folder)
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(plant(faults, base, folder).config, sort_keys=False))
-    code, causes = diagnose(["-c", str(config)], folder)
-    ranks = tuple(rank_of(fault.accepted, causes) for fault in faults)
-    return Answer(tuple(fault.name for fault in faults), base, faults[0].half, ranks, causes, code)
+    said = diagnose(["-c", str(config)], folder)
+    ranks = tuple(rank_of(fault.accepted, said.causes) for fault in faults)
+    return Answer(tuple(fault.name for fault in faults), base, faults[0].half, ranks, *said)
 
 
 def answer_to_healthy(recipe: Healthy, folder: Path) -> Answer:
     """Have a healthy recipe diagnosed."""
+    folder.mkdir(parents=True)
     if recipe.write:
         recipe.write(folder)
     words = [word.format(shared=SHARED, folder=folder) for word in recipe.arguments]
-    code, causes = diagnose(words, folder)
-    return Answer((), recipe.name, "", (), causes, code)
+    return Answer((), recipe.name, "", (), *diagnose(words, folder))
 
 
 def trained(config: Config, folder: Path, name: str, judge: Config | None = None) -> float | None:
@@ -801,7 +818,7 @@ def _tell(answer: Answer) -> None:
     ranks = ", ".join("-" if rank is None else str(rank) for rank in answer.ranks)
     named = ", ".join(answer.causes[:3]) or "nothing"
     place = f"{answer.base:12} {answer.half:8} {what:32}"
-    _say(f"{place} rank {ranks or '-'}  code {answer.code}  {named}")
+    _say(f"{place} rank {ranks or '-'}  code {answer.code}  {answer.seconds:g} s  {named}")
 
 
 def _sum_up(answers: Sequence[Answer]) -> None:
