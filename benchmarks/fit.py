@@ -18,12 +18,8 @@ from benchmarks.train_step import BareLoop, flop_of
 from lightning_bbox import BoxRegressor, SceneDataModule
 from lightning_bbox.core.compiling import default_precision, should_compile
 from lightning_bbox.models.checkpoints import AtomicCheckpointIO, RunCheckpoint
-from lightning_bbox.reports.callbacks import (
-    EventLog,
-    PlainProgress,
-    TensorBoardPictures,
-    Throughput,
-)
+from lightning_bbox.reports.callbacks import PlainProgress, Throughput
+from lightning_bbox.reports.loggers import EventLog, LoggedReport
 
 BATCH = 1024
 SEVERAL = 10
@@ -122,7 +118,7 @@ def fit(
             precision=as_any(default_precision()),
             max_epochs=1,
             logger=logger,
-            callbacks=[TensorBoardPictures(), Throughput(), PlainProgress(), kept, watch],
+            callbacks=[LoggedReport(), Throughput(), PlainProgress(), kept, watch],
             plugins=[AtomicCheckpointIO()],
             log_every_n_steps=min(LOG_EVERY, steps - warm),
             num_sanity_val_steps=0,

@@ -38,14 +38,13 @@ from lightning_bbox.models.stopping import StopBetweenSteps
 from lightning_bbox.refinement.predictions import PredictionFiles
 from lightning_bbox.refinement.reviewing.review_page import MOST_REVIEWED
 from lightning_bbox.reports.callbacks import (
-    EventLog,
     PlainProgress,
     RunReport,
     Settings,
-    TensorBoardPictures,
     Throughput,
     settings_of,
 )
+from lightning_bbox.reports.loggers import EventLog, LoggedReport
 
 
 class BoxCLI(LightningCLI):
@@ -178,7 +177,7 @@ class BoxCLI(LightningCLI):
         own, own_callbacks = self.config[self.subcommand], _as_list(config.callbacks)
         callbacks: list[pl.Callback] = [
             RunReport(self.run_folder, self.settings()),
-            TensorBoardPictures(self._hyperparameters()),
+            LoggedReport(self._hyperparameters()),
             Throughput(),
         ]
         if self.subcommand == "predict":
@@ -256,8 +255,9 @@ class BoxCLI(LightningCLI):
             patience = PATIENCE
         finally:
             end_launched(self.trainer, patience)
-            if isinstance(self.trainer.logger, EventLog):
-                self.trainer.logger.close()
+            for logger in self.trainer.loggers:
+                if isinstance(logger, EventLog):
+                    logger.close()
 
     def fit(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Train, from a checkpoint on where one is given.
@@ -305,7 +305,7 @@ class BoxCLI(LightningCLI):
             model.restore(checkpoint)
         assert isinstance(self.trainer, ProbingTrainer)
         readings = self.trainer.probe(model, datamodule, **options)
-        table = save_readings(readings, self.run_folder, self.trainer.logger)
+        table = save_readings(readings, self.run_folder, self.trainer.loggers)
         sys.stdout.write(f"\n{table}\n\nthe same in {self.run_folder}, drawn in probe.png\n")
 
     def after_fit(self) -> None:

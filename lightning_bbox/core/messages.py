@@ -65,6 +65,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
     # A frozen backbone stays in it on purpose, and the rest trains whatever mode it came in.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    # Of models whose layers are sharded, as ours never are.
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
     # We refuse such pictures in a sentence of our own.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # Lightning 2.6.6 hasn't followed torch 2.13's pytree.

@@ -2,11 +2,11 @@
 
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -20,6 +20,7 @@ from lightning_bbox.insight.readings import (
     verdict,
 )
 from lightning_bbox.reports.charts import LEGEND_BESIDE, PREDICT_MEAN, new_chart, render
+from lightning_bbox.reports.loggers import log_picture, log_text
 from lightning_bbox.reports.tables import format_markdown
 
 _CURVES = (
@@ -29,13 +30,13 @@ _CURVES = (
 )
 
 
-def save_readings(readings: Readings, folder: Path, logger: Logger | None) -> str:
-    """Write what a probe has read: `probe.json`, `probe.md` and `probe.png`, and for TensorBoard.
+def save_readings(readings: Readings, folder: Path, loggers: Sequence[Logger]) -> str:
+    """Write what a probe has read: `probe.json`, `probe.md` and `probe.png`, and for loggers.
 
     Args:
         readings: What was read.
         folder: The run's folder.
-        logger: The run's logger.
+        loggers: Those of the run.
 
     Returns:
         The table and the verdict.
@@ -44,14 +45,14 @@ def save_readings(readings: Readings, folder: Path, logger: Logger | None) -> st
     write_atomically(folder / "probe.json", json.dumps(_figures(readings), indent=2).encode())
     write_atomically(folder / "probe.md", f"{table}\n".encode())
     save_picture(folder / "probe.png", chart)
-    if isinstance(logger, TensorBoardLogger):
-        writer = logger.experiment
-        writer.add_image("probe/layers", np.asarray(chart), 0, dataformats="HWC")
-        writer.add_text("probe/table", table, 0)
+    for logger in loggers:
+        log_picture(logger, "probe/layers", chart, 0)
+        log_text(logger, "probe/table", table, 0)
         for index, layer in enumerate(readings.layers):
             for name, reading in layer.readings.items():
-                writer.add_scalar(f"probe/r2/{name}", reading.r2.value, index)
-                writer.add_scalar(f"probe/mae_px/{name}", reading.mae_px.value, index)
+                figures = {f"probe/r2/{name}": reading.r2.value}
+                figures[f"probe/mae_px/{name}"] = reading.mae_px.value
+                logger.log_metrics(figures, index)
         logger.save()
     return table
 

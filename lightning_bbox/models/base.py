@@ -52,6 +52,7 @@ from lightning_bbox.models.checkpoints import (
     checkpoint_of,
     class_path_in,
     drop_second,
+    keep_average,
     read_checkpoint,
     read_measured,
     read_spec,
@@ -691,6 +692,8 @@ class OffsetModel(pl.LightningModule):
         if self.trainer.state.fn == "fit":
             refuse_weights_alone(checkpoint)
             drop_second(checkpoint)
+        else:
+            keep_average(checkpoint)
         self._become(checkpoint)
         self.configure_model()
         # Lightning does it later, when the weights of a run in 64-true would be rounded already.

@@ -216,6 +216,19 @@ def refuse_weights_alone(checkpoint: dict[str, Any], path: str = "the checkpoint
         raise BadInput(msg)
 
 
+def keep_average(checkpoint: dict[str, Any]) -> None:
+    """Have a checkpoint of averaged weights say that the last step's are no other.
+
+    Lightning's callback puts those in the place of the average wherever it reads a checkpoint, as a
+    run that goes on needs; a test that follows training would measure them.
+
+    Args:
+        checkpoint: The checkpoint.
+    """
+    if "current_model_state" in checkpoint:
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
+
+
 def take_weights(module: nn.Module, prefix: str, checkpoint: dict[str, Any]) -> None:
     """Take over the weights and buffers of a part of a checkpoint's model.
 

@@ -1,4 +1,4 @@
-"""Callbacks: the files of a run, what TensorBoard shows, and one plain line an epoch."""
+"""Callbacks: the files of a run, its speed, and one plain line an epoch."""
 
 import json
 import time
@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -25,12 +24,8 @@ from lightning_bbox.geometry.boxes import box_sizes
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.divergence import OUTCOME, DivergedError
 from lightning_bbox.reports.sheets import (
-    COLUMNS,
     draw_data,
-    draw_preprocess,
     draw_results,
-    draw_rows,
-    draw_sheet,
 )
 from lightning_bbox.reports.tables import format_harm, format_metrics
 
@@ -51,7 +46,6 @@ _NO_SETTINGS = (
 
 _RESULTS = (OUTCOME, "metrics.json", "test_errors.npz", "crops.png")
 _HEADER = "# lightning.pytorch=="
-_HPARAM_METRICS = ("mae_px", "mae_px_predict_mean", "p95_px", "iou_before", "iou_after")
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
@@ -209,12 +203,13 @@ class RunReport(pl.Callback):
         write_atomically(self.folder / "metrics.json", json.dumps(self.metrics, indent=2).encode())
         (self.folder / OUTCOME).unlink(missing_ok=True)
         save_picture(self.folder / "crops.png", draw_results(model.data, evaluation))
+        shown = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+        curves = f"curves and pictures     tensorboard --logdir {self.folder.parent}\n" * shown
         say(
             f"\n{format_metrics(evaluation.metrics, evaluation.rows)}\n"
             f"\n{format_harm(evaluation.harm)}\n\n"
             f"worst and random crops  {self.folder / 'crops.png'}\n"
-            f"run folder              {self.folder}\n"
-            f"curves and pictures     tensorboard --logdir {self.folder.parent}\n"
+            f"run folder              {self.folder}\n{curves}"
         )
 
 
@@ -236,81 +231,6 @@ def _errors_file(data: CropDataModule, evaluation: Evaluation) -> bytes:
         picture=pictures.numpy(),
     )
     return file.getvalue()
-
-
-class EventLog(TensorBoardLogger):
-    """Write TensorBoard's events only, to one file: the settings are in `config.yaml`."""
-
-    def save(self) -> None:
-        """Write the events so far."""
-        self.experiment.flush()
-
-    def finalize(self, status: str) -> None:
-        """Leave the file open for the test that follows training."""
-
-    def close(self) -> None:
-        """Close the file, where there is one."""
-        if self._experiment is not None:
-            self._experiment.close()
-
-
-class TensorBoardPictures(pl.Callback):
-    """Show what preprocessing learnt, crops with their boxes, and the offsets' histograms.
-
-    At the end the settings join the test's metrics in the hparams view.
-
-    Args:
-        settings: What the hparams view lists, by dotted name.
-    """
-
-    def __init__(self, settings: dict[str, Any] | None = None) -> None:
-        self.settings = settings or {}
-
-    @rank_zero_only
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show what the preprocessing learnt, once: statistics stay what they are."""
-        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.global_step:
-            return
-        model = _offset_model(pl_module)
-        samples = model.data.samples("train_eval")
-        shown = samples.take(torch.arange(min(COLUMNS, len(samples.items))))
-        crops = model.data.crops_of(shown.to(model.device))
-        if (sheet := draw_preprocess(model.net.preprocess, crops)) is not None:
-            writer = trainer.logger.experiment
-            writer.add_image("train/preprocess", np.asarray(sheet), 0, dataformats="HWC")
-
-    @rank_zero_only
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the first validation draws, and how predicted offsets compare with true ones."""
-        if not isinstance(trainer.logger, TensorBoardLogger) or trainer.sanity_checking:
-            return
-        model = _offset_model(pl_module)
-        evaluation = model.evaluations["val"]
-        writer, step = trainer.logger.experiment, trainer.global_step
-        panels = draw_rows(model.data, evaluation, range(min(16, len(evaluation.samples.items))))
-        sheet = draw_sheet([("first validation draws", panels)])
-        writer.add_image("val/crops", np.asarray(sheet), step, dataformats="HWC")
-        samples = evaluation.samples
-        px = model.data.geometry.px(samples.proposals)
-        for name, boxes in (("true", samples.gt_boxes), ("predicted", evaluation.refined.boxes)):
-            for axis, letter in enumerate("xy"):
-                offsets = error_px(boxes, samples.proposals, px)[:, axis]
-                writer.add_histogram(f"val/offset_{letter}_px/{name}", offsets, step)
-        residual = error_px(evaluation.refined.boxes, samples.gt_boxes, px)
-        writer.add_histogram("val/error_px", residual, step)
-
-    @rank_zero_only
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the settings with the final metrics, and the sheet of worst and random crops."""
-        if not isinstance(trainer.logger, TensorBoardLogger):
-            return
-        model = _offset_model(pl_module)
-        evaluation = model.evaluations["test"]
-        metrics = {f"test/{name}": evaluation.metrics[name] for name in _HPARAM_METRICS}
-        trainer.logger.log_hyperparams(self.settings, metrics)
-        sheet = draw_results(model.data, evaluation)
-        trainer.logger.experiment.add_image("test/crops", np.asarray(sheet), 0, dataformats="HWC")
-        trainer.logger.save()
 
 
 class Throughput(pl.Callback):

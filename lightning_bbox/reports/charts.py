@@ -4,8 +4,11 @@ import textwrap
 from io import BytesIO
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 PREDICT_MEAN: dict[str, Any] = {
     "color": "black", "linewidth": 0.8, "linestyle": "--", "label": "predict the mean",
@@ -42,3 +45,23 @@ def render(figure: Figure) -> Image.Image:
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer, formats=["PNG"]).convert("RGB")
+
+
+def draw_offsets(true: Float[Tensor, "n 2"], predicted: Float[Tensor, "n 2"]) -> Image.Image:
+    """Draw how often which offset is true and is predicted, in x and in y.
+
+    Args:
+        true: Offsets of the true boxes from the proposals, in px.
+        predicted: Those of the predicted ones.
+    """
+    figure = new_chart(8.0, 3.0)
+    limit = float(true.abs().max().clamp(min=1.0)) * 1.2
+    bins = np.linspace(-limit, limit, 41)
+    for axis, axes in enumerate(figure.subplots(1, 2, sharey=True)):
+        for offsets, name in ((true, "true"), (predicted, "predicted")):
+            values = offsets[:, axis].clamp(-limit, limit).nan_to_num().cpu().numpy()
+            axes.hist(values, bins=bins, histtype="step", label=name)
+        axes.set_xlabel(f"offset in {'xy'[axis]}, px")
+    figure.axes[0].set_ylabel("draws")
+    figure.axes[1].legend(**LEGEND_BESIDE)
+    return render(figure)
