@@ -17,6 +17,7 @@ COMMANDS = {
     "check": "Say what a data set is and what is wrong with it, before anything is trained.",
     "audit": "Say which annotated boxes are wrong, by models that haven't seen them.",
     "apply": "Make annotation files of what a person decided on review.html.",
+    "serve": "Answer over HTTP, and Label Studio, with a trained model.",
     "compare": "Measure configurations against each other, as a study's file says.",
 }
 

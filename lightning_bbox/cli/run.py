@@ -109,6 +109,10 @@ def _carry_out(arguments: list[str], begun: Begun) -> None:
         from lightning_bbox.refinement.reviewing.apply import apply
 
         apply(arguments[1:])
+    elif arguments[0] == "serve":
+        from lightning_bbox.refinement.serving.serve import serve
+
+        serve(arguments[1:])
     elif arguments[0] == "check":
         from lightning_bbox.insight.check_files import check
 

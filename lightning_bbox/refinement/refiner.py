@@ -40,11 +40,13 @@ class Refinement(NamedTuple):
             fits its errors in validation, and by the law where there is one; NaN where its head
             can't tell.
         unmoved: Why a box stays where it was, by its index.
+        gains: Rise of the expected IoU with the truth, NaN where there is no law or no box.
     """
 
     boxes: Boxes
     stds: Float[Tensor, "n t"]
     unmoved: dict[int, str]
+    gains: Float[Tensor, " n"]
 
 
 class Refiner:
@@ -65,6 +67,9 @@ class Refiner:
             to be off as those of the training were. A checkpoint that has no own one takes this.
         white_level: The value that is white in pictures of 16 bits; that of the training by
             default.
+        isolated: Whether the boxes of a picture come out, to the bit, as if it were alone, whatever
+            is refined beside it: the network then always sees `batch_size` crops, filled up where
+            there are fewer, as its roundings depend on how many there are.
 
     Attributes:
         law: The law in use; None takes boxes to be off as those of the training were.
@@ -90,6 +95,7 @@ class Refiner:
         trust: Sequence[str] = (),
         white_level: int | None = None,
         law: DisplacementLaw | Literal["own", "trained"] = "own",
+        isolated: bool = False,
     ) -> None:
         if not isinstance(checkpoint, OffsetModel):
             checkpoint = OffsetModel.load_from_checkpoint(checkpoint, trust=trust)
@@ -98,7 +104,7 @@ class Refiner:
             raise BadInput(msg)
         self.model, self.spec = checkpoint.to(device).eval(), checkpoint.spec
         refuse_max_shift(max_shift)
-        self.batch_size, self.max_shift = batch_size, max_shift
+        self.batch_size, self.max_shift, self.isolated = batch_size, max_shift, isolated
         self.white_level = white_level or self.spec.white_level
         if isinstance(law, str) and law not in ("own", "trained"):
             msg = f"law is {law!r}; give own, trained, or a DisplacementLaw, such as one loaded"
@@ -217,21 +223,21 @@ class Refiner:
         # Where a second look is cut isn't known yet.
         store = ImageStore.from_pictures(pictures, None if self.model.second else cut)
         refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
-        if self.law is not None:
-            told = refined, stds, rough[usable], self.spec.geometry
-            under = move_under(self.law, *told, self.model.reliability)
-            refined, stds = under.boxes, under.stds
+        refined, stds, gains = self._weigh(refined, stds, rough[usable], index[usable])
         plausible, reasons = clip_or_restore(
             refined, rough[usable], sizes[usable], self.spec.geometry, self.max_shift
         )
         unmoved |= {int(usable[at]): reason for at, reason in reasons.items()}
         all_boxes, all_stds = rough.clone(), rough.new_full((len(rough), stds.shape[1]), torch.nan)
         all_boxes[usable], all_stds[usable] = plausible, stds
+        all_gains = torch.full((len(rough),), torch.nan)
+        all_gains[usable] = gains
         refinements, start = [], 0
         for one in each:
             end = start + len(one)
             own = {at - start: unmoved[at] for at in sorted(unmoved) if start <= at < end}
-            refinements.append(Refinement(all_boxes[start:end], all_stds[start:end], own))
+            rows = slice(start, end)
+            refinements.append(Refinement(all_boxes[rows], all_stds[rows], own, all_gains[rows]))
             start = end
         return refinements
 
@@ -254,6 +260,26 @@ class Refiner:
         }
         return torch.tensor(numbers, dtype=torch.int64), unknown
 
+    def _weigh(
+        self,
+        boxes: Boxes,
+        stds: Float[Tensor, "n t"],
+        rough: Boxes,
+        index: Int64[Tensor, " n"],
+    ) -> tuple[Boxes, Float[Tensor, "n t"], Float[Tensor, " n"]]:
+        """Weigh what the model says against the law; returns the gains too, NaN without one."""
+        moved, spread, gains = boxes.clone(), stds.clone(), torch.full((len(boxes),), torch.nan)
+        if self.law is None:
+            return moved, spread, gains
+        # By picture, so that nothing is rounded otherwise than for that one alone.
+        group = index if self.isolated else torch.zeros_like(index)
+        for each in sorted(set(group.tolist())):
+            rows = group == each
+            told = boxes[rows], stds[rows], rough[rows], self.spec.geometry
+            under = move_under(self.law, *told, self.model.reliability)
+            moved[rows], spread[rows], gains[rows] = under.boxes, under.stds, under.gain.float()
+        return moved, spread, gains
+
     def _apply(
         self,
         store: ImageStore,
@@ -266,13 +292,15 @@ class Refiner:
         store = store.to(device)
         boxes, stds = [rough[:0]], [rough.new_zeros(0, self.spec.num_targets)]
         for start in range(0, len(rough), self.batch_size):
-            rows = slice(start, start + self.batch_size)
+            rows = torch.arange(start, start + self.batch_size)
+            count = min(self.batch_size, len(rough) - start)
+            rows = rows.clamp(max=len(rough) - 1) if self.isolated else rows[:count]
             proposals = rough[rows].to(device)
             cut = partial(_cut, store, index[rows].to(device))
             crops, labels = cut(geometry, proposals), numbers[rows].to(device)
             found, spread = self.model.refine(crops, proposals, labels, cut)
-            boxes.append(found.cpu())
-            stds.append(spread.cpu())
+            boxes.append(found[:count].cpu())
+            stds.append(spread[:count].cpu())
         return torch.cat(boxes), torch.cat(stds)
 
 
