@@ -19,6 +19,7 @@ from lightning_bbox.cli.run import rehearse
 from lightning_bbox.core.messages import plain_warnings
 from lightning_bbox.insight.cross_fit import audit_parser
 from lightning_bbox.refinement.reviewing.apply import apply_parser
+from lightning_bbox.refinement.serving.serve import serve_parser
 from lightning_bbox.studies.study_file import read_study
 from tests import annotation_files
 from tests.conftest import ROOT, write_rectangles
@@ -27,10 +28,12 @@ from tests.runs import TINY, fit
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 FORMATS = ("voc", "coco", "yolo", "csv")
-ELSEWHERE = ("pip", "python3", "source", "tensorboard")
+ELSEWHERE = ("pip", "python3", "source", "tensorboard", "curl", "cvat-cli", "label-studio")
 """Programs that aren't ours."""
 PROGRAMS = ("benchmarks", "tests.campaign")
 """Packages that are run."""
+PARSERS = {"apply": apply_parser(), "serve": serve_parser()}
+"""Commands with a parser of their own that takes nothing else."""
 QUICKLY = {"fit": TINY, "audit": [*TINY, "--folds=2"]}
 QUICK = {"max_epochs=22": "max_epochs=1, limit_train_batches=1, logger=False"}
 """What is said for real work, and how a test does it."""
@@ -112,8 +115,8 @@ def test_a_command_is_one(text, there):
 
 
 def refuse_unless_it_may_begin(words):
-    if words[0] == "apply":
-        assert apply_parser().parse_args(words[1:])
+    if words[0] in PARSERS:
+        assert PARSERS[words[0]].parse_args(words[1:])
         return
     if words[0] == "compare":
         study = read_study(words[words.index("-c") + 1])
