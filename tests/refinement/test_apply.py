@@ -126,6 +126,20 @@ def test_whole_numbers_stay_whole_and_it_is_told_what_rounds_back(tmp_path, caps
     assert "a.png,5,6,30,30" in (tmp_path / "out" / "refined" / "boxes.csv").read_text()
 
 
+def test_decimals_are_those_of_the_page_unless_others_are_asked_for(tmp_path):
+    root = tmp_path / "data"
+    rows = annotation_files.csv_of("a.png,1,1,20,20")
+    annotation_files.write(root, annotation_files.A | {"boxes.csv": rows})
+    page = reviewed(root, tmp_path / "page", decimals=1)
+    assert held_by(page)["boxes"][0]["digits"] == 1
+    path = save(tmp_path, decisions_of(page, {0: "edit"}, {0: [2.5, 3.25, 21.5, 22.0]}))
+    assert apply(path) == 0
+    assert "a.png,2.5,3.2,21.5,22" in (tmp_path / "out/refined/boxes.csv").read_text()
+    assert apply(path, "--name=other", "--decimals=2") == 0
+    assert "a.png,2.5,3.25,21.5,22" in (tmp_path / "other/refined/boxes.csv").read_text()
+    assert apply(path, "--name=third", "--decimals=9") == 2
+
+
 def test_annotations_that_lie_elsewhere_now_are_named(write_set, tmp_path, capsys):
     root = write_set("csv")
     path = save(tmp_path, decisions_of(reviewed(root, tmp_path / "page"), DECIDED, DRAWN))
@@ -190,6 +204,8 @@ UNFIT = {
     "other": (lambda d: d.update(lightning_bbox="x"), "holds no decisions"),
     "boxes": (lambda d: d.update(boxes={}), "lacks its root, reading or boxes"),
     "proposals": (lambda d: d.update(proposals=[3]), "proposals is [3], no list of files"),
+    "decimals": (lambda d: d.update(decimals="1"), "decimals is '1', no number"),
+    "nine decimals": (lambda d: d.update(decimals=9), "decimals is 9; expected auto, or 0 to 6"),
     "option": (lambda d: d["reading"].update(tea=1), "options of reading can't be meant"),
     "type": (lambda d: d["reading"].update(annotations=7), "options of reading can't be meant"),
 }

@@ -46,8 +46,9 @@ def apply(arguments: list[str]) -> None:
             can't be; or the folder holds something already.
     """
     own = apply_parser().parse_args(arguments)
-    refuse_decimals(own.decimals)
     decisions = read_decisions(expanded(own.decisions))
+    decimals = decisions.decimals if own.decimals is None else own.decimals
+    refuse_decimals(decimals)
     table = _table(decisions, own.root, own.decisions)
     name = own.name or f"apply-{table.root.resolve().name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = expanded(own.runs) / name
@@ -55,10 +56,10 @@ def apply(arguments: list[str]) -> None:
         msg = f"{folder}: holds something already; choose another --name"
         raise BadInput(msg)
     boxes, rows = decided_boxes(table, decisions.boxes, own.undecided)
-    written = as_written(table, boxes, own.decimals)
+    written = as_written(table, boxes, decimals)
     make_folder(folder)
     with alone_in(folder):
-        write_boxes(table, boxes, folder / "refined", own.decimals)
+        write_boxes(table, boxes, folder / "refined", decimals)
         lines = _as_csv(table, decisions.boxes, rows, written)
         write_atomically(folder / APPLIED, encoded(lines))
     say(_in_words(table, decisions.boxes, rows, boxes, written, own.undecided))
@@ -92,8 +93,7 @@ def apply_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--decimals",
         type=_decimals,
-        default="auto",
-        help="decimals of a pixel that are written, as for predict",
+        help="decimals of a pixel that are written, as for predict; those of the page by default",
     )
     parser.add_argument("--runs", default="runs", help="folder of all runs; runs by default")
     parser.add_argument("--name", help="name of the folder in it; apply-ROOT-TIME by default")

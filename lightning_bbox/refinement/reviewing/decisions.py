@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from lightning_bbox.annotations.table import BoxTable
+from lightning_bbox.annotations.write import Decimals, refuse_decimals
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes
 
@@ -60,12 +61,14 @@ class Decisions(NamedTuple):
         root: Folder of the data set that was reviewed.
         reading: How its annotations were read, as options of `Reading`.
         proposals: Files of proposals, where such were reviewed.
+        decimals: How many decimals of a pixel the boxes offered have.
         boxes: What was decided of each box.
     """
 
     root: str
     reading: dict[str, object]
     proposals: list[str] | None
+    decimals: Decimals
     boxes: list[Decision]
 
 
@@ -96,8 +99,12 @@ def read_decisions(path: Path) -> Decisions:
         raise BadInput.at(str(path), "lacks its root, reading or boxes", _REMEDY)
     if not (proposals is None or are_names):
         raise BadInput.at(str(path), f"proposals is {proposals!r}, no list of files", _REMEDY)
+    decimals = content.get("decimals")
+    if not (decimals == "auto" or type(decimals) is int):
+        raise BadInput.at(str(path), f"decimals is {decimals!r}, no number", _REMEDY)
+    refuse_decimals(decimals)
     each = [_decision(one, f"{path}: box {at + 1}") for at, one in enumerate(boxes)]
-    return Decisions(root, reading, proposals, each)
+    return Decisions(root, reading, proposals, decimals, each)
 
 
 def _decision(found: object, place: str) -> Decision:

@@ -350,12 +350,12 @@ function filter() {
 // Decisions out, and back in.
 
 function decided() {
-  const {key, root, reading, proposals} = data;
+  const {key, root, reading, proposals, decimals} = data;
   const each = boxes.map((box, n) => {
     const decision = stateOf(n), one = {id: box.id, old: box.old, new: box.new, decision};
     return decision === "edit" ? {...one, box: decisions.get(n)} : one;
   });
-  return {lightning_bbox: "decisions", version: 1, key, root, reading, proposals, boxes: each};
+  return {lightning_bbox: "decisions", version: 1, key, root, reading, proposals, decimals, boxes: each};
 }
 
 function save() {

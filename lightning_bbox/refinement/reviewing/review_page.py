@@ -112,6 +112,7 @@ def write_review(folder: Path, data: BoxDataModule, moved: Moved, most: int = MO
         "root": str(data.root),
         "reading": vars(data.reading),
         "proposals": data.proposals,
+        "decimals": moved.decimals,
         "left": len(moved.order) - len(shown),
     }
     key = hashlib.sha256(json.dumps([asked, entries]).encode()).hexdigest()[:24]
