@@ -109,6 +109,7 @@ if TYPE_CHECKING:
     from lightning_bbox.nn.schedules import Constant as Constant
     from lightning_bbox.nn.schedules import Cosine as Cosine
     from lightning_bbox.nn.schedules import OneCycle as OneCycle
+    from lightning_bbox.nn.schedules import Plateau as Plateau
     from lightning_bbox.nn.schedules import Schedule as Schedule
     from lightning_bbox.nn.weight_groups import WeightGroups as WeightGroups
     from lightning_bbox.nn.weight_groups import WeightRule as WeightRule
@@ -163,7 +164,7 @@ _HOMES = {
     "nn.losses": "CharbonnierLoss HuberLoss L1Loss L2Loss LogCoshLoss Loss SmoothL1Loss",
     "nn.preprocess": "CaffeNorm ChannelNorm ImageNetNorm MeanNorm Preprocess RangeNorm",
     "nn.regularizers": "ElasticNet L1Penalty L2Penalty MaxNorm Regularizer",
-    "nn.schedules": "Constant Cosine OneCycle Schedule",
+    "nn.schedules": "Constant Cosine OneCycle Plateau Schedule",
     "nn.weight_groups": "WeightGroups WeightRule",
     "nn.whitening": "PCA PCAWhitening ZCAWhitening",
     "pictures.augment": "Augment",

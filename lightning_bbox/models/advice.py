@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
     Callback,
+    EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
@@ -24,6 +25,7 @@ from lightning_bbox.nn.heads.base import Head
 from lightning_bbox.nn.heads.linear import LinearHead
 from lightning_bbox.nn.losses import L2Loss
 from lightning_bbox.nn.network import OffsetNet
+from lightning_bbox.nn.schedules import Plateau, Schedule
 from lightning_bbox.nn.stochastic import DropConnect, stochastic_layers
 
 _MISFITS: Mapping[type[Callback], str] = {
@@ -109,6 +111,42 @@ def advice(net: OffsetNet) -> list[str]:
             "backbone.global_pool: false, or backbone.coordinates: true"
         )
     return found
+
+
+def stopping_advice(callbacks: Iterable[Callback], schedule: Schedule) -> list[str]:
+    """Warn of early stopping that keeps the learning rate from coming down.
+
+    Args:
+        callbacks: The trainer's.
+        schedule: Of the learning rate.
+    """
+    name, found = type(schedule).__name__, []
+    for callback in callbacks:
+        if not isinstance(callback, EarlyStopping):
+            continue
+        if schedule.ends_low:
+            found.append(
+                f"EarlyStopping may end the run before {name} brings the learning rate down, and "
+                f"with it the error, which it does by the run's end; use schedule: Plateau, or "
+                f"leave EarlyStopping out and lower trainer.max_epochs"
+            )
+        elif isinstance(schedule, Plateau) and callback.patience <= schedule.patience:
+            found.append(
+                f"EarlyStopping has a patience of {callback.patience}, and {name} one of "
+                f"{schedule.patience}: the run ends before the rate falls; raise the former"
+            )
+    return found
+
+
+def refuse_unseen_plateau(schedule: Schedule, validates: bool) -> None:
+    """Refuse to wait for errors of a validation that there won't be.
+
+    Raises:
+        BadInput: The schedule waits for them.
+    """
+    if isinstance(schedule, Plateau) and not validates:
+        msg = "schedule Plateau goes by validation, and the run has none; use Constant or OneCycle"
+        raise BadInput(msg)
 
 
 def range_advice(head: Head, spec: OffsetSpec) -> str | None:

@@ -28,6 +28,8 @@ from lightning_bbox.models.advice import (
     refuse_equal_passes,
     refuse_frozen_finetuning,
     refuse_lonely_samples,
+    refuse_unseen_plateau,
+    stopping_advice,
 )
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import (
@@ -246,7 +248,7 @@ class BoxRegressor(OffsetModel):
         progress = run_progress(
             self.trainer, self._several.planned_steps(steps) if self._several else steps
         )
-        scheduler = RunSchedule(optimizer, lambda step: self.schedule.factor(progress(step)))
+        scheduler = RunSchedule(optimizer, self.schedule, progress)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -298,7 +300,10 @@ class BoxRegressor(OffsetModel):
         refuse_frozen_finetuning(self._callbacks, self.net.backbone)
         refuse_lonely_samples(self.net, self.data.batch_size, self.trainer.world_size)
         refuse_equal_passes(self.net, self.passes or 0)
+        refuse_unseen_plateau(self.schedule, self.trainer.enable_validation)
         if self._resumed_run is None:
+            for sentence in stopping_advice(self._callbacks, self.schedule):
+                rank_zero_warn(sentence)
             for sentence in advice(self.net) + self.groups.advice(self.trainer.max_epochs):
                 rank_zero_warn(sentence)
 
@@ -343,7 +348,7 @@ class BoxRegressor(OffsetModel):
                 if old != value:
                     rank_zero_warn(f"the optimizer's {name} was {old} so far and is {value} now")
             schedule.base_lrs[index] = asked["lr"]
-            rate = asked["lr"] * schedule.lr_lambdas[index](schedule.last_epoch)
+            rate = asked["lr"] * schedule.lr_lambdas[index](schedule.last_epoch) * schedule.fall
             group.update(asked | {"initial_lr": asked["lr"], "lr": rate})
 
     def _say_largest_stable_rate(self) -> None:
@@ -455,7 +460,12 @@ class BoxRegressor(OffsetModel):
         """Log the metrics of validation, unless the boxes are invalid."""
         super().on_validation_epoch_end()
         if self.trainer.state.fn == "fit":
-            self.refuse_divergence([self.evaluations["val"].refined.boxes], "refined boxes are")
+            found = self.evaluations["val"]
+            self.refuse_divergence([found.refined.boxes], "refined boxes are")
+            if not self.trainer.sanity_checking:
+                scheduler = self.trainer.lr_scheduler_configs[0].scheduler
+                assert isinstance(scheduler, RunSchedule)
+                scheduler.see(found.metrics["mae_px"], self.schedule)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save nothing that diverged.

@@ -147,6 +147,7 @@ def test_two_processes_equal_one_and_leave_every_file_once(whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:EarlyStopping may end the run")
 def test_four_processes_of_torchrun_equal_one_and_agree_on_the_folder(tmp_path):
     config = tmp_path / "callbacks.yaml"
     config.write_text(yaml.safe_dump({"trainer": {"callbacks": CALLBACKS}}))
