@@ -18,6 +18,7 @@ from lightning_bbox.cli.main import main
 from lightning_bbox.cli.run import rehearse
 from lightning_bbox.core.messages import plain_warnings
 from lightning_bbox.insight.cross_fit import audit_parser
+from lightning_bbox.insight.diagnosis.command import diagnose_parser
 from lightning_bbox.refinement.reviewing.apply import apply_parser
 from lightning_bbox.refinement.serving.serve import serve_parser
 from lightning_bbox.studies.study_file import read_study
@@ -123,6 +124,9 @@ def refuse_unless_it_may_begin(words):
         words = ["fit", *study.arguments(study.runs()[0], [])]
     if words[0] == "audit":
         own, options = audit_parser().parse_known_args(words[1:])
+        words = ["fit", *(f"--config={config}" for config in own.config), *options]
+    if words[0] == "diagnose":
+        own, options = diagnose_parser().parse_known_args(words[1:])
         words = ["fit", *(f"--config={config}" for config in own.config), *options]
     with plain_warnings():
         assert rehearse(words)

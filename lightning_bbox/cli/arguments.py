@@ -15,13 +15,14 @@ COMMANDS = {
     "predict": "Refine the boxes of annotation files with a trained model.",
     "probe": "Show where in a network, trained or not, the offset can be read linearly.",
     "check": "Say what a data set is and what is wrong with it, before anything is trained.",
+    "diagnose": "Say why a training doesn't learn, and measure what mends it.",
     "audit": "Say which annotated boxes are wrong, by models that haven't seen them.",
     "apply": "Make annotation files of what a person decided on review.html.",
     "serve": "Answer over HTTP, and Label Studio, with a trained model.",
     "compare": "Measure configurations against each other, as a study's file says.",
 }
 
-OF_TRAINED = ("validate", "test", "predict", "probe")
+OF_TRAINED = ("validate", "test", "predict", "probe", "diagnose")
 """Commands for which a checkpoint says what the model is."""
 
 OPTIONS = (
@@ -39,6 +40,7 @@ OPTIONS_OF = {
     "predict": ("decimals", "law", "max_shift", "overwrite", "review"),
     "probe": ("draws", "width", "lambda_by"),
     "audit": ("folds", "jobs", "apply", "review"),
+    "diagnose": ("minutes", "steps"),
 }
 """What a command takes besides: `commands` and the signature of `probe` say how."""
 

@@ -46,6 +46,9 @@ from lightning_bbox.reports.callbacks import (
 )
 from lightning_bbox.reports.loggers import EventLog, LoggedReport
 
+HARDLY_BETTER = 0.8
+"""Share of predict-mean's error above which a training has hardly learned anything."""
+
 
 class BoxCLI(LightningCLI):
     """LightningCLI with a run folder, our trainer defaults, and a test at the end of `fit`."""
@@ -325,6 +328,13 @@ class BoxCLI(LightningCLI):
             weights_only=True,
             verbose=False,
         )
+        tested = self.model.evaluations["test"].metrics
+        if tested["mae_px"] > HARDLY_BETTER * tested["mae_px_predict_mean"]:
+            say(
+                f"the error is {tested['mae_px'] / tested['mae_px_predict_mean']:.0%} of "
+                f"predict-mean's: `lightning-bbox diagnose -c {self.run_folder / 'config.yaml'}` "
+                f"looks for what keeps it from learning"
+            )
 
 
 class Rehearsal(BoxCLI):
@@ -344,6 +354,13 @@ class Rehearsal(BoxCLI):
         spec = OffsetSpec(geometry, self.datamodule.num_targets, *jitter.bounds(geometry))
         self.model.build(spec, seed=0)
         refuse_equal_passes(self.model.net, self.model.passes or 0)
+
+
+class Unbuilt(Rehearsal):
+    """Read the settings and make the parts they name, and leave them as they are made."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Do nothing."""
 
 
 def _as_list(value: object) -> list[object]:

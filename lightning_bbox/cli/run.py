@@ -1,6 +1,7 @@
 """How a command is carried out, and with which exit code it ends."""
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from traceback import walk_tb
 
@@ -17,7 +18,7 @@ from lightning_bbox.cli.arguments import (
     options,
     resolve,
 )
-from lightning_bbox.cli.commands import BoxCLI, Rehearsal
+from lightning_bbox.cli.commands import BoxCLI, Rehearsal, Unbuilt
 from lightning_bbox.cli.moved_keys import told, with_new_options
 from lightning_bbox.cli.processes import default_devices, one_of_a_run, say_once
 from lightning_bbox.cli.run_folders import Begun
@@ -29,6 +30,7 @@ from lightning_bbox.core.memory import lacks_memory
 from lightning_bbox.core.messages import plain_warnings
 from lightning_bbox.core.recipes import find_class, trusting
 from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.insight.diagnosis.case import Made
 from lightning_bbox.insight.probe import ProbingTrainer
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import checkpoint_of, class_path_in, read_checkpoint
@@ -57,7 +59,7 @@ def run(arguments: list[str]) -> int:
         getattr(lightning_bbox, name)
     with Begun() as begun, plain_warnings():
         try:
-            _carry_out(arguments, begun)
+            return _carry_out(arguments, begun)
         except DivergedError as error:
             say_once(str(error))
             return 1
@@ -65,7 +67,6 @@ def run(arguments: list[str]) -> int:
             return _stopped(stop, arguments[0], begun)
         except _MAYBE_REFUSALS as leaving:
             return _left(leaving, arguments[0], begun)
-    return 0
 
 
 def rehearse(arguments: list[str]) -> Settings:
@@ -87,16 +88,31 @@ def prepare(arguments: list[str]) -> CropDataModule:
     return data
 
 
-def _rehearsed(arguments: list[str]) -> BoxCLI:
+def make(arguments: Sequence[str]) -> Made:
+    """Return the training that `fit` would run with these options, neither built nor read.
+
+    Raises:
+        BadInput: It would be refused.
+    """
+    cli = _rehearsed(["fit", *arguments], Unbuilt)
+    trainer = dict(cli.config["fit"].trainer)
+    return Made(cli.model, cli.datamodule, trainer, cli.settings())
+
+
+def _rehearsed(arguments: list[str], kind: type[BoxCLI] = Rehearsal) -> BoxCLI:
     try:
-        return _lightning_cli(Rehearsal, arguments, Begun())
+        return _lightning_cli(kind, arguments, Begun())
     except _MAYBE_REFUSALS as leaving:
         if (refusal := _refusal(leaving)) is None:
             raise
         raise BadInput(str(refusal)) from leaving
 
 
-def _carry_out(arguments: list[str], begun: Begun) -> None:
+def _carry_out(arguments: list[str], begun: Begun) -> int:
+    if arguments[0] == "diagnose":
+        from lightning_bbox.insight.diagnosis.command import run_diagnosis
+
+        return run_diagnosis(resolve(arguments)[1:], make)
     if arguments[0] == "compare":  # runs fits of its own: LightningCLI has no part in it
         from lightning_bbox.studies.runs import compare
 
@@ -121,6 +137,7 @@ def _carry_out(arguments: list[str], begun: Begun) -> None:
         check(cli.datamodule, config.runs, config.name)
     else:
         _lightning_cli(BoxCLI, arguments, begun)
+    return 0
 
 
 def _lightning_cli(cli: type[BoxCLI], arguments: list[str], begun: Begun) -> BoxCLI:

@@ -152,6 +152,15 @@ class CropDataModule(pl.LightningDataModule):
                 self.geometry = with_supersample(self.geometry, source.splits["train"])
         return self._source
 
+    def take_source(self, source: Source) -> None:
+        """Use pictures and items that are at hand, instead of reading them.
+
+        Args:
+            source: What `read` would return, or the same pictures with other boxes.
+        """
+        self._source, self._again = source, None
+        self._laid_out = {}
+
     @property
     def on_host(self) -> bool:
         """Whether the pixels stay in the memory of the host, so that crops are cut there."""

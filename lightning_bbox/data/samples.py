@@ -61,6 +61,17 @@ class Items:
             hashed.update(tensor.contiguous().cpu().numpy().tobytes())
         return hashed.hexdigest()
 
+    def rows(self, chosen: Int64[Tensor, " k"]) -> "Items":
+        """Return some of the items."""
+        return Items(
+            self.image_index[chosen],
+            self.boxes[chosen],
+            self.labels[chosen],
+            self.clusters[chosen],
+            None if self.proposals is None else self.proposals[chosen],
+            ids=tuple(self.ids[row] for row in chosen.tolist()) if self.ids else (),
+        )
+
     def name(self, item: int) -> str:
         """Say where an item comes from."""
         return self.ids[item] if self.ids else f"item {item}"

@@ -166,6 +166,7 @@ def usual_recipe(base: Base, form: Form, data: Path) -> Config:
             own = {"root": str(BCCD), "classes": ["RBC"], "min_size": 20, "splits": splits}
         if form == "proposals":
             own |= {"proposals": "proposals.csv", "matching": {"several": True, "min_iou": 0.1}}
+            own["reading"] = {"allow_outside": True, "annotations": "boxes.csv"}
         source["init_args"] |= own
     backbone = part("ShallowConvNet", channels=[8, 16, 32], fc=[64])
     return {

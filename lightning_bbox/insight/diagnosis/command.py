@@ -1,0 +1,82 @@
+"""The command `diagnose`: its options, its folder, and how it ends."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.files import expanded
+from lightning_bbox.core.messages import say
+from lightning_bbox.insight.diagnosis.case import Made
+from lightning_bbox.insight.diagnosis.diagnose import diagnose
+from lightning_bbox.insight.diagnosis.files import sentence, write_diagnosis
+
+MakeOf = Callable[[Sequence[str]], Made]
+"""Makes a training of the options that `fit` would have."""
+
+FOUND_CODE = 3
+"""Exit code where a cause was found."""
+
+
+def run_diagnosis(arguments: Sequence[str], make: MakeOf) -> int:
+    """Run the command `diagnose`, and return its exit code.
+
+    Args:
+        arguments: The command line after `diagnose`; what it doesn't know goes to the training.
+        make: Makes trainings of options.
+
+    Raises:
+        BadInput: The training would be refused, or there is something in the folder.
+    """
+    own, options = diagnose_parser().parse_known_args(arguments)
+    configs = [f"--config={config}" for config in own.config]
+    subject = Path(own.config[-1]).name if own.config else "the training"
+    if own.ckpt_path is not None:
+        subject = str(own.ckpt_path)
+    stem = Path(own.config[-1]).stem if own.config else "run"
+    if stem == "config":  # a run's own: the run's name says more
+        stem = Path(own.config[-1]).resolve().parent.name
+    name = own.name or f"diagnose-{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = expanded(own.runs) / name
+    if folder.exists() and any(folder.iterdir()):
+        msg = f"{folder}: holds something already; choose another --name"
+        raise BadInput(msg)
+    say(f"diagnosis of {subject}")
+    found = diagnose(
+        lambda added: make([*configs, *options, *added]),
+        subject,
+        checkpoint=own.ckpt_path,
+        minutes=own.minutes,
+        steps=own.steps,
+    )
+    write_diagnosis(found, folder)
+    words = sentence(found)
+    say(f"\n{words[:1].upper()}{words[1:]}.\n\nall checks, with pictures: "
+        f"{folder / 'diagnosis.html'}")  # fmt: skip
+    return FOUND_CODE if found.found else 0
+
+
+def diagnose_parser() -> argparse.ArgumentParser:
+    """Return what reads the options of `diagnose` alone."""
+    parser = argparse.ArgumentParser(
+        prog="lightning-bbox diagnose",
+        allow_abbrev=False,
+        description="Say why a training doesn't learn, and measure what mends it. All options "
+        "that aren't here are those of fit. Ends with 0 where nothing was found, with 3 where "
+        "something was.",
+    )
+    parser.add_argument(
+        *("-c", "--config"),
+        action="append",
+        default=[],
+        help="a configuration of fit, or preset:NAME",
+    )
+    parser.add_argument("--ckpt_path", help="a trained run, whose network is looked at then")
+    parser.add_argument(
+        "--minutes", type=float, default=3.0, help="for trying cures, beside the checks"
+    )
+    parser.add_argument("--steps", type=int, default=300, help="steps of each short training")
+    parser.add_argument("--runs", default="runs", help="folder of all runs; runs by default")
+    parser.add_argument("--name", help="name of its folder; diagnose-CONFIG and time by default")
+    return parser

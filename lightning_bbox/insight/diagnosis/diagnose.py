@@ -1,0 +1,297 @@
+"""The command `diagnose`: run the checks, try the cures, and name the most probable cause."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.messages import say
+from lightning_bbox.evaluation.intervals import Mean
+from lightning_bbox.insight.diagnosis.case import Case, Make
+from lightning_bbox.insight.diagnosis.crops import check_crops
+from lightning_bbox.insight.diagnosis.findings import (
+    CAUSES,
+    Alter,
+    Cure,
+    Finding,
+    suspects,
+)
+from lightning_bbox.insight.diagnosis.labels import check_labels
+from lightning_bbox.insight.diagnosis.network import check_network
+from lightning_bbox.insight.diagnosis.optimisation import check_course, check_plan
+from lightning_bbox.insight.diagnosis.reader import Reader
+from lightning_bbox.insight.diagnosis.targets import check_targets
+from lightning_bbox.insight.diagnosis.trials import Recorder, Trial, Trials, gain
+
+FOUND = 0.5
+"""Score from which on a cause is named."""
+_MOST_SUSPECTS = 5
+_CLEAR_HARM = 0.25  # of predict-mean's error
+_SHARES = (0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A cause, its evidence, and what its cure brought.
+
+    Attributes:
+        name: Of `CAUSES`.
+        finding: The strongest evidence for it.
+        harm: By how much of predict-mean's error it makes the cured training worse when it is put
+            back, with its interval; None where that wasn't tried.
+        score: From both; those above `FOUND` are named.
+        tried: What was tried, or why it wasn't.
+    """
+
+    name: str
+    finding: Finding
+    harm: Mean | None
+    score: float
+    tried: str
+
+    @property
+    def words(self) -> str:
+        """The cause, in words."""
+        return CAUSES[self.name].words
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        checks: Every check, in the order in which they were made.
+        suspects: Those doubted, the most probable first.
+        trials: The short trainings.
+        cure: The measured gain of all cures together over the training as it is, in shares of
+            predict-mean's error; None where nothing was tried.
+        seconds: How long the checks took, and the trials.
+        outlook: What would help where nothing is wrong.
+        subject: What was diagnosed.
+        refused: What was said of cures that the training doesn't take.
+        parts: What the default in the place of each part that was asked for brings, in shares of
+            predict-mean's error, the most first.
+    """
+
+    checks: tuple[Finding, ...]
+    suspects: tuple[Suspect, ...]
+    trials: tuple[Trial, ...]
+    cure: Mean | None
+    seconds: tuple[float, float]
+    outlook: str
+    subject: str
+    refused: tuple[str, ...] = ()
+    parts: tuple[tuple[str, Mean], ...] = ()
+
+    @property
+    def named(self) -> tuple[Suspect, ...]:
+        """The causes that are named."""
+        return tuple(each for each in self.suspects if each.score >= FOUND)
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a cause."""
+        return bool(self.named)
+
+
+def diagnose(
+    make: Make,
+    subject: str,
+    *,
+    checkpoint: str | None = None,
+    minutes: float = 3.0,
+    steps: int = 300,
+) -> Diagnosis:
+    """Find why a training doesn't learn.
+
+    Args:
+        make: Makes the training, with options added.
+        subject: What it is called.
+        checkpoint: A trained model's, whose network is then looked at.
+        minutes: How long short trainings may take, beside the first.
+        steps: How many steps each of them makes.
+
+    Raises:
+        BadInput: The training would be refused, or an argument is out of range.
+    """
+    if not 0 <= minutes < float("inf") or steps < 20:
+        msg = f"diagnose minutes is {minutes:g} and steps {steps}; give 0 or more, and 20 or more"
+        raise BadInput(msg)
+    since = time.monotonic()
+    case = Case(make([]), checkpoint)
+    findings: list[Finding] = []
+    for check in (check_labels, check_crops, check_targets, check_network, check_plan):
+        findings += _said(check(case))
+    trials = Trials(make, case, steps, minutes)
+    recorder = Recorder(steps)
+    say(f"a training of {steps} steps, as it is ...")
+    as_is, trained = trials.run("as it is", recorder=recorder, steps=min(steps, case.planned_steps))
+    findings += _said(check_course(case, as_is, recorder, trained))
+    until = time.monotonic()
+    doubted = suspects(findings)
+    done = [as_is]
+    ranked, cure, refused = _tried(trials, doubted, as_is, done)
+    parts = _by_parts(trials, case, done, refused)
+    seconds = until - since, time.monotonic() - until
+    quiet = not any(each.score >= FOUND for each in ranked)
+    return Diagnosis(
+        checks=tuple(findings),
+        suspects=tuple(ranked),
+        trials=tuple(done),
+        cure=cure,
+        seconds=seconds,
+        outlook=_outlook(case, as_is) if quiet else "",
+        subject=subject,
+        refused=tuple(refused),
+        parts=tuple(parts),
+    )
+
+
+def _said(found: Iterator[Finding]) -> list[Finding]:
+    """Say each finding as it comes."""
+    kept = []
+    for finding in found:
+        kept.append(finding)
+        say(f"  {finding.verdict:9} {finding.check}: {finding.because or finding.found}")
+    return kept
+
+
+def _tried(
+    trials: Trials, doubted: dict[str, Finding], as_is: Trial, done: list[Trial]
+) -> tuple[list[Suspect], Mean | None, list[str]]:
+    """Cure all suspects at once, then put each back: what it alone does shows then."""
+    names = [name for name in doubted if doubted[name].cure.can_be_tried][:_MOST_SUSPECTS]
+    refused: list[str] = []
+    cured: Trial | None = None
+    while names and trials.has_time():
+        say(f"the same with {len(names)} cure{'s' * (len(names) > 1)} ...")
+        try:
+            cured, _ = trials.run("cured", *_together([doubted[name].cure for name in names]))
+        except BadInput as refusal:
+            refused.append(f"{names[-1]}: {refusal}")
+            names = names[:-1]
+            continue
+        done.append(cured)
+        break
+    harms: dict[str, Mean] = {}
+    if cured is not None:
+        if len(names) == 1:
+            harms[names[0]] = gain(as_is, cured)
+        for name in names if len(names) > 1 else ():
+            if not trials.has_time():
+                break
+            others = [doubted[other].cure for other in names if other != name]
+            say(f"cured but for this: {CAUSES[name].words} ...")
+            try:
+                again, _ = trials.run(f"cured but for {name}", *_together(others))
+            except BadInput as refusal:
+                refused.append(f"{name}: {refusal}")
+                continue
+            done.append(again)
+            harms[name] = gain(again, cured)
+    ranked = [_suspect(name, finding, harms.get(name), cured) for name, finding in doubted.items()]
+    ranked.sort(key=lambda each: (-each.score, -each.finding.weight))
+    return ranked, None if cured is None else gain(as_is, cured), refused
+
+
+def _together(cures: Sequence[Cure]) -> tuple[list[str], list[Alter]]:
+    options = [option for cure in cures for option in cure.options]
+    return list(dict.fromkeys(options)), [cure.alter for cure in cures if cure.alter is not None]
+
+
+def _suspect(name: str, finding: Finding, harm: Mean | None, cured: Trial | None) -> Suspect:
+    if harm is None:
+        tried = "there was no time to try its cure" if finding.cure.can_be_tried else (
+            "its cure can't be tried here"
+        )  # fmt: skip
+        if cured is None and finding.cure.can_be_tried:
+            tried = "its cure was not tried"
+        return Suspect(name, finding, None, finding.weight, tried)
+    sure = harm.low > 0 or (math.isnan(harm.low) and harm.value > 0.1)
+    effect = min(1.0, harm.value / _CLEAR_HARM) if sure else 0.0
+    score = 0.3 * finding.weight + 0.7 * effect
+    if sure and harm.value > 0.02:
+        score = max(score, FOUND)
+    return Suspect(name, finding, harm, score, "its cure was tried")
+
+
+_PARTS = ("backbone", "head", "codec", "preprocess", "optimizer", "schedule", "regularizers")
+
+
+def _by_parts(
+    trials: Trials, case: Case, done: list[Trial], refused: list[str]
+) -> list[tuple[str, Mean]]:
+    """Put the default in the place of each part that was asked for: what does it bring alone?
+
+    Only where all defaults together are clearly better than the training as it is.
+    """
+    asked = [
+        part
+        for part in _PARTS
+        if any(
+            name == f"model.{part}" or name.startswith(f"model.{part}.") for name in case.made.asked
+        )
+    ]
+    if not case.descends or not asked or not trials.has_time():
+        return []
+    as_is = done[0]
+    options = {part: f"--model.{part}=null" for part in asked}
+    say("the same with the default parts ...")
+    usual, _ = trials.run("all parts by default", [*options.values()])
+    done.append(usual)
+    if gain(as_is, usual).value < 0.03:
+        return []
+    found = []
+    for part, option in options.items():
+        if not trials.has_time():
+            break
+        say(f"the same with the default {part} ...")
+        try:
+            trial, _ = trials.run(f"{part} by default", [option])
+        except BadInput as refusal:
+            refused.append(f"{part}: {refusal}")
+            continue
+        done.append(trial)
+        found.append((part, gain(as_is, trial)))
+    return sorted(found, key=lambda each: -each[1].value)
+
+
+def _outlook(case: Case, as_is: Trial) -> str:
+    """Say what would help where nothing is wrong: more boxes, more steps, or nothing any more."""
+    errors = learning_curve(case)
+    first, last = errors[0], errors[-1]
+    fall = 1 - errors[-1] / max(errors[-2], 1e-9)
+    boxes = len(case.data.items_of("train"))
+    words = (
+        f"the fixed reader's error falls from {first:.2f} to {last:.2f} px when it sees all "
+        f"{boxes} boxes and not a quarter of them"
+    )
+    slope = math.log(max(errors[-1], 1e-9) / max(first, 1e-9)) / math.log(_SHARES[-1] / _SHARES[0])
+    twice = last * 2**slope
+    if fall > 0.03:
+        words += f": twice as many would bring some {1 - twice / last:.0%} more"
+    else:
+        words += ": more boxes like these would bring little"
+    steps = case.planned_steps
+    words += f"; a short training of {as_is.steps} steps leaves {as_is.error:.0%} of predict-mean's"
+    words += " error"
+    if case.descends and steps < 10**9:
+        words += f", and the run has {steps:,} steps"
+    return words
+
+
+def learning_curve(case: Case) -> list[float]:
+    """Return the fixed reader's error in px in validation, by the share of the boxes it sees."""
+    samples, seen = case.train, case.train_seen
+    order = torch.unique(samples.items)
+    found = []
+    for share in _SHARES:
+        chosen = order[: max(1, round(share * len(order)))]
+        rows = torch.isin(samples.items, chosen).nonzero().flatten()
+        reader = Reader(seen.take(rows))
+        wrong = reader(case.val_seen.features) - case.val_seen.targets
+        found.append(float(wrong[:, :2].abs().mean()))
+    return found

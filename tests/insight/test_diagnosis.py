@@ -1,0 +1,358 @@
+"""Diagnosis: what its parts measure agrees with plain oracles, and planted faults are named."""
+
+import json
+import math
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import lightning_bbox
+import lightning_bbox.insight.diagnosis.case as cases
+from lightning_bbox.cli.main import main
+from lightning_bbox.cli.run import make as make_plainly
+from lightning_bbox.core.messages import plain_warnings
+from lightning_bbox.evaluation.intervals import Mean
+from lightning_bbox.geometry.boxes import box_centers
+from lightning_bbox.insight.diagnosis.case import Case
+from lightning_bbox.insight.diagnosis.crops import check_crops
+from lightning_bbox.insight.diagnosis.diagnose import FOUND, Diagnosis, Suspect
+from lightning_bbox.insight.diagnosis.files import as_markdown, figures, sentence, write_diagnosis
+from lightning_bbox.insight.diagnosis.findings import (
+    CAUSES,
+    Cure,
+    Finding,
+    Frame,
+    between,
+    spread_of,
+    suspects,
+)
+from lightning_bbox.insight.diagnosis.labels import check_labels, mistakes
+from lightning_bbox.insight.diagnosis.network import check_network
+from lightning_bbox.insight.diagnosis.optimisation import check_plan
+from lightning_bbox.insight.diagnosis.reader import Offsets, Reader, features_of
+from lightning_bbox.insight.diagnosis.targets import check_targets
+from lightning_bbox.insight.diagnosis.trials import Recorder, Trials, gain
+from tests.insight.planted import FAULTS, plant, write_data
+
+QUICK = [
+    "--model=BoxRegressor",
+    "--data=SceneDataModule",
+    "--data.num_scenes=300",
+    "--data.draws_per_epoch=1280",
+    "--data.eval_draws=300",
+    "--data.compile=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.precision=32-true",
+    "--model.backbone=ShallowConvNet",
+    "--model.backbone.channels=[8,16]",
+    "--model.backbone.fc=[32]",
+]
+
+
+def make(options):
+    for name in lightning_bbox.__all__:  # a part goes by its name alone once it is imported
+        getattr(lightning_bbox, name)
+    with plain_warnings():
+        warnings.simplefilter("ignore")  # what is said of bad parts is the checks' to tell
+        return make_plainly(options)
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lightning-bbox"])
+    monkeypatch.setattr(cases, "TRAIN", 500)
+    monkeypatch.setattr(cases, "HELD", 250)
+
+
+@pytest.fixture
+def case(few_draws):  # noqa: ARG001 (it acts)
+    return Case(make(QUICK))
+
+
+def by_check(findings):
+    return {finding.check: finding for finding in findings}
+
+
+class TestFindings:
+    def test_the_strongest_of_each_cause_stays_and_the_fine_leave(self):
+        weights = (("a", 0.4, "leak"), ("b", 0.9, "leak"), ("c", 0.7, "precision"))
+        found = [Finding(name, weight=weight, cause=cause) for name, weight, cause in weights]
+        found += [Finding("d", weight=0.2, cause="bad_init"), Finding("e", because="no reason")]
+        assert {cause: each.check for cause, each in suspects(found).items()} == {
+            "leak": "b",
+            "precision": "c",
+        }
+
+    def test_verdicts(self):
+        told = [Finding("x", weight=weight, cause="leak").verdict for weight in (0.1, 0.4, 0.7)]
+        assert told == ["fine", "doubtful", "at fault"]
+        assert Finding("x", weight=0.9, cause="leak", because="y").verdict == "not made"
+
+    def test_evidence_falls_too(self):
+        assert between(1.0, 4.0, 2.0) == 1.0
+        assert between(5.0, 4.0, 2.0) == 0.0
+
+    def test_the_spread_is_the_root_of_the_mean_variance(self):
+        values = np.random.default_rng(0).normal(size=(50, 2)) * [1, 3]
+        expected = math.sqrt(values.var(axis=0, ddof=1).mean())
+        assert spread_of(torch.from_numpy(values)) == pytest.approx(expected)
+
+    def test_every_cause_has_a_kind_and_words(self):
+        assert all(cause.kind and cause.words for cause in CAUSES.values())
+        assert {name for fault in FAULTS for name in fault.accepted} <= set(CAUSES)
+
+
+class TestReader:
+    def test_it_is_scikit_learns_ridge(self):
+        generator = torch.Generator().manual_seed(0)
+        features = torch.randn(300, 40, generator=generator)
+        targets = features[:, :2] + 0.1 * torch.randn(300, 2, generator=generator)
+        reader = Reader(Offsets(features, targets))
+        scaler = StandardScaler().fit(features.numpy())
+        oracle = Ridge(reader.solution.lam).fit(
+            scaler.transform(features.double().numpy()), targets.double().numpy()
+        )
+        fresh = torch.randn(20, 40, generator=generator)
+        expected = oracle.predict(scaler.transform(fresh.double().numpy()))
+        np.testing.assert_allclose(reader(fresh).numpy(), expected, atol=1e-6)
+
+    def test_r2_is_by_coordinate(self):
+        features = torch.randn(400, 5, generator=torch.Generator().manual_seed(1))
+        targets = torch.stack([features[:, 0], torch.randn(400)], dim=1)
+        r2 = Reader(Offsets(features, targets)).r2(Offsets(features, targets))
+        assert r2[0] > 0.99
+        assert r2[1] < 0.2
+
+    def test_brightness_and_contrast_change_no_feature(self):
+        crops = torch.rand(4, 3, 45, 45, generator=torch.Generator().manual_seed(2))
+        torch.testing.assert_close(
+            features_of(crops), features_of(0.3 + 0.5 * crops), atol=2e-2, rtol=0
+        )
+
+    def test_crops_of_any_side_give_as_many(self):
+        shapes = {features_of(torch.rand(2, 3, side, side)).shape for side in (8, 45, 227)}
+        assert len(shapes) == 1
+
+    def test_it_reads_where_a_disc_lies(self):
+        generator = torch.Generator().manual_seed(3)
+        offsets = (torch.rand(600, 2, generator=generator) * 2 - 1) * 5
+        places = torch.arange(45) + 0.5
+        x, y = (places - 22.5 - offsets[:, axis, None] for axis in (0, 1))
+        disc = (torch.hypot(x[:, None, :], y[:, :, None]) < 10).float()
+        crops = 0.3 + 0.4 * disc[:, None].expand(-1, 3, -1, -1)
+        seen = Offsets(features_of(crops), offsets)
+        learn, held = torch.arange(400), torch.arange(400, 600)
+        assert float(Reader(seen.take(learn)).r2(seen.take(held)).min()) > 0.95
+
+
+class TestCase:
+    def test_a_shifted_crop_has_another_offset(self, case):
+        samples = case.train.take(torch.arange(20))
+        shifts = torch.tensor([[1.0, -2.0]]).expand(20, 2)
+        moved = case.offsets(case.recut(samples, shifts))
+        torch.testing.assert_close(moved, case.offsets(samples) - shifts, atol=1e-4, rtol=0)
+
+    def test_another_training_on_the_same_pictures_reads_nothing(self, case):
+        again = Case(
+            make([*QUICK, "--data.jitter=UniformJitter", "--data.jitter.shift=3"]), shared=case
+        )
+        assert again.data.source.store is case.data.source.store
+        other = Case(make([*QUICK, "--data.kind=polar"]), shared=case)
+        assert other.data.source.store is not case.data.source.store
+
+    @pytest.mark.usefixtures("few_draws")
+    def test_steps_are_those_that_lightning_would_make(self):
+        planned = {
+            (): 22 * 10,
+            ("--trainer.max_epochs=3",): 30,
+            ("--trainer.max_steps=7",): 7,
+            ("--trainer.accumulate_grad_batches=5", "--trainer.max_epochs=3"): 6,
+        }
+        for options, steps in planned.items():
+            assert Case(make([*QUICK, *options])).planned_steps == steps
+
+    @pytest.mark.parametrize("name", ["swap", "mirror x", "mirror y", "mirror both"])
+    def test_a_mistake_undone_twice_is_none(self, case, name):
+        items = case.data.items_of("train")
+        frame, alter = case.frame(items), mistakes(case)[name][1]
+        sizes = frame.sizes
+        assert bool((sizes[:, 0] == sizes[:, 1]).all())  # else a swap has other pictures
+        torch.testing.assert_close(alter(alter(items.boxes, frame), frame), items.boxes)
+
+    def test_given_offsets_are_mirrored_about_their_proposals(self, case):
+        boxes = torch.tensor([[3.0, 4.0, 13.0, 24.0]])
+        proposals = torch.tensor([[1.0, 1.0, 11.0, 21.0]])
+        frame = Frame(torch.tensor([[50.0, 40.0]]), proposals)
+        by = {"swap": [3.0, 2.0], "mirror x": [-2.0, 3.0], "mirror both": [-2.0, -3.0]}
+        for name, expected in by.items():
+            found = mistakes(case)[name][1](boxes, frame)
+            off = box_centers(found) - box_centers(proposals)
+            torch.testing.assert_close(off, torch.tensor([expected]))
+
+
+class TestChecks:
+    def test_nothing_is_wrong_with_scenes(self, case):
+        checks = (check_labels, check_crops, check_targets, check_network, check_plan)
+        found = [finding for check in checks for finding in check(case)]
+        doubted = {finding.check: finding.found for finding in found if finding.verdict != "fine"}
+        assert not doubted
+
+    @pytest.mark.parametrize(
+        ("options", "check", "cause"),
+        [
+            (
+                ["--data.crop.context=1", "--data.jitter=UniformJitter", "--data.jitter.shift=15"],
+                check_crops,
+                "context_too_small",
+            ),
+            (["--data.crop.size=11"], check_crops, "object_too_small"),
+            (["--data.augment.noise=4"], check_crops, "augmentation_destroys"),
+            (["--model.head.max_shift=2"], check_targets, "bins_too_narrow"),
+            (["--model.head.bin_width=4"], check_targets, "bins_too_coarse"),
+            (
+                ["--model.head=LinearHead", "--model.codec=DeltaCodec"],
+                check_targets,
+                "unscaled_targets",
+            ),
+            (
+                ["--model.head=LinearHead", "--model.head.activation=relu"],
+                check_targets,
+                "bounded_output",
+            ),
+            (["--model.backbone.global_pool=true"], check_network, "position_lost"),
+            (["--data.batch_size=4"], check_network, "tiny_batch_norm"),
+            (
+                ["--model.backbone.batch_norm=false", "--model.backbone.init=ZeroInit"],
+                check_network,
+                "bad_init",
+            ),
+            (["--model.backbone.dropout=0.9"], check_network, "dropout_before_output"),
+            (["--trainer.max_steps=20"], check_plan, "too_few_steps"),
+            (
+                [
+                    "--model.optimizer=torch.optim.AdamW",
+                    "--model.optimizer.lr=0.003",
+                    "--model.optimizer.weight_decay=50",
+                ],
+                check_plan,
+                "decay_too_strong",
+            ),
+        ],
+    )
+    @pytest.mark.usefixtures("few_draws")
+    def test_an_option_that_does_harm_is_named(self, options, check, cause):
+        head = ["--model.head=BinHead"] if any("model.head." in each for each in options) else []
+        if any("=LinearHead" in each for each in options):
+            head = []
+        found = check(Case(make([*QUICK, *head, *options])))
+        assert cause in suspects(list(found))
+
+
+class TestTrials:
+    def test_they_are_paired_and_repeat(self, case):
+        trials = Trials(make_of(QUICK), case, steps=20, minutes=9)
+        recorder = Recorder(20)
+        one, trained = trials.run("one", recorder=recorder)
+        again, _ = trials.run("again")
+        torch.testing.assert_close(one.errors, again.errors, atol=0, rtol=0)
+        assert gain(one, again).value == 0
+        assert len(recorder.losses) == one.steps == 20
+        assert recorder.unchanged
+        assert sum(recorder.unchanged) / len(recorder.unchanged) < 0.1
+        assert trained.model.spec is not None
+
+    def test_a_training_that_diverges_is_told(self, case):
+        trials = Trials(make_of(QUICK), case, steps=20, minutes=9)
+        options = ["--model.head=LinearHead", "--model.optimizer=torch.optim.SGD"]
+        trial, _ = trials.run("wild", [*options, "--model.optimizer.lr=1e30"])
+        assert trial.diverged
+        assert trial.error == 3.0
+
+    def test_there_is_no_time_without_minutes(self, case):
+        assert not Trials(make_of(QUICK), case, steps=20, minutes=0).has_time()
+
+
+def make_of(options):
+    return lambda added: make([*options, *added])
+
+
+@pytest.mark.usefixtures("few_draws")
+class TestCommand:
+    def test_it_finds_nothing_and_says_so(self, tmp_path, capsys):
+        words = [*QUICK, "--minutes=0", "--steps=60", f"--runs={tmp_path}", "--name=healthy"]
+        assert main(["diagnose", *words]) == 0
+        said = capsys.readouterr()
+        assert "Nothing was found" in said.err + said.out
+        told = json.loads((tmp_path / "healthy" / "diagnosis.json").read_text())
+        assert told["verdict"] == "nothing found"
+        assert told["outlook"]
+        assert main(["diagnose", *words]) == 2  # there is something in the folder
+
+    def test_it_names_a_cause_and_measures_its_cure(self, tmp_path):
+        words = [*QUICK, "--model.head=BinHead", "--model.head.max_shift=1", "--minutes=9"]
+        words += ["--steps=40", f"--runs={tmp_path}", "--name=narrow"]
+        assert main(["diagnose", *words]) == 3
+        folder = tmp_path / "narrow"
+        told = json.loads((folder / "diagnosis.json").read_text())
+        assert told["causes"][0]["name"] == "bins_too_narrow"
+        assert told["causes"][0]["harm"]["low"] > 0
+        assert "--model.head.max_shift=5" in told["sentence"]
+        assert [trial["name"] for trial in told["trials"]][:2] == ["as it is", "cured"]
+        page = (folder / "diagnosis.html").read_text()
+        assert "The bins don&#x27;t reach as far as the shifts." in page
+        events = EventAccumulator(str(folder)).Reload()
+        assert "diagnosis/score/bins_too_narrow" in events.Tags()["scalars"]
+
+    @pytest.mark.parametrize(("option", "word"), [("--minutes=-1", "minutes"), ("--steps=3", "20")])
+    def test_what_makes_no_sense_is_refused(self, option, word, tmp_path, capsys):
+        assert main(["diagnose", *QUICK, option, f"--runs={tmp_path}"]) == 2
+        assert word in capsys.readouterr().err
+
+
+def one_found(score=0.8):
+    crops = (("as they are", torch.rand(3, 3, 45, 45)),)
+    finding = Finding("a check", "7 of 9", "none", 0.8, "leak", Cure(words="mend it"), crops=crops)
+    suspect = Suspect("leak", finding, Mean(0.2, 0.1, 0.3, 9), score, "its cure was tried")
+    return Diagnosis((finding,), (suspect,), (), None, (1.0, 2.0), "", "a.yaml")
+
+
+class TestFiles:
+    def test_a_score_below_the_mark_names_nothing(self):
+        assert one_found().found
+        assert not one_found(FOUND - 0.01).found
+        assert "nothing was found" in sentence(one_found(FOUND - 0.01))
+
+    def test_everything_is_in_every_file(self, tmp_path):
+        found = one_found()
+        write_diagnosis(found, tmp_path / "new")
+        told = json.loads((tmp_path / "new" / "diagnosis.json").read_text())
+        assert told == json.loads(json.dumps(figures(found)))
+        assert told["causes"][0]["harm"] == {"value": 0.2, "low": 0.1, "high": 0.3}
+        assert "20% (95 % interval 10% to 30%)" in as_markdown(found)
+        assert (tmp_path / "new" / "diagnosis.html").read_text().count("<img") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["boxes-xy-exchanged", "offsets-from-object-to-patch", "offsets-noisy", "rate-too-large",
+     "decay-too-strong", "units-dead"],
+)  # fmt: skip
+def test_a_planted_fault_is_named_first(name, tmp_path):
+    fault = next(each for each in FAULTS if each.name == name)
+    folder = tmp_path / "case"
+    folder.mkdir()
+    write_data([fault], "scenes", folder)
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(plant([fault], "scenes", folder).config, sort_keys=False))
+    words = ["-c", str(config), "--minutes=0", "--steps=100", f"--runs={tmp_path}", "--name=told"]
+    assert main(["diagnose", *words]) == 3
+    told = json.loads((tmp_path / "told" / "diagnosis.json").read_text())
+    assert told["causes"][0]["name"] in fault.accepted
