@@ -23,11 +23,13 @@ def test_a_room_holds_two_to_twelve_modules(room: Path) -> None:
     assert len(modules) <= 12
 
 
-def test_the_map_in_the_readme_names_every_module() -> None:
-    readme = (PACKAGE.parent / "README.md").read_text()
-    place = readme.partition("| room | file |")[2].partition("Tests have a folder a room.")[0]
+def test_the_map_names_every_module_and_the_readme_every_room() -> None:
+    place = (PACKAGE.parent / "docs" / "reference" / "rooms.md").read_text()
     modules = {path.stem for room in ROOMS for path in room.glob("*.py")} - {"__init__"}
     assert {name for name in modules if f"`{name}`" not in place} == set()
+    readme = (PACKAGE.parent / "README.md").read_text()
+    rooms = {room.name for room in ROOMS if room.parent == PACKAGE}
+    assert {name for name in rooms if f"| `{name}/` |" not in readme} == set()
 
 
 def test_three_files_at_the_door() -> None:
