@@ -22,7 +22,7 @@ from lightning_bbox.cli.commands import BoxCLI, Rehearsal, Unbuilt
 from lightning_bbox.cli.moved_keys import told, with_new_options
 from lightning_bbox.cli.processes import default_devices, one_of_a_run, say_once
 from lightning_bbox.cli.run_folders import Begun
-from lightning_bbox.cli.wrong_options import OneSentenceParser, cause
+from lightning_bbox.cli.wrong_options import OneSentenceParser, cause, lacking_package
 from lightning_bbox.core.compiling import default_precision
 from lightning_bbox.core.errors import CANNOT_WRITE, BadInput
 from lightning_bbox.core.files import cannot_write
@@ -216,6 +216,7 @@ def _refusal(error: BaseException) -> Exception | None:
     refusal: Exception | None = cause(error, BadInput, MisconfigurationException)
     if refusal is None and _is_lightnings(error):
         return BadInput(f"trainer: {' '.join(str(error).split())}")
+    refusal = refusal or lacking_package(error)
     unwritten = cause(error, OSError)
     if refusal is None and unwritten is not None and unwritten.errno in CANNOT_WRITE:
         return cannot_write(Path(unwritten.filename or "the run's folder"), unwritten)

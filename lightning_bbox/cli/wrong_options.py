@@ -131,6 +131,19 @@ def cause(error: BaseException | None, *kinds: type[E]) -> E | None:
     return error
 
 
+def lacking_package(error: BaseException) -> BadInput | None:
+    """Return a refusal where a class that was asked for lacks a package, such as a logger's.
+
+    Args:
+        error: What making the parts of a command ended with.
+    """
+    found = re.search(r"class_path '([\w.]+)':\s+(.*(?:not met|No module named).*)", str(error))
+    if found is None:
+        return None
+    name = found[1].rpartition(".")[2]
+    return BadInput(f"{name} needs a package that isn't installed: {found[2].strip()}")
+
+
 def expected_words(hint: object) -> list[str]:
     """Say which values a type allows: choices, kinds of numbers, names of classes."""
     origin, args = get_origin(hint), get_args(hint)

@@ -278,3 +278,17 @@ def test_a_command_takes_several_loggers(tmp_path):
     assert (made / "test" / "crops-0.png").exists()
     assert isinstance(settings, dict)
     assert not list((tmp_path / "run").glob("events*"))
+
+
+class Missing(lightnings.CSVLogger):
+    """A logger whose package isn't installed, as Lightning's say it."""
+
+    def __init__(self, save_dir: str = ".") -> None:
+        msg = "Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install -U 'wandb'`"
+        raise ModuleNotFoundError(msg)
+
+
+def test_a_logger_without_its_package_is_refused_in_a_sentence(refused, tmp_path):
+    command = [*SCENES, f"--runs={tmp_path}", f"--trainer.logger={__name__}.Missing"]
+    assert "Missing needs a package that isn't installed: Requirement 'wandb" in refused(command)
+    assert not list(tmp_path.iterdir())
