@@ -242,12 +242,12 @@ def test_forms_addresses_and_methods_that_there_are_not(serving):
     assert serving.ask("/refine")[0] == 405
 
 
-def test_a_body_without_a_length_is_counted_as_it_comes(serving):
-    with socket.create_connection(("127.0.0.1", serving.port)) as link:
-        link.sendall(b"POST /refine HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for _ in range(12):
-            link.sendall(b"186a0\r\n" + b" " * 100_000 + b"\r\n")
-        link.sendall(b"0\r\n\r\n")
+@pytest.mark.parametrize("count", [11, 60])  # the end comes with what is too much, or later
+def test_a_body_without_a_length_is_counted_as_it_comes(count, serving):
+    head = b"POST /refine HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"186a0\r\n" + b" " * 100_000 + b"\r\n"
+    with socket.create_connection(("127.0.0.1", serving.port), timeout=60) as link:
+        link.sendall(head + chunk * count + b"0\r\n\r\n")
         assert link.recv(4096).startswith(b"HTTP/1.1 413")
 
 
@@ -374,14 +374,16 @@ def test_rectangles_of_label_studio_come_back_moved_and_else_as_they_were(servin
     sideways = region([20, 20, 40, 30], image_rotation=90)
     polygon = region([1, 1, 2, 2], type="polygonlabels")
     polygon["value"] = {"points": [[1, 2], [3, 4], [5, 6]], "polygonlabels": ["cell"]}
-    sent = [regions[0], turned, regions[1], polygon, sideways, regions[2]]
+    endless = region([20, 20, 40, 30])
+    endless["value"]["x"] = 10**400
+    sent = [regions[0], turned, regions[1], polygon, sideways, regions[2], endless]
     status, answer = serving.ask("/predict", labelling([], sent))
     assert status == 200
     ((found,),) = (answer["results"],)
     assert (found["model_version"], answer["model_version"]) == ("tiny", "tiny")
     result = found["result"]
     assert [one["id"] for one in result] == [one["id"] for one in sent]
-    assert [result[at] for at in (1, 3, 4)] == [turned, polygon, sideways]
+    assert [result[at] for at in (1, 3, 4, 6)] == [turned, polygon, sideways, endless]
     expected = Refiner(with_law(), batch_size=BATCH, isolated=True).refine_with_std(
         picture(), BOXES
     )

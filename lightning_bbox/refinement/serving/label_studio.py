@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.refinement.serving.requests import is_number
 
 _TASK = "the task"
 
@@ -78,7 +79,7 @@ def rectangles(
         if not isinstance(value, dict) or region.get("image_rotation") or value.get("rotation"):
             continue
         sides = [value.get(name) for name in ("x", "y", "width", "height")]
-        numbers = [float(each) for each in sides if isinstance(each, int | float)]
+        numbers = [float(each) for each in sides if is_number(each)]
         if len(numbers) < 4 or "points" in value or "radiusX" in value:
             continue
         x, y, w, h = numbers

@@ -5,7 +5,7 @@ import binascii
 import io
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -112,13 +112,19 @@ def boxes_in(found: object, limits: Limits) -> Float[Tensor, "n 4"]:
         raise TooLargeError.at(_BOXES, f"are {len(found)}, more than {limits.boxes}", "send fewer")
     for at, box in enumerate(found):
         numbers = box if isinstance(box, list) else []
-        if len(numbers) != 4 or not all(_is_number(each) for each in numbers):
+        if len(numbers) != 4 or not all(is_number(each) for each in numbers):
             place = f"box {at}"
             raise BadInput.at(place, f"is {str(box)[:60]!r}, not four numbers", remedy)
     return torch.tensor(found, dtype=torch.float32).reshape(-1, 4)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Tell whether a value of JSON is a number that a coordinate may be.
+
+    Examples:
+        >>> is_number(12), is_number(True), is_number(10**400)
+        (True, False, False)
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e9 and math.isfinite(value)

@@ -319,7 +319,8 @@ class Door:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > most:
-                await _drain(receive, most)
+                if message.get("more_body"):
+                    await _drain(receive, most)
                 raise TooLargeError(_too_many(most))
             return message
 
