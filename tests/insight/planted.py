@@ -327,8 +327,8 @@ FAULTS = (
         "context-cut-away", "crops", "tune",
         "the context is so small that the object is cut away",
         ("context_too_small",),
-        {"data.crop.context": 1.0, "data.jitter": part("UniformJitter", shift=18.0)},
-        {"data.crop.context": 2.0, "data.jitter": part("UniformJitter", shift=9.0)},
+        {"data.crop.context": 1.0, "data.jitter": part("UniformJitter", shift=27.0)},
+        {"data.crop.context": 2.7, "data.jitter": part("UniformJitter", shift=10.0)},
     ),
     Planted(
         "object-of-four-pixels", "crops", "tune",
@@ -416,7 +416,7 @@ FAULTS = (
         "targets-unscaled-adam", "targets_head", "held_out",
         "targets are unscaled, beside a penalty of the weights",
         ("unscaled_targets",), {"model.codec": part("DeltaCodec")},
-        SQUARED | {"model.regularizers": [part("L2Penalty", strength=0.003)]},
+        SQUARED | {"model.regularizers": [part("L2Penalty", strength=0.03)]},
     ),
     Planted(
         "output-rectified", "targets_head", "tune",
@@ -513,7 +513,7 @@ FAULTS = (
     Planted(
         "dropout-before-the-output", "network", "held_out",
         "dropout stands before a squared error",
-        ("dropout_before_output",), {"model.backbone.dropout": 0.9},
+        ("dropout_before_output",), {"model.backbone.dropout": 0.97},
         SQUARED | {"model.backbone.fc": []},
     ),
     # Optimisation.
@@ -567,12 +567,8 @@ FAULTS = (
     Planted(
         "precision-loses-the-gradient", "optimisation", "tune",
         "half precision loses the gradients",
-        ("precision",), {"trainer.precision": "bf16-true"},
-        {
-            "trainer.precision": "32-true",
-            "model.optimizer": adamw(lr=2e-4),
-            "model.schedule": part("Constant"),
-        },
+        ("precision",), {"trainer.precision": "16-true"},
+        {"trainer.precision": "32-true", "model.optimizer": adamw()},
     ),
 )  # fmt: skip
 
