@@ -523,12 +523,6 @@ FAULTS = (
         ("lr_too_large",), {"model.optimizer": adamw(lr=1.0)},
     ),
     Planted(
-        "rate-too-large-sgd", "optimisation", "held_out",
-        "the learning rate is far beyond the limit of stability",
-        ("lr_too_large",), {"model.optimizer": sgd(3.0)},
-        LINEAR | {"model.optimizer": sgd(0.01)},
-    ),
-    Planted(
         "rate-too-small", "optimisation", "tune",
         "the learning rate is a thousand times too small",
         ("lr_too_small",), {"model.optimizer": adamw(lr=3e-6)},
@@ -563,12 +557,6 @@ FAULTS = (
         "fifteen-steps", "optimisation", "held_out",
         "there are too few steps",
         ("too_few_steps",), {"data.draws_per_epoch": 1_920, "trainer.max_epochs": 1},
-    ),
-    Planted(
-        "precision-loses-the-gradient", "optimisation", "tune",
-        "half precision loses the gradients",
-        ("precision",), {"trainer.precision": "16-true"},
-        {"trainer.precision": "32-true", "model.optimizer": adamw()},
     ),
 )  # fmt: skip
 
