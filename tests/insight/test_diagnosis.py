@@ -215,7 +215,11 @@ class TestChecks:
             (["--data.crop.size=11"], check_crops, "object_too_small"),
             (["--data.augment.noise=4"], check_crops, "augmentation_destroys"),
             (["--model.head.max_shift=2"], check_targets, "bins_too_narrow"),
-            (["--model.head.bin_width=4"], check_targets, "bins_too_coarse"),
+            (
+                ["--model.head.bin_width=6", "--model.head.labels=OneHotLabels"],
+                check_targets,
+                "bins_too_coarse",
+            ),
             (
                 ["--model.head=LinearHead", "--model.codec=DeltaCodec"],
                 check_targets,

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.insight.diagnosis.case import Case
 from lightning_bbox.insight.diagnosis.findings import Cure, Finding, between, spread_of
 from lightning_bbox.nn.heads.base import PointHead
 from lightning_bbox.nn.heads.bins.head import BinHead
+from lightning_bbox.nn.heads.bins.labels import GaussianLabels, TwoHotLabels
 from lightning_bbox.nn.heads.linear import LinearHead
 
 _FREE_STEPS = 300
@@ -19,10 +21,28 @@ _FREE_STEPS = 300
 
 def check_targets(case: Case) -> Iterator[Finding]:
     """Check targets and head, the cheapest first."""
+    yield _round_trip(case)
     yield _scaling(case)
     yield _reach(case)
     yield _width(case)
     yield _free_outputs(case)
+
+
+def _round_trip(case: Case) -> Finding:
+    """Is what the codec encodes decoded to the same boxes?"""
+    samples, codec = case.train, case.model.codec
+    again = codec.decode(codec.encode(samples.gt_boxes, samples.proposals), samples.proposals)
+    px = case.data.geometry.px(samples.proposals)
+    off = ((box_centers(again) - box_centers(samples.gt_boxes)) / px).abs().mean()
+    share = float(off) / max(spread_of(case.offsets(samples)[:, :2]), 1e-9)
+    return Finding(
+        "the codec there and back",
+        f"true boxes come back off by {float(off):.2g} px",
+        "under a hundredth of a px",
+        between(share, 0.01, 0.1),
+        "wrong_decoder",
+        Cure(("--model.codec=lightning_bbox.MeanStdCodec",)),
+    )
 
 
 def _scaling(case: Case) -> Finding:
@@ -74,9 +94,10 @@ def _width(case: Case) -> Finding:
     spread = spread_of(case.offsets(case.train)[:, :2])
     share = head.bin_width / max(spread, 1e-6)
     found = f"{head.bin_width:g} px, {share:.2f} of the offsets' spread"
-    weight = between(share, 0.45, 1.0)
+    soft = isinstance(head.labels, GaussianLabels | TwoHotLabels)
+    weight = between(share, 1.2, 2.5) if soft else between(share, 0.45, 1.0)
     return Finding(
-        check, found, "under a third of the spread; 0.5 px is usual", weight, "bins_too_coarse",
+        check, found, "under the spread; 0.5 px is usual", weight, "bins_too_coarse",
         Cure(("--model.head.bin_width=0.5",)),
     )  # fmt: skip
 
