@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from lightning_bbox.cli.exporting import export_parser
 from lightning_bbox.cli.main import main
 from lightning_bbox.cli.run import rehearse
 from lightning_bbox.core.messages import plain_warnings
@@ -128,6 +129,10 @@ def refuse_unless_it_may_begin(words):
     if words[0] == "diagnose":
         own, options = diagnose_parser().parse_known_args(words[1:])
         words = ["fit", *(f"--config={config}" for config in own.config), *options]
+    if words[0] == "export":
+        own, options = export_parser().parse_known_args(words[1:])
+        words = ["test", f"--ckpt_path={own.ckpt_path}", f"--config={own.ckpt_path}/config.yaml"]
+        words += options
     with plain_warnings():
         assert rehearse(words)
 

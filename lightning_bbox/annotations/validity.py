@@ -43,14 +43,12 @@ def box_faults(
             some of it lies inside.
     """
     limits = sizes.flip(-1)
-    finite = boxes.isfinite().all(dim=1)
-    flat = box_sizes(boxes) <= 0
+    finite, flat, outside = flaws_of(boxes, limits)
     if sides is not None:
         flat |= sides <= 0
     reach = torch.cat([-boxes[:, :2], boxes[:, 2:] - limits], dim=1).amax(dim=1)
-    outside = reach > _REACH
-    if partly_outside:
-        outside = ((boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits)).any(dim=1)
+    if not partly_outside:
+        outside = reach > _REACH
     faults = {}
     for at in (~finite | flat.any(dim=1) | outside).nonzero().flatten().tolist():
         if not finite[at]:
@@ -64,6 +62,23 @@ def box_faults(
             width, height = limits[at].tolist()
             faults[at] = f"reaches {reach[at]:.6g} px outside the {width} x {height} picture"
     return faults
+
+
+def flaws_of(
+    boxes: Boxes, limits: Float[Tensor, "#n 2"]
+) -> tuple[Bool[Tensor, " n"], Bool[Tensor, "n 2"], Bool[Tensor, " n"]]:
+    """Tell which boxes are finite, which sides aren't positive, and which boxes lie outside.
+
+    Args:
+        boxes: The boxes, `xyxy` in pixels.
+        limits: Width and height of each box's picture.
+
+    Examples:
+        >>> flaws_of(torch.tensor([[5.0, 2.0, 5.0, 4.0]]), torch.tensor([[5.0, 9.0]]))
+        (tensor([True]), tensor([[ True, False]]), tensor([True]))
+    """
+    outside = ((boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits)).any(dim=1)
+    return boxes.isfinite().all(dim=1), box_sizes(boxes) <= 0, outside
 
 
 def without_invalid(

@@ -16,6 +16,7 @@ COMMANDS = {
     "probe": "Show where in a network, trained or not, the offset can be read linearly.",
     "check": "Say what a data set is and what is wrong with it, before anything is trained.",
     "diagnose": "Say why a training doesn't learn, and measure what mends it.",
+    "export": "Write a trained model as one graph that runs without this package.",
     "audit": "Say which annotated boxes are wrong, by models that haven't seen them.",
     "apply": "Make annotation files of what a person decided on review.html.",
     "serve": "Answer over HTTP, and Label Studio, with a trained model.",

@@ -48,11 +48,8 @@ def look_first(arguments: Sequence[str]) -> None:
         Traceback (most recent call last):
         lightning_bbox.BadInput: data.rot: there is no such option; did you mean root?
     """
-    if arguments[0] in (
-        "compare",
-        "apply",
-        "serve",
-    ):  # whose options are others: their parsers see to them
+    # Their options are others: their parsers see to them.
+    if arguments[0] in ("compare", "apply", "serve", "export"):
         return
     words, _ = with_new_options(resolve(arguments))
     given = list(options(words[1:]))

@@ -129,6 +129,10 @@ def _carry_out(arguments: list[str], begun: Begun) -> int:
         from lightning_bbox.refinement.serving.serve import serve
 
         serve(arguments[1:])
+    elif arguments[0] == "export":
+        from lightning_bbox.cli.exporting import export_command
+
+        export_command(arguments[1:], prepare)
     elif arguments[0] == "check":
         from lightning_bbox.insight.check_files import check
 

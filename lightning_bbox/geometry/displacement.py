@@ -35,7 +35,7 @@ _MOST_STEPS = 500
 _SETTLED = 1e-6  # gain of the mean log likelihood by a step, in nats a box
 _LEAST_STD = 1e-4  # of a component, in shares of a box: far below any annotation's noise
 _DRAWS = 48  # and as many mirrored ones, for the expected IoU
-_CHUNK = 4096  # boxes whose expected IoUs are in memory at once
+_CHUNK = 64  # boxes whose expected IoUs are in memory at once
 
 Offsets = Float[Tensor, "n t"]
 
@@ -133,37 +133,31 @@ class DisplacementLaw:
         """
         empty = said.new_empty(len(said))
         found = Moved(torch.empty_like(said), torch.empty_like(said), empty, empty.clone())
+        table, draws = self.table(), law_draws(self.num_targets)
         for start in range(0, len(said), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            for column, part in zip(found, self._move(said[rows], stds[rows], tails), strict=True):
+            moved = move_by(table, said[rows], stds[rows], tails, draws)
+            for column, part in zip(found, moved, strict=True):
                 column[rows] = part
         return found
 
-    def _move(self, said: Offsets, stds: Offsets, tails: Tails) -> Moved:
-        told = said.double(), stds.double(), tails
-        chances, means, variances, _ = _posterior(*self._tensors(), *told)
-        parts = chances.sum(dim=1, keepdim=True).clamp(min=1e-300)
-        own = ((chances / parts)[..., None] * means).sum(dim=1)
-        mixed = (chances[..., None] * means).sum(dim=(0, 1))
-        places = torch.cat([own, mixed[None]])  # the first is where the box is
-        draws = torch.randn(_DRAWS, 1, said.shape[1], generator=keyed_generator("displacement"))
-        draws = torch.cat([draws, -draws]).double()
-        flat = [each.flatten(0, 1) for each in (chances, means, variances)]
-        expected = torch.zeros(len(places), len(said), dtype=torch.float64)
-        for chance, mean, variance in zip(*flat, strict=True):
-            spread = draws if bool(variance.any()) else draws[:1] * 0
-            truths = _unit_boxes(mean + variance.sqrt() * spread)
-            for row, place in enumerate(places):
-                overlaps = paired_iou(_unit_boxes(place), truths).mean(dim=0)
-                expected[row] += chance * overlaps
-        best = expected.argmax(dim=0)
-        chosen = places[best, torch.arange(len(said))]
-        off = (chances[..., None] * (variances + (means - chosen).square())).sum(dim=(0, 1))
-        right = chances[0].sum(dim=0)
-        if self.within:
-            off = off + right[:, None] * torch.tensor(self.within).double().square()
-        gain = expected.amax(dim=0) - expected[0]
-        return Moved(chosen, off.sqrt(), gain, 1 - right)
+    def table(self) -> Float64[Tensor, "k m"]:
+        """Return the law as numbers, a row for each of its parts: share, means, and deviations.
+
+        The first row is that of the boxes that are right, with no means, and `within`.
+
+        Examples:
+            >>> DisplacementLaw(0.5, (0.5,), ((0.1, 0.0),), ((0.02, 0.02),)).table()
+            tensor([[0.5000, 0.0000, 0.0000, 0.0000, 0.0000],
+                    [0.5000, 0.1000, 0.0000, 0.0200, 0.0200]], dtype=torch.float64)
+        """
+        none = (0.0,) * self.num_targets
+        rows = [(self.right, *none, *(self.within or none))]
+        rows += [
+            (share, *mean, *std)
+            for share, mean, std in zip(self.shares, self.means, self.stds, strict=True)
+        ]
+        return torch.tensor(rows, dtype=torch.float64)
 
     def words(self) -> str:
         """Say in a sentence how the boxes are off."""
@@ -225,13 +219,6 @@ class DisplacementLaw:
         within = tuple(told.get("within", ()))  # older ones have none
         return cls(told["right"], tuple(told["shares"]), **rows, within=within)
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return shares, means and variances, those of the boxes that are right first."""
-        none = [0.0] * self.num_targets
-        shares = torch.tensor([self.right, *self.shares], dtype=torch.float64)
-        means = torch.tensor([none, *self.means], dtype=torch.float64)
-        return shares, means, torch.tensor([none, *self.stds], dtype=torch.float64).square()
-
 
 _DIRECTIONS = (
     ("too far left", "too far right"),
@@ -239,6 +226,58 @@ _DIRECTIONS = (
     ("too narrow", "too wide"),
     ("too short", "too tall"),
 )
+
+
+def law_draws(num_targets: int) -> Float64[Tensor, "d 1 t"]:
+    """Return the normal draws that expected overlaps are averaged over, always the same.
+
+    Args:
+        num_targets: How many coordinates they are of.
+    """
+    shape = _DRAWS, 1, num_targets
+    draws = torch.randn(shape, generator=keyed_generator("displacement"))
+    return torch.cat([draws, -draws]).double()
+
+
+def move_by(
+    table: Float64[Tensor, "k m"],
+    said: Offsets,
+    stds: Offsets,
+    tails: Tails,
+    draws: Float64[Tensor, "d 1 t"],
+) -> Moved:
+    """Do what `DisplacementLaw.move` does, of tensors alone, as exported graphs need it.
+
+    Args:
+        table: The law (see `DisplacementLaw.table`).
+        said: How a model says that each box is off.
+        stds: Its standard deviations, in the same units.
+        tails: How its errors are spread about these.
+        draws: Those of `law_draws`.
+
+    Returns:
+        Where the boxes go, in fp64.
+    """
+    count = said.shape[1]
+    shares, means, spreads = table[:, 0], table[:, 1 : 1 + count], table[:, 1 + count :].square()
+    variances = torch.cat([torch.zeros_like(spreads[:1]), spreads[1:]])
+    told = said.double(), stds.double(), tails
+    chances, means, variances, _ = _posterior(shares, means, variances, *told)
+    each = chances.sum(dim=1, keepdim=True).clamp(min=1e-300)
+    own = ((chances / each)[..., None] * means).sum(dim=1)
+    mixed = (chances[..., None] * means).sum(dim=(0, 1))
+    places = torch.cat([own, mixed[None]])  # the first is where the box is
+    # Boxes that are right aren't spread: one draw does.
+    parts = [(slice(0, 1), draws[:1] * 0), (slice(1, None), draws)]
+    laws = [(chances[at], means[at], variances[at], spread) for at, spread in parts]
+    expected = torch.stack([_expected_iou(places, *one) for one in laws]).sum(dim=0)
+    best = expected.argmax(dim=0, keepdim=True)
+    chosen = places.gather(0, best[..., None].expand(-1, -1, count)).squeeze(0)
+    off = (chances[..., None] * (variances + (means - chosen).square())).sum(dim=(0, 1))
+    right = chances[0].sum(dim=0)
+    off = off + right[:, None] * spreads[0]
+    gain = expected.amax(dim=0) - expected[0]
+    return Moved(chosen, off.sqrt(), gain, 1 - right)
 
 
 def fit_law(
@@ -302,7 +341,8 @@ def fit_law(
     extents = (best.means.square() + best.variances).sqrt()
     told = stds.square().mean(dim=0).sqrt()
     near = bool((extents < _NEAR * told).all())
-    right = _posterior(best.shares[:1] * 0 + 1, still[None], still[None], said, stds, tails)[-1]
+    alone = best.shares[:1] * 0 + 1, still[None], still[None]
+    right = float(_posterior(*alone, said, stds, tails)[-1])
     ratio = (independent if near else len(said)) * (best.log_likelihood - right)
     numbers = (len(best.shares) - 1) * (1 + 2 * said.shape[1])
     chance = torch.special.gammaincc(*torch.tensor([numbers / 2, max(ratio, 0.0)]).double())
@@ -379,7 +419,8 @@ def _maximise(
     least, likelihood = _LEAST_STD**2, -math.inf
     variances[1:] = variances[1:].clamp(min=least)
     for _ in range(_MOST_STEPS):
-        chances, where, spread, evidence = _posterior(shares, means, variances, said, stds, tails)
+        chances, where, spread, told = _posterior(shares, means, variances, said, stds, tails)
+        evidence = float(told)
         if evidence - likelihood < _SETTLED:
             break
         likelihood = evidence
@@ -400,7 +441,9 @@ def _posterior(
     said: Float64[Tensor, "n t"],
     stds: Float64[Tensor, "n t"],
     tails: Tails,
-) -> tuple[Float64[Tensor, "k j n"], Float64[Tensor, "k j n t"], Float64[Tensor, "k j n t"], float]:
+) -> tuple[
+    Float64[Tensor, "k j n"], Float64[Tensor, "k j n t"], Float64[Tensor, "k j n t"], Tensor
+]:
     """Return each part's probability for each box, where the truth is under it, and its variance.
 
     Parts are those of the law, by those of the model's errors. Last comes the mean log likelihood.
@@ -413,7 +456,21 @@ def _posterior(
     joint = shares.log()[:, None, None] + chance.log()[:, None] + densities
     evidence = joint.logsumexp(dim=(0, 1))
     where = (variances * said + told * means) / total
-    return (joint - evidence).exp(), where, variances * told / total, float(evidence.mean())
+    return (joint - evidence).exp(), where, variances * told / total, evidence.mean()
+
+
+def _expected_iou(
+    places: Float64[Tensor, "q n t"],
+    chances: Float64[Tensor, "k j n"],
+    means: Float64[Tensor, "k j n t"],
+    variances: Float64[Tensor, "k j n t"],
+    draws: Float64[Tensor, "d 1 t"],
+) -> Float64[Tensor, "q n"]:
+    """Return what parts of a law add to the expected IoU of each box with the truth, at places."""
+    spread = variances.sqrt()[:, :, None] * draws
+    truths = _unit_boxes(means[:, :, None] + spread)
+    overlaps = paired_iou(_unit_boxes(places)[:, None, None, None], truths).mean(dim=3)
+    return (chances * overlaps).sum(dim=(1, 2))
 
 
 def _unit_boxes(offsets: Float64[Tensor, "*b t"]) -> Float64[Tensor, "*b 4"]:

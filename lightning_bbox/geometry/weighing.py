@@ -10,7 +10,7 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.codecs import decode_deltas, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.displacement import DisplacementLaw
+from lightning_bbox.geometry.displacement import DisplacementLaw, Moved
 from lightning_bbox.geometry.reliability import NORMAL, Reliability, Tails
 
 
@@ -95,9 +95,20 @@ def move_under(
         msg = "the model tells no standard deviations to weigh a law against; do without the law"
         raise BadInput(msg)
     moved = law.move(*said_of(boxes, stds, rough, geometry, reliability))
+    return placed(moved, rough, geometry)
+
+
+def placed(moved: Moved, rough: Boxes, geometry: CropGeometry) -> Weighed:
+    """Put rough boxes where they go under a law.
+
+    Args:
+        moved: How far they go, in shares of their sides and log sizes.
+        rough: The boxes, `xyxy` in picture pixels.
+        geometry: What a px is.
+    """
     stays = (moved.offsets == 0).all(dim=1, keepdim=True)
     places = torch.where(stays, rough, decode_deltas(moved.offsets, rough))
-    px = moved.stds / _shares(stds, rough, geometry)
+    px = moved.stds / _shares(moved.stds, rough, geometry)
     return Weighed(places, px, moved.gain, moved.wrong)
 
 

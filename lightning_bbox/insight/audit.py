@@ -15,7 +15,7 @@ from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
 from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.geometry.weighing import Said, said_of
-from lightning_bbox.refinement.refiner import clip_or_restore
+from lightning_bbox.refinement.outcomes import clip_or_restore
 
 LIKELY = 0.5
 """Probability from which on a box counts as wrong."""

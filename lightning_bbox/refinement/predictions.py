@@ -41,7 +41,7 @@ from lightning_bbox.geometry.weighing import (
     said_of,
 )
 from lightning_bbox.models.base import OffsetModel
-from lightning_bbox.refinement.refiner import (
+from lightning_bbox.refinement.outcomes import (
     clip_or_restore,
     refuse_max_shift,
     shifts_px,

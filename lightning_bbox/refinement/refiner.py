@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.core.errors import BadInput, listed
-from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes
+from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
 from lightning_bbox.geometry.weighing import move_under, said_of
@@ -22,6 +23,8 @@ from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.decode import decode_image, to_rgb, upright
 from lightning_bbox.pictures.store import ImageStore
+from lightning_bbox.refinement.exported import ExportedGraph, GraphOutput, is_exported
+from lightning_bbox.refinement.outcomes import Reason, clip_or_restore, refuse_max_shift, words_of
 
 Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
 """A file; a Pillow image; an array (h, w, 3), (h, w, 1) or (h, w); a tensor (3, h, w) or (1, h, w).
@@ -56,8 +59,9 @@ class Refiner:
     checkpoint.
 
     Args:
-        checkpoint: A checkpoint that a run wrote, the run's folder (then its best one), or a
-            trained model at hand, which is moved to the device and into evaluation mode.
+        checkpoint: A checkpoint that a run wrote, the run's folder (then its best one), a model
+            that `lightning-bbox export` wrote (`.onnx` or `.pt2`), or a trained model at hand,
+            which is moved to the device and into evaluation mode.
         device: Where to run.
         batch_size: How many crops the network sees at once.
         max_shift: Largest shift of an edge to believe, in px; boxes that would move farther stay.
@@ -97,19 +101,27 @@ class Refiner:
         law: DisplacementLaw | Literal["own", "trained"] = "own",
         isolated: bool = False,
     ) -> None:
-        if not isinstance(checkpoint, OffsetModel):
-            checkpoint = OffsetModel.load_from_checkpoint(checkpoint, trust=trust)
-        if checkpoint.spec is None:
-            msg = "the model isn't trained; train it, or give the path of a checkpoint"
-            raise BadInput(msg)
-        self.model, self.spec = checkpoint.to(device).eval(), checkpoint.spec
         refuse_max_shift(max_shift)
-        self.batch_size, self.max_shift, self.isolated = batch_size, max_shift, isolated
-        self.white_level = white_level or self.spec.white_level
         if isinstance(law, str) and law not in ("own", "trained"):
             msg = f"law is {law!r}; give own, trained, or a DisplacementLaw, such as one loaded"
             raise BadInput(msg)
-        named = {"own": self.model.law, "trained": None}
+        own: DisplacementLaw | None = None
+        self._graph: ExportedGraph | None = None
+        if not isinstance(checkpoint, OffsetModel) and is_exported(Path(checkpoint)):
+            self._graph = ExportedGraph(Path(checkpoint))
+            _refuse_settled(self._graph, device, max_shift, law)
+            self.spec = self._graph.facts.spec
+        else:
+            if not isinstance(checkpoint, OffsetModel):
+                checkpoint = OffsetModel.load_from_checkpoint(checkpoint, trust=trust)
+            if checkpoint.spec is None:
+                msg = "the model isn't trained; train it, or give the path of a checkpoint"
+                raise BadInput(msg)
+            self.model, self.spec = checkpoint.to(device).eval(), checkpoint.spec
+            own = self.model.law
+        self.batch_size, self.max_shift, self.isolated = batch_size, max_shift, isolated
+        self.white_level = white_level or self.spec.white_level
+        named = {"own": own, "trained": None}
         self.law: DisplacementLaw | None = named[law] if isinstance(law, str) else law
 
     def refine(
@@ -173,6 +185,9 @@ class Refiner:
             BadInput: There are too few boxes, the model tells no standard deviations, or the
                 pictures or boxes can't be meant.
         """
+        if self._graph is not None:
+            msg = f"{self._graph.path}: has its law inside; learn one by the checkpoint's Refiner"
+            raise BadInput(msg)
         law, max_shift, self.law, self.max_shift = self.law, self.max_shift, None, None
         try:
             found = self.refine_batch(images, boxes, labels)
@@ -217,6 +232,8 @@ class Refiner:
         sizes = sizes[index]
         numbers, unmoved = self._class_numbers(labels, [len(one) for one in each])
         unmoved |= box_faults(rough, sizes, partly_outside=True)
+        if self._graph is not None:
+            return self._by_graph(self._graph, pictures, each, numbers, unmoved)
         usable = torch.tensor([at for at in range(len(rough)) if at not in unmoved]).long()
         crop_boxes = self.spec.geometry.crop_boxes(rough[usable])
         cut = [crop_boxes[index[usable] == at] for at in range(len(pictures))]
@@ -232,20 +249,42 @@ class Refiner:
         all_boxes[usable], all_stds[usable] = plausible, stds
         all_gains = torch.full((len(rough),), torch.nan)
         all_gains[usable] = gains
-        refinements, start = [], 0
-        for one in each:
-            end = start + len(one)
-            own = {at - start: unmoved[at] for at in sorted(unmoved) if start <= at < end}
-            rows = slice(start, end)
-            refinements.append(Refinement(all_boxes[rows], all_stds[rows], own, all_gains[rows]))
-            start = end
-        return refinements
+        return _by_picture(all_boxes, all_stds, all_gains, unmoved, counts.tolist())
+
+    def _by_graph(
+        self,
+        graph: ExportedGraph,
+        pictures: Sequence[np.ndarray],
+        boxes: Sequence[Boxes],
+        numbers: Int64[Tensor, " n"],
+        unmoved: dict[int, str],
+    ) -> list[Refinement]:
+        """Have an exported graph refine the boxes, picture by picture."""
+        counts = [len(one) for one in boxes]
+        law = None if self.law is None else self.law.table()
+        given = zip(pictures, boxes, torch.split(numbers, counts), strict=True)
+        found = [graph(*each, law) for each in given]
+        said = graph.facts.max_shift
+        none = GraphOutput(
+            torch.zeros(0, 4),
+            torch.zeros(0, self.spec.num_targets),
+            torch.zeros(0),
+            torch.zeros(0, dtype=torch.int64),
+        )
+        all_boxes, all_stds, gains, reasons = map(torch.cat, zip(none, *found, strict=True))
+        told = {
+            at: words_of(Reason(int(reasons[at])), said)
+            for at in reasons.nonzero().flatten().tolist()
+        }
+        return _by_picture(all_boxes, all_stds, gains, told | unmoved, counts)
 
     def _class_numbers(
         self, labels: Sequence[Sequence[str]] | None, counts: list[int]
     ) -> tuple[Int64[Tensor, " n"], dict[int, str]]:
         """Return the number of each box's class, and why boxes of unknown ones stay."""
-        if not self.model.net.head.per_class:
+        graph = self._graph
+        per_class = graph.facts.per_class if graph else self.model.net.head.per_class
+        if not per_class:
             return torch.zeros(sum(counts), dtype=torch.int64), {}
         classes = self.spec.classes
         if labels is None or [len(names) for names in labels] != counts:
@@ -304,6 +343,49 @@ class Refiner:
         return torch.cat(boxes), torch.cat(stds)
 
 
+def _refuse_settled(
+    graph: ExportedGraph,
+    device: str | torch.device,
+    max_shift: float | None,
+    law: DisplacementLaw | str,
+) -> None:
+    """Refuse what was settled when a model was exported.
+
+    Raises:
+        BadInput: It is to be something else.
+    """
+    if torch.device(device).type != "cpu":
+        msg = f"{graph.path}: runs on the CPU; give the checkpoint to refine on {device}"
+        raise BadInput(msg)
+    if max_shift is not None and max_shift != graph.facts.max_shift:
+        msg = (
+            f"{graph.path}: was exported with max_shift {graph.facts.max_shift}, and {max_shift:g} "
+            f"is asked for; export it with --max_shift {max_shift:g}"
+        )
+        raise BadInput(msg)
+    if law == "trained" and graph.facts.law_shape is not None:
+        msg = f"{graph.path}: weighs a displacement law; export it with --law trained"
+        raise BadInput(msg)
+
+
+def _by_picture(
+    boxes: Boxes,
+    stds: Float[Tensor, "n t"],
+    gains: Float[Tensor, " n"],
+    unmoved: dict[int, str],
+    counts: Sequence[int],
+) -> list[Refinement]:
+    """Part what was found by the pictures, each of which has so many boxes."""
+    refinements, start = [], 0
+    for count in counts:
+        end = start + count
+        own = {at - start: unmoved[at] for at in sorted(unmoved) if start <= at < end}
+        rows = slice(start, end)
+        refinements.append(Refinement(boxes[rows], stds[rows], own, gains[rows]))
+        start = end
+    return refinements
+
+
 def _cut(
     store: ImageStore, index: Int64[Tensor, " b"], geometry: CropGeometry, boxes: Boxes
 ) -> Float[Tensor, "b 3 s s"]:
@@ -331,65 +413,6 @@ def refine(
         lightning_bbox.BadInput: nowhere.ckpt: no such checkpoint; check its path
     """
     return Refiner(checkpoint, device).refine(image, boxes)
-
-
-def refuse_max_shift(max_shift: float | None) -> None:
-    """Refuse a largest shift that no shift can be compared with.
-
-    Raises:
-        BadInput: It isn't 0 or more.
-
-    Examples:
-        >>> refuse_max_shift(-1.0)
-        Traceback (most recent call last):
-        lightning_bbox.BadInput: max_shift is -1.0; expected 0 or more px
-    """
-    if max_shift is not None and not max_shift >= 0:
-        msg = f"max_shift is {max_shift}; expected 0 or more px"
-        raise BadInput(msg)
-
-
-def clip_or_restore(
-    boxes: Boxes,
-    rough: Boxes,
-    sizes: Int64[Tensor, "n 2"],
-    geometry: CropGeometry,
-    max_shift: float | None = None,
-    least_side: float = 0.0,
-) -> tuple[Boxes, dict[int, str]]:
-    """Clip refined boxes to their pictures, and put back those that can't be meant.
-
-    Args:
-        boxes: What the model says, `xyxy` in picture pixels.
-        rough: The boxes it started from.
-        sizes: Height and width of each box's picture.
-        geometry: What a px is.
-        max_shift: Largest shift of an edge to believe, in px.
-        least_side: Width and height that must be left.
-
-    Returns:
-        The boxes, and why some stay where they were, by index.
-    """
-    limits = sizes.flip(-1).repeat(1, 2).to(boxes.dtype)
-    clipped = torch.minimum(boxes.clamp(min=0), limits)
-    far = ((boxes - rough).abs() / geometry.px(rough).repeat(1, 2)).amax(dim=1)
-    too_far = far > (torch.inf if max_shift is None else max_shift)
-    finite, flat = boxes.isfinite().all(dim=1), (box_sizes(clipped) <= least_side).any(dim=1)
-    stay = ~finite | too_far | flat
-    reasons = {}
-    for at in stay.nonzero().flatten().tolist():
-        if not finite[at]:
-            reasons[at] = "the model's box is not finite"
-        elif too_far[at]:
-            reasons[at] = f"would move by {far[at]:.3g} px, more than max_shift {max_shift:g}"
-        else:
-            reasons[at] = "would have no area inside the picture"
-    return torch.where(stay[:, None], rough, clipped), reasons
-
-
-def shifts_px(boxes: Boxes, rough: Boxes, geometry: CropGeometry) -> Float[Tensor, "n 2"]:
-    """Return how far the centres moved along x and y, in px."""
-    return (box_centers(boxes) - box_centers(rough)) / geometry.px(rough)
 
 
 def as_rgb(image: Picture, white_level: int | None = None) -> np.ndarray:

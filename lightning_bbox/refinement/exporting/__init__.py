@@ -1,0 +1,1 @@
+"""A trained model as one graph that runs without Python."""
