@@ -40,6 +40,7 @@ from lightning_bbox.insight.diagnosis.reader import Offsets, Reader, features_of
 from lightning_bbox.insight.diagnosis.targets import check_targets
 from lightning_bbox.insight.diagnosis.trials import Recorder, Trials, gain
 from tests.insight.planted import FAULTS, plant, write_data
+from tests.runs import SCENES
 
 QUICK = [
     "--model=BoxRegressor",
@@ -318,6 +319,11 @@ class TestCommand:
     def test_what_makes_no_sense_is_refused(self, option, word, tmp_path, capsys):
         assert main(["diagnose", *QUICK, option, f"--runs={tmp_path}"]) == 2
         assert word in capsys.readouterr().err
+
+
+def test_a_fit_that_hardly_learned_points_to_it(tmp_path, capsys):
+    assert main([*SCENES, "--trainer.max_epochs=1", f"--runs={tmp_path}", "--name=run"]) == 0
+    assert f"diagnose -c {tmp_path / 'run' / 'config.yaml'}" in capsys.readouterr().out
 
 
 def one_found(score=0.8):
