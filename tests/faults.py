@@ -375,8 +375,8 @@ FAULTS = (
     ),
     Fault(
         "displacement law: a box moves though staying is expected to be better",
-        "best = expected.argmax(dim=0)",
-        "best = expected[1:].argmax(dim=0) + 1",
+        "best = expected.argmax(dim=0, keepdim=True)",
+        "best = expected[1:].argmax(dim=0, keepdim=True) + 1",
         ("geometry/test_displacement",),
     ),
     Fault(
@@ -451,13 +451,13 @@ FAULTS = (
     # refining
     Fault(
         "refine: boxes reach out of the picture",
-        "torch.minimum(boxes.clamp(min=0), limits)",
+        "torch.minimum(boxes.clamp(min=0), limits.repeat(1, 2))",
         "boxes.clamp(min=0)",
         ("refinement/test_refiner",),
     ),
     Fault(
         "refine: max_shift is in pixels of the picture",
-        "(boxes - rough).abs() / geometry.px(rough).repeat(1, 2)",
+        "(boxes - rough).abs() / px.repeat(1, 2)",
         "(boxes - rough).abs()",
         ("refinement/test_refiner", "refinement/test_predict"),
     ),
