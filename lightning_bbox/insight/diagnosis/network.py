@@ -209,7 +209,7 @@ def _signals(case: Case) -> Finding:
         by_init = 1.0
     fixed = _own(case, "init=lightning_bbox.HeInit")
     shallow = isinstance(net.backbone, ShallowConvNet)
-    if worst > 0.6 and by_init < 0.6 and not net.backbone.frozen:
+    if worst > 0.6 and not net.backbone.frozen:
         weight = between(worst, 0.5, 0.85)
         return Finding(check, found, expected, weight, "dead_units", fixed)
     weight = by_init * (1.0 if not case.is_trained else 0.4)

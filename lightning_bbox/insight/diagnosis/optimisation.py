@@ -14,6 +14,7 @@ from lightning_bbox.models.regressor import BoxRegressor
 from lightning_bbox.nn.backbones.convnet import ShallowConvNet
 
 _USUAL = ("--model.optimizer=null",)
+_USUAL_RATE = 0.01  # that most trainings stay below
 
 
 def check_plan(case: Case) -> Iterator[Finding]:
@@ -99,7 +100,7 @@ def _decay(case: Case) -> Finding:
     mean = sum(model.schedule.factor(at / 50) for at in range(51)) / 51
     steps = min(case.planned_steps, 100_000)
     whole = decay * rate * mean * steps
-    a_thousand = decay * rate * mean * 1000
+    a_thousand = decay * min(rate, _USUAL_RATE) * mean * 1000  # a wild rate is another cause
     found = f"{decay:g} at a rate of {rate:g}: alone it would divide the weights by e^{whole:.2g}"
     weight = between(math.log10(max(a_thousand, 1e-9)), 0.3, 1.0)
     return Finding(check, found, "by less than e^2 in a thousand steps", weight,
