@@ -46,6 +46,30 @@ def plain_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
+@contextmanager
+def quietly(*names: str) -> Iterator[None]:
+    """Keep to ourselves what is warned of, and what some loggers say below an error.
+
+    Args:
+        names: Of the loggers.
+
+    Examples:
+        >>> with quietly("somebody"):
+        ...     warnings.warn("not now", stacklevel=1)
+    """
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _print_unless_told(failed: threading.ExceptHookArgs) -> None:
     """Print a thread's error, but not that of TensorBoard's writer: it hands it on as well."""
     if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in CANNOT_WRITE):

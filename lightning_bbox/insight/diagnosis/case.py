@@ -1,9 +1,6 @@
 """The training that is diagnosed: model, data and settings, and crops as the checks want them."""
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -14,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lightning_bbox.core.messages import quietly
 from lightning_bbox.core.randomness import EpochPlan, keyed_generator, stream_seed
 from lightning_bbox.data.draws import draw_samples
 from lightning_bbox.data.module import CropDataModule
@@ -25,6 +23,9 @@ from lightning_bbox.insight.diagnosis.reader import Offsets, Reader, features_of
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.regressor import BoxRegressor
 from lightning_bbox.pictures.store import PictureFiles
+
+TALKERS = "lightning.pytorch", "lightning.fabric"
+"""Loggers of a training: the checks tell what is wrong with it."""
 
 TRAIN, HELD = 1500, 700
 """Draws that the fixed reader learns from, and that it is measured on."""
@@ -103,7 +104,7 @@ class Case:
             self.data.take_source(shared.data.source)
         if checkpoint is not None:
             self.model.restore(checkpoint)
-        with quietly():
+        with quietly(*TALKERS):
             self._build(made)
 
     def _build(self, made: Made) -> None:
@@ -285,19 +286,3 @@ def _reads_alike(made: Made, other: Made) -> bool:
 def first(samples: Samples, count: int) -> Samples:
     """Return the first samples, as many as there are of them."""
     return samples.take(torch.arange(min(count, len(samples.items))))
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Keep what is said of a run while it is built and trained: the checks tell it."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

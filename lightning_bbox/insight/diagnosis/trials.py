@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lightning_bbox.core.messages import quietly
 from lightning_bbox.evaluation.intervals import Mean, clustered_interval
-from lightning_bbox.insight.diagnosis.case import Case, Make, quietly, trainer_for
+from lightning_bbox.insight.diagnosis.case import TALKERS, Case, Make, trainer_for
 from lightning_bbox.insight.diagnosis.findings import Alter
 from lightning_bbox.models.divergence import DivergedError
 
@@ -175,7 +176,7 @@ class Trials:
             limits = {"max_epochs": 1, "limit_train_batches": batches}
         trainer = trainer_for(made, callbacks=callbacks, limit_val_batches=0, **limits)
         diverged = False
-        with quietly():
+        with quietly(*TALKERS):
             try:
                 trainer.fit(case.model, datamodule=case.data)
             except DivergedError:
@@ -191,7 +192,7 @@ class Trials:
         chance = (offsets - mean)[:, :2].abs().mean().clamp(min=1e-9)
         errors = torch.full((len(samples.items),), math.inf)
         if not diverged:
-            with quietly():
+            with quietly(*TALKERS):
                 found = case.model.validation_errors().cpu()
             errors = found[:, :2].abs().mean(dim=1) / chance
             diverged = not bool(errors.isfinite().all())

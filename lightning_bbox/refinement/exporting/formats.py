@@ -1,11 +1,8 @@
 """A graph as a file: ONNX, a program of `torch.export`, or a library made by AOTInductor."""
 
 import json
-import logging
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from lightning_bbox.core.compiling import has_cxx_compiler
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.messages import quietly
 from lightning_bbox.refinement.exported import FACTS, INPUTS, OUTPUTS, GraphFacts, GraphFormat
 from lightning_bbox.refinement.exporting.graph import RefinementGraph
 
@@ -53,7 +51,7 @@ def write_graph(graph: RefinementGraph, facts: GraphFacts, path: Path) -> None:
     Raises:
         BadInput: A part of the model can't be traced or written, or what writes it isn't there.
     """
-    with _quiet():
+    with quietly(*_TALKERS):
         _WRITERS[facts.format](_traced(graph), facts, path)
 
 
@@ -141,25 +139,11 @@ def _write_aoti(program: ExportedProgram, facts: GraphFacts, path: Path) -> None
         file.writestr(f"{folder}/extra/{FACTS}.json", json.dumps(facts.plain()))
 
 
+_TALKERS = "torch.onnx", "torch.export", "torch._inductor", "onnxscript", "onnx_ir"
+"""Loggers of what exports."""
+
 _WRITERS: dict[GraphFormat, Callable[[ExportedProgram, GraphFacts, Path], None]] = {
     "onnx": _write_onnx,
     "pt2": _write_pt2,
     "aoti": _write_aoti,
 }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to ourselves what torch says while it exports."""
-    names = "torch.onnx", "torch.export", "torch._inductor", "onnxscript", "onnx_ir"
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
