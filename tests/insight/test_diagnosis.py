@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 import warnings
 
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_bbox
 import lightning_bbox.insight.diagnosis.case as cases
+from benchmarks.diagnose import RECIPES, take_picture
+from lightning_bbox.cli.arguments import resolve
 from lightning_bbox.cli.main import main
 from lightning_bbox.cli.run import make as make_plainly
 from lightning_bbox.core.messages import plain_warnings
@@ -347,6 +351,21 @@ class TestFiles:
         assert told["causes"][0]["harm"] == {"value": 0.2, "low": 0.1, "high": 0.3}
         assert "20% (95 % interval 10% to 30%)" in as_markdown(found)
         assert (tmp_path / "new" / "diagnosis.html").read_text().count("<img") == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_the_benchmark_diagnoses_is_a_training(name):
+    words = [word.format(data="data") for word in RECIPES[name]]
+    assert make(resolve(["diagnose", *words])[1:]).model.spec is None
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="takes a picture by chromium")
+def test_a_page_has_a_picture(tmp_path):
+    write_diagnosis(one_found(), tmp_path / "run")
+    take_picture(tmp_path / "run" / "diagnosis.html", tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.size == (1200, 760)
+        assert len(picture.getcolors()) > 10
 
 
 @pytest.mark.slow
