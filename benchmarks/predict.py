@@ -15,6 +15,7 @@ from benchmarks.peers import kornia_resize
 from benchmarks.runner import NOT_INSTALLED, Arm, Case, Setting, as_any, optional
 from benchmarks.train_step import fitted_model
 from lightning_bbox import BoxRegressor, Refiner
+from lightning_bbox.core.messages import quietly
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.store import ImageStore
 
@@ -97,7 +98,8 @@ def onnx_session(model: BoxRegressor, batch: int) -> Callable[[Tensor], Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.onnx"
         net, crops = model.net.eval(), torch.rand(batch, 3, CROP, CROP, device=model.device)
-        torch.onnx.export(net, (crops,), path, dynamo=True, verbose=False)
+        with quietly():  # torch warns of what it does itself
+            torch.onnx.export(net, (crops,), path, dynamo=True, verbose=False)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = 1
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

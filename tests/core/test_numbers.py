@@ -38,7 +38,8 @@ def required(kind: type) -> dict[str, object]:
     law = {"right": 0.5, "shares": (0.5,), "means": ((0.1, 0.0),), "stds": ((0.02, 0.02),)}
     law |= {"within": (0.01, 0.01)}
     known = {"OffsetSpec": spec, "BoxDataModule": {"root": "."}, "Refiner": {"checkpoint": model}}
-    return (known | {"DisplacementLaw": law}).get(kind.__name__, {})
+    known |= {"DisplacementLaw": law, "WeightRule": {"pattern": "bias"}}
+    return known.get(kind.__name__, {})
 
 
 def without_numbers(value: object) -> object:
