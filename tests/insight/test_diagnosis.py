@@ -245,6 +245,11 @@ class TestChecks:
             (["--model.backbone.dropout=0.9"], check_network, "dropout_before_output"),
             (["--trainer.max_steps=20"], check_plan, "too_few_steps"),
             (
+                ["--model.regularizers+=L2Penalty", "--model.regularizers.strength=3"],
+                check_plan,
+                "decay_too_strong",
+            ),
+            (
                 [
                     "--model.optimizer=torch.optim.AdamW",
                     "--model.optimizer.lr=0.003",

@@ -1,6 +1,7 @@
 """Checks of the network as training begins: what learns, what it sees, how signals go through."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -247,7 +248,7 @@ def _gradients(case: Case) -> Finding:
     try:
         with torch.enable_grad():
             outputs = net.head.select(net(crops), samples.labels)
-            to_boxes = lambda found: case.model.codec.decode(found, samples.proposals)  # noqa: E731
+            to_boxes = partial(case.model.codec.decode, proposals=samples.proposals)
             loss = net.head.loss(outputs, targets, to_boxes).mean()
             weights = [each for _, each in named]
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from lightning_bbox.insight.diagnosis.reader import Offsets, Reader
 from lightning_bbox.insight.diagnosis.trials import Recorder, Trial
 from lightning_bbox.models.regressor import BoxRegressor
 from lightning_bbox.nn.backbones.convnet import ShallowConvNet
+from lightning_bbox.nn.regularizers import Regularization
 
 _USUAL = ("--model.optimizer=null",)
 _USUAL_RATE = 0.01  # that most trainings stay below
@@ -24,6 +26,7 @@ def check_plan(case: Case) -> Iterator[Finding]:
     yield _steps(case)
     yield _schedule(case)
     yield _decay(case)
+    yield _penalty(case)
 
 
 def check_course(case: Case, trial: Trial, recorder: Recorder, trained: Case) -> Iterator[Finding]:
@@ -105,6 +108,30 @@ def _decay(case: Case) -> Finding:
     weight = between(math.log10(max(a_thousand, 1e-9)), 0.3, 1.0)
     return Finding(check, found, "by less than e^2 in a thousand steps", weight,
                    "decay_too_strong", Cure(_USUAL))  # fmt: skip
+
+
+def _penalty(case: Case) -> Finding:
+    """Do penalties for the weights weigh less than the loss of the data?"""
+    check, model = "penalties", case.model
+    assert isinstance(model, BoxRegressor)
+    if not model.regularizers:
+        return Finding(check, "none")
+    samples = first(case.train, 64).to(model.device)
+    to_boxes = partial(model.codec.decode, proposals=samples.proposals)
+    with torch.no_grad():
+        penalty = float(Regularization(model.regularizers, model.net).penalty())
+        outputs = model.net.head.select(model.net(case.crops(samples)), samples.labels)
+        targets = model.codec.encode(samples.gt_boxes, samples.proposals)
+        loss = float(model.net.head.loss(outputs, targets, to_boxes).mean())
+    ratio = penalty / max(loss, 1e-9)
+    return Finding(
+        check,
+        f"{penalty:.3g} as training begins, beside a loss of {loss:.3g}",
+        "less than the loss",
+        between(math.log10(max(ratio, 1e-9)), 0.0, 1.0),
+        "decay_too_strong",
+        Cure(("--model.regularizers=null",)),
+    )
 
 
 def _rate(case: Case, trial: Trial, recorder: Recorder) -> Finding:
@@ -242,7 +269,7 @@ def _overfit(case: Case) -> Finding:
             module.train()
     weights = [each for each in net.parameters() if each.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=2e-3)
-    to_boxes = lambda found: model.codec.decode(found, samples.proposals)  # noqa: E731
+    to_boxes = partial(model.codec.decode, proposals=samples.proposals)
     try:
         with torch.enable_grad():
             for _ in range(120):
