@@ -376,7 +376,7 @@ def test_a_page_has_a_picture(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["boxes-xy-exchanged", "offsets-from-object-to-patch", "offsets-noisy", "rate-too-large",
+    ["boxes-xy-exchanged", "offsets-from-object-to-patch", "offsets-noisy", "rate-too-small",
      "decay-too-strong", "units-dead"],
 )  # fmt: skip
 def test_a_planted_fault_is_named_first(name, tmp_path):
