@@ -263,7 +263,8 @@ def move_by(
     variances = torch.cat([torch.zeros_like(spreads[:1]), spreads[1:]])
     told = said.double(), stds.double(), tails
     chances, means, variances, _ = _posterior(shares, means, variances, *told)
-    each = chances.sum(dim=1, keepdim=True).clamp(min=1e-300)
+    # Exported graphs may hold the bound in fp32, where a smaller one would be 0.
+    each = chances.sum(dim=1, keepdim=True).clamp(min=1e-30)
     own = ((chances / each)[..., None] * means).sum(dim=1)
     mixed = (chances[..., None] * means).sum(dim=(0, 1))
     places = torch.cat([own, mixed[None]])  # the first is where the box is
