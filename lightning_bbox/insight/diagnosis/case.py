@@ -219,6 +219,13 @@ class Case:
         return self.draw(self.data.items_of("val"), HELD, "val")
 
     @cached_property
+    def misplaced(self) -> float:
+        """How far crops differ from a plain cut of their boxes, as a share of the contrast."""
+        samples = first(self.train, 64)
+        own, plain = self.data.cut(samples), CropDataModule.cut(self.data, samples)
+        return float((own - plain).abs().mean()) / max(float(plain.std()), 1e-6)
+
+    @cached_property
     def train_seen(self) -> Offsets:
         """What the reader sees of the training samples."""
         return self.seen(self.train)

@@ -27,6 +27,7 @@ from lightning_bbox.insight.diagnosis.reader import Reader
 
 _LEGIBLE = 0.25
 """R2 from which on the fixed reader makes sense of labels; healthy sets have 0.4 to 0.9."""
+_MISPLACED = 0.2  # from which crops say nothing of labels
 _TRIED, _HELD = 900, 400  # draws for each mistake that is tried
 _ITEMS, _VIEWS = 250, 3  # that are judged one by one, and crops of each
 
@@ -214,6 +215,8 @@ def _inside(boxes: Tensor, frame: Frame) -> Bool[Tensor, " n"]:
 
 def _readable(case: Case) -> Finding:
     """Can the labels be read, and if not, under which mistake could they?"""
+    if case.misplaced > _MISPLACED:
+        return Finding("labels can be read", because="crops don't show the place asked for")
     as_is = case.readable
     found = f"a fixed reader finds {as_is:.0%} of the offsets' variance in validation crops"
     check, expected = "labels can be read", f"more than {_LEGIBLE:.0%}; 40 to 90 % is usual"
@@ -335,6 +338,8 @@ def _units(case: Case, check: str, found: str, expected: str) -> Finding:
 def _in_part(case: Case, noise: Finding) -> Finding:
     """Would a part of the labels be better explained by a mistake?"""
     check, expected = "every part of the labels", "under 10 % of those that tell"
+    if case.misplaced > _MISPLACED:
+        return Finding(check, because="crops don't show the place asked for")
     if case.readable < 0.08:
         return Finding(check, because="labels can't be read well enough to judge parts of them")
     best, words = 0.0, ""
