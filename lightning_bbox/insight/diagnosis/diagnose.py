@@ -212,9 +212,9 @@ def _suspect(name: str, finding: Finding, harm: Mean | None, cured: Trial | None
         return Suspect(name, finding, None, finding.weight, tried)
     sure = harm.low > 0 or (math.isnan(harm.low) and harm.value > 0.1)
     effect = min(1.0, harm.value / _CLEAR_HARM) if sure else 0.0
-    score = 0.3 * finding.weight + 0.7 * effect
-    if sure and harm.value > 0.02:
-        score = max(score, FOUND)
+    score = 0.45 * finding.weight
+    if sure and harm.value > 0.02:  # what it does counts, and then how plain it is
+        score = FOUND + 0.4 * effect + 0.1 * finding.weight
     return Suspect(name, finding, harm, score, "its cure was tried")
 
 
