@@ -187,10 +187,10 @@ def _augmentation(case: Case) -> Finding:
         f"as they are trained on; what is in them moves by {moved:.2f} pixels at the median, what "
         f"is read there by {apart:.2f} of the spread"
     )
-    expected = "more than two thirds left, less than half a pixel moved"
-    if kept > 0.7:
+    expected = "more than 85 % of that left, less than half a pixel moved"
+    if kept > 0.82:
         return Finding(check, found, expected)
-    weight = between(kept, 0.75, 0.4)
+    weight = between(kept, 0.85, 0.5)
     if moved > 0.7 or (apart > 0.7 and _same_greys(plain, altered)):
         cause = "augmentation_moves_labels"
         return Finding(check, found, expected, weight, cause, cure, crops=crops)
