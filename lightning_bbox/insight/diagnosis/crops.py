@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_bbox.data.loader import Rows, Split
 from lightning_bbox.data.module import CropDataModule
+from lightning_bbox.data.patches import PatchDataModule
 from lightning_bbox.geometry.boxes import box_area, box_sizes
 from lightning_bbox.insight.diagnosis.case import Case, first
 from lightning_bbox.insight.diagnosis.findings import Cure, Finding, between, spread_of
@@ -36,7 +37,7 @@ def _context(case: Case) -> Finding:
     )  # fmt: skip
     inside = box_sizes(corners).clamp(min=0).prod(dim=1) / box_area(samples.gt_boxes)
     share, cut = float(inside.mean()), float((inside < 0.999).float().mean())
-    patches = case.given and geometry.context == 1.0  # their labels are the patch itself
+    patches = isinstance(case.data, PatchDataModule)  # their boxes are the patches' middle
     return Finding(
         "the object in the crop",
         f"{share:.0%} of the objects' area is inside the crop, {cut:.0%} of the objects are cut",
