@@ -218,7 +218,7 @@ def _readable(case: Case) -> Finding:
     if case.misplaced > _MISPLACED:
         return Finding("labels can be read", because="crops don't show the place asked for")
     as_is = case.readable
-    found = f"a fixed reader finds {as_is:.0%} of the offsets' variance in validation crops"
+    found = f"a fixed reader finds {max(as_is, 0):.0%} of the offsets' variance in validation crops"
     check, expected = "labels can be read", f"more than {_LEGIBLE:.0%}; 40 to 90 % is usual"
     if as_is >= _LEGIBLE + 0.25 or case.given:
         return Finding(check, found, expected)
