@@ -3,8 +3,8 @@
     python -m benchmarks.diagnose --data FOLDER [--minutes 5] [--only NAME ...]
 
 FOLDER holds the data set bccd. The recipes are the question's own (`configs/naive.yaml`) on its red
-cells, the default with global pooling and one convolution on drawn scenes, and training crops
-drowned in noise. Each leaves `results/diagnosis-NAME.png` and its figures in
+cells, the default with global pooling and one convolution on drawn scenes, and bins that don't
+reach as far as the shifts. Each leaves `results/diagnosis-NAME.png` and its figures in
 `results/diagnosis.json`. Needs a chromium.
 """
 
@@ -31,7 +31,7 @@ RECIPES = {
         "--model.backbone.channels=[32]",
         "--model.backbone.global_pool=true",
     ),
-    "noise": (*SCENES, "--data.augment.noise=2"),
+    "narrow": (*SCENES, "--model.head=BinHead", "--model.head.max_shift=2"),
 }
 """What is diagnosed, by name."""
 
