@@ -676,10 +676,14 @@ def rank_of(accepted: Sequence[str], causes: Sequence[str]) -> int | None:
     return next((at for at, name in enumerate(causes, 1) if name in accepted), None)
 
 
+QUICKLY = ("--minutes=0", "--steps=150")
+"""The checks and one short training alone."""
+
+
 def diagnose(arguments: Sequence[str], folder: Path) -> Said:
     """Have a recipe diagnosed, without training its cure."""
     runs, began = folder / "runs", time.monotonic()
-    code = command(["diagnose", *arguments, f"--runs={runs}", "--name=run", "--minutes=0"])
+    code = command(["diagnose", *arguments, f"--runs={runs}", "--name=run", *QUICKLY])
     found = runs / "run" / "diagnosis.json"
     causes = json.loads(found.read_text())["causes"] if found.exists() else []
     names = tuple(cause["name"] for cause in causes)

@@ -192,7 +192,7 @@ def _tried(
                 continue
             done.append(again)
             harms[name] = gain(again, cured)
-    ranked = [_suspect(name, finding, harms.get(name), cured) for name, finding in doubted.items()]
+    ranked = [_suspect(name, finding, harms.get(name)) for name, finding in doubted.items()]
     ranked.sort(key=lambda each: (-each.score, -each.finding.weight))
     return ranked, None if cured is None else gain(as_is, cured), refused
 
@@ -202,13 +202,9 @@ def _together(cures: Sequence[Cure]) -> tuple[list[str], list[Alter]]:
     return list(dict.fromkeys(options)), [cure.alter for cure in cures if cure.alter is not None]
 
 
-def _suspect(name: str, finding: Finding, harm: Mean | None, cured: Trial | None) -> Suspect:
+def _suspect(name: str, finding: Finding, harm: Mean | None) -> Suspect:
     if harm is None:
-        tried = "there was no time to try its cure" if finding.cure.can_be_tried else (
-            "its cure can't be tried here"
-        )  # fmt: skip
-        if cured is None and finding.cure.can_be_tried:
-            tried = "its cure was not tried"
+        tried = "its cure was not tried" if finding.cure.can_be_tried else "its cure can't be tried"
         return Suspect(name, finding, None, finding.weight, tried)
     sure = harm.low > 0 or (math.isnan(harm.low) and harm.value > 0.1)
     effect = min(1.0, harm.value / _CLEAR_HARM) if sure else 0.0

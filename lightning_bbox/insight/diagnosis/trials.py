@@ -46,11 +46,10 @@ class Trial(NamedTuple):
 
 
 class Recorder(pl.Callback):
-    """Note how a training goes: losses, rates, and how far steps move the weights.
+    """Note how a training goes: losses, and how far steps move the weights.
 
     Attributes:
         losses: Of each step.
-        rates: Of each step.
         moved: At some steps, the size of the update over that of the weights, by layer.
         unchanged: At those, the share of weights with a gradient that came out as they were.
         decay: At those, the size of weight decay's pull over the gradient's.
@@ -58,7 +57,6 @@ class Recorder(pl.Callback):
 
     def __init__(self, steps: int) -> None:
         self.losses: list[float] = []
-        self.rates: list[float] = []
         self.moved: list[list[float]] = []
         self.unchanged: list[float] = []
         self.decay: list[float] = []
@@ -97,8 +95,6 @@ class Recorder(pl.Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             self.losses.append(float(loss.detach()))
-        if trainer.optimizers:
-            self.rates.append(float(trainer.optimizers[0].param_groups[0]["lr"]))
         if self._before is None:
             return
         after, before, self._before = dict(pl_module.named_parameters()), self._before, None
@@ -134,7 +130,6 @@ class Trials:
         self.make, self.base, self.steps = make, base, steps
         self.ends = time.monotonic() + 60 * minutes
         self.longest = 0.0
-        self.made: dict[tuple[object, ...], Trial] = {}
 
     def has_time(self) -> bool:
         """Tell whether another trial would end in time."""
@@ -168,9 +163,8 @@ class Trials:
         case = Case(made, shared=self.base)
         for alter in alters:
             case.data.take_source(case.shifted(alter).source)
-        steps = min(steps or self.steps, 10**9)
         callbacks = [] if recorder is None else [recorder]
-        limits: dict[str, Any] = {"max_steps": steps, "max_epochs": -1}
+        limits: dict[str, Any] = {"max_steps": steps or self.steps, "max_epochs": -1}
         if not case.descends:
             batches = max(1, _EXACT_DRAWS // case.data.batch_size)
             limits = {"max_epochs": 1, "limit_train_batches": batches}
