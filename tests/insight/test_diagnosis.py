@@ -25,7 +25,12 @@ from lightning_bbox.core.messages import plain_warnings
 from lightning_bbox.evaluation.intervals import Mean
 from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.insight.diagnosis.case import Case
-from lightning_bbox.insight.diagnosis.crops import check_crops
+from lightning_bbox.insight.diagnosis.checks.attempts import attempt
+from lightning_bbox.insight.diagnosis.checks.crops import check_crops
+from lightning_bbox.insight.diagnosis.checks.labels import check_labels, mistakes
+from lightning_bbox.insight.diagnosis.checks.network import check_network
+from lightning_bbox.insight.diagnosis.checks.optimisation import check_plan
+from lightning_bbox.insight.diagnosis.checks.targets import check_targets
 from lightning_bbox.insight.diagnosis.diagnose import FOUND, Diagnosis, Suspect
 from lightning_bbox.insight.diagnosis.files import as_markdown, figures, sentence, write_diagnosis
 from lightning_bbox.insight.diagnosis.findings import (
@@ -37,11 +42,7 @@ from lightning_bbox.insight.diagnosis.findings import (
     spread_of,
     suspects,
 )
-from lightning_bbox.insight.diagnosis.labels import check_labels, mistakes
-from lightning_bbox.insight.diagnosis.network import check_network
-from lightning_bbox.insight.diagnosis.optimisation import check_plan
 from lightning_bbox.insight.diagnosis.reader import Offsets, Reader, features_of
-from lightning_bbox.insight.diagnosis.targets import check_targets
 from lightning_bbox.insight.diagnosis.trials import Recorder, Trials, gain
 from tests.insight.planted import FAULTS, plant, write_data
 from tests.runs import SCENES
@@ -291,6 +292,69 @@ class TestTrials:
 
     def test_there_is_no_time_without_minutes(self, case):
         assert not Trials(make_of(QUICK), case, steps=20, minutes=0).has_time()
+
+
+FAILING = {  # the part, what names it, which check it can't be made in, and whether one is
+    "loss": (["--model.head=LinearHead", "--model.head.loss={}.FailingLoss"],
+             "FailingLoss.penalty raises KeyError: 'no such penalty'", "the head by itself"),
+    "head": (["--model.head={}.FailingHead"],
+             "FailingHead.decode raises RuntimeError: shape", "the head by itself"),
+    "backbone": (["--model.backbone={}.FailingConvNet", "--model.backbone.channels=[8]"],
+                 "FailingConvNet.forward raises NotImplementedError: without a word",
+                 "gradients through the network"),
+    "shape": (["--model.backbone={}.FlatConvNet", "--model.backbone.channels=[8]"],
+              "with tests.insight.failing_parts.FlatConvNet, ", "gradients through the network"),
+    "codec": (["--model.codec={}.FailingCodec"],
+              "FailingCodec.decode raises ZeroDivisionError", "the codec there and back"),
+    "augmentation": (["--data.augment.extra=[{{class_path: {}.FailingBrightness}}]"],
+                     "FailingBrightness.apply_transform raises ValueError: too bright",
+                     "augmentation"),
+    "data module": (["--data={}.FailingScenes"],
+                    "FailingScenes.crops_of raises FileNotFoundError: no such file",
+                    "labels can be read"),
+    "schedule": (["--model.schedule={}.FailingSchedule"],
+                 "FailingSchedule.factor raises IndexError: list index out of range", "schedule"),
+    "optimizer": (["--model.optimizer={}.FailingSGD", "--model.optimizer.lr=0.1"],
+                  "FailingSGD.step raises RuntimeError: no step", "a short training"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("few_draws")
+class TestPartsThatRaise:
+    @pytest.mark.parametrize("place", FAILING)
+    def test_the_check_says_who_and_the_others_go_on(self, place, tmp_path):
+        options, words, check = FAILING[place]
+        given = [option.format("tests.insight.failing_parts") for option in options]
+        run = [*QUICK, *given, "--minutes=0", "--steps=20", f"--runs={tmp_path}", "--name=run"]
+        assert main(["diagnose", *run]) in (3, 4)
+        told = json.loads((tmp_path / "run" / "diagnosis.json").read_text())
+        verdicts = {each["name"]: each["verdict"] for each in told["checks"]}
+        raised = {each["check"]: each for each in told["raised"]}
+        assert words in raised[check]["sentence"]
+        assert "failing_parts.py:" in raised[check]["sentence"] or place == "shape"
+        assert "Traceback" in raised[check]["traceback"]
+        assert {name for name, verdict in verdicts.items() if verdict == "can't be made"} == {
+            *raised
+        }
+        assert "fine" in verdicts.values()
+        assert words in (tmp_path / "run" / "diagnosis.md").read_text()
+        assert "Traceback" in (tmp_path / "run" / "diagnosis.html").read_text()
+        assert told["verdict"] in ("found", "incomplete")
+        assert "checks can't be made" in told["sentence"]
+
+    def test_what_can_not_be_built_is_refused_in_a_sentence(self, tmp_path, capsys):
+        given = "--model.backbone=tests.insight.failing_parts.UnbuiltConvNet"
+        assert main(["diagnose", *QUICK, given, f"--runs={tmp_path}"]) == 2
+        said = capsys.readouterr().err
+        assert "can't be built" in said
+        assert "UnbuiltConvNet.build raises ArithmeticError: a side of 45" in said
+
+    def test_an_error_of_ours_is_raised(self, case):
+        def look(_case):
+            raise KeyError
+
+        with pytest.raises(KeyError):
+            attempt("a check", look, case)
 
 
 def make_of(options):

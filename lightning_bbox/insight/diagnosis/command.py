@@ -15,8 +15,8 @@ from lightning_bbox.insight.diagnosis.files import sentence, write_diagnosis
 MakeOf = Callable[[Sequence[str]], Made]
 """Makes a training of the options that `fit` would have."""
 
-FOUND_CODE = 3
-"""Exit code where a cause was found."""
+FOUND_CODE, INCOMPLETE_CODE = 3, 4
+"""Exit codes where a cause was found, and where none was but a check can't be made."""
 
 
 def run_diagnosis(arguments: Sequence[str], make: MakeOf) -> int:
@@ -54,7 +54,9 @@ def run_diagnosis(arguments: Sequence[str], make: MakeOf) -> int:
     words = sentence(found)
     say(f"\n{words[:1].upper()}{words[1:]}.\n\nall checks, with pictures: "
         f"{folder / 'diagnosis.html'}")  # fmt: skip
-    return FOUND_CODE if found.found else 0
+    if found.found:
+        return FOUND_CODE
+    return INCOMPLETE_CODE if found.raised else 0
 
 
 def diagnose_parser() -> argparse.ArgumentParser:
@@ -64,7 +66,7 @@ def diagnose_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Say why a training doesn't learn, and measure what mends it. All options "
         "that aren't here are those of fit. Ends with 0 where nothing was found, with 3 where "
-        "something was.",
+        "something was, with 4 where nothing was but a part of your own raised in a check.",
     )
     parser.add_argument(
         *("-c", "--config"),

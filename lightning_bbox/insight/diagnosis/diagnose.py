@@ -10,8 +10,13 @@ import torch
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.messages import say
 from lightning_bbox.evaluation.intervals import Mean
-from lightning_bbox.insight.diagnosis.case import Case, Make
-from lightning_bbox.insight.diagnosis.crops import check_crops
+from lightning_bbox.insight.diagnosis.case import Case, Made, Make
+from lightning_bbox.insight.diagnosis.checks.attempts import blame, failed
+from lightning_bbox.insight.diagnosis.checks.crops import check_crops
+from lightning_bbox.insight.diagnosis.checks.labels import check_labels
+from lightning_bbox.insight.diagnosis.checks.network import check_network
+from lightning_bbox.insight.diagnosis.checks.optimisation import check_course, check_plan
+from lightning_bbox.insight.diagnosis.checks.targets import check_targets
 from lightning_bbox.insight.diagnosis.findings import (
     CAUSES,
     Alter,
@@ -19,11 +24,7 @@ from lightning_bbox.insight.diagnosis.findings import (
     Finding,
     suspects,
 )
-from lightning_bbox.insight.diagnosis.labels import check_labels
-from lightning_bbox.insight.diagnosis.network import check_network
-from lightning_bbox.insight.diagnosis.optimisation import check_course, check_plan
 from lightning_bbox.insight.diagnosis.reader import Reader
-from lightning_bbox.insight.diagnosis.targets import check_targets
 from lightning_bbox.insight.diagnosis.trials import Recorder, Trial, Trials, gain
 
 FOUND = 0.5
@@ -96,6 +97,11 @@ class Diagnosis:
         """Whether there is a cause."""
         return bool(self.named)
 
+    @property
+    def raised(self) -> tuple[Finding, ...]:
+        """The checks that can't be made, as a part of the user's own raised in them."""
+        return tuple(each for each in self.checks if each.trace)
+
 
 def diagnose(
     make: Make,
@@ -121,33 +127,55 @@ def diagnose(
         msg = f"diagnose minutes is {minutes:g} and steps {steps}; give 0 or more, and 20 or more"
         raise BadInput(msg)
     since = time.monotonic()
-    case = Case(make([]), checkpoint)
+    case = _built(make([]), checkpoint)
     findings: list[Finding] = []
     for check in (check_labels, check_crops, check_targets, check_network, check_plan):
         findings += _said(check(case))
     trials = Trials(make, case, steps, minutes)
-    recorder = Recorder(steps)
+    recorder, done = Recorder(steps), list[Trial]()
     say(f"a training of {steps} steps, as it is ...")
-    as_is, trained = trials.run("as it is", recorder=recorder, steps=min(steps, case.planned_steps))
-    findings += _said(check_course(case, as_is, recorder, trained))
+    try:
+        as_is, trained = trials.run(
+            "as it is", recorder=recorder, steps=min(steps, case.planned_steps)
+        )
+    except Exception as error:  # noqa: BLE001 (a user's part may raise anything)
+        findings += _said(iter([failed("a short training", error, case.made)]))
+    else:
+        done.append(as_is)
+        findings += _said(check_course(case, as_is, recorder, trained))
     until = time.monotonic()
-    doubted = suspects(findings)
-    done = [as_is]
-    ranked, cure, refused = _tried(trials, doubted, as_is, done)
+    ranked, cure, refused = _tried(trials, suspects(findings), done)
     parts = _by_parts(trials, case, done, refused)
-    seconds = until - since, time.monotonic() - until
-    quiet = not any(each.score >= FOUND for each in ranked)
+    outlook = ""
+    if done and not any(each.score >= FOUND for each in ranked):
+        try:
+            outlook = _outlook(case, done[0])
+        except Exception as error:  # noqa: BLE001 (as above)
+            findings += _said(iter([failed("learning curve", error, case.made)]))
     return Diagnosis(
         checks=tuple(findings),
         suspects=tuple(ranked),
         trials=tuple(done),
         cure=cure,
-        seconds=seconds,
-        outlook=_outlook(case, as_is) if quiet else "",
+        seconds=(until - since, time.monotonic() - until),
+        outlook=outlook,
         subject=subject,
         refused=tuple(refused),
         parts=tuple(parts),
     )
+
+
+def _built(made: Made, checkpoint: str | None) -> Case:
+    """Build the training; refuse it where a part of the user's own raises meanwhile."""
+    try:
+        return Case(made, checkpoint)
+    except BadInput:
+        raise
+    except Exception as error:
+        if (found := blame(error, made)) is None:
+            raise
+        msg = f"the training can't be built: {found.sentence}"
+        raise BadInput(msg) from error
 
 
 def _said(found: Iterator[Finding]) -> list[Finding]:
@@ -155,23 +183,26 @@ def _said(found: Iterator[Finding]) -> list[Finding]:
     kept = []
     for finding in found:
         kept.append(finding)
-        say(f"  {finding.verdict:9} {finding.check}: {finding.because or finding.found}")
+        say(f"  {finding.verdict:13} {finding.check}: {finding.because or finding.found}")
     return kept
 
 
 def _tried(
-    trials: Trials, doubted: dict[str, Finding], as_is: Trial, done: list[Trial]
+    trials: Trials, doubted: dict[str, Finding], done: list[Trial]
 ) -> tuple[list[Suspect], Mean | None, list[str]]:
-    """Cure all suspects at once, then put each back: what it alone does shows then."""
+    """Cure all suspects at once, then put each back: what it alone does shows then.
+
+    Without a training as it is there is nothing to compare with.
+    """
     names = [name for name in doubted if doubted[name].cure.can_be_tried][:_MOST_SUSPECTS]
     refused: list[str] = []
     cured: Trial | None = None
-    while names and trials.has_time():
+    while done and names and trials.has_time():
         say(f"the same with {len(names)} cure{'s' * (len(names) > 1)} ...")
         try:
             cured, _ = trials.run("cured", *_together([doubted[name].cure for name in names]))
-        except BadInput as refusal:
-            refused.append(f"{names[-1]}: {refusal}")
+        except Exception as error:  # noqa: BLE001 (as above)
+            refused.append(f"{names[-1]}: {_refusal(error, trials)}")
             names = names[:-1]
             continue
         done.append(cured)
@@ -179,7 +210,7 @@ def _tried(
     harms: dict[str, Mean] = {}
     if cured is not None:
         if len(names) == 1:
-            harms[names[0]] = gain(as_is, cured)
+            harms[names[0]] = gain(done[0], cured)
         for name in names if len(names) > 1 else ():
             if not trials.has_time():
                 break
@@ -187,14 +218,23 @@ def _tried(
             say(f"cured but for this: {CAUSES[name].words} ...")
             try:
                 again, _ = trials.run(f"cured but for {name}", *_together(others))
-            except BadInput as refusal:
-                refused.append(f"{name}: {refusal}")
+            except Exception as error:  # noqa: BLE001 (as above)
+                refused.append(f"{name}: {_refusal(error, trials)}")
                 continue
             done.append(again)
             harms[name] = gain(again, cured)
     ranked = [_suspect(name, finding, harms.get(name)) for name, finding in doubted.items()]
     ranked.sort(key=lambda each: (-each.score, -each.finding.weight))
-    return ranked, None if cured is None else gain(as_is, cured), refused
+    return ranked, None if cured is None else gain(done[0], cured), refused
+
+
+def _refusal(error: Exception, trials: Trials) -> str:
+    """Return why a training can't be made: its options are refused, or a part raises."""
+    if isinstance(error, BadInput):
+        return str(error)
+    if (found := blame(error, trials.base.made)) is None:
+        raise error
+    return found.sentence
 
 
 def _together(cures: Sequence[Cure]) -> tuple[list[str], list[Alter]]:
@@ -231,12 +271,16 @@ def _by_parts(
             name == f"model.{part}" or name.startswith(f"model.{part}.") for name in case.made.asked
         )
     ]
-    if not case.descends or not asked or not trials.has_time():
+    if not done or not case.descends or not asked or not trials.has_time():
         return []
     as_is = done[0]
     options = {part: f"--model.{part}=null" for part in asked}
     say("the same with the default parts ...")
-    usual, _ = trials.run("all parts by default", [*options.values()])
+    try:
+        usual, _ = trials.run("all parts by default", [*options.values()])
+    except Exception as error:  # noqa: BLE001 (as above)
+        refused.append(f"all parts by default: {_refusal(error, trials)}")
+        return []
     done.append(usual)
     if gain(as_is, usual).value < 0.03:
         return []
@@ -247,8 +291,8 @@ def _by_parts(
         say(f"the same with the default {part} ...")
         try:
             trial, _ = trials.run(f"{part} by default", [option])
-        except BadInput as refusal:
-            refused.append(f"{part}: {refusal}")
+        except Exception as error:  # noqa: BLE001 (as above)
+            refused.append(f"{part}: {_refusal(error, trials)}")
             continue
         done.append(trial)
         found.append((part, gain(as_is, trial)))

@@ -49,7 +49,8 @@ def sentence(found: Diagnosis) -> str:
         found: What was found.
     """
     if not found.found:
-        return f"{_NOTHING}; {found.outlook}" if found.outlook else _NOTHING
+        words = f"{_NOTHING}; {found.outlook}" if found.outlook else _NOTHING
+        return _unmade(found) if found.raised else words
     first = found.named[0]
     words = f"the most probable cause: {first.words} ({first.finding.found})"
     if str(first.finding.cure):
@@ -58,7 +59,14 @@ def sentence(found: Diagnosis) -> str:
         words += (
             f", which takes {_gain(first.harm)} of predict-mean's error off in a short training"
         )
-    return words
+    return f"{words}; {_unmade(found)}" if found.raised else words
+
+
+def _unmade(found: Diagnosis) -> str:
+    """Say how many checks can't be made, and why the first of them."""
+    first, count = found.raised[0], f"{len(found.raised)} of {len(found.checks)}"
+    link = ", such as" if len(found.raised) > 1 else ":"
+    return f"{count} checks can't be made{link} {first.check}: {first.because}"
 
 
 def _gain(mean: Mean) -> str:
@@ -74,7 +82,7 @@ def figures(found: Diagnosis) -> dict[str, Any]:
     """
     return {
         "subject": found.subject,
-        "verdict": "found" if found.found else "nothing found",
+        "verdict": _verdict(found),
         "sentence": sentence(found),
         "causes": [_cause(each) for each in found.suspects],
         "checks": [
@@ -97,8 +105,18 @@ def figures(found: Diagnosis) -> dict[str, Any]:
         "parts": [{"part": part, "gain": _interval(mean)} for part, mean in found.parts],
         "refused": list(found.refused),
         "outlook": found.outlook,
+        "raised": [
+            {"check": each.check, "sentence": each.because, "traceback": each.trace}
+            for each in found.raised
+        ],
         "seconds": {"checks": round(found.seconds[0], 1), "trials": round(found.seconds[1], 1)},
     }  # fmt: skip
+
+
+def _verdict(found: Diagnosis) -> str:
+    if found.found:
+        return "found"
+    return "incomplete" if found.raised else "nothing found"
 
 
 def _cause(each: Suspect) -> dict[str, Any]:
@@ -140,6 +158,8 @@ def as_markdown(found: Diagnosis) -> str:
     pieces.append("## Checks")
     pieces.append(format_markdown(_check_rows(found.checks), words=4))
     took = f"checks {found.seconds[0]:.0f} s, trying cures {found.seconds[1]:.0f} s"
+    if found.raised:
+        pieces += ["## Tracebacks", *(f"```text\n{trace}```" for trace in _traces(found))]
     pieces.append("\n".join([*(f"refused: {each}" for each in found.refused), took]))
     return "\n\n".join(pieces)
 
@@ -181,13 +201,15 @@ def _check_rows(checks: Sequence[Finding]) -> list[list[str]]:
 
 
 def _page(found: Diagnosis) -> str:
-    kind = "verdict refused" if found.found else "verdict"
+    kind = "verdict refused" if found.found or found.raised else "verdict"
     body = [
         f"<h1>Diagnosis of {html.escape(found.subject)}</h1>",
         f'<p class="{kind}"><strong>{html.escape(_headline(found))}</strong></p>',
     ]
     if found.found:
         body.append(_first(found))
+        if found.raised:
+            body.append(f"<p>{html.escape(_unmade(found))}.</p>")
     elif found.outlook:
         body.append(f"<p>{html.escape(found.outlook[:1].upper() + found.outlook[1:])}.</p>")
     if found.suspects:
@@ -203,12 +225,21 @@ def _page(found: Diagnosis) -> str:
             _table(_part_rows(found), 1),
         ]
     body += ["<h2>Checks</h2>", _table(_check_rows(found.checks), 4)]
+    if found.raised:
+        traces = (f"<pre>{html.escape(trace)}</pre>" for trace in _traces(found))
+        body += ["<h2>Tracebacks</h2>", *traces]
     return page(f"Diagnosis of {found.subject}", body)
+
+
+def _traces(found: Diagnosis) -> list[str]:
+    """Return what was raised, each error once, though many checks may meet it."""
+    by_sentence = {each.because: each.trace for each in found.raised}
+    return list(by_sentence.values())
 
 
 def _headline(found: Diagnosis) -> str:
     if not found.found:
-        return f"{_NOTHING[:1].upper()}{_NOTHING[1:]}."
+        return f"{_sentence_of(found) if found.raised else _NOTHING[:1].upper() + _NOTHING[1:]}."
     words = found.named[0].words
     return f"{words[:1].upper()}{words[1:]}."
 

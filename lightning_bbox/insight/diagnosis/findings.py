@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Kind = Literal["labels", "crops", "targets and head", "network", "optimisation", "none"]
-Verdict = Literal["fine", "doubtful", "at fault", "not made"]
+Verdict = Literal["fine", "doubtful", "at fault", "not made", "can't be made"]
 
 DOUBTFUL, AT_FAULT = 0.3, 0.6
 """From which weight of its evidence on a check doubts, and accuses."""
@@ -120,7 +120,8 @@ class Finding:
         weight: How strongly that speaks for a cause, from 0 to 1.
         cause: The name of the cause it speaks for, of `CAUSES`.
         cure: What should mend it.
-        because: Why the check can't be made; nothing where it was.
+        because: Why the check wasn't made; nothing where it was.
+        trace: The traceback of what a part of the user's own raised in it.
         crops: Pictures that show it, by title.
     """
 
@@ -131,11 +132,14 @@ class Finding:
     cause: str | None = None
     cure: Cure = Cure()
     because: str = ""
+    trace: str = ""
     crops: tuple[tuple[str, Float[Tensor, "n 3 s s"]], ...] = ()
 
     @property
     def verdict(self) -> Verdict:
         """Fine, doubtful or at fault, by the weight of the evidence."""
+        if self.trace:
+            return "can't be made"
         if self.because:
             return "not made"
         if self.cause is None or self.weight < DOUBTFUL:

@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_bbox.geometry.boxes import box_sizes
 from lightning_bbox.insight.diagnosis.case import Case, first
+from lightning_bbox.insight.diagnosis.checks.attempts import attempt
 from lightning_bbox.insight.diagnosis.findings import Cure, Finding, between
 from lightning_bbox.insight.layers import layer_hooks
 from lightning_bbox.nn.backbones.convnet import ShallowConvNet
@@ -23,13 +24,13 @@ _ROWS = 64
 
 def check_network(case: Case) -> Iterator[Finding]:
     """Check the network, the cheapest first."""
-    yield _frozen(case)
-    yield _norms(case)
-    yield _dropout(case)
-    yield _places(case)
-    yield _field(case)
-    yield _signals(case)
-    yield _gradients(case)
+    yield attempt("what learns", _frozen, case)
+    yield attempt("batch norm", _norms, case)
+    yield attempt("dropout", _dropout, case)
+    yield attempt("places in the network", _places, case)
+    yield attempt("receptive field", _field, case)
+    yield attempt("signals through the network", _signals, case)
+    yield attempt("gradients through the network", _gradients, case)
 
 
 def _own(case: Case, option: str) -> Cure:

@@ -15,6 +15,7 @@ from lightning_bbox.data.loader import Split
 from lightning_bbox.data.samples import Items
 from lightning_bbox.geometry.boxes import box_centers, box_sizes, boxes_around, shift_boxes
 from lightning_bbox.insight.diagnosis.case import Case, first
+from lightning_bbox.insight.diagnosis.checks.attempts import attempt
 from lightning_bbox.insight.diagnosis.findings import (
     Alter,
     Cure,
@@ -34,12 +35,12 @@ _ITEMS, _VIEWS = 250, 3  # that are judged one by one, and crops of each
 
 def check_labels(case: Case) -> Iterator[Finding]:
     """Check the labels, the cheapest first."""
-    yield _constant(case)
-    yield _contradicting(case)
-    yield _readable(case)
-    yield _by_shifts(case)
-    noise = _noise(case)
-    yield _in_part(case, noise)
+    yield attempt("spread of the targets", _constant, case)
+    yield attempt("equal pictures, equal labels", _contradicting, case)
+    yield attempt("labels can be read", _readable, case)
+    yield attempt("labels follow the picture", _by_shifts, case)
+    noise = attempt("noise of the labels", _noise, case)
+    yield attempt("every part of the labels", _in_part, case, noise)
     yield noise
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_bbox.insight.diagnosis.case import Case, first
+from lightning_bbox.insight.diagnosis.checks.attempts import attempt
 from lightning_bbox.insight.diagnosis.findings import Cure, Finding, between
 from lightning_bbox.insight.diagnosis.reader import Offsets, Reader
 from lightning_bbox.insight.diagnosis.trials import Recorder, Trial
@@ -23,10 +24,10 @@ def check_plan(case: Case) -> Iterator[Finding]:
     """Check what is planned, without training."""
     if not case.descends:
         return
-    yield _steps(case)
-    yield _schedule(case)
-    yield _decay(case)
-    yield _penalty(case)
+    yield attempt("steps of the run", _steps, case)
+    yield attempt("schedule", _schedule, case)
+    yield attempt("weight decay", _decay, case)
+    yield attempt("penalties", _penalty, case)
 
 
 def check_course(case: Case, trial: Trial, recorder: Recorder, trained: Case) -> Iterator[Finding]:
@@ -40,12 +41,12 @@ def check_course(case: Case, trial: Trial, recorder: Recorder, trained: Case) ->
     """
     if not case.descends:
         return
-    yield _rate(case, trial, recorder)
+    yield attempt("learning rate", _rate, case, trial, recorder)
     yield _pull(recorder)
     yield _rounding(case, recorder)
-    yield _modes(case, trained)
-    yield _read_off(case, trial, trained)
-    yield _overfit(case)
+    yield attempt("training and evaluation mode", _modes, case, trained)
+    yield attempt("offsets in the features", _read_off, case, trial, trained)
+    yield attempt("twenty samples by heart", _overfit, case)
 
 
 def _steps(case: Case) -> Finding:
@@ -199,18 +200,20 @@ def _modes(case: Case, trained: Case) -> Finding:
     crops = case.crops(samples)
     states = {name: value.clone() for name, value in net.state_dict().items()}
     said = {}
-    for training in (False, True):
-        net.train(training)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            rows = torch.split(torch.arange(len(crops)), max(2, min(256, case.data.batch_size)))
-            outputs = [
-                net.head.decode(net.head.select(net(crops[some]), samples.labels[some])).float()
-                for some in rows
-                if len(some) > 1
-            ]
-        said[training] = torch.cat(outputs)
-    net.eval()
-    net.load_state_dict(states)
+    try:
+        for training in (False, True):
+            net.train(training)
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                rows = torch.split(torch.arange(len(crops)), max(2, min(256, case.data.batch_size)))
+                outputs = [
+                    net.head.decode(net.head.select(net(crops[some]), samples.labels[some])).float()
+                    for some in rows
+                    if len(some) > 1
+                ]
+            said[training] = torch.cat(outputs)
+    finally:
+        net.eval()
+        net.load_state_dict(states)
     gap = (said[True] - said[False]).abs().mean()
     targets = case.model.codec.encode(samples.gt_boxes, samples.proposals).float()
     share = float(gap / targets.std(dim=0).mean().clamp(min=1e-9))

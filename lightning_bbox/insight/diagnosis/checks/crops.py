@@ -11,20 +11,21 @@ from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.patches import PatchDataModule
 from lightning_bbox.geometry.boxes import box_area, box_sizes
 from lightning_bbox.insight.diagnosis.case import Case, first
+from lightning_bbox.insight.diagnosis.checks.attempts import attempt
 from lightning_bbox.insight.diagnosis.findings import Cure, Finding, between, spread_of
 from lightning_bbox.insight.diagnosis.reader import Offsets, Reader, features_of
 
 
 def check_crops(case: Case) -> Iterator[Finding]:
     """Check the crops, the cheapest first."""
-    yield _place(case)
-    yield _context(case)
-    yield _object_size(case)
-    yield _normalisation(case)
-    yield _law(case)
-    yield _leak(case)
-    yield _augmentation(case)
-    yield _domain(case)
+    yield attempt("place of the crops", _place, case)
+    yield attempt("the object in the crop", _context, case)
+    yield attempt("size of the object", _object_size, case)
+    yield attempt("normalisation of the inputs", _normalisation, case)
+    yield attempt("law of the offsets", _law, case)
+    yield attempt("pictures on both sides", _leak, case)
+    yield attempt("augmentation", _augmentation, case)
+    yield attempt("training and validation pictures", _domain, case)
 
 
 def _context(case: Case) -> Finding:
@@ -215,10 +216,12 @@ def _inputs(
 ) -> Float[Tensor, "n 3 s s"]:
     """Return what the backbone gets of crops; what can't be seen as a picture stays a crop."""
     preprocess = case.model.net.preprocess.train(training)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        inputs = preprocess(crops.to(case.model.device)).float().cpu()
-    preprocess.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            inputs = preprocess(crops.to(case.model.device)).float().cpu()
+    finally:
+        preprocess.eval()
     return inputs if inputs.dim() == 4 and inputs.shape[1] == 3 else crops
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.insight.diagnosis.case import Case
+from lightning_bbox.insight.diagnosis.checks.attempts import attempt
 from lightning_bbox.insight.diagnosis.findings import Cure, Finding, between, spread_of
 from lightning_bbox.nn.heads.base import PointHead
 from lightning_bbox.nn.heads.bins.head import BinHead
@@ -21,11 +22,11 @@ _FREE_STEPS = 300
 
 def check_targets(case: Case) -> Iterator[Finding]:
     """Check targets and head, the cheapest first."""
-    yield _round_trip(case)
-    yield _scaling(case)
-    yield _reach(case)
-    yield _width(case)
-    yield _free_outputs(case)
+    yield attempt("the codec there and back", _round_trip, case)
+    yield attempt("spread of the targets as they are learned", _scaling, case)
+    yield attempt("reach of the head", _reach, case)
+    yield attempt("width of the bins", _width, case)
+    yield attempt("the head by itself", _free_outputs, case)
 
 
 def _round_trip(case: Case) -> Finding:

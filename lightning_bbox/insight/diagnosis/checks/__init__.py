@@ -1,0 +1,1 @@
+"""The checks of a diagnosis, and how one that raises is told."""
