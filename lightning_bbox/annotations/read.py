@@ -90,7 +90,8 @@ def read_annotations(
             not what the format says.
         columns: Names of a table's columns by what they mean: image, xmin, ymin, xmax, ymax, or x,
             y, w, h, or cx, cy, w, h, or bbox (x, y, width and height in a cell) or corners; label,
-            split, group, score. Numbers of columns, from 0, where there is no header.
+            split, group, score, difficult, ignore. Numbers of columns, from 0, where there is no
+            header.
         delimiter: What stands between the cells of a table: by default comma, semicolon or tab.
         allow_outside: Whether files may lie outside the root.
         max_pixels: The most pixels a picture may have, from now on and in the whole process, as

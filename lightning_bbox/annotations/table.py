@@ -23,7 +23,7 @@ from lightning_bbox.annotations.formats.format import (
 )
 from lightning_bbox.annotations.headers import Header, read_headers
 from lightning_bbox.annotations.turns import sensor_boxes, stored_sizes, upright_boxes
-from lightning_bbox.annotations.validity import box_faults, without_invalid
+from lightning_bbox.annotations.validity import LEFT_OUT, box_faults, without_invalid
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
 from lightning_bbox.geometry.boxes import box_sizes
@@ -56,6 +56,8 @@ class BoxTable:
         turns: EXIF orientation of the pictures, by path, whose boxes are drawn before EXIF turns
             them.
         scores: A detector's score of each box, NaN where the files state none.
+        marks: How each box is marked, such as "is marked difficult", or nothing; none at all where
+            the boxes don't come from files.
     """
 
     root: Path
@@ -78,6 +80,7 @@ class BoxTable:
     deep: frozenset[str] = frozenset()
     turns: Mapping[str, int] = field(default_factory=dict)
     scores: Float64[Tensor, "boxes"] | None = None
+    marks: tuple[str, ...] = ()
 
     @classmethod
     def from_arrays(
@@ -190,6 +193,7 @@ class BoxTable:
             classes=classes,
             ids=tuple(record.place for record in records),
             entries=tuple((record.file, record.number) for record in records),
+            marks=tuple(record.mark for record in records),
             format=kind,
             deep=frozenset(path for path, header in headers.items() if header.is_deep),
             turns={path: header.turn for path, header in headers.items() if header.turn != 1},
@@ -293,6 +297,22 @@ class BoxTable:
         """Keep the boxes whose width and height are these pixels at least."""
         return self.boxes_where((box_sizes(self.boxes) >= pixels).all(dim=1))
 
+    def without_marked(self) -> tuple["BoxTable", list[tuple[str, str]]]:
+        """Leave out the boxes that their annotators marked difficult or to be ignored.
+
+        Returns:
+            The table of the others, and a sentence for each one left out, with the path of its
+            picture.
+        """
+        marked = torch.tensor([bool(mark) for mark in self.marks], dtype=torch.bool)
+        if not marked.any():
+            return self, []
+        told = []
+        for at in marked.nonzero().flatten().tolist():
+            image = self.images[self.image_index[at]]
+            told.append((image, f"{self.ids[at]}: the box in {image} {self.marks[at]}{LEFT_OUT}"))
+        return self.boxes_where(~marked), told
+
     def _boxes_at(self, order: Int64[Tensor, "kept"]) -> "BoxTable":
         return replace(
             self,
@@ -302,6 +322,7 @@ class BoxTable:
             scores=None if self.scores is None else self.scores[order],
             ids=tuple(self.ids[at] for at in order.tolist()),
             entries=tuple(self.entries[at] for at in order.tolist()),
+            marks=tuple(self.marks[at] for at in order.tolist()) if self.marks else (),
         )
 
 

@@ -1,7 +1,8 @@
 """Annotated pictures as training data: read, split without leaks, decoded once."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -55,6 +56,8 @@ class BoxDataModule(CropDataModule):
         root: Folder of the data set; in Python a table may be given instead.
         classes: Classes to keep; all by default.
         min_size: Least width and height in pixels of the boxes to keep.
+        use_marked: Whether boxes that are marked difficult or to be ignored are trained and
+            evaluated on too; `predict` moves them anyway.
         splits: Which pictures train, validate and test.
         reading: How the annotation files are found and read.
         proposals: Files or folders of proposals, relative to the root, in any format; such as a
@@ -78,6 +81,7 @@ class BoxDataModule(CropDataModule):
         *,
         classes: list[str] | None = None,
         min_size: float = 0.0,
+        use_marked: bool = False,
         splits: Splits = Splits(),
         reading: Reading = Reading(),
         proposals: str | list[str] | None = None,
@@ -104,7 +108,7 @@ class BoxDataModule(CropDataModule):
         if not 0 <= min_size < math.inf:
             msg = f"data.min_size is {min_size}; expected 0 or more pixels"
             raise BadInput(msg)
-        self.classes, self.min_size = classes, min_size
+        self.classes, self.min_size, self.use_marked = classes, min_size, use_marked
         self.read_table = partial(
             read_annotations, self.root, group_pattern=splits.group_pattern, **vars(reading)
         )
@@ -119,6 +123,9 @@ class BoxDataModule(CropDataModule):
         table = table.of_classes(self.classes) if self.classes else table
         if len(table.boxes) < (before := len(whole.boxes)):
             notes.append(f"{len(table.boxes)} of {before} boxes kept by classes and least size")
+        table, marked = (table, []) if self.use_marked else table.without_marked()
+        role_of = dict(zip(table.images, roles, strict=True))
+        notes += _marked_notes(Counter(role_of[image] for image, _ in marked))
         _check_splits(whole, table, roles)
         given = self._given(table)
         image_index = table.image_index[given.truths]
@@ -130,14 +137,14 @@ class BoxDataModule(CropDataModule):
         store = self._open_store(paths, sizes)
         numbers = {group: number for number, group in enumerate(sorted(set(table.groups)))}
         groups = torch.tensor([numbers[group] for group in table.groups])
-        role_of = dict(zip(table.images, roles, strict=True))
         splits = {}
         for role in ROLES:
             mine = torch.tensor([role == name for name in roles])[image_index]
             truths, index = given.truths[mine], image_index[mine]
             at_hand = zip(table.skipped, table.skipped_index, strict=True)
             skipped = [sentence for sentence, at in at_hand if roles[at] == role]
-            skipped += [each for image, each in given.left_out if role_of.get(image) == role]
+            left_out = [*marked, *given.left_out]
+            skipped += [each for image, each in left_out if role_of.get(image) == role]
             splits[role] = Items(
                 place[index],
                 table.boxes[truths],
@@ -307,6 +314,16 @@ def _check_boxes(table: BoxTable) -> None:
     raise BadInput.at(files, problem, f"correct them, such as {first}")
 
 
+def _marked_notes(counts: Mapping[str, int]) -> list[str]:
+    """Say for each role how many of its boxes take no part because of a mark."""
+    return [
+        f"{role}: {count} {'box is' if count == 1 else 'boxes are'} marked difficult or to be "
+        f"ignored, and left out; data.use_marked takes them"
+        for role in ROLES
+        if (count := counts[role])
+    ]
+
+
 def _check_splits(whole: BoxTable, kept: BoxTable, roles: Sequence[str]) -> None:
     """Refuse a split without any box, and say where they went."""
     for role in ROLES:
@@ -325,6 +342,6 @@ def _check_splits(whole: BoxTable, kept: BoxTable, roles: Sequence[str]) -> None
         if not left:
             msg = (
                 f"the {role} split has no boxes left in its {pictures} pictures ({bad} were bad, "
-                f"{had} not kept by classes and min_size); change these or the splits"
+                f"{had} not kept by classes, min_size and use_marked); change these or the splits"
             )
             raise BadInput(msg)

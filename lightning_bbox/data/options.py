@@ -30,7 +30,8 @@ class Reading:
             not what the format says.
         columns: Columns of a table by what they mean, as in `{xmin: Roi.X1}`: image, xmin, ymin,
             xmax, ymax, or x, y, w, h, or cx, cy, w, h, or bbox (a cell of x, y, width, height) or
-            corners; label, split, group, score. Numbers, from 0, where there is no header.
+            corners; label, split, group, score, difficult, ignore. Numbers, from 0, where there is
+            no header.
         delimiter: What stands between the cells of a table; by default comma, semicolon or tab.
         allow_outside: Whether files may lie outside the root, as links do.
         max_pixels: The most pixels a picture may have, in the whole process; by default Pillow's

@@ -187,6 +187,10 @@ def _skipped(data: BoxDataModule, table: BoxTable, source: Source | None) -> lis
         kept = kept.of_classes(data.classes)
     if left := len(table.boxes) - len(kept.boxes):
         lines.append(f"{left} boxes of other classes or below the least size")
+    kept, marked = (kept, []) if data.use_marked else kept.without_marked()
+    if marked:
+        word = _plural("box", len(marked))
+        lines.append(f"{len(marked)} {word} marked difficult or to be ignored")
     empty = len(table.images) - len(set(table.image_index.tolist()))
     if empty:
         lines.append(f"{empty} {_plural('picture', empty)} without a valid box")

@@ -16,7 +16,7 @@ from lightning_bbox.annotations.formats.coco import is_results
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
-from tests.annotation_files import csv_of, pattern_of, voc, write
+from tests.annotation_files import coco, csv_of, pattern_of, voc, write
 
 A = {"a.png": (64, 48)}
 AB = A | {"b.png": (64, 48)}
@@ -60,6 +60,13 @@ VIA = (
 VIA += "ibutes\n"
 OPEN = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsGroupOf\n"
 AUTOML = "set,path,label,x_min,y_min,,,x_max,y_max,,\n"
+
+
+def with_flags(*flags):
+    """Compose COCO of a box for each set of flags."""
+    content = coco(("a.png", (64, 48), [("cell", (1, 1, 8, 8)) for _ in flags]))
+    entries = [entry | more for entry, more in zip(content["annotations"], flags, strict=True)]
+    return content | {"annotations": entries}
 
 
 def via_row(shape, attributes='{"label":"cell"}', name="a.png"):
@@ -119,9 +126,9 @@ READ = {  # files, boxes to train on, and what stays in predict or is invalid
         HALF, "is only around a polygon"),
     "MOT of two sequences": (
         {f"{name}/img1/{n:06}.jpg": (64, 48) for name in "st" for n in (1, 2)}
-        | {"s/gt/gt.txt": "2,1,10,10,20,20,1,1,1\n1,1,10,10,20,20,0,1,1\n", "t/gt/gt.txt": "",
+        | {"s/gt/gt.txt": "2,1,10,10,20,20,1,1,1\n", "t/gt/gt.txt": "",
            "s/det/det.txt": "1,-1,1,1,20,20,0.5\n"},
-        TEN, "s/gt/gt.txt:2: ... is to be ignored"),
+        TEN, ""),
     "a tracker's MOT": (
         {"s/img1/000001.jpg": (64, 48), "out/s.txt": "1,3,10,10,20.0,20,0.9,-1,-1,-1\n"}, TEN, ""),
     "OTB": (
@@ -283,6 +290,58 @@ def test_only_the_moved_box_differs_when_it_is_read_by_others(tmp_path, name):
     torch.testing.assert_close(read_annotations(tmp_path / "out").boxes, moved, rtol=0, atol=1e-3)
 
 
+DIFFICULT, IGNORED = "is marked difficult", "is marked to be ignored"
+MARKED = {  # files of two boxes, and how the first is marked; the second isn't
+    "VOC": (
+        {"a.xml": voc("a.png", (64, 48), ("cell", (1, 1, 9, 9)), ("cell", (11, 11, 30, 30)))
+         .replace("<bndbox>", "<difficult> 1 </difficult><bndbox>", 1)
+         .replace("</bndbox></object></ann", "</bndbox><difficult>Unspecified</difficult>"
+                  "</object></ann")}, DIFFICULT),
+    "COCO ignore": (
+        {"b.json": with_flags({"ignore": 1}, {"ignore": 0, "attributes": {"ignore": False}})},
+        IGNORED),
+    "COCO of CVAT": (
+        {"b.json": with_flags({"attributes": {"difficult": True}}, {"attributes": None})},
+        DIFFICULT),
+    "CVAT": (
+        {"a.xml": cvat(
+            '<box label="cell" xtl="1" ytl="1" xbr="9" ybr="9"><attribute name="difficult">true'
+            "</attribute></box>",
+            '<box label="cell" xtl="1" ytl="1" xbr="9" ybr="9"><attribute name="difficult">false'
+            "</attribute></box>")}, DIFFICULT),
+    "CVAT ignore": (
+        {"a.xml": cvat(
+            '<box label="cell" xtl="1" ytl="1" xbr="9" ybr="9"><attribute name="ignore">1'
+            "</attribute></box>", cvat_box(1, 1, 9, 9))}, IGNORED),
+    "X-AnyLabeling": (
+        {"a.json": labelme(*[("rectangle", [[1, 1], [9, 9]])] * 2) | {"shapes": [
+            {"label": "c", "points": [[1, 1], [9, 9]], "shape_type": "rectangle", "difficult": d}
+            for d in (True, False)]}}, DIFFICULT),
+    "MOT": (
+        {"s/img1/000001.jpg": (64, 48),
+         "s/gt/gt.txt": "1,1,1,1,9,9,0,1,1\n1,2,1,1,9,9,1,1,1\n"}, IGNORED),
+    "CSV": (
+        {"b.csv": csv_of("a.png,1,1,9,9,1", "a.png,1,1,9,9,0",
+                         header="image,xmin,ymin,xmax,ymax,difficult")}, DIFFICULT),
+    "CSV ignored": (
+        {"b.csv": csv_of("a.png,1,1,9,9,true", "a.png,1,1,9,9,",
+                         header="image,xmin,ymin,xmax,ymax,ignore")}, IGNORED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_how_a_box_is_marked_is_read_and_kept_apart(tmp_path, name):
+    files, mark = MARKED[name]
+    write(tmp_path, ({} if name == "MOT" else A) | files)
+    table = read_annotations(tmp_path)
+    assert (table.marks, table.skipped) == ((mark, ""), ())
+    others, told = table.without_marked()
+    assert (others.ids, others.marks) == ((table.ids[1],), ("",))
+    image = table.images[0]
+    assert told == [(image, f"{table.ids[0]}: the box in {image} {mark}; left out")]
+    assert read_annotations(tmp_path, rough=True).marks == (mark, "")
+
+
 REFUSED = {  # files, options, sentence
     "COCO of corners": (
         A | {"b.csv": csv_of("a.png,10,10,20,20", "a.png,40,30,20,15", "a.png,50,9,9,9")}, {},
@@ -323,7 +382,7 @@ REFUSED = {  # files, options, sentence
         "b.csv:1: there is no column 'Roi.X1' in the header, which has image, xmin, ymin, xmax, "),
     "a role that isn't there": (
         A | {"b.csv": csv_of("a.png,1,1,9,9")}, {"columns": {"left": "xmin"}, "format": "csv"},
-        "columns has 'left'; choose from bbox, corners, cx, cy, group, h, image"),
+        "columns has 'left'; choose from bbox, corners, cx, cy, difficult, group"),
     "a delimiter of two": (A, {"delimiter": "||"}, "delimiter is '||'; expected one character"),
     "no units": (A, {"units": "percent"}, "units is 'percent'; choose from None, 'pixels', 'fra"),
     "an image of CVAT twice": (

@@ -731,3 +731,65 @@ def test_either_a_root_or_a_table_is_given(tmp_path, sentence):
         options["table"] = BoxTable.from_arrays(["a.png"], [[[1, 1, 9, 9]]], root=tmp_path)
     with pytest.raises(BadInput, match=f"^{sentence}"):
         BoxDataModule(**options)
+
+
+def marked_set(root, marked=((0, 1), (8,), (9,))):
+    """Write ten pictures of two boxes, of which the first is marked in some of each split."""
+    train, val, test = (range(8), range(8, 9), range(9, 10))
+    write_voc(root, 10, train=train, val=val, test=test)
+    extra = "<object><name>cell</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>9</xmax>"
+    extra += "<ymax>9</ymax></bndbox></object></annotation>"
+    for n in range(10):
+        path = root / f"Annotations/p{n}.xml"
+        text = path.read_text().replace("</annotation>", extra)
+        if any(n in numbers for numbers in marked):
+            text = text.replace("<bndbox>", "<difficult>1</difficult><bndbox>", 1)
+        path.write_text(text)
+    return root
+
+
+def test_marked_boxes_take_no_part_and_a_note_a_role_counts_them(tmp_path):
+    source = BoxDataModule(str(marked_set(tmp_path))).source
+    assert [len(source.splits[role]) for role in SPLITS] == [14, 1, 1]
+    notes = [note for note in source.notes if "marked" in note]
+    counts = ("train: 2 boxes are", "val: 1 box is", "test: 1 box is")
+    told = "marked difficult or to be ignored, and left out; data.use_marked takes them"
+    assert notes == [f"{count} {told}" for count in counts]
+    assert [len(source.splits[role].skipped) for role in SPLITS] == [2, 1, 1]
+    (sentence,) = source.splits["val"].skipped
+    place = "Annotations/p8.xml: object 1: the box in JPEGImages/p8.png"
+    assert sentence == f"{place} is marked difficult; left out"
+    marked = {f"Annotations/p{n}.xml: object 1" for n in (0, 1, 8, 9)}
+    used = {name for role in SPLITS for name in source.splits[role].ids}
+    assert len(used) == 16
+    assert not used & marked
+
+
+def test_marked_boxes_are_used_where_that_is_asked_for(tmp_path):
+    source = BoxDataModule(str(marked_set(tmp_path)), use_marked=True).source
+    assert [len(source.splits[role]) for role in SPLITS] == [16, 2, 2]
+    assert not any("marked" in note for note in source.notes)
+    assert not any(source.splits[role].skipped for role in SPLITS)
+
+
+def test_marked_boxes_are_refined_all_the_same(tmp_path):
+    data = BoxDataModule(str(marked_set(tmp_path)))
+    data.setup("predict")
+    assert len(data.source.splits["predict"]) == 20
+    assert not any(data.rough.reasons)
+
+
+def test_what_is_marked_shares_no_proposals(tmp_path):
+    root = marked_set(tmp_path, [(0, 1)])
+    rows = [f"JPEGImages/p{n}.png,{n},5,{n + 20},30,cell" for n in range(10)]
+    write(root, {"rough.csv": csv_of(*rows, header="image,xmin,ymin,xmax,ymax,label")})
+    data = BoxDataModule(str(root), proposals="rough.csv", matching=Matching(min_iou=0.3))
+    assert [len(data.source.splits[role]) for role in SPLITS] == [6, 1, 1]
+
+
+def test_a_split_of_marked_boxes_alone_is_refused(tmp_path):
+    root = marked_set(tmp_path)
+    path = root / "Annotations/p8.xml"
+    path.write_text(path.read_text().replace("</name><bnd", "</name><difficult>1</difficult><bnd"))
+    with pytest.raises(BadInput, match=r"the val split has no boxes left.*2 not kept.*use_marked"):
+        _ = BoxDataModule(str(root)).source

@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from lightning_bbox.annotations.formats.format import (
+    DIFFICULT,
+    IGNORED,
     NO_BOX,
     Along,
     Convention,
@@ -34,7 +36,7 @@ from lightning_bbox.annotations.formats.json import (
     skip,
     take,
 )
-from lightning_bbox.annotations.formats.texts import argument, whole_text
+from lightning_bbox.annotations.formats.texts import argument, is_set, whole_text
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.geometry.boxes import xywh_to_xyxy, xyxy_to_xywh
 
@@ -182,9 +184,14 @@ def _record(
     problem = problem or turned_by(_turn(entry))
     if entry.get("iscrowd") in (1, True):
         problem = problem or "is a crowd (iscrowd=1), not one object"
+    told = entry.get("attributes")
+    flags = [entry, told if isinstance(told, dict) else {}]  # CVAT and Datumaro have the latter
+    ignored = any(is_set(each.get("ignore")) for each in flags)
+    mark = IGNORED if ignored else ""
+    mark = DIFFICULT if any(is_set(each.get("difficult")) for each in flags) else mark
     has_polygon = bool(outlines) and not outline and not _sides(outlines, values)
     problem, score = problem or fault, _score(entry, place)
-    record = Record(place, values, label, file, number, problem, score, outline)
+    record = Record(place, values, label, file, number, problem, score, outline, mark)
     return record, has_polygon
 
 

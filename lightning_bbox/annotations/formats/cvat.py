@@ -7,6 +7,8 @@ from xml.etree.ElementTree import Element  # the type only: parsing goes through
 
 from lightning_bbox.annotations.formats.format import (
     CORNERS,
+    DIFFICULT,
+    IGNORED,
     NO_BOX,
     Convention,
     Format,
@@ -18,7 +20,7 @@ from lightning_bbox.annotations.formats.format import (
     shifted,
     turned_by,
 )
-from lightning_bbox.annotations.formats.texts import parse_number
+from lightning_bbox.annotations.formats.texts import is_set, parse_number
 from lightning_bbox.annotations.formats.voc import is_cvat
 from lightning_bbox.annotations.formats.xml import nodes_below, parse_xml, walk_xml, xml_encoding
 from lightning_bbox.core.errors import BadInput
@@ -71,7 +73,8 @@ def _pictures(tree: Element, file: str) -> list[Picture]:
             if not label:
                 raise BadInput.at(where, "has no label", "give it one")
             values, fault, outline = _box(shape, where)
-            record = Record(where, values, label, file, number, fault, outline=outline)
+            mark = _mark(shape)
+            record = Record(where, values, label, file, number, fault, outline=outline, mark=mark)
             own.records.append(record)
     return [*pictures.values()]
 
@@ -128,6 +131,14 @@ def _box(shape: Element, place: str) -> tuple[tuple[float, float, float, float],
             xs, ys = numbers[::2], numbers[1::2]
             return (min(xs), min(ys), max(xs), max(ys)), "", "a polygon"
     return NO_BOX, turned or f"is a <{shape.tag}>, which is no box", ""
+
+
+def _mark(shape: Element) -> str:
+    """Return how an attribute marks a shape, as those that CVAT makes of VOC's."""
+    flags = {each.get("name"): each.text for each in shape.iterfind("attribute")}
+    if is_set(flags.get("difficult")):
+        return DIFFICULT
+    return IGNORED if is_set(flags.get("ignore")) else ""
 
 
 def _spots(text: str) -> list[Spots]:

@@ -19,6 +19,9 @@ from lightning_bbox.annotations.splits import Split
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 NO_BOX = (math.nan, math.nan, math.nan, math.nan)
 """The numbers of what has none."""
+DIFFICULT = "is marked difficult"
+IGNORED = "is marked to be ignored"
+"""How annotators mark boxes that a model isn't to learn from, in words that follow "the box"."""
 Span = tuple[int, int]
 Units = Literal["pixels", "fraction"]
 """What numbers are stated in: pixels, or fractions of the picture."""
@@ -39,6 +42,7 @@ class Record(NamedTuple):
         score: A detector's score, NaN where the file states none.
         outline: What it is the box around, such as "a polygon", where the file holds no box: it
             trains, but isn't written.
+        mark: How its annotator marked it, `DIFFICULT` or `IGNORED`; or nothing.
     """
 
     place: str
@@ -49,6 +53,7 @@ class Record(NamedTuple):
     fault: str = ""
     score: float = math.nan
     outline: str = ""
+    mark: str = ""
 
 
 class Spots(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lightning_bbox.annotations.formats.format import (
     CORNERS,
+    DIFFICULT,
     NO_BOX,
     Along,
     Convention,
@@ -28,7 +29,7 @@ from lightning_bbox.annotations.formats.json import (
     spotted_json,
     take,
 )
-from lightning_bbox.annotations.formats.texts import whole_text
+from lightning_bbox.annotations.formats.texts import is_set, whole_text
 
 _SAME = 0.01  # pixels between two coordinates that are meant to be one
 
@@ -59,7 +60,8 @@ def _picture(root: Path, file: str) -> Picture:
         place = f"{file}: shape {number + 1}"
         label = whole_text(take(as_object(entry, place), "label", str, place).strip(), place)
         corners, fault, outline, _ = _shape(entry)
-        record = Record(place, corners, label, file, number, fault, outline=outline)
+        mark = DIFFICULT if is_set(entry.get("difficult")) else ""  # X-AnyLabeling's
+        record = Record(place, corners, label, file, number, fault, outline=outline, mark=mark)
         picture.records.append(record)
     return picture
 

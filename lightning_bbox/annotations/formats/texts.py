@@ -15,6 +15,7 @@ _NUMBER = re.compile(
     r"[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE
 )
 
+_SET = ("1", "1.0", "true", "yes")
 _EXACT = 16  # digits that a float holds
 
 _OPTIONS = {"root": "--data.root", "group_pattern": "--data.splits.group_pattern"}
@@ -95,6 +96,19 @@ def parse_number(text: str, name: str, place: str) -> float:
     if not _NUMBER.fullmatch(text):
         raise BadInput.at(place, f"{name} is {reprlib.repr(text)}, not a number", "correct it")
     return int(text) if len(text) < _EXACT and text.lstrip("+-").isdigit() else float(text)
+
+
+def is_set(value: object) -> bool:
+    """Tell whether a flag is set, as files of all kinds write it.
+
+    Args:
+        value: What the file has: a text, a number, a truth value or nothing.
+
+    Examples:
+        >>> [is_set(value) for value in ("1", 1, True, " true", "0", None, "Unspecified")]
+        [True, True, True, True, False, False, False]
+    """
+    return str(value).strip().casefold() in _SET
 
 
 def whole_text(text: str, place: str) -> str:

@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element  # the type only: parsing goes through
 
 from lightning_bbox.annotations.formats.format import (
     CORNERS,
+    DIFFICULT,
     NO_BOX,
     Convention,
     Format,
@@ -20,7 +21,7 @@ from lightning_bbox.annotations.formats.format import (
     shifted,
     turned_by,
 )
-from lightning_bbox.annotations.formats.texts import argument, parse_number
+from lightning_bbox.annotations.formats.texts import argument, is_set, parse_number
 from lightning_bbox.annotations.formats.xml import parse_xml, walk_xml, xml_encoding
 from lightning_bbox.core.errors import BadInput
 
@@ -113,7 +114,8 @@ def _picture(root: Path, file: str) -> Picture:
         if (box := node.find("bndbox")) is not None:
             xmin, ymin, xmax, ymax = (_number(box, tag, place) for tag in CORNERS)
             values = xmin, ymin, xmax, ymax
-        picture.records.append(Record(place, values, label, file, number, fault))
+        mark = DIFFICULT if is_set(node.findtext("difficult")) else ""
+        picture.records.append(Record(place, values, label, file, number, fault, mark=mark))
     return picture
 
 

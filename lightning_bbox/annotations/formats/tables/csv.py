@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lightning_bbox.annotations.formats.format import (
     CORNERS,
+    DIFFICULT,
+    IGNORED,
     Convention,
     Format,
     Listing,
@@ -28,7 +30,7 @@ from lightning_bbox.annotations.formats.tables.sheet import (
     picture_of,
     table_rows,
 )
-from lightning_bbox.annotations.formats.texts import argument, parse_number
+from lightning_bbox.annotations.formats.texts import argument, is_set, parse_number
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import (
     cxcywh_to_xyxy,
@@ -48,6 +50,8 @@ _STRONG = SYNONYMS | {
     "y": ("y", "bbox_y", "box_y", "bb_top"),
     "cx": ("cx", "x_center", "xcenter", "center_x", "centerx", "x_centre", "centre_x"),
     "cy": ("cy", "y_center", "ycenter", "center_y", "centery", "y_centre", "centre_y"),
+    "difficult": ("difficult", "is_difficult"),
+    "ignore": ("ignore", "ignored", "is_ignored"),
     "image_width": ("image_width", "img_width", "imagewidth"),
     "image_height": ("image_height", "img_height", "imageheight"),
 }
@@ -138,7 +142,9 @@ def _record(row: Row, file: str, fields: Sequence[str]) -> Record:
     stated = row.cells.get("score")
     score = parse_number(stated, "score", row.place) if stated else math.nan
     values = first, second, third, fourth
-    return Record(row.place, values, label_of(row), file, row.number, score=score)
+    mark = IGNORED if is_set(row.cells.get("ignore")) else ""
+    mark = DIFFICULT if is_set(row.cells.get("difficult")) else mark
+    return Record(row.place, values, label_of(row), file, row.number, score=score, mark=mark)
 
 
 def _stated_size(cells: Mapping[str, str]) -> tuple[str, str] | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from lightning_bbox.annotations.formats.format import (
+    IGNORED,
     Convention,
     Format,
     Listing,
@@ -112,11 +113,11 @@ def _record(
     pairs = zip(cells[2:6], _FIELDS, strict=True)
     x, y, width, height = (parse_number(cell, name, place) for cell, name in pairs)
     flag = parse_number(cells[6], "the seventh number", place) if len(cells) > 6 else math.nan
-    ignored = _is_truth(file) and flag == 0
-    fault = "is to be ignored (its seventh number is 0)" if ignored else ""
+    mark = IGNORED if _is_truth(file) and flag == 0 else ""
     score = math.nan if _is_truth(file) else flag
     label = _label(cells[7] if len(cells) > 7 else "-1", place, labels)
-    return Record(place, (x, y, width, height), label, file, number, fault, score), int(frame)
+    record = Record(place, (x, y, width, height), label, file, number, score=score, mark=mark)
+    return record, int(frame)
 
 
 def _label(cell: str, place: str, labels: Sequence[str]) -> str:
