@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,10 @@ _PICTURE_FOLDERS = ("JPEGImages", "images", "data")
 _EXACT = "as it is named"
 _TAIL, _NAME = "by the end of its path", "by its bare name"
 _UPLOADED = "by its name without what Label Studio puts before it"
+_SUFFIX = "with another suffix"
+_STATED = "as their annotation files state, whose own names are others"
+_OWN = "by the name of their annotation files, which state another"
+_SAME_SUFFIXES = ({".jpeg", ".jpg", ".jpe", ".jfif"}, {".tiff", ".tif"})
 _OF_LABEL_STUDIO = re.compile(r"^[0-9a-f]{8}-")
 
 
@@ -48,8 +52,10 @@ class PictureFinder:
 
     What isn't there is looked for on a ladder, each rung of which is told once with a count: in the
     other of these folders; with slashes for backslashes; without percent-encoding; in another
-    Unicode form; in other letter case; by the longest common end of its path, anywhere in the root
-    or in `images`; by its bare name. Two candidates on a rung are refused.
+    Unicode form; in other letter case; with another suffix of the same format, such as jpg for
+    jpeg; by the longest common end of its path, anywhere in the root or in `images`; by its bare
+    name. Two candidates on a rung are refused. So are a picture that bears an annotation file's own
+    name and another one that it states, unless that other one has a file of its own.
 
     Args:
         root: Folder of the data set.
@@ -75,6 +81,7 @@ class PictureFinder:
         self._below: _Index | None = None
         self._known: dict[str, str] = {}  # folders of pictures, tidied, that are inside
         self._rungs: dict[str, list[str]] = {}  # what was found on which
+        self._files: Set[str] = set()  # annotation files that are one a picture, without suffix
         self.missing: list[Picture] = []
 
     def find(self, pictures: Iterable[Picture]) -> dict[str, Picture]:
@@ -91,6 +98,8 @@ class PictureFinder:
             BadInput: If a picture may be any of several, lies outside the root or is listed twice.
         """
         found: dict[str, Picture] = {}
+        pictures = [*pictures]
+        self._files = {posixpath.splitext(picture.file)[0] for picture in pictures if self._by_stem}
         for picture in pictures:
             path, rung = self._path(picture)
             if path is None:
@@ -102,7 +111,7 @@ class PictureFinder:
                     problem = f"is {path} ({rung}), and so is {found[path].place}"
                 raise BadInput.at(picture.place, problem, "keep one of the two")
             if rung != _EXACT:
-                self._rungs.setdefault(rung, []).append(f"{path} for {_stated(picture)!r}")
+                self._rungs.setdefault(rung, []).append(f"{path} for {picture.stated!r}")
             named = None if self._by_stem else split_in_name(picture.file)
             split = picture.split or named or split_of(picture.file, path)
             found[path] = replace(picture, split=split)
@@ -116,7 +125,7 @@ class PictureFinder:
         ]
         if self.missing:
             boxes = sum(len(picture.records) for picture in self.missing)
-            names = listed([repr(_stated(picture)) for picture in self.missing])
+            names = listed([repr(picture.stated) for picture in self.missing])
             lost = f"{_counted(len(self.missing), 'picture')} and {_counted(boxes, 'box')}"
             notes.append(f"missing and left out: {lost} in {names}")
         return notes
@@ -142,7 +151,7 @@ class PictureFinder:
         for picture in self.missing:
             folder = self._folder(picture)
             looked_in |= dict.fromkeys(self._candidates(picture) if folder is None else [folder])
-        names = [_stated(picture) for picture in self.missing]
+        names = [picture.stated for picture in self.missing]
         where = f"in {listed([folder or '.' for folder in looked_in])}"
         problem, entry = f"there is no picture {names[0]!r} {where}", "it, correct the entry"
         if (among := len(names) + len(found)) > 1:
@@ -162,6 +171,8 @@ class PictureFinder:
         paths, rung = [posixpath.join(folder or "", name) for name in names], _EXACT
         if not paths:
             paths, rung = self._climb(picture)
+        elif self._by_stem and picture.name:
+            rung = _rung_by_stem(picture, names[0])
         if not paths:
             return None, rung
         if len(paths) > 1:
@@ -171,7 +182,7 @@ class PictureFinder:
             problem = f"its picture may be any of {shown}{where}"
             remedy = "keep one of them"
             if rung != _EXACT:
-                problem = f"{_stated(picture)!r} may be any of {shown} ({rung})"
+                problem = f"{picture.stated!r} may be any of {shown} ({rung})"
                 remedy = f"{remedy}, write its path, or name the folder with {argument('images')}"
             raise BadInput.at(picture.place, problem, remedy)
         return self._inside(paths[0], picture.place), rung
@@ -220,7 +231,8 @@ class PictureFinder:
         *above, name = _parts(form)
         stated = () if self._by_stem else self._below.stated_folders(above, folders)
         split = usual_split(split_of(form))
-        for own, rung in ((name, _NAME), (_OF_LABEL_STUDIO.sub("", name), _UPLOADED)):
+        uploaded = _OF_LABEL_STUDIO.sub("", name)
+        for own, rung in ((name, _NAME), (uploaded, _UPLOADED), (_suffixed(name), _SUFFIX)):
             hits: dict[str, int] = {}
             for path in self._below.named(own):
                 here = usual_split(split_of(path))
@@ -268,6 +280,8 @@ class PictureFinder:
         stated = PurePosixPath(picture.name.replace("\\", "/"))
         named = [name for name in stems.get(stated.stem, []) if name == stated.name]
         if own and not set(named) <= set(own):
+            if posixpath.join(posixpath.dirname(picture.file), stated.stem) in self._files:
+                return own  # the other one is spoken of by a file of its own
             problem = f"names the picture {stated.name!r}, but {own[0]!r} bears its own name"
             raise BadInput.at(picture.place, problem, "correct its filename")
         return named or own
@@ -282,12 +296,19 @@ class PictureFinder:
         return self._names[folder]
 
 
+def _rung_by_stem(picture: Picture, name: str) -> str:
+    """Say how a picture was found by its annotation file's own name, or by the one that states."""
+    own, there = _folded(PurePosixPath(picture.file).stem), PurePosixPath(_folded(name))
+    stated = PurePosixPath(_folded(picture.name.replace("\\", "/")))
+    if own not in (there.stem, there.name):
+        return _STATED
+    if own not in (stated.stem, stated.name):
+        return _OWN
+    return _SUFFIX if is_picture(stated.name) and stated.name != there.name else _EXACT
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun == 'box' else 's'}"
-
-
-def _stated(picture: Picture) -> str:
-    return picture.name or PurePosixPath(picture.file).stem
 
 
 def _same(text: str) -> str:
@@ -302,6 +323,14 @@ def _folded(text: str) -> str:
     return _composed(_composed(text).casefold())
 
 
+def _suffixed(text: str) -> str:
+    """Fold a path, and put one suffix in the place of all that mean the same format."""
+    stem, suffix = posixpath.splitext(_folded(text))
+    return next(
+        (f"{stem}.*{min(same)}" for same in _SAME_SUFFIXES if suffix in same), stem + suffix
+    )
+
+
 def _rungs(name: str) -> Iterator[tuple[str, str, Callable[[str], str]]]:
     """Yield what each rung of a name is called, the name there, and how names are compared."""
     slashed = name.replace("\\", "/")
@@ -311,6 +340,7 @@ def _rungs(name: str) -> Iterator[tuple[str, str, Callable[[str], str]]]:
     yield "without percent-encoding", decoded, _same
     yield "in another Unicode form", decoded, _composed
     yield "in other letter case", decoded, _folded
+    yield _SUFFIX, decoded, _suffixed
 
 
 def _climbs_out(form: str) -> bool:
@@ -346,7 +376,7 @@ class _Index:
         self._named: dict[str, list[str]] = {}
         for path in self._paths:
             name = PurePosixPath(path)
-            for key in {_folded(name.name), _folded(name.stem)}:
+            for key in {_folded(name.name), _folded(name.stem), _suffixed(name.name)}:
                 self._named.setdefault(key, []).append(path)
 
     def equal(self, paths: Iterable[str], fold: Callable[[str], str]) -> list[str]:

@@ -31,6 +31,7 @@ from lightning_bbox.annotations.pictures import PictureFinder
 from lightning_bbox.annotations.split_files import pictures_named, with_stated_splits
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.annotations.validity import (
+    LEFT_OUT,
     box_faults,
     refuse_fractions,
     refuse_other_meaning,
@@ -158,7 +159,8 @@ def read_annotations(
     note += table.note
     if repeated := _repeated(table):
         note += f"; boxes that are there twice are used twice: {listed(repeated)}"
-    return replace(table, groups=groups, note=note, files=tuple(files))
+    missing = tuple(sentence for each in finder.missing for sentence in _missing(each))
+    return replace(table, groups=groups, note=note, files=tuple(files), missing=missing)
 
 
 def _headers(
@@ -172,6 +174,17 @@ def _headers(
     if problems:
         raise BadInput.all_of(problems)
     return [header for header in read.values() if isinstance(header, Header)]
+
+
+def _missing(picture: Picture) -> list[str]:
+    """Say of each box of a picture that isn't there, or of one without boxes, that it is left out."""
+    name = picture.stated
+    if not picture.records:
+        return [f"{picture.place}: the picture {name!r} isn't there{LEFT_OUT}"]
+    return [
+        f"{record.place}: the box is in {name!r}, which isn't there{LEFT_OUT}"
+        for record in picture.records
+    ]
 
 
 def _size(path: Path) -> int:

@@ -58,6 +58,8 @@ class BoxTable:
         scores: A detector's score of each box, NaN where the files state none.
         marks: How each box is marked, such as "is marked difficult", or nothing; none at all where
             the boxes don't come from files.
+        missing: One sentence for each box whose picture isn't there, and for each such picture
+            without boxes.
     """
 
     root: Path
@@ -81,6 +83,12 @@ class BoxTable:
     turns: Mapping[str, int] = field(default_factory=dict)
     scores: Float64[Tensor, "boxes"] | None = None
     marks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def not_read(self) -> tuple[str, ...]:
+        """One sentence for each box left out, whether it is invalid or its picture missing."""
+        return (*self.skipped, *self.missing)
 
     @classmethod
     def from_arrays(

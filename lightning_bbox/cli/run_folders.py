@@ -26,7 +26,10 @@ _WRITTEN = {
     "fit": ("data.png", "law.json", "skipped.txt", "crops.png", "test_errors.npz"),
     "validate": ("law.json", "skipped.txt"),
     "test": ("law.json", "skipped.txt", "crops.png", "test_errors.npz"),
-    "predict": ("refined", "before", "law.json", "unchanged.txt", "changes.png", "review.html"),
+    "predict": (
+        *("refined", "before", "law.json", "skipped.txt", "unchanged.txt"),
+        *("changes.png", "review.html"),
+    ),
     "probe": ("probe.md", "probe.png"),
 }
 """What a command would write over, beside its results and settings."""

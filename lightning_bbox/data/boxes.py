@@ -155,7 +155,8 @@ class BoxDataModule(CropDataModule):
                 ids=tuple(table.ids[at] for at in truths.tolist()),
             )
         law, told = _how_off(splits["train"])
-        return Source(store, splits, table.classes, (table.note, *notes, *given.notes, *told), law)
+        said = table.note, *notes, *given.notes, *told
+        return Source(store, splits, table.classes, said, law, table.missing)
 
     def _given(self, table: BoxTable) -> "_Given":
         """Match the proposals that are given to true boxes, or take each of these once."""

@@ -87,6 +87,7 @@ class Source:
         classes: Names of the labels.
         notes: Sentences a person should read before trusting the data.
         law: How the training proposals are off, where they are given and enough to tell.
+        missing: One sentence for each box whose picture isn't there.
     """
 
     store: ImageStore | PictureFiles
@@ -94,6 +95,12 @@ class Source:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     law: DisplacementLaw | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def skipped(self) -> list[str]:
+        """One sentence for each box that was left out, of whatever split."""
+        return [*(each for items in self.splits.values() for each in items.skipped), *self.missing]
 
 
 class Samples(NamedTuple):

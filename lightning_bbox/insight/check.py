@@ -182,6 +182,8 @@ def _skipped(data: BoxDataModule, table: BoxTable, source: Source | None) -> lis
     if table.skipped:
         count = len(table.skipped)
         lines.append(f"{count} invalid {_plural('box', count)} (listed under Faults)")
+    if table.missing and data.reading.on_missing == "skip":
+        lines.append(f"{len(table.missing)} whose picture isn't there (listed under Faults)")
     kept = table.of_min_size(data.min_size)
     if data.classes and set(data.classes) <= set(table.classes):
         kept = kept.of_classes(data.classes)
@@ -391,6 +393,10 @@ def _faults(table: BoxTable, broken: Sequence[str]) -> Section:
         lines.append(f"{len(found):,} {_plural('box', len(found))}: {kind}")
         lines += [f"  {sentence}" for sentence in found[:_SAMPLED]]
         lines += [f"  and {len(found) - _SAMPLED:,} more"] * (len(found) > _SAMPLED)
+    if table.missing:
+        lines.append(f"{len(table.missing):,} whose picture isn't there")
+        lines += [f"  {one.removesuffix(LEFT_OUT)}" for one in table.missing[:_SAMPLED]]
+        lines += [f"  and {len(table.missing) - _SAMPLED:,} more"] * (len(table.missing) > _SAMPLED)
     if broken:
         lines.append(f"{len(broken):,} {_plural('picture', len(broken))} that can't be decoded")
         lines += [f"  {one}" for one in broken[:_SAMPLED]]

@@ -53,6 +53,7 @@ from lightning_bbox.refinement.reviewing.review_page import (
     refuse_most,
     write_review,
 )
+from lightning_bbox.reports.callbacks import list_skipped
 from lightning_bbox.reports.sheets import draw_changes
 
 _MOST_DRAWN = 48
@@ -64,7 +65,8 @@ class PredictionFiles(pl.Callback):
 
     The copies lie in `refined/`, laid out as the originals. `changes.csv` has a line for each box,
     `changes.png` shows the largest changes, `review.html` lets a person decide on each, and
-    `unchanged.txt` says which boxes stay and why. What the files had before is kept in `before/`
+    `unchanged.txt` says which boxes stay and why, `skipped.txt` which of them are invalid or in
+    pictures that aren't there. What the files had before is kept in `before/`
     where they are overwritten, and `overwritten.json` says which is which.
 
     Args:
@@ -123,11 +125,12 @@ class PredictionFiles(pl.Callback):
         found, gains, sentence = self._weigh(rough, pl_module, data.geometry)
         boxes, stds, reasons = self._outcome(rough, found, data.geometry)
         boxes = self._rounded(rough, boxes, reasons)
-        unchanged = [sentence.removesuffix(LEFT_OUT) for sentence in table.skipped]
+        unchanged = [sentence.removesuffix(LEFT_OUT) for sentence in table.not_read]
         unchanged += [f"{name}: {r}" for name, r in zip(table.ids, reasons, strict=True) if r]
         text = "".join(f"{sentence}; left as it is\n" for sentence in unchanged)
         # First, for it tells that what is beside it is no data, even where a run is killed.
         write_atomically(self.folder / "unchanged.txt", encoded(text))
+        list_skipped(self.folder, table.not_read)
         refined = write_boxes(table, boxes, self.folder / "refined", self.decimals)
         if self.overwrite:
             self._overwrite(rough, refined)

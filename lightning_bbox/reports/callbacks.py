@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,18 @@ def is_of_a_run(config: Path) -> bool:
     """
     with config.open("rb") as file:
         return file.read(len(_HEADER)) == _HEADER.encode()
+
+
+def list_skipped(folder: Path, skipped: Sequence[str]) -> None:
+    """List the boxes that were skipped in the folder of a run, and say so; nothing where none was.
+
+    Args:
+        folder: The folder.
+        skipped: A sentence for each.
+    """
+    if skipped:
+        write_atomically(folder / "skipped.txt", encoded("\n".join(skipped) + "\n"))
+        say(f"skipped boxes are listed in {folder / 'skipped.txt'}")
 
 
 class RunReport(pl.Callback):
@@ -159,13 +171,10 @@ class RunReport(pl.Callback):
         make_folder(self.folder)
         lines = [*data.source.notes, *data.describe()]
         say("\n".join(lines))
-        skipped = [sentence for items in data.source.splits.values() for sentence in items.skipped]
         if data.source.law is not None:
             data.source.law.save(self.folder / "law.json")
             say(f"the law of the proposals: {self.folder / 'law.json'}")
-        if skipped:
-            write_atomically(self.folder / "skipped.txt", encoded("\n".join(skipped) + "\n"))
-            say(f"skipped boxes are listed in {self.folder / 'skipped.txt'}")
+        list_skipped(self.folder, data.source.skipped)
         return lines
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -47,6 +47,9 @@ LADDER = {
     "an upload": ("/data/upload/1/0a1b2c3d-a.png", ["sub/a.png"], "sub/a.png",
         "without what Label Studio puts before it"),
     "deeper": ("a.png", ["some/where/a.png"], "some/where/a.png", "by its bare name"),
+    "jpg for jpeg": ("a/b.jpeg", ["a/b.jpg", "c/b.jpg"], "a/b.jpg", "with another suffix"),
+    "jpeg for JPG": ("a/b.JPG", ["a/b.jpeg"], "a/b.jpeg", "with another suffix"),
+    "tiff for tif, deeper": ("b.tif", ["c/b.tiff"], "c/b.tiff", "with another suffix"),
 }  # fmt: skip
 
 
@@ -75,6 +78,8 @@ REFUSED = {
     "two of a tail": (
         "/x/in/a.png", ["one/in/a.png", "two/in/a.png"], "any of one/in/a.png, two/in/a.png (by"),
     "two letter cases": ("A.PNG", ["a.PNG", "a.png"], "any of a.PNG, a.png (in other letter"),
+    "two suffixes of a format": ("a.jpeg", ["a.jpg", "a.jfif"], "any of a.jfif, a.jpg (with ano"),
+    "another format": ("a.png", ["a.jpg"], "there is no picture 'a.png'"),
     "two suffixes": ("a", ["a.png", "a.jpg"], "any of a.jpg, a.png (by its name without"),
     "it isn't where it is said to be": (
         "left/a.png", ["left/b.png", "right/a.png"], "there is no picture 'left/a.png'"),
@@ -168,6 +173,11 @@ def test_missing_pictures_are_left_out_with_their_boxes_if_asked_for(tmp_path):
     table = found(tmp_path, {"b.csv": csv_of(*rows), "a.png": P}, on_missing="skip")
     assert (table.images, table.boxes.tolist()) == (("a.png",), [[1, 1, 20, 20]])
     assert "missing and left out: 2 pictures and 3 boxes in 'b.png', 'c.png'" in table.note
+    assert table.missing == (
+        "b.csv:3: the box is in 'b.png', which isn't there; left out",
+        "b.csv:4: the box is in 'b.png', which isn't there; left out",
+        "b.csv:5: the box is in 'c.png', which isn't there; left out",
+    )
     (tmp_path / "a.png").unlink()
     with pytest.raises(BadInput, match="3 of 3 pictures are not in"):
         read_annotations(tmp_path, on_missing="skip")
@@ -181,6 +191,28 @@ def test_suffixes_are_those_that_pillow_knows():
 def test_vocs_stated_name_is_found_in_other_words(tmp_path):
     files = {"Annotations/x.xml": voc("PICS\\a.PNG", P, ("cell", (1, 1, 9, 9))), "pics/a.png": P}
     assert found(tmp_path, files).images == ("pics/a.png",)
+
+
+def vocs(**stated):
+    return {f"{stem}.xml": voc(name, P, ("cell", (1, 1, 9, 9))) for stem, name in stated.items()}
+
+
+def test_a_picture_named_otherwise_by_its_annotation_file_is_told(tmp_path):
+    """A renamed pair, a file that was copied from another, and one of another name and suffix."""
+    files = vocs(a="a.png", b="gone.png", c="a.png", d="d.jpeg", e="other.png", f="f")
+    pictures = ["a.png", "b.png", "c.png", "d.png", "other.png", "f.png"]
+    table = found(tmp_path, files | dict.fromkeys(pictures, P), annotations=".")
+    assert table.images == tuple(pictures)
+    own = "2 pictures found by the name of their annotation files, which state another, such as b."
+    assert f"{own}png for 'gone.png'" in table.note
+    assert "names are others, such as other.png for 'other.png'" in table.note
+    assert "1 picture found with another suffix, such as d.png for 'd.jpeg'" in table.note
+    assert table.note.count(" found ") == 3
+
+
+def test_a_picture_that_two_annotation_files_may_mean_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"^b.xml: names the picture 'a.png', but 'b.png' bears"):
+        found(tmp_path, vocs(b="a.png") | dict.fromkeys(["a.png", "b.png"], P))
 
 
 def test_many_pictures_are_found_by_their_ends_in_little_time(tmp_path):

@@ -243,7 +243,7 @@ def test_a_run_writes_over_no_file_of_a_folder_that_is_no_run_s(name, tmp_path, 
     ("command", "name"),
     [
         *[("predict", name) for name in ("refined/a.csv", "before/a.csv", "law.json")],
-        *[("predict", name) for name in ("unchanged.txt", "review.html")],
+        *[("predict", name) for name in ("unchanged.txt", "skipped.txt", "review.html")],
         *[("validate", "skipped.txt"), ("test", "crops.png"), ("probe", "probe.png")],
     ],
 )

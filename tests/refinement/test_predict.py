@@ -121,6 +121,19 @@ def test_the_runs_own_configuration_gives_the_same_files_to_the_byte(run, write_
     assert files_of(root.parent / "own") == first
 
 
+def test_boxes_whose_picture_is_missing_are_listed_and_stay(run, write_set, capsys):
+    root = write_set("csv")
+    file = root / "boxes.csv"
+    file.write_text(f"{file.read_text()}\ncell;9;1;1;9;gone.png;")
+    line = file.read_text().count("\n") + 1
+    folder = predict(run, root, "out", "--data.reading.on_missing=skip")
+    said = f"boxes.csv:{line}: the box is in 'gone.png', which isn't there"
+    assert (folder / "skipped.txt").read_text() == f"{said}; left out\n"
+    assert f"{said}; left as it is" in unchanged(folder)
+    assert (folder / "refined/boxes.csv").read_text().endswith("\ncell;9;1;1;9;gone.png;")
+    assert f"skipped boxes are listed in {folder / 'skipped.txt'}" in capsys.readouterr().out
+
+
 @pytest.fixture
 def many(write_set, monkeypatch):
     """Sixty boxes in six pictures."""

@@ -7,7 +7,7 @@ edges, once, when the size of the picture is known.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -92,6 +92,11 @@ class Picture:
     group: str = ""
     records: list[Record] = field(default_factory=list)
     from_root: bool = False
+
+    @property
+    def stated(self) -> str:
+        """Its name as stated, or the stem of its file."""
+        return self.name or PurePosixPath(self.file).stem
 
 
 class Listing(NamedTuple):
