@@ -14,10 +14,12 @@ import pytest
 import torch
 import yaml
 
+from lightning_bbox.cli.arguments import resolve
 from lightning_bbox.cli.exporting import export_parser
 from lightning_bbox.cli.main import main
 from lightning_bbox.cli.run import rehearse
 from lightning_bbox.core.messages import plain_warnings
+from lightning_bbox.insight.check_files import check_parser
 from lightning_bbox.insight.cross_fit import audit_parser
 from lightning_bbox.insight.diagnosis.command import diagnose_parser
 from lightning_bbox.refinement.reviewing.apply import apply_parser
@@ -125,6 +127,9 @@ def refuse_unless_it_may_begin(words):
         words = ["fit", *study.arguments(study.runs()[0], [])]
     if words[0] == "audit":
         own, options = audit_parser().parse_known_args(words[1:])
+        words = ["fit", *(f"--config={config}" for config in own.config), *options]
+    if words[0] == "check":
+        own, options = check_parser().parse_known_args(resolve(words)[1:])
         words = ["fit", *(f"--config={config}" for config in own.config), *options]
     if words[0] == "diagnose":
         own, options = diagnose_parser().parse_known_args(words[1:])

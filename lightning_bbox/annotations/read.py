@@ -177,7 +177,7 @@ def _headers(
 
 
 def _missing(picture: Picture) -> list[str]:
-    """Say of each box of a picture that isn't there, or of one without boxes, that it is left out."""
+    """Say that each box of a missing picture is left out, or that the picture is."""
     name = picture.stated
     if not picture.records:
         return [f"{picture.place}: the picture {name!r} isn't there{LEFT_OUT}"]

@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_bbox.annotations.write import Decimals
+from lightning_bbox.cli.arguments import OPTIONS_OF
 from lightning_bbox.cli.processes import (
     PATIENCE,
     end_launched,
@@ -22,6 +23,7 @@ from lightning_bbox.cli.processes import (
 )
 from lightning_bbox.cli.run_folders import Begun
 from lightning_bbox.cli.second_look import SecondLook, refuse_second, train_second
+from lightning_bbox.cli.wrong_options import OneSentenceParser
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import expanded
 from lightning_bbox.core.messages import say
@@ -46,6 +48,11 @@ from lightning_bbox.reports.callbacks import (
 )
 from lightning_bbox.reports.loggers import EventLog, LoggedReport
 
+_OWN = {"help", "config", "name", "runs", "ckpt_path"}
+_OTHERS = (
+    "--data.root DIR names the folder of the data set. All options of fit may be given too: "
+    "`lightning-bbox fit --help` lists them."
+)
 HARDLY_BETTER = 0.8
 """Share of predict-mean's error above which a training has hardly learned anything."""
 
@@ -79,7 +86,7 @@ class BoxCLI(LightningCLI):
         subcommand: str,
         **kwargs: Any,  # noqa: ANN401 (Lightning's)
     ) -> LightningArgumentParser:
-        """Add what `predict` alone takes, and tell the Trainer's own options last."""
+        """Add what `predict` alone takes; tell all options for `fit`, for others their own."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             parser.add_argument(
@@ -115,9 +122,16 @@ class BoxCLI(LightningCLI):
                 help="how many boxes review.html may have, the likeliest wrong; some 6 kB each, "
                 "0 for no page",
             )
-        groups = parser._action_groups
-        assert isinstance(groups, list)
-        groups.sort(key=lambda group: str(group.title).startswith("Lightning's Trainer"))
+        if subcommand == "fit":
+            groups = parser._action_groups
+            assert isinstance(groups, list)
+            groups.sort(key=lambda group: str(group.title).startswith("Lightning's Trainer"))
+        else:
+            assert isinstance(parser, OneSentenceParser)
+            parser.own_options = _OWN | set(OPTIONS_OF.get(subcommand, ()))
+            parser.epilog = _OTHERS
+            (checkpoint,) = (each for each in parser._actions if each.dest == "ckpt_path")
+            checkpoint.help = "the run to apply: its folder, or one of its checkpoints"
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -131,8 +145,9 @@ class BoxCLI(LightningCLI):
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
-            help="checkpoint to go on from, or to apply: a file, the folder of a run, or last or "
-            "best of the run of this name; `fit --resume FOLDER` goes on with all of a run's own",
+            help="checkpoint to apply, or for fit to go on from: the folder of a run, a file, or "
+            "last or best of the run of this name; `fit --resume FOLDER` goes on with all of a "
+            "run's own",
         )
         parser.add_argument(
             "--second",

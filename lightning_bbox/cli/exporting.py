@@ -1,6 +1,5 @@
 """The command `export`: its options, and what an exported model is compared on."""
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import get_args
@@ -9,6 +8,7 @@ from lightning_bbox.cli.arguments import options, resolve
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import expanded
 from lightning_bbox.core.messages import say
+from lightning_bbox.core.options import CommandParser
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.models.base import OffsetModel
@@ -64,12 +64,11 @@ def export_command(arguments: Sequence[str], prepare: Prepare) -> None:
     say("\n".join([*lines, f"the same in {output}{REPORT}"]))
 
 
-def export_parser() -> argparse.ArgumentParser:
+def export_parser() -> CommandParser:
     """Return what reads the options of `export` alone."""
-    parser = argparse.ArgumentParser(
-        prog="lightning-bbox export",
-        allow_abbrev=False,
-        description="Write a trained model as one graph that runs without this package: from a "
+    parser = CommandParser(
+        "export",
+        "Write a trained model as one graph that runs without this package: from a "
         "picture and rough boxes to refined ones. It is compared with the checkpoint on the test "
         "split of its run, and on odd cases, and kept only where the results are the same. Options "
         "of --data change where that split is read.",

@@ -136,9 +136,7 @@ def _carry_out(arguments: list[str], begun: Begun) -> int:
     elif arguments[0] == "check":
         from lightning_bbox.insight.check_files import check
 
-        cli = _lightning_cli(Rehearsal, arguments, begun)
-        config = cli.config["fit"]
-        check(cli.datamodule, config.runs, config.name)
+        check(resolve(arguments)[1:], prepare)
     else:
         _lightning_cli(BoxCLI, arguments, begun)
     return 0
@@ -148,8 +146,6 @@ def _lightning_cli(cli: type[BoxCLI], arguments: list[str], begun: Begun) -> Box
     words, moved = with_new_options(resolve(arguments))
     if moved:
         rank_zero_warn(told(moved))
-    if words[0] == "check":  # it takes what a fit takes, and would be made of it
-        words = ["fit", *words[1:]]
     words = _with_trained_model(words)
     return cli(
         OffsetModel,

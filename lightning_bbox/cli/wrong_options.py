@@ -4,7 +4,7 @@ import argparse
 import inspect
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -52,7 +52,26 @@ class WrongOption(argparse.ArgumentError):
 
 
 class OneSentenceParser(LightningArgumentParser):
-    """Refuse a command line or a config in one sentence that names the option and its value."""
+    """Refuse a command line or a config in one sentence that names the option and its value.
+
+    Attributes:
+        own_options: The options that the help tells, by the names of their values; None for all.
+    """
+
+    own_options: Set[str] | None = None
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """Tell a command's own options, where it says which these are."""
+        if self.own_options is None:
+            return super().format_help(formatter)
+        formatter = formatter or self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        formatter.start_section("options")
+        formatter.add_arguments([each for each in self._actions if each.dest in self.own_options])
+        formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise our own refusal where one is the cause, else say what is wrong with which option.

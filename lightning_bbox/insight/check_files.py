@@ -1,6 +1,7 @@
 """What a check leaves behind: the text, one page that needs nothing else, and two sheets."""
 
 import html
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from PIL import Image
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import encoded, expanded, make_folder, save_picture, write_atomically
 from lightning_bbox.core.messages import say
+from lightning_bbox.core.options import CommandParser
 from lightning_bbox.data.boxes import BoxDataModule
-from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.geometry.boxes import box_sizes
 from lightning_bbox.insight.check import Check, Section, check_data
+from lightning_bbox.insight.cross_fit import Prepare
 from lightning_bbox.reports.pages import page, picture_tag
 from lightning_bbox.reports.sheets import draw_data, draw_strangest
 from lightning_bbox.reports.tables import format_spaced
@@ -21,22 +23,23 @@ PAGE = "check.html"
 """The page, which tells that what is beside it is no data."""
 
 
-def check(data: CropDataModule, runs: str, name: str | None) -> None:
+def check(arguments: Sequence[str], prepare: Prepare) -> None:
     """Check a data set: print what was found, and write it into a folder of its own.
 
     Args:
-        data: The data module that a fit would have.
-        runs: Folder of all runs.
-        name: Name of this one; by default that of the data set with the time.
+        arguments: The command line after `check`; what it doesn't know goes to the data.
+        prepare: What makes the data module of a fit.
 
     Raises:
         BadInput: `fit` would refuse the data, or there is something in the folder.
     """
+    own, options = check_parser().parse_known_args(arguments)
+    data = prepare(["fit", *(f"--config={config}" for config in own.config), *options])
     if not isinstance(data, BoxDataModule):
         msg = f"check reads annotated pictures, not {type(data).__name__}; give --data.root DIR"
         raise BadInput(msg)
-    own = f"check-{data.root.resolve().name}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = expanded(runs) / (name or own)
+    usual = f"check-{data.root.resolve().name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = expanded(own.runs) / (own.name or usual)
     if folder.exists() and any(folder.iterdir()):
         msg = f"{folder}: holds something already; choose another --name"
         raise BadInput(msg)
@@ -46,6 +49,23 @@ def check(data: CropDataModule, runs: str, name: str | None) -> None:
     say(f"\nthe same, with pictures: {folder / PAGE}")
     if found.refusal:
         raise BadInput(found.refusal)
+
+
+def check_parser() -> CommandParser:
+    """Return what reads the options of `check` alone."""
+    parser = CommandParser(
+        "check",
+        "Say what a data set is and what is wrong with it, before anything is trained: its "
+        "annotations and how they are read, pictures, classes, boxes, splits, leaks, faults. Ends "
+        "with 2 where fit would refuse it.",
+        config="a configuration of fit, or preset:NAME, where its options of --data are wanted",
+        name="check-ROOT-TIME",
+    )
+    parser.epilog = (
+        "--data.root DIR names the folder of the data set. All options of fit may be given too: "
+        "`lightning-bbox fit --data.help BoxDataModule` lists those of the data."
+    )
+    return parser
 
 
 def write_check(found: Check, folder: Path) -> None:

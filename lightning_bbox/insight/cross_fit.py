@@ -1,6 +1,5 @@
 """The command `audit`: models that each leave out a share of the pictures, and judge that share."""
 
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -18,6 +17,7 @@ from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import alone_in, encoded, make_folder, write_atomically
 from lightning_bbox.core.messages import say
+from lightning_bbox.core.options import CommandParser
 from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.geometry.reliability import NORMAL, Reliability
@@ -109,26 +109,19 @@ def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) 
     say(f"\n{text}")
 
 
-def audit_parser() -> argparse.ArgumentParser:
+def audit_parser() -> CommandParser:
     """Return what reads the options of `audit` alone."""
-    parser = argparse.ArgumentParser(
-        prog="lightning-bbox audit",
-        allow_abbrev=False,
-        description="Say which annotated boxes are wrong: every box is judged by a model that has "
+    parser = CommandParser(
+        "audit",
+        "Say which annotated boxes are wrong: every box is judged by a model that has "
         "seen neither its picture nor its group. The files' own splits play no part. All options "
         "that aren't here are those of fit, and go to the training of every fold; unless they say "
         "otherwise, models learn four targets, averaged over flips, on boxes off by up to "
         f"{WIDE['data.jitter.shift']} px and {WIDE['data.jitter.log_scale']} in log size.",
-    )
-    parser.add_argument(
-        *("-c", "--config"),
-        action="append",
-        default=[],
-        help="a configuration of fit, or preset:NAME",
+        config="a configuration of fit, or preset:NAME",
+        name="audit-ROOT",
     )
     parser.add_argument("--folds", type=int, default=5, help="how many models share the pictures")
-    parser.add_argument("--runs", default="runs", help="folder of all runs; runs by default")
-    parser.add_argument("--name", help="name of the audit's folder; audit-ROOT by default")
     parser.add_argument("--jobs", type=int, help="trainings side by side; as compare by default")
     parser.add_argument(
         "--apply",

@@ -1,6 +1,5 @@
 """Run a study: every arm with every seed, several side by side, and go on where it stopped."""
 
-import argparse
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -21,6 +20,7 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import alone_in, make_folder, write_atomically
 from lightning_bbox.core.memory import free_host_memory, keep_freed_memory, usable_cores
 from lightning_bbox.core.messages import say
+from lightning_bbox.core.options import CommandParser
 from lightning_bbox.models.divergence import OUTCOME
 from lightning_bbox.reports.callbacks import Settings
 from lightning_bbox.studies.page import refuse_foreign, write_comparison
@@ -54,24 +54,17 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         msg = "compare needs a server of processes, which Windows hasn't; run it on Linux or macOS"
         raise BadInput(msg)
-    parser = argparse.ArgumentParser(
-        prog="lightning-bbox compare",
-        allow_abbrev=False,
-        description="Measure configurations against each other, as a study's file says: base names "
+    parser = CommandParser(
+        "compare",
+        "Measure configurations against each other, as a study's file says: base names "
         "the configuration that all arms change, options what is set for all, axes what each level "
         "sets, design how they are crossed (one_at_a_time, full, or fraction: N), arms single ones "
         "beside them, exclude what doesn't go together; seeds, folds, steps or seconds, reach_px. "
         "All options that aren't here are those of fit, and go to every run.",
-    )
-    parser.add_argument(
-        *("-c", "--config"),
-        required=True,
-        action="append",
-        help="the study's file, or preset:compare/NAME; further ones are configurations for all",
+        config="the study's file, or preset:compare/NAME; further ones are configurations for all",
+        name="that of the study's file",
     )
     parser.add_argument("--steps", type=int, help="steps of a run, instead of the study's budget")
-    parser.add_argument("--runs", default="runs", help="folder of all runs; runs by default")
-    parser.add_argument("--name", help="name of the study's folder; the file's by default")
     parser.add_argument(
         "--jobs",
         type=int,
@@ -79,6 +72,9 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
         "free memory",
     )
     own, options = parser.parse_known_args(arguments)
+    if not own.config:
+        msg = "config: missing; name the study's file, or a preset:compare/NAME, with -c"
+        raise BadInput(msg)
     study = read_study(own.config[0])
     study = replace(study, configs=(*study.configs, *own.config[1:]))
     for name, value in (("jobs", own.jobs), ("steps", own.steps)):

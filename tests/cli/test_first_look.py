@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 from jsonargparse import ArgumentParser
 
-from lightning_bbox.cli.arguments import OPTIONS, OPTIONS_OF, resolve
+from lightning_bbox.cli.arguments import COMMANDS, OPTIONS, OPTIONS_OF, resolve
 from lightning_bbox.cli.commands import BoxCLI
 from lightning_bbox.cli.first_look import look_first
 from lightning_bbox.cli.main import main
@@ -36,15 +36,44 @@ def test_the_version_is_the_installed_one(capsys):
     assert capsys.readouterr().out == f"lightning_bbox {version('lightning_bbox')}\n"
 
 
-def test_help_begins_with_what_is_ones_own(capsys):
-    """Usage in a line, then the command's options, and the Trainer's at the end."""
-    assert main(["predict", "--help"]) == 0
+def test_the_help_of_fit_tells_all_its_options_the_trainers_last(capsys):
+    assert main(["fit", "--help"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("usage: lightning-bbox predict [-c CONFIG ...] [options]\n\nRefine the")
+    assert said.startswith("usage: lightning-bbox fit [-c CONFIG ...] [options]\n\nTrain a model")
     places = [
-        said.index(name) for name in ("--law", "--model.help", "--data.help", "--trainer.acc")
+        said.index(name) for name in ("--second", "--model.help", "--data.help", "--trainer.acc")
     ]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"fit"}))
+def test_the_help_of_a_command_tells_what_is_its_own(command, capsys):
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: lightning-bbox {command} ")
+    told = {line.split()[0].rstrip(",") for line in said.splitlines() if line.startswith("  -")}
+    assert {f"--{name}" for name in OPTIONS_OF.get(command, ())} <= told
+    assert not [name for name in told if name.startswith(("--trainer", "--model", "--second"))]
+    assert len(said.splitlines()) <= 60
+    if command not in ("apply", "serve", "export"):
+        words = " ".join(said.split())
+        assert "All options of fit may be given too" in words or "those of fit" in words
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["audit", *FIT[1:], "--folds=x"], "folds: invalid int value: 'x'; `lightning-bbox audit --help`"),
+        (["apply"], "options: the following arguments are required: decisions; `lightning-bbox ap"),
+        (["serve", "run", "--prt=9"], "options: unrecognized arguments: --prt=9; `lightning-bbox"),
+        (["export", "--format=x"], "format: invalid choice: 'x' (choose from "),
+        (["compare"], "config: missing; name the study's file"),
+    ],
+)
+def test_a_wrong_option_of_a_command_is_refused_in_one_sentence(words, sentence, capsys):
+    assert main(words) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.removeprefix("lightning-bbox: ").removeprefix("--").startswith(sentence)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The command `diagnose`: its options, its folder, and how it ends."""
 
-import argparse
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import expanded
 from lightning_bbox.core.messages import say
+from lightning_bbox.core.options import CommandParser
 from lightning_bbox.insight.diagnosis.case import Made
 from lightning_bbox.insight.diagnosis.diagnose import diagnose
 from lightning_bbox.insight.diagnosis.files import sentence, write_diagnosis
@@ -59,26 +59,19 @@ def run_diagnosis(arguments: Sequence[str], make: MakeOf) -> int:
     return INCOMPLETE_CODE if found.raised else 0
 
 
-def diagnose_parser() -> argparse.ArgumentParser:
+def diagnose_parser() -> CommandParser:
     """Return what reads the options of `diagnose` alone."""
-    parser = argparse.ArgumentParser(
-        prog="lightning-bbox diagnose",
-        allow_abbrev=False,
-        description="Say why a training doesn't learn, and measure what mends it. All options "
+    parser = CommandParser(
+        "diagnose",
+        "Say why a training doesn't learn, and measure what mends it. All options "
         "that aren't here are those of fit. Ends with 0 where nothing was found, with 3 where "
         "something was, with 4 where nothing was but a part of your own raised in a check.",
-    )
-    parser.add_argument(
-        *("-c", "--config"),
-        action="append",
-        default=[],
-        help="a configuration of fit, or preset:NAME",
+        config="a configuration of fit, or preset:NAME",
+        name="diagnose-CONFIG-TIME",
     )
     parser.add_argument("--ckpt_path", help="a trained run, whose network is looked at then")
     parser.add_argument(
         "--minutes", type=float, default=3.0, help="for trying cures, beside the checks"
     )
     parser.add_argument("--steps", type=int, default=300, help="steps of each short training")
-    parser.add_argument("--runs", default="runs", help="folder of all runs; runs by default")
-    parser.add_argument("--name", help="name of its folder; diagnose-CONFIG and time by default")
     return parser

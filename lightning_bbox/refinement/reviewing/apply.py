@@ -1,6 +1,5 @@
 """The command `apply`: what a person decided of boxes, written into copies of annotation files."""
 
-import argparse
 import csv
 import io
 from collections import Counter
@@ -20,6 +19,7 @@ from lightning_bbox.annotations.write import (
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import alone_in, encoded, expanded, make_folder, write_atomically
 from lightning_bbox.core.messages import say
+from lightning_bbox.core.options import CommandParser
 from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.data.options import Reading
 from lightning_bbox.geometry.boxes import Boxes
@@ -69,14 +69,14 @@ def apply(arguments: list[str]) -> None:
     )
 
 
-def apply_parser() -> argparse.ArgumentParser:
+def apply_parser() -> CommandParser:
     """Return what reads the options of `apply`."""
-    parser = argparse.ArgumentParser(
-        prog="lightning-bbox apply",
-        allow_abbrev=False,
-        description="Write copies of the annotation files that were reviewed, in which accepted "
+    parser = CommandParser(
+        "apply",
+        "Write copies of the annotation files that were reviewed, in which accepted "
         "boxes are the new ones, edited ones as they were drawn, and all other bytes the same. "
         "The annotations are read as they were for the page.",
+        name="apply-ROOT-TIME",
     )
     parser.add_argument("decisions", help="the decisions.json that review.html saved")
     parser.add_argument(
@@ -95,8 +95,6 @@ def apply_parser() -> argparse.ArgumentParser:
         type=_decimals,
         help="decimals of a pixel that are written, as for predict; those of the page by default",
     )
-    parser.add_argument("--runs", default="runs", help="folder of all runs; runs by default")
-    parser.add_argument("--name", help="name of the folder in it; apply-ROOT-TIME by default")
     return parser
 
 

@@ -1,12 +1,12 @@
 """The command `serve`: a trained model that answers over HTTP until it is stopped."""
 
-import argparse
 import ipaddress
 import os
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import expanded
 from lightning_bbox.core.messages import say
+from lightning_bbox.core.options import CommandParser
 from lightning_bbox.refinement.refiner import Refiner
 from lightning_bbox.refinement.serving.engine import BATCH, Engine
 from lightning_bbox.refinement.serving.requests import Limits
@@ -73,13 +73,12 @@ def _is_own(host: str) -> bool:
         return False
 
 
-def serve_parser() -> argparse.ArgumentParser:
+def serve_parser() -> CommandParser:
     """Return what reads the options of `serve`."""
     most = Limits()
-    parser = argparse.ArgumentParser(
-        prog="lightning-bbox serve",
-        allow_abbrev=False,
-        description="Answer over HTTP: POST /refine takes a picture and boxes; /predict, /setup "
+    parser = CommandParser(
+        "serve",
+        "Answer over HTTP: POST /refine takes a picture and boxes; /predict, /setup "
         "and /webhook are Label Studio's; /docs says it all. Each request gets, to the bit, what "
         "it gets alone, by the law that the checkpoint has.",
     )
