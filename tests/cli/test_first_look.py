@@ -63,7 +63,7 @@ def test_the_help_of_a_command_tells_what_is_its_own(command, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["audit", *FIT[1:], "--folds=x"], "folds: invalid int value: 'x'; `lightning-bbox audit --help`"),
+        (["audit", *FIT[1:], "--folds=x"], "folds: invalid int value: 'x'; `lightning"),
         (["apply"], "options: the following arguments are required: decisions; `lightning-bbox ap"),
         (["serve", "run", "--prt=9"], "options: unrecognized arguments: --prt=9; `lightning-bbox"),
         (["export", "--format=x"], "format: invalid choice: 'x' (choose from "),
