@@ -41,7 +41,7 @@ OPTIONS_OF = {
     "predict": ("decimals", "law", "max_shift", "overwrite", "review"),
     "probe": ("draws", "width", "lambda_by"),
     "audit": ("folds", "jobs", "apply", "review"),
-    "diagnose": ("minutes", "steps"),
+    "diagnose": ("minutes", "steps", "replay"),
 }
 """What a command takes besides: `commands` and the signature of `probe` say how."""
 
@@ -141,8 +141,12 @@ def resolve(arguments: Sequence[str]) -> list[str]:
             words.append(f"--config={_preset(value.removeprefix(PRESET))}")
         else:
             words += written
-            if name == "--ckpt_path" and not any(other.name == "--config" for other in given):
+            configured = any(other.name == "--config" for other in given)
+            if name == "--ckpt_path" and not configured:
                 of_run = of_run or _config_of_run(value)
+            if name == "--replay" and not configured and Path(value).exists():
+                path = Path(value).absolute()
+                of_run = _config_of_run(str(path if path.is_dir() else path.parent))
     if arguments[0] == "check":
         chosen = [*options([*of_run, *words])]
         usual = {"data": "BoxDataModule", "model": "BoxRegressor"}

@@ -68,7 +68,9 @@ def look_first(arguments: Sequence[str]) -> None:
     missing = [group for group in _GROUPS if not chosen[group]]
     if arguments[0] in OF_TRAINED and asked_checkpoint(given) and "model" in missing:
         missing.remove("model")  # the checkpoint knows
-    if missing and not any(option.name.endswith(_WITHOUT_VALUE) for option in given):
+    # A step that is replayed knows its model, and has its batch.
+    enough = (*_WITHOUT_VALUE, "replay")
+    if missing and not any(option.name.endswith(enough) for option in given):
         msg = f"{', '.join(missing)}: missing; add it to the command line or a config"
         raise BadInput(msg)
 

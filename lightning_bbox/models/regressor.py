@@ -40,7 +40,14 @@ from lightning_bbox.models.checkpoints import (
     refuse_other_parts,
     take_weights,
 )
-from lightning_bbox.models.divergence import DivergedError, LossWatch, divergence_message
+from lightning_bbox.models.divergence import (
+    BAD_STEP_KEY,
+    DivergedError,
+    FirstBadStep,
+    LossWatch,
+    divergence_message,
+    kept_rows,
+)
 from lightning_bbox.models.feature_cache import compute_features, refuse_learning
 from lightning_bbox.models.fitting import fit_head
 from lightning_bbox.models.several_steps import SeveralSteps
@@ -331,6 +338,7 @@ class BoxRegressor(OffsetModel):
     def on_train_epoch_start(self) -> None:
         """Have the weights learn that are to from this epoch on."""
         self._grouping.begin(self.trainer.current_epoch, self.trainer.world_size == 1)
+        self._watch.follow([own for own in self.net.parameters() if own.requires_grad])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave out weights that stay."""
@@ -491,4 +499,40 @@ class BoxRegressor(OffsetModel):
             items = self.data.samples("train", bad.epoch).items[bad.rows].tolist()
             train = self.data.source.splits["train"]
             names = [train.name(item) for item in items]
-            raise DivergedError(divergence_message(bad, names), bad.step)
+            kept = self._bad_step(bad) if bad.rank == self.trainer.global_rank else None
+            raise DivergedError(divergence_message(bad, names), bad.step, kept)
+
+    def _bad_step(self, bad: FirstBadStep) -> dict[str, Any] | None:
+        """Return a checkpoint of the weights before the step that went wrong, with its batch."""
+        if (sound := self._watch.last_sound()) is None:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            self.data.seed_step(sound.step)
+            rows = Rows("train", sound.epoch, sound.rows, sound.rows >= 0)
+            batch = self.data.make_batch(rows)
+            random = torch.get_rng_state()
+        seen = batch.crops if batch.features is None else batch.features
+        chosen = kept_rows(sound.rows, bad.rows, seen[0].nbytes)
+        learning = [name for name, own in self.net.named_parameters() if own.requires_grad]
+        followed = zip(learning, sound.weights, strict=True)
+        state = self.state_dict() | {f"net.{name}": weights for name, weights in followed}
+        checkpoint: dict[str, Any] = {"state_dict": state}
+        OffsetModel.on_save_checkpoint(self, checkpoint)
+        train = self.data.source.splits["train"]
+        items = self.data.samples("train", sound.epoch).items[sound.rows[chosen]].tolist()
+        checkpoint[BAD_STEP_KEY] = {
+            "step": sound.step,
+            "epoch": sound.epoch,
+            "rate": sound.rate,
+            "what": bad.what,
+            "precision": str(self.trainer.precision),
+            "samples": len(sound.rows),
+            "names": [train.name(item) for item in items],
+            "random": random,
+            "batch": {
+                name: column[chosen].cpu()
+                for name, column in batch._asdict().items()
+                if column is not None
+            },
+        }
+        return checkpoint

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,7 +23,7 @@ from lightning_bbox.evaluation.evaluation import Evaluation
 from lightning_bbox.evaluation.metrics import error_px
 from lightning_bbox.geometry.boxes import box_sizes
 from lightning_bbox.models.base import OffsetModel
-from lightning_bbox.models.divergence import OUTCOME, DivergedError
+from lightning_bbox.models.divergence import BAD_STEP, OUTCOME, DivergedError
 from lightning_bbox.reports.sheets import (
     draw_data,
     draw_results,
@@ -44,7 +45,7 @@ _NO_SETTINGS = (
 )
 """What of the trainer's options changes where and how a run is seen, but not what it finds."""
 
-_RESULTS = (OUTCOME, "metrics.json", "test_errors.npz", "crops.png")
+_RESULTS = (OUTCOME, BAD_STEP, "metrics.json", "test_errors.npz", "crops.png")
 _HEADER = "# lightning.pytorch=="
 
 
@@ -92,8 +93,8 @@ class RunReport(pl.Callback):
     """Write what a run leaves behind, and print the table at its end.
 
     `data.png` and the list of skipped boxes before training; `crops.png`, `metrics.json` and the
-    error of each draw (`test_errors.npz`) after the test; `outcome.json` where a run diverges.
-    Results say with which settings they were made.
+    error of each draw (`test_errors.npz`) after the test; `outcome.json` and `bad_step.pt` where a
+    run diverges. Results say with which settings they were made.
 
     Args:
         folder: The run's folder.
@@ -185,12 +186,21 @@ class RunReport(pl.Callback):
         geometry = _offset_model(pl_module).data.geometry
         self.metrics |= {"px_per_side": geometry.px_per_delta, "square": geometry.square}
 
-    @rank_zero_only
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Note where a run diverged."""
-        if isinstance(exception, DivergedError):
+        """Note where a run diverged, and keep the step; the process whose step it was does."""
+        if not isinstance(exception, DivergedError):
+            return
+        if exception.kept is not None:
+            file = BytesIO()
+            torch.save(exception.kept, file)
+            write_atomically(self.folder / BAD_STEP, file.getvalue())
+            say(
+                f"its weights and crops are kept: `lightning-bbox diagnose --replay "
+                f"{self.folder / BAD_STEP}` says where the first value that isn't finite arises"
+            )
+        if trainer.is_global_zero:
             outcome = {"status": "diverged", "step": exception.step, "detail": str(exception)}
             outcome |= {"settings": self._trained_by}
             write_atomically(self.folder / OUTCOME, json.dumps(outcome).encode())

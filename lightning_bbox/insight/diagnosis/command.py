@@ -11,6 +11,9 @@ from lightning_bbox.core.options import CommandParser
 from lightning_bbox.insight.diagnosis.case import Made
 from lightning_bbox.insight.diagnosis.diagnose import diagnose
 from lightning_bbox.insight.diagnosis.files import sentence, write_diagnosis
+from lightning_bbox.insight.diagnosis.replay import replay, write_replay
+from lightning_bbox.models.base import OffsetModel
+from lightning_bbox.models.divergence import BAD_STEP
 
 MakeOf = Callable[[Sequence[str]], Made]
 """Makes a training of the options that `fit` would have."""
@@ -34,6 +37,8 @@ def run_diagnosis(arguments: Sequence[str], make: MakeOf) -> int:
     subject = Path(own.config[-1]).name if own.config else "the training"
     if own.ckpt_path is not None:
         subject = str(own.ckpt_path)
+    if own.replay is not None:
+        subject = str(own.replay)
     stem = Path(own.config[-1]).stem if own.config else "run"
     if stem == "config":  # a run's own: the run's name says more
         stem = Path(own.config[-1]).resolve().parent.name
@@ -42,6 +47,8 @@ def run_diagnosis(arguments: Sequence[str], make: MakeOf) -> int:
     if folder.exists() and any(folder.iterdir()):
         msg = f"{folder}: holds something already; choose another --name"
         raise BadInput(msg)
+    if own.replay is not None:
+        return _replayed(own.replay, make([*configs, *options]).model if configs else None, folder)
     say(f"diagnosis of {subject}")
     found = diagnose(
         lambda added: make([*configs, *options, *added]),
@@ -59,6 +66,14 @@ def run_diagnosis(arguments: Sequence[str], make: MakeOf) -> int:
     return INCOMPLETE_CODE if found.raised else 0
 
 
+def _replayed(path: Path, model: OffsetModel | None, folder: Path) -> int:
+    """Replay the step that a run kept, tell what it came to, and return the exit code."""
+    found = replay(path / BAD_STEP if path.is_dir() else path, model)
+    write_replay(found, folder)
+    say(f"{found.sentence}.\n\nall layers: {folder / 'replay.md'}")
+    return FOUND_CODE
+
+
 def diagnose_parser() -> CommandParser:
     """Return what reads the options of `diagnose` alone."""
     parser = CommandParser(
@@ -70,6 +85,12 @@ def diagnose_parser() -> CommandParser:
         name="diagnose-CONFIG-TIME",
     )
     parser.add_argument("--ckpt_path", help="a trained run, whose network is looked at then")
+    parser.add_argument(
+        "--replay",
+        type=expanded,
+        metavar="bad_step.pt",
+        help="say where the step that a run diverged at first isn't finite, and nothing else",
+    )
     parser.add_argument(
         "--minutes", type=float, default=3.0, help="for trying cures, beside the checks"
     )
