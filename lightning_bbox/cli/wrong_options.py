@@ -88,6 +88,9 @@ class OneSentenceParser(LightningArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any) -> Any:  # type: ignore[override] # noqa: ANN401 (jsonargparse's)
         """Parse a command line, whatever module a class of ours goes by on it."""
         words = None if args is None else [_by_public_paths(word) for word in args]
+        if words and "namespace" in kwargs:
+            # An option of a part: jsonargparse 4.53 has read its null, and written it as Python's.
+            words = [re.sub("=None$", "=null", word) for word in words]
         return super().parse_args(words, *more, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (jsonargparse's)

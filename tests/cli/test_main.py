@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lightning_bbox import (
 )
 from lightning_bbox.cli.arguments import CONFIG_FOLDERS, resolve
 from lightning_bbox.cli.main import main
+from lightning_bbox.cli.run import make
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import OWN
 from tests.conftest import yolo_folder
@@ -354,3 +356,47 @@ def test_compiled_run_reloads_like_any_other(tmp_path):
     folder = fit(tmp_path, "run", "--model.compile=true", "--data.compile=true")
     assert not any("_orig_mod" in name for name in weights(folder))
     BoxRegressor.load_from_checkpoint(folder / "checkpoints" / "best.ckpt")
+
+
+OF_PARTS = {
+    "model": {
+        "class_path": "lightning_bbox.BoxRegressor",
+        "init_args": {
+            "head": {
+                "class_path": "lightning_bbox.LinearHead",
+                "init_args": {"loss": {"class_path": "lightning_bbox.L1Loss"}},
+            },
+            "backbone": {
+                "class_path": "lightning_bbox.ShallowConvNet",
+                "init_args": {"init": {"class_path": "lightning_bbox.ZeroInit"}},
+            },
+        },
+    },
+    "data": {
+        "class_path": "lightning_bbox.BoxDataModule",
+        "init_args": {"root": ".", "splits": {"train": "train.txt", "test": "test.txt"}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [
+        ("--data.splits.train=null", "data.splits.train"),
+        ("--data.init_args.splits.train=null", "data.splits.train"),
+        ("--model.head.loss=null", "model.head.loss"),
+        ("--model.backbone.init=null", "model.backbone.init"),
+    ],
+)
+def test_null_for_an_option_of_a_part_is_no_text(option, key, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lightning-bbox"])
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(OF_PARTS))
+    usual, made = make([f"--config={config}"]), make([f"--config={config}", option])
+    assert key in usual.asked
+    assert key not in made.asked
+    assert type(usual.model.net.head.criterion).__name__ == "L1Loss"
+    expected = "SmoothL1Loss" if "loss" in key else "L1Loss"
+    assert type(made.model.net.head.criterion).__name__ == expected
+    assert made.data.splits.train == (None if "train" in key else "train.txt")
+    assert made.data.splits.test == "test.txt"
