@@ -37,8 +37,6 @@ def run_diagnosis(arguments: Sequence[str], make: MakeOf) -> int:
     subject = Path(own.config[-1]).name if own.config else "the training"
     if own.ckpt_path is not None:
         subject = str(own.ckpt_path)
-    if own.replay is not None:
-        subject = str(own.replay)
     stem = Path(own.config[-1]).stem if own.config else "run"
     if stem == "config":  # a run's own: the run's name says more
         stem = Path(own.config[-1]).resolve().parent.name
