@@ -89,7 +89,7 @@ def _usual_sources(root: Path, formats: Sequence[Format], wanted: str) -> list[S
     bare = {posixpath.basename(stem) for stem in stems}
     usual, beside, elsewhere = [], [], []
     for kind in formats:
-        mine, pattern = files[kind.name], f"*{kind.suffixes[0]}"
+        mine, pattern = files[kind.name], " and ".join(f"*{suffix}" for suffix in kind.suffixes)
         if kind.by_stem:
             inner = _within({kind.folder.casefold()}, mine)
             usual.append(Source(kind, f"{pattern} in {kind.folder}", inner))

@@ -76,6 +76,15 @@ def via_row(shape, attributes='{"label":"cell"}', name="a.png"):
     return stream.getvalue()
 
 
+RECT = {"name": "rect", "x": 10, "y": 10, "width": 20, "height": 20}
+
+
+def via_json(*shapes, name="a.png"):
+    regions = [{"shape_attributes": s, "region_attributes": {"label": "cell"}} for s in shapes]
+    entry = {"filename": name, "size": 9, "regions": regions, "file_attributes": {}}
+    return {f"{name}9": entry}
+
+
 SPACED = re.sub(r"<(/?)(\w)", r"<\1v:\2", voc("a.png", (64, 48), ("cell", (11, 11, 30, 30))))
 SPACED = SPACED.replace("<v:annotation>", "<v:annotation xmlns:v='urn:v'>")
 HALF = [[16.0, 12.0, 48.0, 36.0]]
@@ -92,6 +101,12 @@ READ = {  # files, boxes to train on, and what stays in predict or is invalid
     "CVAT polyline": (
         A | {"x.xml": cvat('<polyline label="cell" points="1,1;3,12"/>', cvat_box(10, 10, 30, 30))},
         TEN, "is a <polyline>, which is no box"),
+    "CVAT skeleton": (
+        A | {"x.xml": cvat(
+            '<skeleton label="person"><points label="1" points="3,4"/><box xtl="1" ytl="1" '
+            'xbr="2" ybr="2"/><points label="2" points="9,9" outside="1"/></skeleton>',
+            cvat_box(10, 10, 30, 30))},
+        TEN, "skeleton 1: ... is a skeleton of 2 points, which is no box"),
     "CVAT video": (
         {"images/frame_000007.png": (64, 48), "annotations.xml": (
             "<annotations><meta><task><original_size><width>64</width><height>48</height>"
@@ -151,6 +166,19 @@ READ = {  # files, boxes to train on, and what stays in predict or is invalid
         A | {"b.csv": VIA + via_row({"name": "point", "cx": 20, "cy": 20}) + via_row(
             {"name": "rect", "x": 10, "y": 10, "width": 20, "height": 20})},
         TEN, "is the shape 'point', which is no box"),
+    "VIA JSON": (A | {"p.json": via_json(RECT)}, TEN, ""),
+    "VIA JSON in a project": (
+        A | {"p.json": {"_via_settings": {}, "_via_img_metadata": via_json(RECT)}}, TEN, ""),
+    "VIA JSON of version 1": (
+        A | {"p.json": {"a.png9": via_json(RECT)["a.png9"] | {"regions": {"0": {
+            "shape_attributes": RECT, "region_attributes": {}}}}}}, TEN, ""),
+    "VIA JSON polygon": (
+        A | {"p.json": via_json({"name": "polygon", "all_points_x": [10, 30, 20],
+                                 "all_points_y": [10, 12, 30]})},
+        TEN, "is only around a polygon"),
+    "VIA JSON polyline": (
+        A | {"p.json": via_json({"name": "polyline"}, RECT)},
+        TEN, "region 1: ... is the shape 'polyline', which is no box"),
     "AutoML": (
         A | {"b.csv": f"{AUTOML}TRAIN,gs://x/a.png,cell,0.25,0.25,,,0.75,0.75,,\n"}, HALF, ""),
     "AutoML without header, all corners": (
@@ -247,6 +275,12 @@ TWO = {  # a file with two boxes (10, 10, 30, 30) and (16, 12, 48, 36), and how 
     "via": ("b.csv", VIA + via_row({"name": "rect", "x": 10, "y": 10, "width": 20, "height": 20})
             + via_row({"name": "rect", "x": 16, "y": 12, "width": 32, "height": 24}),
             (10, 10, 20, 20), (11, 12, 16, 19)),
+    "via json": ("p.json", via_json(RECT, RECT | {"x": 16, "y": 12.0, "width": 32, "height": 24}),
+                 (10, 10, 20, 20), (11, 12, 16, 19)),
+    "cvat beside a skeleton": (
+        "a.xml", cvat('<skeleton label="p"><points points="1,2"/><box xtl="1" ytl="1" xbr="9" '
+                      'ybr="9"/></skeleton>', cvat_box(10, 10, 30, 30), cvat_box(16, 12, 48, 36)),
+        (10, 10, 30, 30), (11, 12, 27, 31)),
     "kaggle": ("b.csv", 'image_id,bbox\na,"[10, 10, 20, 20]"\na,"[16, 12, 32, 24]"\n',
                (10, 10, 20, 20), (11, 12, 16, 19)),
     "automl": ("b.csv", (f"TRAIN,a/a.png,c,0.15625,{10 / 48},0.46875,{10 / 48},0.46875,0.625,"
@@ -377,6 +411,20 @@ REFUSED = {  # files, options, sentence
         A | {"b.csv": VIA + via_row({"name": "rect", "x": 1, "y": 1, "width": 2, "height": 2},
                                     '{"kind": "a", "age": "b"}')}, {},
         "b.csv:2: the class may be any of the attributes kind, age; say which with columns={'lab"),
+    "attributes of VIA's JSON": (
+        A | {"p.json": {"a": via_json(RECT)["a.png9"] | {"regions": [
+            {"shape_attributes": RECT, "region_attributes": {"kind": "a", "age": "b"}}]}}}, {},
+        "p.json: a: region 1: the class may be any of the attributes kind, age; say which"),
+    "no regions in VIA's JSON": (
+        A | {"p.json": '{"a": {"filename": "a.png", "regions": 3, "file_attributes": {}}}'}, {},
+        "p.json: a: 'regions' is 3, expected list or dict; correct it"),
+    "two names of a class": (
+        A | {"b.csv": f"{OPEN}a,x,/m/1,1,0,1,0,1,0,0\n",
+             "class-descriptions-boxable.csv": "/m/1,Cell\n/m/1,Plate\n"}, {},
+        "class-descriptions-boxable.csv:2: /m/1 is 'Plate', and 'Cell' before; keep one"),
+    "a class without a name": (
+        A | {"b.csv": f"{OPEN}a,x,/m/1,1,0,1,0,1,0,0\n", "class-descriptions-boxable.csv": "/m/1"},
+        {}, "class-descriptions-boxable.csv:1: has 1 cells, not a class id and its name"),
     "a column that isn't there": (
         A | {"b.csv": csv_of("a.png,1,1,9,9")}, {"columns": {"xmin": "Roi.X1"}, "format": "csv"},
         "b.csv:1: there is no column 'Roi.X1' in the header, which has image, xmin, ymin, xmax, "),
@@ -400,6 +448,27 @@ def test_what_may_be_meant_otherwise_is_refused_with_its_remedy(tmp_path, name):
     write(tmp_path, files)
     with pytest.raises(BadInput, match=pattern_of(sentence)):
         read_annotations(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        ("class-descriptions-boxable.csv", "labels/detections.csv"),
+        ("labels/oidv7-class-descriptions-boxable.csv", "labels/detections.csv"),
+        ("metadata/classes.csv", "labels/detections.csv"),
+        ("metadata/classes.csv", "b.csv"),
+    ],
+)
+def test_classes_of_open_images_go_by_the_names_beside_them(tmp_path, names, labels):
+    rows = "".join(f"a,x,/m/0{n},1,0.25,0.75,0.25,0.75,0,0\n" for n in (1, 2, 3))
+    header = "LabelName,DisplayName\n" if "oidv7" in names else ""
+    listed = f'{header}/m/01,Cell\n/m/02,"Plate, round"\n/m/09,Other\n'
+    write(tmp_path, {"data/a.png": (64, 48), labels: OPEN + rows, names: listed})
+    table = read_annotations(tmp_path)
+    assert [table.classes[at] for at in table.labels] == ["Cell", "Plate, round", "/m/03"]
+    assert f"; class names of {names}, which has none for /m/03" in table.note
+    (path,) = write_boxes(table, table.boxes, tmp_path / "out")
+    assert path.read_bytes() == (tmp_path / labels).read_bytes()
 
 
 GTSRB = "Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId;Path\n64;48;10;10;30;30;20;a.png\n"

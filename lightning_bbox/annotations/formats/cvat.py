@@ -61,7 +61,7 @@ def _pictures(tree: Element, file: str) -> list[Picture]:
             split = "" if subset.casefold() == "default" else subset
             own = Picture(file, place, _attribute(node, "name", place), _size(node, place), split)
             pictures[own.name] = own
-        for shape in (each for each in nodes_below(node) if each.tag in _SHAPES):
+        for shape in _shapes(node):
             number += 1
             if shape.get("outside") == "1":  # where a track's object isn't seen
                 continue
@@ -77,6 +77,17 @@ def _pictures(tree: Element, file: str) -> list[Picture]:
             record = Record(where, values, label, file, number, fault, outline=outline, mark=mark)
             own.records.append(record)
     return [*pictures.values()]
+
+
+def _shapes(node: Element) -> Iterator[Element]:
+    """Yield the shapes below a node in the file's order; a skeleton is one, its points are not."""
+    waiting = [node]
+    while waiting:
+        each = waiting.pop()
+        if each.tag in _SHAPES:
+            yield each
+        if each.tag != "skeleton":
+            waiting += reversed(each)
 
 
 def _frame(tree: Element, frame: str, file: str) -> Picture:
@@ -130,7 +141,10 @@ def _box(shape: Element, place: str) -> tuple[tuple[float, float, float, float],
         if len(numbers) >= 6 and len(numbers) % 2 == 0:
             xs, ys = numbers[::2], numbers[1::2]
             return (min(xs), min(ys), max(xs), max(ys)), "", "a polygon"
-    return NO_BOX, turned or f"is a <{shape.tag}>, which is no box", ""
+    what = f"is a <{shape.tag}>, which is no box"
+    if shape.tag == "skeleton":
+        what = f"is a skeleton of {len(shape.findall('points'))} points, which is no box"
+    return NO_BOX, turned or what, ""
 
 
 def _mark(shape: Element) -> str:
@@ -143,21 +157,17 @@ def _mark(shape: Element) -> str:
 
 def _spots(text: str) -> list[Spots]:
     found: list[Spots] = []
-    depth = 0
-    inside = False
+    path: list[str] = []
 
     def start(name: str, _: Mapping[str, str], begin: int) -> None:
-        nonlocal depth, inside
-        depth += 1
-        if depth == 2:
-            inside = name in ("image", "track")
-        elif depth > 2 and inside and name in _SHAPES:
+        within = path[1:2] in (["image"], ["track"]) and "skeleton" not in path
+        path.append(name)
+        if within and name in _SHAPES:
             spans = dict(_attributes(text, begin)) if name == "box" else {}
             found.append(Spots([spans[side] for side in _SIDES if side in spans]))
 
     def end(_: str) -> None:
-        nonlocal depth
-        depth -= 1
+        path.pop()
 
     walk_xml(text, start, end=end)
     return found

@@ -12,9 +12,9 @@ from lightning_bbox.annotations.formats.tables.csv import csv_format
 from lightning_bbox.annotations.formats.tables.kaggle import kaggle_format
 from lightning_bbox.annotations.formats.tables.openimages import OPEN_IMAGES
 from lightning_bbox.annotations.formats.tables.sheet import Asked
-from lightning_bbox.annotations.formats.tables.via import via_format
 from lightning_bbox.annotations.formats.tracks.mot import MOT
 from lightning_bbox.annotations.formats.tracks.otb import OTB
+from lightning_bbox.annotations.formats.via.via import via_format
 from lightning_bbox.annotations.formats.voc import VocBase, voc_format
 from lightning_bbox.annotations.formats.yolo import YOLO
 

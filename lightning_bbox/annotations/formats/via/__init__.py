@@ -1,0 +1,1 @@
+"""VIA, the VGG Image Annotator: its CSV, its JSON, and the regions that both hold."""
