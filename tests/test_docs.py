@@ -24,6 +24,7 @@ from lightning_bbox.insight.cross_fit import audit_parser
 from lightning_bbox.insight.diagnosis.command import diagnose_parser
 from lightning_bbox.refinement.reviewing.apply import apply_parser
 from lightning_bbox.refinement.serving.serve import serve_parser
+from lightning_bbox.refinement.sharing.command import card_parser
 from lightning_bbox.studies.study_file import read_study
 from tests import annotation_files
 from tests.conftest import ROOT, write_rectangles
@@ -32,11 +33,11 @@ from tests.runs import TINY, fit
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 FORMATS = ("voc", "coco", "yolo", "csv")
-ELSEWHERE = ("pip", "python3", "source", "tensorboard", "curl", "cvat-cli", "label-studio")
+ELSEWHERE = ("pip", "python3", "source", "tensorboard", "curl", "cvat-cli", "label-studio", "hf")
 """Programs that aren't ours."""
 PROGRAMS = ("benchmarks", "tests.campaign")
 """Packages that are run."""
-PARSERS = {"apply": apply_parser(), "serve": serve_parser()}
+PARSERS = {"apply": apply_parser(), "card": card_parser(), "serve": serve_parser()}
 """Commands with a parser of their own that takes nothing else."""
 QUICKLY = {"fit": TINY, "audit": [*TINY, "--folds=2"]}
 QUICK = {"max_epochs=22": "max_epochs=1, limit_train_batches=1, logger=False"}

@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "Write a trained model as one graph that runs without this package.",
     "audit": "Say which annotated boxes are wrong, by models that haven't seen them.",
     "apply": "Make annotation files of what a person decided on review.html.",
+    "card": "Write a card of a trained model, and the model as a folder to share.",
     "serve": "Answer over HTTP, and Label Studio, with a trained model.",
     "compare": "Measure configurations against each other, as a study's file says.",
 }

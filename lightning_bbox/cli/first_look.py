@@ -49,7 +49,7 @@ def look_first(arguments: Sequence[str]) -> None:
         lightning_bbox.BadInput: data.rot: there is no such option; did you mean root?
     """
     # Their options are others: their parsers see to them.
-    if arguments[0] in ("compare", "apply", "serve", "export"):
+    if arguments[0] in ("compare", "apply", "serve", "export", "card"):
         return
     words, _ = with_new_options(resolve(arguments))
     given = list(options(words[1:]))

@@ -125,6 +125,10 @@ def _carry_out(arguments: list[str], begun: Begun) -> int:
         from lightning_bbox.refinement.reviewing.apply import apply
 
         apply(arguments[1:])
+    elif arguments[0] == "card":
+        from lightning_bbox.refinement.sharing.command import card
+
+        card(arguments[1:])
     elif arguments[0] == "serve":
         from lightning_bbox.refinement.serving.serve import serve
 

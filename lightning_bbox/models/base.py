@@ -586,8 +586,8 @@ class OffsetModel(pl.LightningModule):
         }
         return {name: to_plain(part, f"model.{name}") for name, part in arguments.items()}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the model, and what must not change when a run goes on."""
+    def identity(self) -> dict[str, Any]:
+        """Return what rebuilds the trained model beside its weights, as plain data."""
         assert self.spec is not None
         ours = {
             "class": class_path_of(type(self)),
@@ -603,6 +603,11 @@ class OffsetModel(pl.LightningModule):
                 "model": self.second.recipe(),
                 "spec": asdict(self.second.spec),
             }
+        return ours
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the model, and what must not change when a run goes on."""
+        ours = self.identity()
         if self._run:
             training_set = self.data.source.splits["train"].digest()
             ours |= {"run": self._run, "training_set": training_set}

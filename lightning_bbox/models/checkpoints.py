@@ -1,17 +1,26 @@
-"""Checkpoints: read safely or refused, written whole, the best and the last of a run."""
+"""Checkpoints: read safely or refused, written whole, the best and the last of a run.
 
+A model that is shared is a folder of weights in safetensors and a recipe in JSON; it is read as a
+checkpoint is.
+"""
+
+import hashlib
+import json
 import os
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 import lightning.pytorch as pl
+import safetensors.torch
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import make_folder, write_atomically
@@ -26,6 +35,11 @@ from lightning_bbox.pictures.decode import FULL_SCALE
 CHECKPOINT_KEY = "lightning_bbox"
 """Where a checkpoint keeps what its model must know of the data."""
 
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+"""The files of a shared model."""
+
+_OF_A_RUN = ("run", "training_set", "sums")
+"""What a checkpoint says of its run alone."""
 _PARTS = ("preprocess", "backbone", "head", "codec")
 _RECIPE = {"class_path", "init_args"}
 _STATE = (
@@ -37,11 +51,20 @@ _STATE = (
 def read_checkpoint(
     path: str | os.PathLike[str], map_location: str | torch.device = "cpu"
 ) -> dict[str, Any]:
-    """Load a checkpoint of ours, without running any code of its own.
+    """Load a checkpoint of ours, or a shared model, without running any code of its own.
 
     Raises:
         BadInput: There is no such file, or it isn't one of our checkpoints.
     """
+    shared = Path(path).suffix == ".safetensors"
+    checkpoint = _read_shared(Path(path)) if shared else _read_zip(path, map_location)
+    ours: dict[str, Any] = checkpoint if isinstance(checkpoint, dict) else {}
+    read_spec(ours, str(path))
+    _refuse_incomplete(ours, str(path))
+    return ours
+
+
+def _read_zip(path: str | os.PathLike[str], map_location: str | torch.device) -> object:
     try:
         with ZipFile(path) as file:
             # torch 2.13 writes the checksums but doesn't compare them.
@@ -57,10 +80,66 @@ def read_checkpoint(
     if damaged is not None:
         msg = f"{path}: is damaged (the checksum of {damaged} is wrong); give another checkpoint"
         raise BadInput(msg)
-    ours: dict[str, Any] = checkpoint if isinstance(checkpoint, dict) else {}
-    read_spec(ours, str(path))
-    _refuse_incomplete(ours, str(path))
-    return ours
+    return checkpoint
+
+
+def _read_shared(path: Path) -> object:
+    """Read a shared model's two files as the checkpoint they were made of."""
+    config, remedy = path.with_name(CONFIG), "take both of its files from where it is shared"
+    for each in (path, config):
+        if not each.is_file():
+            raise BadInput.at(str(each), "there is no such file of a shared model", remedy)
+    try:
+        told, content = json.loads(config.read_bytes()), path.read_bytes()
+        digest = told["sha256"]
+    except OSError as error:
+        raise BadInput.unreadable(str(path.parent), error) from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        problem = "isn't what lightning_bbox wrote beside a model's weights"
+        raise BadInput.at(str(config), problem, remedy) from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        problem = f"isn't the file that {config} is of, or is damaged (its sha256 is another)"
+        raise BadInput.at(str(path), problem, remedy)
+    try:
+        weights = safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise BadInput.at(str(path), f"can't be read ({error})", remedy) from error
+    return {CHECKPOINT_KEY: told.get(CHECKPOINT_KEY), "state_dict": weights}
+
+
+def write_shared(checkpoint: dict[str, Any], folder: Path, option: str = "folder") -> None:
+    """Write a checkpoint's model as a folder that holds no code and nothing of its run.
+
+    Args:
+        checkpoint: The checkpoint.
+        folder: Where to write; it need not be there.
+        option: What names the folder, for errors.
+
+    Raises:
+        BadInput: Such files are there already or can't be written, or the model holds something
+            that isn't a tensor.
+    """
+    for name in (WEIGHTS, CONFIG):
+        if (folder / name).exists():
+            problem = f"holds a {name} already"
+            raise BadInput.at(str(folder), problem, f"move it, or name another folder by {option}")
+    weights = checkpoint["state_dict"]
+    if others := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
+        msg = f"the model's {listed(others)} can't be shared; keep such a state in a tensor"
+        raise BadInput(msg)
+    # Each in memory of its own, as the format wants it, whatever layout it has here.
+    alone = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
+    content = safetensors.torch.save(alone, {"format": "pt"})
+    told = checkpoint[CHECKPOINT_KEY].items()
+    config = {
+        "library_name": "lightning_bbox",
+        "version": version("lightning_bbox"),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        CHECKPOINT_KEY: {name: each for name, each in told if name not in _OF_A_RUN},
+    }
+    make_folder(folder, option)
+    write_atomically(folder / WEIGHTS, content, option)
+    write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode(), option)
 
 
 def _refuse_incomplete(checkpoint: dict[str, Any], path: str) -> None:
@@ -283,10 +362,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def checkpoint_of(path: str | os.PathLike[str]) -> Path:
     """Return the checkpoint that a path means: a file is itself, a run's folder its best one.
 
-    Where a run has none, as it was never validated, it is the last one.
+    Where a run has none, as it was never validated, it is the last one. The folder of a shared
+    model is its weights.
     """
     if not Path(path).is_dir():
         return Path(path)
+    if (shared := Path(path) / WEIGHTS).is_file():
+        return shared
     best, last = (Path(path) / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     return last if last.exists() and not best.exists() else best
 

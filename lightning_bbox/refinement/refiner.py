@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -15,16 +15,19 @@ from torch import Tensor
 
 from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.core.files import expanded
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
 from lightning_bbox.geometry.weighing import move_under, said_of
 from lightning_bbox.models.base import OffsetModel
+from lightning_bbox.models.checkpoints import CHECKPOINT_KEY, write_shared
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.decode import decode_image, to_rgb, upright
 from lightning_bbox.pictures.store import ImageStore
 from lightning_bbox.refinement.exported import ExportedGraph, GraphOutput, is_exported
 from lightning_bbox.refinement.outcomes import Reason, clip_or_restore, refuse_max_shift, words_of
+from lightning_bbox.refinement.sharing.hub import folder_of
 
 Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
 """A file; a Pillow image; an array (h, w, 3), (h, w, 1) or (h, w); a tensor (3, h, w) or (1, h, w).
@@ -60,8 +63,9 @@ class Refiner:
 
     Args:
         checkpoint: A checkpoint that a run wrote, the run's folder (then its best one), a model
-            that `lightning-bbox export` wrote (`.onnx` or `.pt2`), or a trained model at hand,
-            which is moved to the device and into evaluation mode.
+            that `lightning-bbox export` wrote (`.onnx` or `.pt2`), the folder of a shared model
+            (see `from_pretrained`), or a trained model at hand, which is moved to the device and
+            into evaluation mode.
         device: Where to run.
         batch_size: How many crops the network sees at once.
         max_shift: Largest shift of an edge to believe, in px; boxes that would move farther stay.
@@ -123,6 +127,43 @@ class Refiner:
         self.white_level = white_level or self.spec.white_level
         named = {"own": own, "trained": None}
         self.law: DisplacementLaw | None = named[law] if isinstance(law, str) else law
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        *,
+        revision: str | None = None,
+        **options: Any,  # noqa: ANN401 (those of the class)
+    ) -> Self:
+        """Make a refiner of a shared model: weights in safetensors, a recipe in JSON, no code.
+
+        Args:
+            source: The folder that `card --to` or `save_pretrained` wrote, or the id of such a
+                model on the Hugging Face hub, `OWNER/NAME`, which needs huggingface_hub.
+            revision: Branch, tag or commit of the hub's model.
+            **options: The other arguments of the class.
+
+        Raises:
+            BadInput: There is no such folder, its files aren't what was written, or the model
+                can't be had from the hub.
+        """
+        return cls(folder_of(source, revision), **options)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write the model for `from_pretrained`: `model.safetensors` and `config.json`.
+
+        Args:
+            folder: Where to write; it need not be there.
+
+        Raises:
+            BadInput: Such files are there already or can't be written, or the model was exported.
+        """
+        if self._graph is not None:
+            msg = f"{self._graph.path}: is an exported graph; share the run it was made of"
+            raise BadInput(msg)
+        model = {CHECKPOINT_KEY: self.model.identity(), "state_dict": self.model.state_dict()}
+        write_shared(model, expanded(str(folder)))
 
     def refine(
         self, image: Picture, boxes: BoxArray, labels: Sequence[str] | None = None

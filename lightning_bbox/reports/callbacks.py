@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -218,6 +219,7 @@ class RunReport(pl.Callback):
             for kind, name, count, mae in evaluation.rows
         ]
         self.metrics["test/harm"] = [row._asdict() for row in evaluation.harm]
+        self.metrics["data"] = _facts_of(model.data)
         write_atomically(self.folder / "test_errors.npz", _errors_file(model.data, evaluation))
         write_atomically(self.folder / "metrics.json", json.dumps(self.metrics, indent=2).encode())
         (self.folder / OUTCOME).unlink(missing_ok=True)
@@ -230,6 +232,24 @@ class RunReport(pl.Callback):
             f"worst and random crops  {self.folder / 'crops.png'}\n"
             f"run folder              {self.folder}\n{curves}"
         )
+
+
+def _facts_of(data: CropDataModule) -> dict[str, Any]:
+    """Return how many pictures and boxes each split has, and how the proposals are off."""
+    source = data.source
+    facts: dict[str, Any] = {
+        role: {
+            "pictures": len(set(items.image_index.tolist())),
+            "groups": len(set(items.clusters.tolist())),
+            "boxes": len(items),
+            "skipped": len(items.skipped),
+            "classes": dict(Counter(source.classes[label] for label in items.labels.tolist())),
+        }
+        for role, items in source.splits.items()
+    }
+    given = any(items.proposals is not None for items in source.splits.values())
+    law = source.law.words() if source.law else "too few to tell how they are off"
+    return facts | {"proposals": f"given: {law}" if given else repr(data.jitter)}
 
 
 def _errors_file(data: CropDataModule, evaluation: Evaluation) -> bytes:
