@@ -249,7 +249,10 @@ def _facts_of(data: CropDataModule) -> dict[str, Any]:
     }
     given = any(items.proposals is not None for items in source.splits.values())
     law = source.law.words() if source.law else "too few to tell how they are off"
-    return facts | {"proposals": f"given: {law}" if given else repr(data.jitter)}
+    told = {name: each for name, each in vars(data.jitter).items() if isinstance(each, int | float)}
+    drawn = ", ".join(f"{name}={each}" for name, each in told.items() if name[0] != "_")
+    jitter = f"{type(data.jitter).__name__}({drawn})"
+    return facts | {"proposals": f"given: {law}" if given else jitter}
 
 
 def _errors_file(data: CropDataModule, evaluation: Evaluation) -> bytes:
