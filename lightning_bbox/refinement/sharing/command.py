@@ -1,10 +1,9 @@
 """The command `card`: a run's card, alone or in a folder that holds the model too."""
 
-import argparse
-
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import encoded, expanded, make_folder, write_atomically
 from lightning_bbox.core.messages import say
+from lightning_bbox.core.options import CommandParser
 from lightning_bbox.models.checkpoints import checkpoint_of, read_checkpoint, write_shared
 from lightning_bbox.refinement.sharing.card import RunFacts, card_of
 
@@ -42,12 +41,11 @@ def card(arguments: list[str]) -> None:
     say(f"{folder / name}{beside}")
 
 
-def card_parser() -> argparse.ArgumentParser:
+def card_parser() -> CommandParser:
     """Return what reads the options of `card`."""
-    parser = argparse.ArgumentParser(
-        prog="lightning-bbox card",
-        allow_abbrev=False,
-        description="Write a card of a trained model, from what its run left: data, figures "
+    parser = CommandParser(
+        "card",
+        "Write a card of a trained model, from what its run left: data, figures "
         "beside those of predicting the mean, whom it harms, calibration, limits, licence, how to "
         "load it.",
     )
