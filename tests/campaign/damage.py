@@ -59,6 +59,11 @@ TOKENS["via"] = TOKENS["kaggle"] = (
     *('""x"":1,', "{", "}", "[", "]", '""name"":""circle"",', "[[1,2,3,4],", "'x': 1", "nan"),
     *TOKENS["csv"],
 )
+TOKENS["viajson"] = (
+    *('"regions": {}, ', '"regions": 3, ', '"shape_attributes": {}, ', '"name": "circle", '),
+    *('"all_points_x": [1], ', '"filename": "", ', '"_via_img_metadata": 1, ', '"x": null, '),
+    *TOKENS["coco"][:16],
+)
 """Words that mean something in a format."""
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _LINE_ENDS = (b"\n", b"\r\n", b"\r", b"\n\n", b"\x0b", b"\xe2\x80\xa8", b"\0", b"")

@@ -62,7 +62,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(kind, data, seed, opt
     hit = dice.choice([name for name in files if not name.endswith(".png")])
     content = files[hit] if isinstance(files[hit], bytes) else files[hit].encode()
     tokens = TOKENS["yaml" if hit.endswith(".yaml") else kind]
-    judge(files | {hit: mutated(content, dice, tokens)}, draft.options | options)
+    event(judge(files | {hit: mutated(content, dice, tokens)}, draft.options | options))
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="there is no real data")
@@ -71,7 +71,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(kind, data, seed, opt
 def test_a_damaged_part_of_a_real_set_is_too(kind, seed):
     dice, files = random.Random(seed), real_set(kind)
     hit = dice.choice([name for name in files if not isinstance(files[name], tuple)])
-    judge(files | {hit: mutated(files[hit], dice, TOKENS[kind])}, {})
+    event(judge(files | {hit: mutated(files[hit], dice, TOKENS[kind])}, {}))
 
 
 @given(st.integers(0))
@@ -98,7 +98,7 @@ def pixels_of(root, name):
 
 
 def judge(files, options):
-    """Read, move every other box, write, read again, and compare."""
+    """Read, move every other box, write, read again, and compare; say how far that went."""
     with tempfile.TemporaryDirectory() as folder:
         root, out = Path(folder) / "in", Path(folder) / "out"
         write(root, files)
@@ -106,7 +106,7 @@ def judge(files, options):
             table = read_annotations(root, **options)
         except BadInput as refusal:
             check_sentence(str(refusal))
-            return event("refused")
+            return "refused"
         check_table(table)
         write(out, files)
         moved = scale_boxes(table.boxes, 0.875) + 0.0625 * box_sizes(table.boxes).repeat(1, 2)
@@ -116,7 +116,7 @@ def judge(files, options):
             write_boxes(table, boxes, out, decimals=3)
         except BadInput as refusal:
             check_sentence(str(refusal))
-            return event("not written")
+            return "not written"
         found = read_annotations(out, **options)
     assert not len(boxes) or float((found.boxes - boxes).abs().max()) <= 0.001
     assert found.boxes[~moves].equal(table.boxes[~moves])
@@ -125,7 +125,7 @@ def judge(files, options):
     assert len(found.skipped) == len(table.skipped)
     for name in ("labels", "sizes", "image_index"):
         assert getattr(found, name).equal(getattr(table, name)), f"{name} have changed"
-    return event("written")
+    return "written"
 
 
 def check_sentence(sentence):
