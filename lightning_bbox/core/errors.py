@@ -76,6 +76,23 @@ class BadInput(ValueError):  # noqa: N818 - named by what the user reads, not by
 BadInput.__module__ = "lightning_bbox"  # its public path, which tracebacks print
 
 
+def shortened(text: str, most: int = 300) -> str:
+    """Keep both ends of a name that is too long to be read, as none of a file is.
+
+    Args:
+        text: The name.
+        most: How many characters are bearable.
+
+    Examples:
+        >>> shortened("a" * 1000, most=20)
+        'aaaaaaaa ... aaaaaaaa'
+        >>> shortened("a.png")
+        'a.png'
+    """
+    half = (most - 4) // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
+
+
 def listed(names: Sequence[str]) -> str:
     """Join names for a message, the first dozen of them.
 
@@ -86,7 +103,7 @@ def listed(names: Sequence[str]) -> str:
         '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 88 more'
     """
     more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-    return ", ".join(names[:_MOST_LISTED]) + more
+    return ", ".join(map(shortened, names[:_MOST_LISTED])) + more
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

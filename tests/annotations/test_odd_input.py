@@ -217,6 +217,18 @@ def test_corners_that_doubt_where_pixels_count_from_are_noted(tmp_path, base, bo
     assert said.startswith(f"; {note}") if note else not said
 
 
+def test_names_that_nobody_can_read_are_shortened_in_what_is_said(tmp_path):
+    long = "n" * 50_000
+    shape = '<box label="cell" xtl="1" ytl="1" xbr="9" ybr="9"/>'
+    image = f'<image id="{long}" name="a.png">{shape}</image><image id="1" name="{long}"/>'
+    write(tmp_path, A | {"a.xml": f"<annotations>{image}</annotations>"})
+    table = read_annotations(tmp_path, on_missing="skip")
+    assert table.images == ("a.png",)
+    for sentence in (*table.ids, *table.missing, table.note):
+        assert "nnn ... nnn" in sentence
+        assert len(sentence) < 1000
+
+
 def test_a_fit_lists_its_bad_boxes_and_draws_batches_larger_than_the_set(
     tmp_path, monkeypatch, capsys
 ):

@@ -22,6 +22,7 @@ from PIL import Image
 from lightning_bbox.annotations.formats.format import Picture
 from lightning_bbox.annotations.headers import read_header
 from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.annotations.validity import flaws_of
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import box_sizes, scale_boxes
@@ -111,6 +112,8 @@ def judge(files, options):
         write(out, files)
         moved = scale_boxes(table.boxes, 0.875) + 0.0625 * box_sizes(table.boxes).repeat(1, 2)
         moves = (box_sizes(moved) >= LEAST_SIDE).all(dim=1) & (torch.arange(len(moved)) % 2 == 0)
+        # A rough box may overhang its picture, and would move out of it.
+        moves &= ~flaws_of(moved, table.sizes[table.image_index].flip(-1))[2]
         boxes = torch.where(moves[:, None], moved, table.boxes)
         try:
             write_boxes(table, boxes, out, decimals=3)

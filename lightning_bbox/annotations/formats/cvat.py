@@ -23,7 +23,7 @@ from lightning_bbox.annotations.formats.format import (
 from lightning_bbox.annotations.formats.texts import is_set, parse_number
 from lightning_bbox.annotations.formats.voc import is_cvat
 from lightning_bbox.annotations.formats.xml import nodes_below, parse_xml, walk_xml, xml_encoding
-from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.errors import BadInput, shortened
 
 _SIDES = ("xtl", "ytl", "xbr", "ybr")
 _SHAPES = ("box", "polygon", "ellipse", "mask", "polyline", "points", "cuboid", "skeleton")
@@ -53,7 +53,7 @@ def _pictures(tree: Element, file: str) -> list[Picture]:
     for node in tree:
         if node.tag not in ("image", "track"):
             continue
-        place = f"{file}: {node.tag} {node.get('id', '')}"
+        place = f"{file}: {node.tag} {shortened(node.get('id', ''))}"
         if node.tag == "image" and (key := _attribute(node, "name", place)) in pictures:
             raise BadInput.at(place, f"{key!r} is there twice", "keep one of them")
         if node.tag == "image":
@@ -92,7 +92,7 @@ def _shapes(node: Element) -> Iterator[Element]:
 
 def _frame(tree: Element, frame: str, file: str) -> Picture:
     """Return the picture of a frame of a video, which CVAT exports as frame_000017.PNG."""
-    place, size = f"{file}: frame {frame}", tree.find("meta/task/original_size")
+    place, size = f"{file}: frame {shortened(frame)}", tree.find("meta/task/original_size")
     stated = None if size is None else _inner_size(size, place)
     name = f"frame_{frame.zfill(6)}"
     return Picture(file, place, name, stated, group=file)

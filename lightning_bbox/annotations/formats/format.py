@@ -15,6 +15,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from lightning_bbox.annotations.splits import Split
+from lightning_bbox.core.errors import shortened
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 NO_BOX = (math.nan, math.nan, math.nan, math.nan)
@@ -95,8 +96,8 @@ class Picture:
 
     @property
     def stated(self) -> str:
-        """Its name as stated, or the stem of its file."""
-        return self.name or PurePosixPath(self.file).stem
+        """Its name as stated, or the stem of its file, of bearable length."""
+        return shortened(self.name or PurePosixPath(self.file).stem)
 
 
 class Listing(NamedTuple):

@@ -30,7 +30,7 @@ from lightning_bbox.annotations.formats.json import (
     spotted_json,
 )
 from lightning_bbox.annotations.formats.texts import whole_text
-from lightning_bbox.core.errors import BadInput, listed
+from lightning_bbox.core.errors import BadInput, listed, shortened
 from lightning_bbox.geometry.boxes import xywh_to_xyxy, xyxy_to_xywh
 
 _FIELDS = ("x", "y", "width", "height")
@@ -62,7 +62,7 @@ def _read(root: Path, files: Sequence[str]) -> Listing:
         if not isinstance(tasks, list):
             raise BadInput.at(file, "holds no list of tasks", "export it as JSON")
         for at, (task, regions) in enumerate(_tasks(tasks, file), 1):
-            place = f"{file}: task {task.get('id', at)}"
+            place = f"{file}: task {shortened(str(task.get('id', at)))}"
             picture = Picture(file, place, _name(task, place))
             for region in regions:
                 record = _record(region, f"{place}: region {len(picture.records) + 1}", file)
@@ -92,7 +92,7 @@ def _results(task: Mapping[str, Any], key: str, file: str) -> list[_Region]:
     if len(kept) > 1:
         problem = f"has {len(kept)} {key}"
         remedy = "keep one a task, such as the ground truth"
-        place = f"{file}: task {task.get('id', '')}"
+        place = f"{file}: task {shortened(str(task.get('id', '')))}"
         raise BadInput.at(place, problem, remedy)
     results = kept[0]["result"] if kept and isinstance(kept[0]["result"], list) else []
     stated = [result for result in results if isinstance(result, dict)]

@@ -13,7 +13,7 @@ from lightning_bbox.annotations.formats.json import (
     take,
 )
 from lightning_bbox.annotations.formats.via.regions import box_of, label_of
-from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.errors import BadInput, shortened
 
 _PROJECT = "_via_img_metadata"
 
@@ -49,15 +49,15 @@ def _entries(document: object, file: str) -> Iterator[tuple[str, Mapping[str, An
     entries = as_object(whole[_PROJECT], f"{file}: {_PROJECT}") if _PROJECT in whole else whole
     before = 0
     for key, entry in entries.items():
-        picture = as_object(entry, f"{file}: {key}")
+        picture = as_object(entry, f"{file}: {shortened(key)}")
         yield key, picture, before
-        before += len(_regions(picture, f"{file}: {key}"))
+        before += len(_regions(picture, f"{file}: {shortened(key)}"))
 
 
 def _picture(
     file: str, key: str, entry: Mapping[str, Any], before: int, named: str | int | None
 ) -> Picture:
-    place = f"{file}: {key}"
+    place = f"{file}: {shortened(key)}"
     if not (name := take(entry, "filename", str, place).strip()):
         raise BadInput.at(place, "its filename is empty", "fill it or remove the picture")
     picture = Picture(file, place, name)
