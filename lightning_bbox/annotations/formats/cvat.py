@@ -157,17 +157,23 @@ def _mark(shape: Element) -> str:
 
 def _spots(text: str) -> list[Spots]:
     found: list[Spots] = []
-    path: list[str] = []
+    depth = skeletons = 0
+    inside = False
 
     def start(name: str, _: Mapping[str, str], begin: int) -> None:
-        within = path[1:2] in (["image"], ["track"]) and "skeleton" not in path
-        path.append(name)
-        if within and name in _SHAPES:
+        nonlocal depth, inside, skeletons
+        depth += 1
+        if depth == 2:
+            inside = name in ("image", "track")
+        elif depth > 2 and inside and not skeletons and name in _SHAPES:
             spans = dict(_attributes(text, begin)) if name == "box" else {}
             found.append(Spots([spans[side] for side in _SIDES if side in spans]))
+        skeletons += name == "skeleton"
 
-    def end(_: str) -> None:
-        path.pop()
+    def end(name: str) -> None:
+        nonlocal depth, skeletons
+        depth -= 1
+        skeletons -= name == "skeleton"
 
     walk_xml(text, start, end=end)
     return found
