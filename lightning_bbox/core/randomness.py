@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 
@@ -96,6 +96,49 @@ class EpochPlan:
         ]
         offset = start - first * self.num_items
         return torch.cat(passes)[offset : offset + self.num_draws]
+
+    def order_by(
+        self, kinds: Int64[Tensor, " num_items"], weights: Float64[Tensor, " k"]
+    ) -> Int64[Tensor, " num_draws"]:
+        """Return the item of each sample where items of some kinds are drawn more often.
+
+        How often a kind is drawn in an epoch doesn't change, and each kind's items are used evenly,
+        as `order` uses all.
+
+        Args:
+            kinds: The kind of each item, from 0.
+            weights: How often an item of each kind is drawn, beside those of the others.
+
+        Examples:
+            >>> plan = EpochPlan(seed=0, epoch=0, num_items=4, num_draws=6)
+            >>> kinds, weights = torch.tensor([0, 0, 0, 1]), torch.tensor([1.0, 3.0]).double()
+            >>> plan.order_by(kinds, weights).bincount()
+            tensor([1, 1, 1, 3])
+        """
+        orders = []
+        for kind, count in enumerate(self.draws_by(kinds, weights).tolist()):
+            own = (kinds == kind).nonzero().flatten()
+            if count:
+                seed = stream_seed("kind", self.seed, kind)
+                orders.append(own[EpochPlan(seed, self.epoch, len(own), count).order])
+        mixed = keyed_generator("mixed kinds", self.seed, self.epoch)
+        return torch.cat(orders)[torch.randperm(self.num_draws, generator=mixed)]
+
+    def draws_by(
+        self, kinds: Int64[Tensor, " num_items"], weights: Float64[Tensor, " k"]
+    ) -> Int64[Tensor, " k"]:
+        """Return how often each kind is drawn: its share, and the largest rests rounded up.
+
+        Args:
+            kinds: The kind of each item, from 0.
+            weights: How often an item of each kind is drawn, beside those of the others.
+        """
+        shares = kinds.bincount(minlength=len(weights)) * weights
+        asked = shares / shares.sum() * self.num_draws
+        counts = asked.long()
+        first = (counts - asked).argsort(stable=True)[: self.num_draws - int(counts.sum())]
+        counts[first] += 1
+        return counts
 
     def uniform(self, stream: str, columns: int) -> Float[Tensor, "num_draws columns"]:
         """Draw numbers in [0, 1), one row a sample; streams don't influence each other.

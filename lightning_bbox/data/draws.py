@@ -3,12 +3,16 @@
 Nothing here knows a trainer: samples are a function of items, laws and the epoch's plan.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.randomness import EpochPlan
 from lightning_bbox.data.samples import Items, Samples
 from lightning_bbox.geometry.boxes import box_centers, box_sizes, mirror_boxes
@@ -19,6 +23,50 @@ from lightning_bbox.pictures.augment import Augment, NoiseBank
 
 WIDTHS = (0.0, 0.1, 0.4, 1.0)
 """Shares of the jitter's way that boxes are off by, where they are drawn at several widths."""
+
+
+ClassWeights = dict[str, float] | Literal["balanced"]
+"""How much boxes of each class count: all classes alike, or as is said of some, and others 1."""
+
+
+def class_weights(
+    asked: ClassWeights, items: Items, classes: Sequence[str], option: str
+) -> Float64[Tensor, " c"]:
+    """Return how much a box of each class counts.
+
+    Args:
+        asked: What is asked for.
+        items: The training boxes.
+        classes: Names of their labels.
+        option: What asks for it, for errors.
+
+    Raises:
+        BadInput: The boxes are of one class, there is no such class, or a weight isn't positive.
+
+    Examples:
+        >>> boxes, labels = torch.zeros(4, 4), torch.tensor([0, 0, 0, 1])
+        >>> items = Items(labels, boxes, labels, labels)
+        >>> class_weights("balanced", items, ["a", "b"], "data.class_sampling")
+        tensor([0.3333, 1.0000], dtype=torch.float64)
+    """
+    counts = items.labels.bincount(minlength=len(classes)).double()
+    there = [f"{name} ({n:.0f})" for name, n in zip(classes, counts.tolist(), strict=True) if n]
+    if len(there) < 2:
+        msg = f"{option} is {asked!r}, but all boxes are {listed(there)}; leave it out"
+        raise BadInput(msg)
+    if asked == "balanced":
+        return torch.where(counts > 0, 1 / counts.clamp(min=1), 0)
+    assert isinstance(asked, dict)
+    weights = torch.ones(len(classes), dtype=torch.float64)
+    for name, weight in asked.items():
+        if name not in classes:
+            msg = f"{option}: there is no class {name!r}; choose from {listed(there)}"
+            raise BadInput(msg)
+        if not 0 < weight < math.inf:
+            msg = f"{option} of {name} is {weight:g}; give more than 0, or leave it out of the data"
+            raise BadInput(msg)
+        weights[classes.index(name)] = weight
+    return weights
 
 
 def widths_of(num_draws: int, jitter: Jitter) -> Float[Tensor, " n"]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from lightning_bbox.core.compiling import CutCompile
@@ -21,6 +21,8 @@ from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.randomness import EpochPlan, keyed_generator, stream_seed
 from lightning_bbox.data.draws import (
+    ClassWeights,
+    class_weights,
     draw_samples,
     offset_spec,
     widths_of,
@@ -64,6 +66,9 @@ class CropDataModule(pl.LightningDataModule):
         batch_size: Size of the global batch, over all processes; `auto` takes the smallest within
             5 % of the most crops a second, measured when training begins.
         draws_per_epoch: Training samples in an epoch; items are used evenly.
+        class_sampling: How often training draws a box of each class: `balanced` draws all classes
+            alike, `{WBC: 4}` a box of that one four times as often as others; all boxes alike by
+            default. Evaluations aren't changed.
         eval_draws: Samples of each evaluation, the same for every model and epoch.
         seed: Seed of order, proposals and augmentation; validation and test don't depend on it.
         compile: Compile the cut; `auto` does where there is a compiler, `triton` cuts by a kernel
@@ -92,6 +97,7 @@ class CropDataModule(pl.LightningDataModule):
         augment: Augment = Augment(),
         batch_size: BatchSize = 128,
         draws_per_epoch: int = 20_000,
+        class_sampling: ClassWeights | None = None,
         eval_draws: int = 2_000,
         seed: int = 0,
         compile: CutCompile = "auto",  # noqa: A002 (the name of the option everywhere)
@@ -107,6 +113,7 @@ class CropDataModule(pl.LightningDataModule):
         self.num_targets: int = num_targets or 2
         self.augment, self.seed, self.compile = augment, seed, compile
         self.batch_size, self.draws_per_epoch, self.eval_draws = size, draws_per_epoch, eval_draws
+        self.class_sampling = class_sampling
         self.noise = _noise_for(self.geometry)
         self.failed_draws: dict[str, int] = {}
         self.features: dict[Split, Tensor] = {}
@@ -235,6 +242,10 @@ class CropDataModule(pl.LightningDataModule):
                 f"{len(items.skipped)} skipped, target std {', '.join(spread[:2])} px{sizes}"
             )
             failed = self.failed_draws.get(name, 0)
+            if name == "train" and self.class_sampling is not None:
+                drawn = self.draws_by_class(self._sampling_weights()).tolist()
+                pairs = zip(self.source.classes, drawn, strict=True)
+                line += f", draws by class: {', '.join(f'{each} {n:,}' for each, n in pairs)}"
             lines.append(
                 line + (f", {failed} of {len(deltas)} draws left unjittered" if failed else "")
             )
@@ -286,7 +297,7 @@ class CropDataModule(pl.LightningDataModule):
         plan = EpochPlan(seed, epoch, len(items), draws or self.num_draws(split))
         samples, self.failed_draws[split] = draw_samples(
             replace(items, labels=self.label_numbers[items.labels]),
-            torch.arange(len(items)) if split == "predict" else plan.order,
+            torch.arange(len(items)) if split == "predict" else self._order(plan, split),
             plan,
             geometry=self.geometry,
             jitter=self.jitter,
@@ -296,6 +307,32 @@ class CropDataModule(pl.LightningDataModule):
             widths=widths_of(plan.num_draws, self.jitter) if split.endswith("_widths") else None,
         )
         return samples
+
+    def _order(self, plan: EpochPlan, split: Split) -> Int64[Tensor, " n"]:
+        """Return the item of each draw; in training some classes may be drawn more often."""
+        if split != "train" or self.class_sampling is None:
+            return plan.order
+        return plan.order_by(self.items_of(split).labels, self._sampling_weights())
+
+    def _sampling_weights(self) -> Float64[Tensor, " c"]:
+        assert self.class_sampling is not None
+        items, classes = self.items_of("train"), self.source.classes
+        weights = class_weights(self.class_sampling, items, classes, "data.class_sampling")
+        drawn = self.draws_by_class(weights)
+        present = items.labels.bincount(minlength=len(classes)) > 0
+        if bool((present & (drawn == 0)).any()):
+            name = classes[int((present & (drawn == 0)).nonzero()[0])]
+            msg = (
+                f"data.class_sampling is {self.class_sampling!r}, which draws no {name} in an "
+                f"epoch of {self.draws_per_epoch}; raise its weight, or data.draws_per_epoch"
+            )
+            raise BadInput(msg)
+        return weights
+
+    def draws_by_class(self, weights: Float64[Tensor, " c"]) -> Int64[Tensor, " c"]:
+        """Return how often an epoch of training draws each class, where boxes are weighed so."""
+        labels = self.items_of("train").labels
+        return EpochPlan(0, 0, len(labels), self.draws_per_epoch).draws_by(labels, weights)
 
     def widths(self, split: Split) -> Float[Tensor, " n"]:
         """Return how much of the jitter's way each draw of a split goes; given proposals all."""

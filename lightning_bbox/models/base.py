@@ -724,6 +724,7 @@ class OffsetModel(pl.LightningModule):
             "data.batch_size": self.data.batch_size,
             "data.draws_per_epoch": self.data.draws_per_epoch,
             "data.jitter's largest shift": spec.max_shift,
+            "data.class_sampling": to_plain(self.data.class_sampling, "data.class_sampling"),
             _FIXED_DRAWS: self.cache is not None,
         }
         if self._resumed_run is not None:

@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from lightning_bbox.core.compiling import Compile
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.messages import say
-from lightning_bbox.core.recipes import from_plain
+from lightning_bbox.core.recipes import from_plain, to_plain
+from lightning_bbox.data.draws import ClassWeights, class_weights
 from lightning_bbox.data.loader import Rows
 from lightning_bbox.data.samples import Batch
 from lightning_bbox.geometry.codecs import DeltaCodec, refuse_other_crops
@@ -88,6 +89,9 @@ class BoxRegressor(OffsetModel):
             in each. By default they are computed in every step.
         groups: Who of the weights learns slower, without decay or from a later epoch on; all alike
             by default.
+        class_weights: How much the loss of a box of each class counts: `balanced` has all classes
+            count alike, `{WBC: 4}` a box of that one four times as much as others; all boxes alike
+            by default. They are 1 on average over the training draws.
         regularizers: What the loss gains for the size of the weights, or what is done to them after
             each step; nothing by default. The optimizer's own weight decay acts beside them.
         passes: At evaluation, average the boxes of so many passes in which dropout and its kin draw
@@ -131,6 +135,7 @@ class BoxRegressor(OffsetModel):
         compile: Compile = "auto",  # noqa: A002 (the name of the option everywhere)
         cache: str | None = None,
         groups: WeightGroups = WeightGroups(),
+        class_weights: ClassWeights | None = None,
         regularizers: list[Regularizer] | None = None,
         passes: int | None = None,
         steps_per_call: int = 1,
@@ -156,6 +161,8 @@ class BoxRegressor(OffsetModel):
         self.passes, self.regularizers, self.weights = passes, regularizers or [], weights
         self.optimizer, self.schedule = optimizer, schedule or OneCycle()
         self.groups = groups
+        self.class_weights = class_weights
+        self._class_weights: Tensor | None = None  # by the labels of batches
         self.steps_per_call = steps_per_call
         self._refusal: BadInput | None = None  # of the weights to start from
         several = steps_per_call > 1 or cuda_graph
@@ -234,6 +241,7 @@ class BoxRegressor(OffsetModel):
         """Make the optimizer and a schedule over the whole run, once the weights are there."""
         self._refuse_weights()  # only now is it known whether the run goes on from a checkpoint
         self._regularization = Regularization(self.regularizers, self.net)
+        self._class_weights = self._weigh_classes()
         self._try_batch_sizes()
         self._look_over()
         optimizer = self._make_optimizer()
@@ -244,6 +252,7 @@ class BoxRegressor(OffsetModel):
                 "the optimizer": type(optimizer).__name__,
                 "model.regularizers": str(self._regularization) or None,
                 "model.groups": str(self._grouping) or None,
+                "model.class_weights": to_plain(self.class_weights, "model.class_weights"),
                 "model.steps_per_call": self.steps_per_call,
             }
         )
@@ -408,7 +417,23 @@ class BoxRegressor(OffsetModel):
             head = type(self.net.head).__name__
             msg = f"the loss of {head} has no gradient, so nothing can learn by it; choose another"
             raise BadInput(msg)
+        if self._class_weights is not None:
+            losses = losses * self._class_weights[batch.labels]
         return losses
+
+    def _weigh_classes(self) -> Tensor | None:
+        """Return the weight of each label in the loss, 1 on average over the training draws."""
+        if self.class_weights is None:
+            return None
+        data = self.data
+        items, classes = data.items_of("train"), data.source.classes
+        own = class_weights(self.class_weights, items, classes, "model.class_weights").float()
+        numbers = data.label_numbers
+        known = numbers >= 0
+        weights = torch.ones(int(numbers.max()) + 1)
+        weights[numbers[known]] = own[known]
+        drawn = weights[data.samples("train").labels]
+        return (weights / drawn.mean()).to(self.device)
 
     def note_step(self, step: int, rows: Tensor, penalty: Tensor | None) -> None:
         """Remember on the host what a step was, and log where it is time to.

@@ -169,6 +169,17 @@ class PointHead(Head, ABC):
         return losses
 
 
+def of_class(outputs: Float[Tensor, "b c *m"], labels: Int64[Tensor, " b"]) -> Tensor:
+    """Return what a layer says for the class of each sample, of what it says for all.
+
+    Examples:
+        >>> of_class(torch.arange(6.0).view(1, 3, 2), torch.tensor([1]))
+        tensor([[2., 3.]])
+    """
+    own = labels.view(-1, *[1] * (outputs.dim() - 1)).expand(-1, 1, *outputs.shape[2:])
+    return outputs.gather(1, own).squeeze(1)
+
+
 def near_zero_linear(
     in_features: int, outputs: int, bias: bool = True, std: float = 0.001
 ) -> nn.Linear:

@@ -8,14 +8,21 @@ import math
 from typing import Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import Part
 from lightning_bbox.geometry.codecs import OffsetSpec, TargetSpace
 from lightning_bbox.nn.calibration import ErrorLaw
-from lightning_bbox.nn.heads.base import Head, MapShape, Targets, ToBoxes, near_zero_linear
+from lightning_bbox.nn.heads.base import (
+    Head,
+    MapShape,
+    Targets,
+    ToBoxes,
+    near_zero_linear,
+    of_class,
+)
 
 Errors = Float[Tensor, "b n"]
 Moments = tuple[Float[Tensor, "#n"], Float[Tensor, "#n"]]
@@ -205,6 +212,7 @@ class LikelihoodHead(Head):
 
     Args:
         likelihood: `GaussianLikelihood` by default, `LaplaceLikelihood` or `FlowLikelihood`.
+        per_class: A layer for each class instead of one for all; the likelihood's form is shared.
 
     References:
         Kendall and Gal, What uncertainties do we need in Bayesian deep learning for computer
@@ -216,15 +224,17 @@ class LikelihoodHead(Head):
     std: Tensor
     unit: Tensor
 
-    def __init__(self, likelihood: Likelihood | None = None) -> None:
+    def __init__(self, likelihood: Likelihood | None = None, per_class: bool = False) -> None:
         super().__init__()
+        self.per_class = per_class
         self.likelihood = likelihood or GaussianLikelihood()
         self.error_law = self.likelihood.error_law
 
     def build(self, in_features: int, spec: OffsetSpec, map_shape: MapShape | None = None) -> Self:
         """Make the layer, near zero: the first prediction is an error like the targets' own."""
         super().build(in_features, spec)
-        self.linear = near_zero_linear(in_features, 2 * spec.num_targets, std=1e-4)
+        layers = max(1, len(spec.classes)) if self.per_class else 1
+        self.linear = near_zero_linear(in_features, layers * 2 * spec.num_targets, std=1e-4)
         self.likelihood.build(spec.num_targets)
         return self
 
@@ -232,10 +242,16 @@ class LikelihoodHead(Head):
         """Keep the standard deviation, which is the outputs' unit."""
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b m"]:
-        """Return the means, then the logarithms of the scales."""
+        """Return the means, then the logarithms of the scales, one class after the other."""
         with torch.autocast(features.device.type, enabled=False):
             outputs: Tensor = self.linear(features.to(self.linear.weight.dtype))
             return outputs
+
+    def select(self, outputs: Float[Tensor, "b m"], labels: Int64[Tensor, " b"]) -> Tensor:
+        """Return what the layer of each sample's class says."""
+        if not self.per_class:
+            return outputs
+        return of_class(torch.unflatten(outputs, 1, (-1, 2 * len(self.std))), labels)
 
     def loss(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.codecs import OffsetSpec
 from lightning_bbox.nn.box_losses import BoxLoss
-from lightning_bbox.nn.heads.base import MapShape, PointHead, Targets, near_zero_linear
+from lightning_bbox.nn.heads.base import MapShape, PointHead, Targets, near_zero_linear, of_class
 from lightning_bbox.nn.losses import Loss
 from lightning_bbox.solvers.least_squares import score_lambdas, usual_deviations
 from lightning_bbox.solvers.sums import gather
@@ -139,9 +139,7 @@ class LinearHead(PointHead):
         """Return the targets that the regressor of each sample's class predicts."""
         if not self.per_class:
             return outputs
-        regressors = torch.unflatten(outputs, 1, (-1, len(self.std)))
-        own = labels[:, None, None].expand(-1, 1, len(self.std))
-        return regressors.gather(1, own).squeeze(1)
+        return of_class(torch.unflatten(outputs, 1, (-1, len(self.std))), labels)
 
     def decode(self, outputs: Targets) -> Targets:
         """Return the outputs in fp32, through the activation."""

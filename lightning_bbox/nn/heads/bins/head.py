@@ -1,15 +1,16 @@
 """Bins: classify each coordinate's offset, and decode the distribution."""
 
 import math
+from copy import deepcopy
 from typing import Self
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.codecs import OffsetSpec
-from lightning_bbox.nn.heads.base import Head, MapShape, Targets, ToBoxes
+from lightning_bbox.nn.heads.base import Head, MapShape, Targets, ToBoxes, of_class
 from lightning_bbox.nn.heads.bins.decoders import Decoder, ExpectationDecoder, ModeDecoder
 from lightning_bbox.nn.heads.bins.labels import BinGrid, BinLabels, lay_grid
 from lightning_bbox.nn.heads.bins.links import Link, Logits
@@ -42,6 +43,7 @@ class BinHead(Head):
         l1_weight: Weight of an L1 loss on the expectation, in standard deviations of the training
             targets.
         max_shift: Largest shift that the bins hold, in px; the data's by default.
+        per_class: A layer for each class instead of one for all; the bins are the same.
 
     Raises:
         BadInput: A number is out of its range, or the parts don't fit each other.
@@ -78,8 +80,10 @@ class BinHead(Head):
         grids: int = 1,
         l1_weight: float = 0.0,
         max_shift: float | None = None,
+        per_class: bool = False,
     ) -> None:
         super().__init__()
+        self.per_class = per_class
         if not all(0 < width < math.inf for width in (bin_width, log_bin_width)):
             given = f"bin_width {bin_width} and log_bin_width {log_bin_width}"
             msg = f"BinHead's {given} must both be positive"
@@ -114,6 +118,11 @@ class BinHead(Head):
         super().build(in_features, spec)
         prior = grid.prior(torch.tensor(spec.bounds * self.grids))
         self.link.build(in_features, grid.inside, prior)
+        if self.per_class:
+            more = [deepcopy(self.link) for _ in spec.classes[1:]]
+            self.other_links = nn.ModuleList(
+                link.build(in_features, grid.inside, prior) for link in more
+            )
         return self
 
     def lay(self, spec: OffsetSpec) -> BinGrid:
@@ -131,10 +140,16 @@ class BinHead(Head):
         """The bins of each row: the coordinates of the first grid, then those of the next."""
         return BinGrid(self.centers, self.edges, self.inside.bool(), self.widths)
 
-    def forward(self, features: Float[Tensor, "b f"]) -> Logits:
-        """Return the link's logits, a row for each coordinate of each grid."""
-        logits: Logits = self.link(features)
-        return logits
+    def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b *c r m"]:
+        """Return the link's logits, a row for each coordinate of each grid, of each class."""
+        logits: Tensor = self.link(features)
+        if not self.per_class:
+            return logits
+        return torch.stack([logits, *(link(features) for link in self.other_links)], dim=1)
+
+    def select(self, outputs: Float[Tensor, "b *c r m"], labels: Int64[Tensor, " b"]) -> Logits:
+        """Return the logits of each sample's class."""
+        return of_class(outputs, labels) if self.per_class else outputs
 
     def offsets(self, targets: Targets) -> Targets:
         """Return where targets lie in px and log size."""
