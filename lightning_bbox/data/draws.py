@@ -59,8 +59,8 @@ def class_weights(
     assert isinstance(asked, dict)
     weights = torch.ones(len(classes), dtype=torch.float64)
     for name, weight in asked.items():
-        if name not in classes:
-            msg = f"{option}: there is no class {name!r}; choose from {listed(there)}"
+        if name not in classes or not counts[classes.index(name)]:
+            msg = f"{option}: no training box is of class {name!r}; choose from {listed(there)}"
             raise BadInput(msg)
         if not 0 < weight < math.inf:
             msg = f"{option} of {name} is {weight:g}; give more than 0, or leave it out of the data"

@@ -100,7 +100,10 @@ def test_how_classes_are_drawn_is_told(root):
 
 
 WRONG = {
-    "unknown": ({"rear": 2}, r"no class 'rear'; choose from big \(12\), mid \(6\), rare \(2\)"),
+    "unknown": (
+        {"rear": 2},
+        r"no training box is of class 'rear'; choose from big \(12\), mid \(6\), rare \(2\)",
+    ),
     "zero": ({"rare": 0}, "of rare is 0; give more than 0"),
     "negative": ({"rare": -1.0}, "of rare is -1"),
     "infinite": ({"rare": float("inf")}, "of rare is inf"),
