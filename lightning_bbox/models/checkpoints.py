@@ -42,6 +42,8 @@ _OF_A_RUN = ("run", "training_set", "sums")
 """What a checkpoint says of its run alone."""
 _PARTS = ("preprocess", "backbone", "head", "codec")
 _RECIPE = {"class_path", "init_args"}
+_UNSAID = {"head.per_class": False}
+"""What parts were made with whose checkpoint doesn't say, as it is older than the option."""
 _STATE = (
     *("loops", "callbacks", "optimizer_states", "lr_schedulers"),
     *("global_step", "pytorch-lightning_version"),
@@ -252,7 +254,9 @@ def refuse_other_parts(recipe: dict[str, Plain], asked: dict[str, Plain]) -> Non
     for name, part in asked.items():
         if part is None:
             continue
-        trained, here = flatten({name: recipe[name]}), flatten({name: part})
+        here = flatten({name: part})
+        unsaid = {key: value for key, value in _UNSAID.items() if key in here}
+        trained = unsaid | flatten({name: recipe[name]})
         for key in [*here, *trained]:
             if trained.get(key) != here.get(key):
                 msg = (
