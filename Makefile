@@ -35,7 +35,7 @@ fit: install ## train the quick start
 compare: install ## replay the question on scenes and, where DATA holds bccd, on red cells
 	$(bin)/lightning-bbox $(question) --name question-scenes --data.kind=polar $(ARGS)
 	test ! -d $(DATA)/bccd || $(bin)/lightning-bbox $(question) --name question-bccd \
-	    -c configs/bccd.yaml --data.root=$(DATA)/bccd --data.crop.supersample=1 $(ARGS)
+	    -c configs/bccd.yaml --data.root=$(DATA)/bccd $(ARGS)
 
 # ARGS=--precision=32-true, or bf16-mixed, runs the tests as on a CPU of that kind.
 # The signature pass leaves out `compile`: a checked function cannot be traced in one graph.

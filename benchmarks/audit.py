@@ -42,7 +42,6 @@ SMALL = [
     "--model.backbone=ShallowConvNet",
     "--model.backbone.channels=[16, 32, 64]",
     "--model.backbone.fc=[128]",
-    "--data.crop.supersample=2",
 ]
 """Half of the default's channels and fewer samples a pixel: a third of the time."""
 NUM_SCENES, NOISE = 1500, 0.05

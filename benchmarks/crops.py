@@ -1,4 +1,4 @@
-"""How fast crops are cut: by whole pixels, between pixels, finer than pixels, and large."""
+"""How fast crops are cut: by whole pixels, between pixels, large, and from boxes of any size."""
 
 import copy
 import tempfile
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.inputs import (
@@ -38,13 +37,15 @@ from lightning_bbox.pictures.augment import Augment
 
 INTEGER = "whole pixels, 61 to 45"
 SUBPIXEL = "between pixels, 45"
-SUPERSAMPLED = "3 x 3 samples a pixel, 45"
+BY_SIZE = "boxes of several sizes, 45"
+SIZES = (30, 90, 300, 600)
+"""Sides of boxes in picture pixels: a crop box is 1.5 times as wide."""
 LARGE = "between pixels, 227 from pictures"
 PLAIN = Augment(flip_x=False, flip_y=False)
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Yield the cuts of the targets, and one with several samples a pixel."""
+    """Yield the cuts of the targets, and one of boxes of several sizes."""
     batch = 16_384 if setting.on_cuda else setting.pick(64, 256, 256)
     sets = setting.rotations(batch * PATCH * PATCH * 4)
     with tempfile.TemporaryDirectory() as folder:
@@ -61,12 +62,27 @@ def cases(setting: Setting) -> Iterator[Case]:
     height, width = setting.pick((300, 320), (480, 640), (480, 640))
     pictures = 512 if setting.on_cuda else setting.pick(4, 48, 96)
     boxes = setting.pick(16, 2048, 2048)
-    for name, size, supersample in ((LARGE, 227, 1), (SUPERSAMPLED, CROP, 3)):
+    data = RandomPictures(
+        pictures, height, width, boxes, (90, 160), CropGeometry(227), batch, 2 * batch, PLAIN
+    )
+    yield resampled(LARGE, data, setting)
+    yield by_size(setting)
+
+
+def by_size(setting: Setting) -> Case:
+    """Cut boxes of several sizes from the same pictures."""
+    batch = 16_384 if setting.on_cuda else setting.pick(16, 128, 128)
+    side = setting.pick(950, 1600, 1600)
+    arms = []
+    for sides in SIZES:
         data = RandomPictures(
-            pictures, height, width, boxes, (90, 160),
-            CropGeometry(size, supersample=supersample), batch, 2 * batch, PLAIN,
+            setting.pick(1, 8, 8), side, side, 4 * batch, (sides, sides), ONE_SAMPLE, batch,
+            2 * batch, PLAIN,
         )  # fmt: skip
-        yield resampled(name, data, setting)
+        batches = batches_of(data, batch, setting)
+        cuts = [partial(data.crops_of, samples) for samples in batches]
+        arms.append(Arm(f"boxes of {sides} px", in_turn(cuts), None, "other crops"))
+    return cut_case(BY_SIZE, batch, CROP, arms)
 
 
 def integer(setting: Setting, folder: Path, batch: int, sets: int) -> Case:
@@ -105,7 +121,7 @@ def resampled(
     name: str, data: CropDataModule, setting: Setting, compiled_peers: bool = False
 ) -> Case:
     """Cut crops that lie between pixels and are scaled."""
-    size, supersample = data.geometry.size, data.geometry.supersample or 1
+    size = data.geometry.size
     batches, bank = batches_of(data, data.batch_size, setting), bank_of(data, setting.device)
     index = [samples.image_index for samples in batches]
     boxes = [crop_boxes(data, samples) for samples in batches]
@@ -117,10 +133,9 @@ def resampled(
         ways["torchvision roi_align"] = aligned
     arms = own(data, batches, setting)
     for peer, way in ways.items():
-        cut = partial(averaged, way, supersample) if supersample > 1 else way
-        arms.append(resampling(peer, cut, bank, index, boxes, size))
+        arms.append(resampling(peer, way, bank, index, boxes, size))
         if compiled_peers:
-            fast = torch.compile(cut)
+            fast = torch.compile(way)
             arms.append(resampling(f"{peer}, compiled", fast, bank, index, boxes, size))
     skipped = {} if aligned else {"torchvision roi_align": NOT_INSTALLED}
     return cut_case(name, data.batch_size, size, arms, skipped)
@@ -159,13 +174,6 @@ def resampling(
     tolerance = 1e-4 + 1e-6 * max(bank.shape[2:])
     calls = [partial(way, bank, i, b, size) for i, b in zip(index, boxes, strict=True)]
     return Arm(name, in_turn(calls), tolerance, refusals=compile_errors())
-
-
-def averaged(
-    way: Callable[..., Tensor], times: int, bank: Tensor, index: Tensor, boxes: Tensor, size: int
-) -> Tensor:
-    """Sample finer, and average."""
-    return F.avg_pool2d(way(bank, index, boxes, times * size), times)
 
 
 def in_turn(calls: Sequence[Callable[[], Any]]) -> Callable[[int], Any]:

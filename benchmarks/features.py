@@ -24,7 +24,7 @@ SIDE = 227
 def cases(setting: Setting) -> Iterator[Case]:
     """Yield crops to fc6 features, in the default precision."""
     batch = 1024 if setting.on_cuda else setting.pick(1, 8, 32)
-    geometry = CropGeometry(SIDE, supersample=1)
+    geometry = CropGeometry(SIDE)
     pictures = 128 if setting.on_cuda else 4
     data = RandomPictures(pictures, 480, 640, 256, (90, 160), geometry, batch, 2 * batch, PLAIN)
     batches, bank = batches_of(data, batch, setting), bank_of(data, setting.device)

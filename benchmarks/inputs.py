@@ -16,7 +16,7 @@ from lightning_bbox.pictures.store import ImageStore
 
 PATCH, CROP = 61, 45
 FLIPS = Augment()
-ONE_SAMPLE = CropGeometry(CROP, supersample=1)
+ONE_SAMPLE = CropGeometry(CROP)
 JITTERED = Augment(brightness=0.2, contrast=0.2, saturation=0.2)
 
 

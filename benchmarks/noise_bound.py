@@ -130,7 +130,7 @@ def template_data(
     return SceneDataModule(
         kind="template",
         noise=NOISE,
-        crop=CropGeometry(supersample=1),  # a band-limited picture needs no averaging
+        crop=CropGeometry(),
         augment=Augment(flip_x=False, flip_y=False, noise=more_noise),
         draws_per_epoch=draws,
         eval_draws=eval_draws,

@@ -45,7 +45,7 @@ BUDGET = [
 ]
 PRESETS = {
     "scenes": ["preset:quickstart", "--trainer.max_epochs=6"],
-    "rbc": ["preset:rbc", "--trainer.max_epochs=10", "--data.crop.supersample=2"],
+    "rbc": ["preset:rbc", "--trainer.max_epochs=10"],
 }
 """The configuration and the epochs of the first stage, by the set's name."""
 LOOKS = ("one look", "the same again", "a second stage")

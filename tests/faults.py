@@ -234,15 +234,21 @@ FAULTS = (
     ),
     Fault(
         "cut: beyond the left and upper border pixels are extrapolated",
-        "(low[:, None] + steps - 0.5).clamp(min=0)",
-        "(low[:, None] + steps - 0.5)",
+        "sample_places(low, high, size).clamp(min=0)",
+        "sample_places(low, high, size)",
         ("pictures/test_cut",),
     ),
     Fault(
-        "cut: supersamples lie off the middle of their pixel",
-        "(fractions + 0.5) / supersample - 0.5",
-        "fractions / supersample - 0.5",
+        "cut: halves are sampled half a pixel of theirs off",
+        "boxes * torch.exp2(-at.to(boxes.dtype))",
+        "boxes * torch.exp2(-at.to(boxes.dtype)) + 0.5",
         ("pictures/test_cut",),
+    ),
+    Fault(
+        "store: a picture's halves are rounded down",
+        "((four + 1 + ((four >> 2) & 1)) >> 2)",
+        "(four >> 2)",
+        ("pictures/test_store",),
     ),
     Fault(
         "augmentation: factors only ever darken",

@@ -140,23 +140,38 @@ def bilinear(picture, x, y, channel):
     return (1 - low) * top + low * bottom
 
 
-def cut(picture, crop_box, size, supersample=1):
-    """Cut a crop (3, size, size): each pixel averages k x k samples spread evenly over it."""
+def halved(picture):
+    """Return the mean of each 2 x 2 pixels, rounded half to even; odd edges count twice."""
+    rows, columns = picture.shape[0] % 2, picture.shape[1] % 2
+    padded = np.pad(picture.astype(float), ((0, rows), (0, columns), (0, 0)), mode="edge")
+    return np.rint(
+        (padded[::2] + padded[1::2])[:, ::2] / 4 + (padded[::2] + padded[1::2])[:, 1::2] / 4
+    )
+
+
+def cut(picture, crop_box, size):
+    """Cut a crop (3, size, size) by the rule that stands in `pictures/pyramid`, pixel by pixel."""
     x1, y1, x2, y2 = (float(edge) for edge in crop_box)
+    shrinks, level = (abs(x2 - x1) / size, abs(y2 - y1) / size), 0
+    while (shrinks[0] * shrinks[1] + 2) / 4 ** (level + 1) >= 2.69 and max(picture.shape[:2]) > 1:
+        picture, level = halved(picture), level + 1
+    reaches = [
+        math.sqrt(min(max(((r**2 + 2) / 4**level - (2.27 if level else 3)) / 8, 0), 1))
+        for r in shrinks
+    ]
+    right, low = (
+        0 if level == 0 and r < 1.15 else reach for r, reach in zip(shrinks, reaches, strict=True)
+    )
     crop = np.zeros((3, size, size))
-    within = [(i + 0.5) / supersample for i in range(supersample)]
     for channel in range(3):
         for row in range(size):
             for column in range(size):
+                x = (x1 + (column + 0.5) / size * (x2 - x1)) / 2**level
+                y = (y1 + (row + 0.5) / size * (y2 - y1)) / 2**level
                 samples = [
-                    bilinear(
-                        picture,
-                        x1 + (column + right) / size * (x2 - x1),
-                        y1 + (row + low) / size * (y2 - y1),
-                        channel,
-                    )
-                    for low in within
-                    for right in within
+                    bilinear(picture, x + across * right, y + down * low, channel)
+                    for down in (-1, 0, 1)
+                    for across in (-1, 0, 1)
                 ]
                 crop[channel, row, column] = sum(samples) / len(samples)
     return crop

@@ -29,7 +29,16 @@ MOVED = {
 }
 """Old names of what `data` takes, and the new ones."""
 
-_OURS = ("", "BoxDataModule", "PatchDataModule")  # a user's own class may have such an option
+GONE = "crop.supersample"
+"""What `data` takes no more: the cut takes as many samples as each box needs."""
+
+_OURS = (
+    "",
+    "BoxDataModule",
+    "PatchDataModule",
+    "SceneDataModule",
+)  # a user's own class may have such an option
+_GONE_OPTION = re.compile(r"--data\.(?:init_args\.)?crop\.(?:init_args\.)?supersample(?==|$)")
 _OPTION = re.compile(r"--data\.(?:init_args\.)?(\w+)(?=[+=]|$)")  # not `--data.store.place`
 
 
@@ -54,6 +63,9 @@ def with_new_options(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         return list(words), moved
     for option in given:
         first, *more = option.words
+        if _GONE_OPTION.match(first):
+            moved[GONE] = ""
+            continue
         if option.name == "--config":
             moved |= _rename(content_of(option.value))
         found = _OPTION.match(first)
@@ -87,14 +99,18 @@ def with_new_keys(text: str) -> str:
 
 
 def told(moved: dict[str, str]) -> str:
-    """Say which names are old.
+    """Say which names are old, and what is no option any more.
 
     Examples:
         >>> told({"val_fold": "splits.fold"})
         'data.val_fold is data.splits.fold now; the old name goes with the next version'
     """
-    names = ", ".join(f"data.{old} is data.{new} now" for old, new in moved.items())
-    return f"{names}; the old name{'s go' if len(moved) > 1 else ' goes'} with the next version"
+    renamed = [f"data.{old} is data.{new} now" for old, new in moved.items() if new]
+    goes = f"; the old name{'s go' if len(renamed) > 1 else ' goes'} with the next version"
+    sentences = [", ".join(renamed) + goes] if renamed else []
+    if GONE in moved:
+        sentences.append(f"data.{GONE} is left out: the cut takes the samples that each box needs")
+    return "; ".join(sentences)
 
 
 def _new_name(key: str, value: object) -> str | None:
@@ -110,6 +126,11 @@ def _rename(config: dict[str, Any]) -> dict[str, str]:
         return {}
     arguments = data["init_args"] if isinstance(data.get("init_args"), dict) else data
     moved = dict[str, str]()
+    crop = arguments.get("crop")
+    for holder in (crop, crop.get("init_args")) if isinstance(crop, dict) else ():
+        if isinstance(holder, dict) and "supersample" in holder:
+            del holder["supersample"]
+            moved[GONE] = ""
     for key, value in list(arguments.items()):
         if new := _new_name(key, value):
             group, _, name = new.partition(".")

@@ -71,7 +71,7 @@ class SecondLook:
         Raises:
             BadInput: The context isn't one.
         """
-        return replace(first, context=self.context, supersample=None)
+        return replace(first, context=self.context)
 
     def reach(
         self, errors: Float[Tensor, "n t"], bounds: Float[Tensor, " t"]

@@ -35,6 +35,7 @@ from lightning_bbox.geometry.codecs import OffsetSpec, refuse_other_white
 from lightning_bbox.geometry.displacement import DisplacementLaw, law_of_pairs
 from lightning_bbox.pictures.decode import FULL_SCALE, find_white_level
 from lightning_bbox.pictures.disk import open_disk_store
+from lightning_bbox.pictures.pyramid import num_pixels
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
 
 _MOST_SEEN = 1 << 27  # pixels, evenly spread, that are looked at for the white level
@@ -173,7 +174,7 @@ class BoxDataModule(CropDataModule):
 
     def _open_store(self, paths: list[Path], sizes: Int64[Tensor, "n 2"]) -> ImageStore:
         """Decode the pictures to where they are kept; on disk they may be already."""
-        place = self.placement.place_of(4 * int(sizes.prod(dim=1).sum()), self.trainer)
+        place = self.placement.place_of(4 * int(num_pixels(sizes).sum()), self.trainer)
         if place == "disk":
             asked = self.placement.folder
             folder = expanded(asked) if asked else usual_folder(self.root)

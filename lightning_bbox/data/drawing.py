@@ -111,7 +111,7 @@ def make_template(
     """Make a picture of gray 1/f noise and nothing else, and a box in its middle.
 
     Its waves are 5.5 px and longer and go round at the picture's ends. It is stored finer than its
-    pixels, so that cutting it at a fraction of a pixel moves it by that to 0.001 px.
+    pixels, so that cutting it at a fraction of a pixel moves it by that to 0.002 px.
 
     Args:
         contrast: Standard deviation as a fraction of the range, at most 0.2: above it would clip.

@@ -5,7 +5,6 @@ Nothing here knows a trainer: samples are a function of items, laws and the epoc
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -157,10 +156,3 @@ def offset_spec(
         width, height = box_sizes(train.boxes).unbind(dim=1)
         max_log_size += float((width / height).log().abs().max())
     return OffsetSpec(geometry, num_targets, max_shift, max_log_size, classes, white_level)
-
-
-def with_supersample(geometry: CropGeometry, train: Items) -> CropGeometry:
-    """Have each crop pixel average as many samples as the median training box is shrunk."""
-    boxes = train.boxes if train.proposals is None else train.proposals
-    sides = box_sizes(geometry.crop_boxes(boxes))
-    return replace(geometry, supersample=max(1, round(float(sides.median()) / geometry.size)))

@@ -26,7 +26,6 @@ from lightning_bbox.data.draws import (
     draw_samples,
     offset_spec,
     widths_of,
-    with_supersample,
 )
 from lightning_bbox.data.loader import PlanLoader, Rows, Split, Walk
 from lightning_bbox.data.prefetch import CropPrefetch, HostCutter
@@ -71,8 +70,9 @@ class CropDataModule(pl.LightningDataModule):
             default. Evaluations aren't changed.
         eval_draws: Samples of each evaluation, the same for every model and epoch.
         seed: Seed of order, proposals and augmentation; validation and test don't depend on it.
-        compile: Compile the cut; `auto` does where there is a compiler, `triton` cuts by a kernel
-            written in Triton instead (CUDA; its speed is not measured yet).
+        compile: Compile the cut; `auto` does where there is a compiler and enough to cut (50,000
+            crops of 45 x 45 on a CPU), `triton` cuts by a kernel written in Triton instead (CUDA;
+            its speed is not measured yet).
         store: Where the pixels are kept.
 
     Attributes:
@@ -155,8 +155,6 @@ class CropDataModule(pl.LightningDataModule):
                     )
                     raise BadInput(msg)
             self._source = source
-            if self.geometry.supersample is None and "train" in source.splits:
-                self.geometry = with_supersample(self.geometry, source.splits["train"])
         return self._source
 
     def take_source(self, source: Source) -> None:
@@ -192,8 +190,6 @@ class CropDataModule(pl.LightningDataModule):
         """
         geometry, num_targets = self._crop or spec.geometry, self._num_targets or spec.num_targets
         refuse_other_crops(spec, geometry, num_targets)
-        if geometry.supersample is None:
-            geometry = replace(geometry, supersample=spec.geometry.supersample)
         self.geometry, self.num_targets, self.noise = geometry, num_targets, _noise_for(geometry)
         self._known_classes = spec.classes if needs_class else None
         splits = self.source.splits.values() if needs_class else ()
@@ -227,8 +223,7 @@ class CropDataModule(pl.LightningDataModule):
 
     def describe(self) -> list[str]:
         """Say what there is, in a line a split: pictures, boxes, skipped, spread of the targets."""
-        size, k = self.geometry.size, self.geometry.supersample
-        lines = [f"crops of {size} x {size} pixels, each the mean of {k} x {k} samples"]
+        lines = [f"crops of {self.geometry.size} x {self.geometry.size} pixels"]
         names: tuple[Split, ...] = ("train", "val", "test")
         for name in names:
             items, samples = self.source.splits[name], self.samples(name)
@@ -367,8 +362,7 @@ class CropDataModule(pl.LightningDataModule):
             samples.image_index.to(device),
             samples.crop_boxes.to(device),
             self.geometry.size,
-            self.geometry.supersample or 1,
-            kernel_for(self.compile, device, self.on_host),
+            kernel_for(self.compile, device, self.on_host, self._pixels_to_cut()),
         )
         return crops.to(goal)
 
@@ -389,7 +383,7 @@ class CropDataModule(pl.LightningDataModule):
         crops = self.cut(samples) if raw is None else raw
         if augment:
             factors = samples.factors if samples.factors.shape[1] else None
-            fast = is_compiled(self.compile, crops.device)
+            fast = is_compiled(self.compile, crops.device, self._pixels_to_cut())
             adjust = compiled_photometry if fast else adjust_photometry
             crops = self.augment.photometry(crops, factors, adjust)
         if noise := self.noise_level(augment):
@@ -572,8 +566,21 @@ class CropDataModule(pl.LightningDataModule):
         if first.split in self.features:
             return None
         cutter = HostCutter(self.cut, self.lay_out(first)[0], device_of(self.trainer))
-        cutter.warm_up(first, self.trainer)
+        kernel = kernel_for(self.compile, _CPU, True, self._pixels_to_cut())
+        cutter.warm_up(first, kernel, self.geometry.size, self.trainer)
         return cutter
+
+    def _pixels_to_cut(self) -> float:
+        """Return how many pixels of crops the trainer asks for, roughly; any number without one."""
+        trainer, pixels = self.trainer, self.geometry.size**2
+        if trainer is None:
+            return math.inf
+        if trainer.state.fn in ("validate", "test", "predict"):
+            return pixels * self.num_draws("predict" if self._rough else "test")
+        epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+        steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
+        a_step = self.batch_size * trainer.accumulate_grad_batches
+        return pixels * min(epochs * self.draws_per_epoch, steps * a_step)
 
     def _position(self) -> tuple[int, int]:
         if self.trainer is None:

@@ -72,7 +72,7 @@ class PatchDataModule(CropDataModule):
             raise BadInput(msg)
         if self.offsets is None:
             jitter = jitter or UniformJitter(shift=float(max(margin, 1)), integer=True)
-        geometry = CropGeometry(size=size, context=1.0, reference_size=float(size), supersample=1)
+        geometry = CropGeometry(size=size, context=1.0, reference_size=float(size))
         super().__init__(crop=geometry, jitter=jitter, num_targets=2, **common)
         largest = self.jitter.bounds(geometry)[0]
         if self.offsets is None and largest > margin:

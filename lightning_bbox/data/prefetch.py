@@ -14,6 +14,8 @@ from torch import Tensor
 from lightning_bbox.core.prefetch import ahead
 from lightning_bbox.data.loader import HostCrops, Rows, Walk
 from lightning_bbox.data.samples import Samples
+from lightning_bbox.pictures.cut import warm_up
+from lightning_bbox.pictures.kernels import Kernel
 
 Cut = Callable[[Samples], Float[Tensor, "b 3 s s"]]
 
@@ -41,11 +43,20 @@ class HostCutter:
                 crops = crops.pin_memory()  # so that they are sent while others train
         return HostCrops(crops)
 
-    def warm_up(self, rows: Rows, trainer: pl.Trainer | None) -> None:
-        """Compile here, not in a thread, what is compiled anew for the network's precision.
+    def warm_up(self, rows: Rows, kernel: Kernel, size: int, trainer: pl.Trainer | None) -> None:
+        """Compile here, not in a thread, what later rows may be the first to need.
 
-        While a network of true half or double precision steps, torch's default type is another.
+        Boxes that are shrunk have a kernel of their own. And while a network of true half or double
+        precision steps, torch's default type is another, which all is compiled anew for.
+
+        Args:
+            rows: The first ones.
+            kernel: What cuts.
+            size: Side of the crops.
+            trainer: Whose network it is, if any.
         """
+        with torch.inference_mode(mode=False), torch.no_grad():
+            warm_up(kernel, size)
         if trainer and trainer.precision in ("64-true", "bf16-true", "16-true"):
             with trainer.precision_plugin.train_step_context():
                 self(rows)

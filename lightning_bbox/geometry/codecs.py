@@ -116,7 +116,7 @@ def refuse_other_crops(spec: OffsetSpec, geometry: CropGeometry, num_targets: in
 
     Examples:
         >>> spec = OffsetSpec(CropGeometry(), num_targets=2, max_shift=5.0, max_log_size=0.0)
-        >>> refuse_other_crops(spec, CropGeometry(supersample=2), num_targets=2)
+        >>> refuse_other_crops(spec, CropGeometry(), num_targets=2)
     """
     for name in ("size", "context", "square", "reference_size"):
         trained, given = (getattr(crop, name) for crop in (spec.geometry, geometry))

@@ -1,4 +1,4 @@
-"""From boxes to crop boxes: context, and the px unit."""
+"""From boxes to crop boxes: context, the px unit, and the numbers by which crops are sampled."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,19 @@ from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes, box_sizes, scale_boxes, square_boxes
+
+MOST_LEVELS = 16
+"""Levels of a picture at most: sides of 32,768 pixels have as many."""
+
+LEAST = 2.69
+"""What rule 2 of `pictures/pyramid` asks of a level: samples then reach 0.23 of its pixels far."""
+
+EXACT, HALVED = 3.0, 2.27
+"""The c of its rule 3. By them crops of all sizes keep within 1.5 times what exact means leave of
+a white picture above the crop's Nyquist limit; 3 on all levels would leave up to 2.5 times."""
+
+SHARP = 1.15
+"""Shrink up to which a crop pixel of level 0 is one bilinear sample."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +33,6 @@ class CropGeometry:
         square: Cut a square around the proposal's longer side, instead of scaling each side on its
             own.
         reference_size: A px, the unit of jitter, bins and errors, is the crop box's side over this.
-        supersample: Each crop pixel averages this many samples squared; by default the training
-            pictures' median shrink, rounded.
 
     Raises:
         BadInput: A value is out of its range.
@@ -35,7 +46,6 @@ class CropGeometry:
     context: float = 1.5
     square: bool = False
     reference_size: float = 45.0
-    supersample: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -47,9 +57,6 @@ class CropGeometry:
             raise BadInput(msg)
         if not 0 < self.reference_size < math.inf:
             msg = f"crop reference_size {self.reference_size} isn't positive; 45 is usual"
-            raise BadInput(msg)
-        if self.supersample is not None and self.supersample < 1:
-            msg = f"crop supersample {self.supersample} is below 1; 1 takes one sample a pixel"
             raise BadInput(msg)
 
     @property

@@ -26,6 +26,7 @@ from lightning_bbox.data.samples import Source
 from lightning_bbox.geometry.boxes import box_area, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.insight.leaks import alike_across, torn_sequences
+from lightning_bbox.pictures.pyramid import num_pixels
 from lightning_bbox.pictures.store import PictureFiles
 from lightning_bbox.pictures.thumbnails import alike_pairs, read_thumbnails
 
@@ -219,7 +220,7 @@ def _pictures(table: BoxTable, facts: Sequence[Facts]) -> Section:
     sizes = Counter((width, height) for height, width in table.sizes.tolist())
     (common, count), *_ = sizes.most_common()
     smallest, largest = (f(sizes, key=math.prod) for f in (min, max))
-    pixels = sum(math.prod(size) * n for size, n in sizes.items())
+    pixels = int(num_pixels(table.sizes).sum())
     shown = f"{common[0]} x {common[1]} ({count:,} pictures)"
     if len(sizes) > 1:
         shown = (

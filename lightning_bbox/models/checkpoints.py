@@ -164,7 +164,9 @@ def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> Offse
         plain = dict(checkpoint[CHECKPOINT_KEY]["spec"])
         classes = tuple(plain.pop("classes", ()))  # checkpoints of 0.1.0 have none
         plain.setdefault("white_level", FULL_SCALE)  # nor this: 16 bits were read so
-        geometry = CropGeometry(**plain.pop("geometry"))
+        crop = dict(plain.pop("geometry"))
+        crop.pop("supersample", None)  # of 0.2 and before; how crops are sampled is no option now
+        geometry = CropGeometry(**crop)
         return OffsetSpec(geometry=geometry, classes=classes, **plain)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{path}: wasn't written by lightning_bbox; give a checkpoint that a run of it wrote"

@@ -21,10 +21,11 @@ from lightning_bbox.core.prefetch import ahead
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.pictures.decode import DECODERS, FULL_SCALE, decode_sized
 from lightning_bbox.pictures.places import told
-from lightning_bbox.pictures.store import ImageStore, pack_rgb
+from lightning_bbox.pictures.pyramid import num_pixels, regions
+from lightning_bbox.pictures.store import ImageStore, pack_levels
 
 _OPTION = "--data.store.folder"
-_PACKING = "r + 256 g + 65536 b, float32, little-endian"
+_PACKING = "r + 256 g + 65536 b, float32, little-endian, each picture before its halves"
 
 
 class DiskStore(ImageStore):
@@ -48,19 +49,20 @@ class DiskStore(ImageStore):
         super().__init__(pixels, sizes)
         self.on_host = True
 
-    def expect(self, image_index: Int64[Tensor, " b"], crop_boxes: Boxes) -> None:
+    def expect(self, image_index: Int64[Tensor, " b"], crop_boxes: Boxes, size: int) -> None:
         """Have the disk read the rows of crops that will be cut next, all at once.
 
         A cut alone would wait for one page after the other.
         """
         if not hasattr(os, "posix_fadvise"):  # not Linux: the cut waits, as it does without
             return
-        highest, lowest = crop_boxes[:, 1::2].aminmax(dim=1)  # mirrored ones have swapped corners
-        top, low = highest.floor().long() - 1, lowest.ceil().long() + 1
-        heights, widths = self.heights[image_index].long(), self.widths[image_index].long()
+        places = self.offsets[image_index], self.heights[image_index], self.widths[image_index]
+        offsets, heights, widths, boxes, _ = regions(*places, crop_boxes, size)
+        highest, lowest = boxes[:, 1::2].aminmax(dim=1)  # mirrored ones have swapped corners
+        top, low = highest.floor().long() - 2, lowest.ceil().long() + 2
         top = top.clamp(min=0).minimum(heights - 1)
         low = low.minimum(heights).maximum(top + 1)
-        starts = self._start + 4 * (self.offsets[image_index] + top * widths)
+        starts = self._start + 4 * (offsets + top * widths)
         lengths = 4 * (low - top) * widths
         for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
             os.posix_fadvise(self._file, start, length, os.POSIX_FADV_WILLNEED)
@@ -98,7 +100,7 @@ def open_disk_store(
     with file.making():
         found = file.open()
         if isinstance(found, str):  # nobody did it while this one waited
-            size = 4 * int(sizes.prod(dim=1).sum())
+            size = 4 * int(num_pixels(sizes).sum())
             _refuse_full_disk(folder, size)
             file.write(size, _packed(paths, sizes, white_level))
             say(f"store: {len(paths)} pictures decoded into {path}")
@@ -117,10 +119,10 @@ def _packed(
 
     def load(index: int) -> memoryview | BadInput:
         try:
-            packed = pack_rgb(decode_sized(paths[index], sizes[index], white_level))
+            packed = pack_levels(decode_sized(paths[index], sizes[index], white_level))
         except BadInput as problem:
             return problem
-        return packed.reshape(-1).data.cast("B")
+        return packed.data.cast("B")
 
     problems = []
     for _, packed in ahead(range(len(paths)), load, depth=2 * DECODERS, threads=DECODERS):

@@ -1,7 +1,8 @@
 """The kernels that cut: from packed pixels and boxes to crops, each plain and compiled.
 
 Pixel j of a crop lies at (j + 0.5) / S of the crop box; outside the picture the border repeats. A
-crop box with swapped corners gives a mirrored crop, so flips cost nothing.
+crop box with swapped corners gives a mirrored crop, so flips cost nothing. What a crop pixel reads,
+`pictures/pyramid` says: some sixteen pixels at most, whatever the size of the box.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
 from lightning_bbox.core.compiling import compiled_for_any_batch
-from lightning_bbox.geometry.boxes import Boxes, box_sizes
+from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.pictures.pyramid import is_shrunk, regions, sample_places, taps
 
 Kernel = Callable[
     [
@@ -23,12 +25,11 @@ Kernel = Callable[
         Int32[Tensor, " b"],
         Boxes,
         int,
-        int,
     ],
     Float[Tensor, "b 3 s s"],
 ]
-"""What cuts: packed pixels, where each box's picture begins, its rows and columns, the boxes, the
-crops' side, and how many samples squared each crop pixel averages."""
+"""What cuts: packed pixels, where each box's picture begins, its rows and columns, the boxes, and
+the crops' side."""
 
 
 Sampler = Callable[[Tensor, Tensor, Tensor, Tensor, Boxes, int], Float[Tensor, "b 3 s s"]]
@@ -41,9 +42,7 @@ def _taps(low: Tensor, high: Tensor, limit: Tensor, size: int) -> tuple[Tensor, 
     store.
     """
     last = (limit - 1)[:, None]
-    steps = torch.arange(size, device=low.device, dtype=low.dtype) + 0.5
-    steps = steps * ((high - low) / size)[:, None]
-    position = torch.minimum((low[:, None] + steps - 0.5).clamp(min=0), last.float())
+    position = torch.minimum(sample_places(low, high, size).clamp(min=0), last.float())
     first = torch.minimum(position.int().clamp(min=0), last)
     return first, torch.minimum(first + 1, last), position - first
 
@@ -82,8 +81,55 @@ def _compiled_once(pixels: Tensor, *crops: Any) -> Tensor:  # noqa: ANN401 (as `
     return fast(pixels, *crops)
 
 
-CPU_CHUNK = 32
-"""Crops sampled together: their source pixels stay in the cache (14.5 against 18.7 ms, k = 3)."""
+def _add(sums: list[Tensor], terms: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(sums, terms, strict=True)] if sums else terms
+
+
+def _blend(
+    pixels: Float32[Tensor, " p"],
+    rows: Int64[Tensor, "b 4 s"],
+    x: Int32[Tensor, "b 4 s"],
+    weight_y: Float[Tensor, "b 4 s"],
+    weight_x: Float[Tensor, "b 4 s"],
+) -> Float[Tensor, "b 3 s s"]:
+    """Take the weighted mean of four by four pixels a crop pixel, by where their rows begin."""
+    sums: list[Tensor] = []
+    for row, down in zip(rows.unbind(dim=1), weight_y.unbind(dim=1), strict=True):
+        across: list[Tensor] = []
+        for column, weight in zip(x.unbind(dim=1), weight_x.unbind(dim=1), strict=True):
+            packed = pixels[row[:, :, None] + column[:, None]].int()
+            channels = [((packed >> shift) & 255).float() for shift in (0, 8, 16)]
+            across = _add(across, [channel * weight[:, None] for channel in channels])
+        sums = _add(sums, [channel * down[:, :, None] for channel in across])
+    return torch.stack([channel * (1 / 255) for channel in sums], dim=1)
+
+
+def _sample_spread(
+    pixels: Float32[Tensor, " p"],
+    offsets: Int64[Tensor, " b"],
+    heights: Int32[Tensor, " b"],
+    widths: Int32[Tensor, " b"],
+    boxes: Boxes,
+    size: int,
+    blend: Callable[..., Float[Tensor, "b 3 s s"]] = _blend,
+) -> Float[Tensor, "b 3 s s"]:
+    """Take the mean of samples a crop pixel, from the level of each box."""
+    place = regions(offsets, heights, widths, boxes, size)
+    x1, y1, x2, y2 = place.boxes.unbind(dim=1)
+    x, weight_x = taps(x1, x2, place.reach[:, 0], place.widths, size)
+    y, weight_y = taps(y1, y2, place.reach[:, 1], place.heights, size)
+    rows = place.offsets[:, None, None] + y * place.widths[:, None, None]
+    return blend(pixels, rows, x, weight_y, weight_x)
+
+
+# On the CPU the places are worked out as they are: with them compiling takes half as long again.
+_spread_on_cpu = partial(_sample_spread, blend=compiled_for_any_batch(_blend))
+_spread_elsewhere = compiled_for_any_batch(_sample_spread)
+
+
+def _compiled_spread(pixels: Tensor, *crops: Any) -> Tensor:  # noqa: ANN401 (as `_sample_spread`)
+    fast = _spread_on_cpu if pixels.device.type == "cpu" else _spread_elsewhere
+    return fast(pixels, *crops)
 
 
 def sample_bilinear(
@@ -93,10 +139,13 @@ def sample_bilinear(
     widths: Int32[Tensor, " b"],
     boxes: Boxes,
     size: int,
-    supersample: int = 1,
-    sample: Sampler = _sample_once,
+    once: Sampler = _sample_once,
+    spread: Sampler = _sample_spread,
 ) -> Float[Tensor, "b 3 s s"]:
-    """Cut crops from packed pixels: bilinear samples, averaged where there are several a pixel.
+    """Cut crops from packed pixels, by the rule of the pyramid.
+
+    On the CPU boxes that are hardly shrunk, which are the usual ones of crop size, are cut apart
+    from the others, in 0.4 of the time. Elsewhere nobody waits to learn which these are.
 
     Args:
         pixels: The store's packed pixels.
@@ -105,37 +154,27 @@ def sample_bilinear(
         widths: Columns of that picture.
         boxes: Crop boxes; swapped corners mirror.
         size: Side of the crops.
-        supersample: Each crop pixel averages this many samples squared, evenly spread over it.
-        sample: What takes one sample a crop pixel.
+        once: What takes one sample a crop pixel, from level 0.
+        spread: What takes the mean of several, from the level of each box.
 
     Returns:
         Crops in [0, 1]. The content is undefined where a box isn't finite.
     """
-    places = offsets, heights, widths
-    if supersample == 1 or not len(boxes):
-        return sample(pixels, *places, boxes, size)
-    shifts = _sample_shifts(supersample, boxes, size)
-    samples_per_pixel = shifts.shape[1]
-    chunk = CPU_CHUNK if boxes.device.type == "cpu" else len(boxes)
-    averaged = []
-    for start in range(0, len(boxes), chunk):
-        rows = slice(start, start + chunk)
-        shifted = (boxes[rows, None] + shifts[rows]).flatten(0, 1)
-        offset, height, width = (p[rows].repeat_interleave(samples_per_pixel) for p in places)
-        samples = sample(pixels, offset, height, width, shifted, size)
-        averaged.append(samples.view(-1, samples_per_pixel, *samples.shape[1:]).mean(dim=1))
-    return torch.cat(averaged)
+    if boxes.device.type != "cpu":
+        return spread(pixels, offsets, heights, widths, boxes, size)
+    shrunk = is_shrunk(boxes, size)
+    if shrunk.all() == shrunk.any():
+        way = spread if shrunk.any() else once
+        return way(pixels, offsets, heights, widths, boxes, size)
+    crops = boxes.new_empty(len(boxes), 3, size, size)
+    for way, chosen in ((once, ~shrunk), (spread, shrunk)):
+        rows = chosen.nonzero()[:, 0]
+        if len(rows) == 1:  # compiled kernels have graphs of their own for a single box
+            rows = rows.repeat(2)
+        crops[rows] = way(pixels, offsets[rows], heights[rows], widths[rows], boxes[rows], size)
+    return crops
 
 
-compiled_bilinear = partial(sample_bilinear, sample=_compiled_once)
-"""The compiled twin of `sample_bilinear`: one graph serves every store, and every batch of two or
+compiled_bilinear = partial(sample_bilinear, once=_compiled_once, spread=_compiled_spread)
+"""The compiled twin of `sample_bilinear`: its graphs serve every store, and every batch of two or
 more."""
-
-
-def _sample_shifts(supersample: int, boxes: Boxes, size: int) -> Float[Tensor, "b k 4"]:
-    """Return the shifts of the crop boxes that put k x k samples evenly into each crop pixel."""
-    fractions = torch.arange(supersample, device=boxes.device, dtype=boxes.dtype)
-    fractions = (fractions + 0.5) / supersample - 0.5
-    grid = torch.cartesian_prod(fractions, fractions)
-    shifts = grid * (box_sizes(boxes) / size)[:, None]
-    return torch.cat([shifts, shifts], dim=-1)

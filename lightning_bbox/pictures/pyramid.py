@@ -23,23 +23,11 @@ At a reach of at most a pixel the samples of a side fall on four pixels, which `
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int32, Int64, Integer, UInt8
+from jaxtyping import Bool, Float, Int32, Int64, Integer, UInt8
 from torch import Tensor
 
 from lightning_bbox.geometry.boxes import Boxes
-
-MOST_LEVELS = 16
-"""Levels of a picture at most: sides of 32,768 pixels have as many."""
-
-LEAST = 2.69
-"""What rule 2 asks of a level: there, samples reach 0.23 pixels from the middle one."""
-
-EXACT, HALVED = 3.0, 2.27
-"""The c of rule 3. By them all of a sweep of sizes keeps within 1.5 times what an exact mean leaves
-of a white picture above the crop's Nyquist limit; 3 on all levels would leave up to 2.5 times."""
-
-SHARP = 1.15
-"""Shrink up to which a crop pixel of level 0 is one bilinear sample."""
+from lightning_bbox.geometry.crop_geometry import EXACT, HALVED, LEAST, MOST_LEVELS, SHARP
 
 
 class Region(NamedTuple):
@@ -67,8 +55,8 @@ def num_levels(heights: Integer[Tensor, " n"], widths: Integer[Tensor, " n"]) ->
         >>> num_levels(torch.tensor([1, 5, 480]), torch.tensor([1, 3, 640]))
         tensor([ 1,  4, 11])
     """
-    larger = torch.arange(MOST_LEVELS - 1, device=heights.device)
-    return 1 + ((torch.maximum(heights, widths) - 1)[:, None] >> larger > 0).sum(dim=1)
+    longer = torch.maximum(heights, widths)[:, None]
+    return 1 + (longer > 2 ** torch.arange(MOST_LEVELS - 1, device=heights.device)).sum(dim=1)
 
 
 def level_sides(sides: Integer[Tensor, " n"]) -> Integer[Tensor, "n l"]:
@@ -78,8 +66,9 @@ def level_sides(sides: Integer[Tensor, " n"]) -> Integer[Tensor, "n l"]:
         >>> level_sides(torch.tensor([5]))[0, :5]
         tensor([5, 3, 2, 1, 1])
     """
-    levels = torch.arange(MOST_LEVELS, device=sides.device, dtype=sides.dtype)
-    return ((sides[:, None] - 1) >> levels) + 1
+    # Division, not a shift: exported graphs know none.
+    larger = 2 ** torch.arange(MOST_LEVELS, device=sides.device, dtype=sides.dtype)
+    return (sides[:, None] - 1) // larger + 1
 
 
 def level_starts(
@@ -99,9 +88,32 @@ def level_starts(
     return torch.cat([torch.zeros_like(ends[:, :1]), ends], dim=1)
 
 
+def num_pixels(sizes: Integer[Tensor, "n 2"]) -> Int64[Tensor, " n"]:
+    """Return how many pixels pictures take with their halves: a third more, in the usual ones.
+
+    Args:
+        sizes: Height and width of each.
+
+    Examples:
+        >>> num_pixels(torch.tensor([[3, 5], [1, 1]]))
+        tensor([24,  1])
+    """
+    return level_starts(sizes[:, 0], sizes[:, 1])[:, -1]
+
+
 def shrinks(boxes: Boxes, size: int) -> Float[Tensor, "b 2"]:
     """Return how many picture pixels a crop pixel is wide and high, mirrored or not."""
     return (boxes[:, 2:] - boxes[:, :2]).abs() / size
+
+
+def is_shrunk(boxes: Boxes, size: int) -> Bool[Tensor, " b"]:
+    """Tell which boxes a crop pixel sees more of than one bilinear sample of the picture tells.
+
+    Examples:
+        >>> is_shrunk(torch.tensor([[0.0, 0, 51, 51], [0, 0, 45, 52]]), 45)
+        tensor([False,  True])
+    """
+    return (shrinks(boxes, size) >= SHARP).any(dim=1)
 
 
 def levels_for(
@@ -120,15 +132,16 @@ def levels_for(
         >>> levels_for(boxes, 45, torch.tensor([600, 600, 1]), torch.tensor([800, 800, 1]))
         tensor([0, 1, 0])
     """
-    smaller = torch.arange(1, MOST_LEVELS, device=boxes.device)
+    smaller = torch.arange(1, MOST_LEVELS, device=boxes.device, dtype=boxes.dtype)
     level = (_spread(shrinks(boxes, size).prod(dim=1)[:, None], smaller) >= LEAST).sum(dim=1)
     return torch.minimum(level, num_levels(heights, widths) - 1)
 
 
 def reaches(boxes: Boxes, size: int, levels: Int64[Tensor, " b"]) -> Float[Tensor, "b 2"]:
     """Return how far samples lie from the middle one, (x, y), in pixels of each box's level."""
-    shrink, level = shrinks(boxes, size), levels[:, None]
-    spread = _spread(shrink.square(), level) - torch.where(level > 0, HALVED, EXACT)
+    # In the boxes' own precision: that of the network that trains may be another by default.
+    shrink, level = shrinks(boxes, size), levels[:, None].to(boxes.dtype)
+    spread = _spread(shrink.square(), level) - (EXACT - (EXACT - HALVED) * level.clamp(max=1))
     sharp = (level == 0) & ~(shrink >= SHARP)
     return (spread / 8).clamp(min=0, max=1).sqrt().masked_fill(sharp, 0.0)
 
@@ -160,9 +173,27 @@ def regions(
         offsets + level_starts(heights, widths).gather(1, at)[:, 0],
         level_sides(heights).gather(1, at)[:, 0],
         level_sides(widths).gather(1, at)[:, 0],
-        boxes * torch.exp2(-at.float()),
+        boxes * torch.exp2(-at.to(boxes.dtype)),
         reaches(boxes, size, levels),
     )
+
+
+def sample_places(low: Tensor, high: Tensor, size: int) -> Float[Tensor, "b s"]:
+    """Return where along a side the middles of crop pixels lie, from the middle of pixel 0.
+
+    Args:
+        low: Where the boxes begin.
+        high: Where they end; swapped with that in mirrored ones.
+        size: Side of the crops.
+
+    Examples:
+        >>> sample_places(torch.tensor([0.0, 8.0]), torch.tensor([4.0, 0.0]), 4)
+        tensor([[0.0000, 1.0000, 2.0000, 3.0000],
+                [6.5000, 4.5000, 2.5000, 0.5000]])
+    """
+    steps = torch.arange(size, device=low.device, dtype=low.dtype) + 0.5
+    steps = steps * ((high - low) / size)[:, None]
+    return low[:, None] + steps - 0.5
 
 
 def taps(
@@ -181,18 +212,14 @@ def taps(
         size: Side of the crops.
     """
     last = (limit - 1)[:, None]
-    steps = torch.arange(size, device=low.device, dtype=low.dtype) + 0.5
-    steps = steps * ((high - low) / size)[:, None]
     # Two pixels past the border all samples of a side see it alone.
-    place = torch.minimum((low[:, None] + steps - 0.5).clamp(min=-2), (last + 2).float())
+    place = torch.minimum(sample_places(low, high, size).clamp(min=-2), (last + 2).float())
     first = place.floor()
-    index, weights = [], []
-    for tap in (-1, 0, 1, 2):
-        off = place - first - tap
-        near = [(1 - (off + side * reach[:, None]).abs()).clamp(min=0) for side in (-1, 0, 1)]
-        weights.append(((near[0] + near[2]) + near[1]) * (1 / 3))
-        index.append(torch.minimum((first.int() + tap).clamp(min=0), last))
-    return torch.stack(index, dim=1), torch.stack(weights, dim=1)
+    tap = torch.arange(-1, 3, device=low.device, dtype=torch.int32)[:, None]
+    off, far = (place - first)[:, None] - tap, reach[:, None, None]
+    left, middle, right = ((1 - each.abs()).clamp(min=0) for each in (off - far, off, off + far))
+    index = torch.minimum((first.int()[:, None] + tap).clamp(min=0), last[:, None])
+    return index, (left + right + middle) * (1 / 3)
 
 
 def halved_picture(picture: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "h2 w2 3"]:

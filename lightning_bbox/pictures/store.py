@@ -8,16 +8,19 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32, Int64, UInt8
+from jaxtyping import Float32, Int32, Int64, UInt8, UInt64
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.geometry.crop_geometry import MOST_LEVELS
 from lightning_bbox.pictures.decode import DECODERS, FULL_SCALE, decode_sized
+from lightning_bbox.pictures.pyramid import level_sides, level_starts, levels_for, num_pixels
 
-_PACKED_AT_ONCE = 1 << 20  # pixels, so that packing takes no memory to speak of
-_TILE = 128  # side of what is packed or left out where only some boxes will be cut
+_PACKED_AT_ONCE = 1 << 18  # pixels, so that packing takes no memory to speak of
+_TILE = 128  # side of what is packed or left out where only some boxes will be cut, on level 0
+_LEAST_TILE = 16  # the same on high levels
 
 
 def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
@@ -26,18 +29,55 @@ def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
     As float32, which holds 24 bits exactly: with AVX2, compiled code loads a vector of them in one
     instruction, and one of int32 by way of the stack, which takes 2.5 times as long.
     """
+    return _packed(_padded(pixels))
+
+
+def pack_levels(picture: UInt8[np.ndarray, "*n h w 3"]) -> Float32[np.ndarray, "*n p"]:
+    """Pack a picture, or several of one size, with its halves, one after another.
+
+    `halved_picture` says how pictures are halved.
+    """
+    level, packed = _padded(picture), list[Float32[np.ndarray, "*n p"]]()
+    while True:
+        packed.append(_packed(level).reshape(*level.shape[:-3], -1))
+        if max(level.shape[-3:-1]) <= 1 or len(packed) == MOST_LEVELS:
+            return np.concatenate(packed, axis=-1)
+        level = _halved(level)
+
+
+def _padded(pixels: UInt8[np.ndarray, "*n 3"]) -> UInt8[np.ndarray, "*n 4"]:
+    """Give each pixel a fourth byte, so that it is a whole number."""
     padded = np.zeros((*pixels.shape[:-1], 4), dtype=np.uint8)
     padded[..., :3] = pixels
+    return padded
+
+
+def _packed(padded: UInt8[np.ndarray, "*n 4"]) -> Float32[np.ndarray, "*n"]:
     packed: Float32[np.ndarray, "*n"] = padded.view("<i4")[..., 0].astype(np.float32)
     return packed
 
 
+def _halved(level: UInt8[np.ndarray, "*n h w 4"]) -> UInt8[np.ndarray, "*n h2 w2 4"]:
+    """Do as `halved_picture` does, all bytes of a pixel in one number of 64 bits."""
+    sums: UInt64[np.ndarray, "*n h w"] = level.astype(np.uint16).view(np.uint64)[..., 0]
+    for axis in (-2, -1):
+        pairs = np.swapaxes(sums, -1, axis)
+        first, second = pairs[..., ::2], pairs[..., 1::2]
+        sums = first.copy()
+        sums[..., : second.shape[-1]] += second
+        if second.shape[-1] < first.shape[-1]:
+            sums[..., -1] *= np.uint64(2)
+        sums = np.swapaxes(sums, -1, axis)
+    four = np.ascontiguousarray(sums)[..., None].view(np.uint16)
+    return ((four + 1 + ((four >> 2) & 1)) >> 2).astype(np.uint8)
+
+
 class ImageStore:
-    """Pictures of any size in one flat tensor of packed pixels.
+    """Pictures of any size, with their halves, in one flat tensor of packed pixels.
 
     Args:
-        pixels: Packed pixels (see `pack_rgb`) of all pictures, row by row, one picture after
-            another.
+        pixels: Packed pixels (see `pack_rgb`) of all pictures, level by level and row by row (see
+            `pack_levels`), one picture after another.
         sizes: Height and width of each picture.
 
     Attributes:
@@ -48,12 +88,12 @@ class ImageStore:
     """
 
     def __init__(self, pixels: Float32[Tensor, " p"], sizes: Int64[Tensor, "n 2"]) -> None:
-        areas = sizes.prod(dim=1)
-        if len(pixels) != int(areas.sum()):
-            msg = f"{len(pixels)} pixels don't fill pictures of {int(areas.sum())} pixels in all"
+        lengths = num_pixels(sizes)
+        if len(pixels) != (whole := int(lengths.sum())):
+            msg = f"{len(pixels)} pixels don't fill pictures of {whole} pixels with their halves"
             raise BadInput(msg)
         self.pixels = pixels
-        self.offsets: Int64[Tensor, " n"] = areas.cumsum(dim=0) - areas
+        self.offsets: Int64[Tensor, " n"] = lengths.cumsum(dim=0) - lengths
         self.device = pixels.device
         self.heights: Int32[Tensor, " n"] = sizes[:, 0].int()
         self.widths: Int32[Tensor, " n"] = sizes[:, 1].int()
@@ -63,19 +103,20 @@ class ImageStore:
     def from_array(cls, pictures: UInt8[np.ndarray, "n h w 3"]) -> Self:
         """Store pictures of one size."""
         n, height, width, _ = pictures.shape
-        sizes = torch.tensor([height, width]).expand(n, 2)
-        packed = np.empty((n, height * width), dtype=np.float32)
+        sizes = torch.tensor([[height, width]])
+        packed = np.empty((n, int(num_pixels(sizes))), dtype=np.float32)
         step = max(1, _PACKED_AT_ONCE // max(1, height * width))
         for start in range(0, n, step):
             some = pictures[start : start + step]
-            packed[start : start + step] = pack_rgb(some).reshape(len(some), -1)
-        return cls(torch.from_numpy(packed.reshape(-1)), sizes)
+            packed[start : start + step] = pack_levels(some)
+        return cls(torch.from_numpy(packed.reshape(-1)), sizes.expand(n, 2))
 
     @classmethod
     def from_pictures(
         cls,
         pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
         crop_boxes: Sequence[Boxes] | None = None,
+        size: int = 0,
     ) -> Self:
         """Store pictures of any sizes that are decoded already.
 
@@ -83,17 +124,18 @@ class ImageStore:
             pictures: The pictures.
             crop_boxes: Finite boxes in each, if nothing else will be cut: the rest is left black,
                 unpacked.
+            size: Side of these crops.
         """
         sizes = torch.tensor([picture.shape[:2] for picture in pictures]).long().reshape(-1, 2)
         # Not by torch, which would write to all of it: what nobody touches takes no memory.
-        flat = np.zeros(int(sizes.prod(dim=1).sum()), dtype=np.float32)
+        flat = np.zeros(int(num_pixels(sizes).sum()), dtype=np.float32)
         store = cls(torch.from_numpy(flat), sizes)
         for at, (picture, start) in enumerate(zip(pictures, store.offsets.tolist(), strict=True)):
-            height, width = picture.shape[:2]
-            packed = flat[start : start + height * width].reshape(height, width)
-            whole = torch.tensor([[0.0, 0.0, width, height]])
-            for place in _tiles(height, width, whole if crop_boxes is None else crop_boxes[at]):
-                packed[place] = pack_rgb(picture[place])
+            if crop_boxes is None:
+                packed = pack_levels(picture)
+                flat[start : start + len(packed)] = packed
+            else:
+                _pack_places(picture, flat[start:], crop_boxes[at], size)
         return store
 
     @classmethod
@@ -118,7 +160,7 @@ class ImageStore:
             BadInput: Files can't be decoded, or have other sizes than the stated ones; all of them
                 are counted.
         """
-        store = cls(torch.zeros(int(sizes.prod(dim=1).sum())), sizes)
+        store = cls(torch.zeros(int(num_pixels(sizes).sum())), sizes)
         flat, starts = store.pixels.numpy(), store.offsets.tolist()
 
         def load(index: int) -> BadInput | None:
@@ -126,7 +168,7 @@ class ImageStore:
                 picture = decode_sized(paths[index], sizes[index], white_level)
             except BadInput as problem:
                 return problem
-            packed = pack_rgb(picture).reshape(-1)
+            packed = pack_levels(picture)
             flat[starts[index] : starts[index] + len(packed)] = packed
             return None
 
@@ -146,7 +188,7 @@ class ImageStore:
         """Yield all that is asked for at once: every picture is here."""
         yield self, image_index
 
-    def expect(self, image_index: Int64[Tensor, " b"], crop_boxes: Boxes) -> None:
+    def expect(self, image_index: Int64[Tensor, " b"], crop_boxes: Boxes, size: int) -> None:
         """Make ready for crops that will be cut next; here they are."""
 
     def to(self, device: torch.device) -> Self:
@@ -161,36 +203,59 @@ class ImageStore:
         return moved
 
     def packed(self, index: int) -> Float32[Tensor, " p"]:
-        """Return the packed pixels of one picture."""
-        start, height, width = (int(t[index]) for t in (self.offsets, self.heights, self.widths))
-        return self.pixels[start : start + height * width]
+        """Return the packed pixels of one picture and its halves."""
+        ends = [*self.offsets[1:].tolist(), len(self.pixels)]
+        return self.pixels[int(self.offsets[index]) : ends[index]]
 
     def picture(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Return one picture as RGB."""
         height, width = int(self.heights[index]), int(self.widths[index])
-        packed = self.packed(index).int().cpu().numpy()
+        packed = self.packed(index)[: height * width].int().cpu().numpy()
         return packed.view(np.uint8).reshape(height, width, 4)[..., :3].copy()
 
 
-def _tiles(height: int, width: int, boxes: Boxes) -> Iterator[tuple[slice, slice]]:
+def _pack_places(
+    picture: UInt8[np.ndarray, "h w 3"],
+    flat: Float32[np.ndarray, " p"],
+    boxes: Boxes,
+    size: int,
+) -> None:
+    """Pack what crops are cut from, each from its level, into a picture's stretch of a store."""
+    height, width = (torch.tensor([side]) for side in picture.shape[:2])
+    levels = levels_for(boxes, size, height.expand(len(boxes)), width.expand(len(boxes)))
+    starts = level_starts(height, width)[0].tolist()
+    sides = torch.cat([level_sides(height), level_sides(width)]).T.tolist()
+    for level in sorted(set(levels.tolist())):
+        rows, columns = sides[level]
+        packed = flat[starts[level] : starts[level] + rows * columns].reshape(rows, columns)
+        here, tile = boxes[levels == level] / 2**level, max(_TILE >> level, _LEAST_TILE)
+        for down, across in _tiles(rows, columns, here, tile):
+            source = [slice(each.start << level, each.stop << level) for each in (down, across)]
+            some = _padded(picture[source[0], source[1]])
+            for _ in range(level):
+                some = _halved(some)
+            packed[down, across] = _packed(some)
+
+
+def _tiles(height: int, width: int, boxes: Boxes, tile: int) -> Iterator[tuple[slice, slice]]:
     """Yield the rows and columns of tiles, side by side, that cuts at boxes read from.
 
     A cut reads the pixels around its samples, and those of the border for what lies outside.
     """
-    touched = np.zeros((-(-height // _TILE), -(-width // _TILE)), dtype=bool)
+    touched = np.zeros((-(-height // tile), -(-width // tile)), dtype=bool)
     corners = boxes.double().numpy()
-    low = np.floor(np.minimum(corners[:, :2], corners[:, 2:])) - 2
-    high = np.ceil(np.maximum(corners[:, :2], corners[:, 2:])) + 2
+    low = np.floor(np.minimum(corners[:, :2], corners[:, 2:])) - 3
+    high = np.ceil(np.maximum(corners[:, :2], corners[:, 2:])) + 3
     last = np.array([width, height]) - 1
     first_tiles, last_tiles = (
-        (np.clip(places, 0, last) // _TILE).astype(int) for places in (low, high)
+        (np.clip(places, 0, last) // tile).astype(int) for places in (low, high)
     )
     for (left, top), (right, bottom) in zip(first_tiles, last_tiles, strict=True):
         touched[top : bottom + 1, left : right + 1] = True
     for row, across in enumerate(touched):
         edges = np.flatnonzero(np.diff(across, prepend=False, append=False))
-        for begin, end in edges.reshape(-1, 2) * _TILE:
-            yield slice(row * _TILE, (row + 1) * _TILE), slice(begin, end)
+        for begin, end in edges.reshape(-1, 2) * tile:
+            yield slice(row * tile, (row + 1) * tile), slice(begin, end)
 
 
 class PictureFiles:
@@ -202,7 +267,8 @@ class PictureFiles:
     Args:
         paths: The files.
         sizes: Height and width of each, as its header says.
-        most_pixels: How many pixels are held at once, but for one picture that has more.
+        most_pixels: How many pixels are held at once, halves among them, but for one picture that
+            has more.
         white_level: The value that is white in pictures of 16 bits.
     """
 
@@ -238,11 +304,12 @@ class PictureFiles:
     def _groups(self, wanted: list[int]) -> Iterator[list[int]]:
         """Cut a list of pictures where those before would hold too many pixels."""
         group, held, pixels = list[int](), set[int](), 0
+        lengths = dict(zip(wanted, num_pixels(self.sizes[wanted]).tolist(), strict=True))
         for picture in wanted:
-            area = 0 if picture in held else int(self.sizes[picture].prod())
+            area = 0 if picture in held else lengths[picture]
             if area and group and pixels + area > self.most_pixels:
                 yield group
-                group, held, pixels, area = [], set(), 0, int(self.sizes[picture].prod())
+                group, held, pixels, area = [], set(), 0, lengths[picture]
             group.append(picture)
             held.add(picture)
             pixels += area

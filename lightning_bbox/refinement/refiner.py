@@ -279,7 +279,9 @@ class Refiner:
         crop_boxes = self.spec.geometry.crop_boxes(rough[usable])
         cut = [crop_boxes[index[usable] == at] for at in range(len(pictures))]
         # Where a second look is cut isn't known yet.
-        store = ImageStore.from_pictures(pictures, None if self.model.second else cut)
+        store = ImageStore.from_pictures(
+            pictures, None if self.model.second else cut, self.spec.geometry.size
+        )
         refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
         refined, stds, gains = self._weigh(refined, stds, rough[usable], index[usable])
         plausible, reasons = clip_or_restore(
@@ -431,7 +433,7 @@ def _cut(
     store: ImageStore, index: Int64[Tensor, " b"], geometry: CropGeometry, boxes: Boxes
 ) -> Float[Tensor, "b 3 s s"]:
     places = geometry.crop_boxes(boxes)
-    return cut_crops(store, index, places, geometry.size, geometry.supersample or 1)
+    return cut_crops(store, index, places, geometry.size)
 
 
 def refine(

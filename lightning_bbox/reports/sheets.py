@@ -205,7 +205,7 @@ def draw_strangest(
     for name, indices in chosen.items():
         boxes = table.boxes[list(indices)]
         crop_boxes = geometry.crop_boxes(boxes)
-        crops = cut_crops(files, table.image_index[list(indices)], crop_boxes, geometry.size, 1)
+        crops = cut_crops(files, table.image_index[list(indices)], crop_boxes, geometry.size)
         sizes = box_sizes(boxes).tolist()
         captions = [f"{n}: {w:.0f} x {h:.0f} pixels" for n, (w, h) in enumerate(sizes, 1)]
         layers = [(table.boxes[others[list(indices)]], RED), (boxes, GREEN)]

@@ -57,6 +57,25 @@ def test_every_old_key_of_a_config_has_a_new_one_and_all_are_told_at_once(tmp_pa
     assert OLD.keys() | {"test_groups"} == MOVED.keys()
 
 
+@pytest.mark.parametrize("data", ["BoxDataModule", "SceneDataModule"])
+def test_the_samples_of_a_crop_pixel_are_an_option_no_more_and_that_is_told(data, tmp_path, capsys):
+    path, crop = tmp_path / "config.yaml", {"size": 33, "supersample": 2}
+    rough = {"class_path": "CropGeometry", "init_args": crop}
+    given = {"root": "cells"} if data == "BoxDataModule" else {}
+    sentence = "data.crop.supersample is left out: the cut takes the samples that each box needs"
+    for written in (crop, rough):
+        config = {"data": {"class_path": data, "init_args": {"crop": written, **given}}}
+        path.write_text(yaml.safe_dump(config))
+        settings, said = asked_for(capsys, f"--config={path}")
+        assert settings["crop"].get("init_args", settings["crop"])["size"] == 33
+        assert said == [sentence]
+    options = [f"--data={data}", *(f"--data.{key}={value}" for key, value in given.items())]
+    for option in (["--data.crop.supersample=2"], ["--data.init_args.crop.supersample", "3"]):
+        settings, said = asked_for(capsys, *options, *option, "--data.crop.size=21")
+        assert settings["crop"]["size"] == 21
+        assert said == [sentence]
+
+
 def test_new_keys_are_not_told(tmp_path, capsys):
     new = {"splits": {"fold": 2}, "store": {"place": "pinned"}}
     config = config_of(tmp_path / "config.yaml", root="cells", **new)

@@ -89,7 +89,7 @@ def test_the_second_look_is_cut_where_the_first_one_ends(trained):
 
     def look(model, boxes):
         crop = model.spec.geometry
-        crops = cut_crops(store, index, crop.crop_boxes(boxes), crop.size, crop.supersample)
+        crops = cut_crops(store, index, crop.crop_boxes(boxes), crop.size)
         return model.refine(crops, boxes)
 
     factor = first.net.calibration

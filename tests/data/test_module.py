@@ -1,13 +1,16 @@
 """What all data modules share, tried on random patches and on scenes."""
 
+import math
 from functools import partial
 from itertools import chain
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.data import module
 from lightning_bbox.data.loader import PlanLoader
 from lightning_bbox.data.patches import PatchDataModule
 from lightning_bbox.geometry.boxes import box_centers, box_sizes
@@ -15,6 +18,7 @@ from lightning_bbox.geometry.codecs import encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import OverlapJitter, UniformJitter
 from lightning_bbox.pictures.augment import Augment
+from lightning_bbox.pictures.kernels import sample_bilinear
 from tests import runs
 from tests.crops import batch_of, interleaved, rows_of
 from tests.runs import same
@@ -195,9 +199,9 @@ def cut_and_mirrored(data):
 
 
 @pytest.mark.parametrize("square", [False, True])
-@pytest.mark.parametrize("supersample", [1, 2])
-def test_a_flipped_crop_is_the_flip_of_the_crop(square, supersample):
-    geometry = CropGeometry(size=24, square=square, supersample=supersample)
+@pytest.mark.parametrize("size", [10, 24])
+def test_a_flipped_crop_is_the_flip_of_the_crop(square, size):
+    geometry = CropGeometry(size=size, square=square)
     found, expected = cut_and_mirrored(scenes(crop=geometry, num_targets=4))
     # Positions near 100 px are rounded to 8e-6 px, so values to about that part of a step.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -223,6 +227,27 @@ def test_flipping_turns_the_offset_round_and_keeps_the_size(square):
     )
 
 
+@pytest.mark.parametrize(
+    ("stage", "options", "crops"),
+    [
+        ("fit", {"max_epochs": 3}, 3 * 64),
+        ("fit", {"max_epochs": 3, "max_steps": 5}, 5 * 8),
+        ("fit", {"max_steps": 5, "accumulate_grad_batches": 2}, 5 * 8 * 2),
+        ("fit", {"max_epochs": -1}, math.inf),
+        ("test", {}, 30),
+    ],
+)
+def test_what_few_crops_need_is_not_compiled(patches, monkeypatch, stage, options, crops):
+    """Compiling takes longer than all of them; nothing was known of their number before."""
+    data = patches(compile="auto")
+    data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, **options)
+    data.trainer.state.fn = stage
+    asked = []
+    monkeypatch.setattr(module, "kernel_for", lambda *a: asked.append(a) or sample_bilinear)
+    data.cut(data.samples("test"))
+    assert asked[0][-1] == crops * data.geometry.size**2
+
+
 def test_targets_stay_within_the_spec():
     for square in (False, True):
         data = scenes(crop=CropGeometry(size=24, square=square), num_targets=4, eval_draws=500)
@@ -232,16 +257,6 @@ def test_targets_stay_within_the_spec():
             deltas = encode_deltas(samples.gt_boxes, spec.geometry.anchors(samples.proposals))
             offsets = (deltas / deltas.new_tensor(spec.units)).abs().amax(dim=0)
             assert (offsets <= deltas.new_tensor(spec.bounds) + 1e-3).all()
-
-
-def test_supersampling_follows_the_training_boxes_shrink():
-    sizes = {8: 6, 24: 2, 45: 1}  # a crop box of a scene is some 46 px a side
-    for size, expected in sizes.items():
-        data = scenes(crop=CropGeometry(size=size))
-        data.setup("fit")
-        assert data.spec().geometry.supersample == expected
-    fixed = scenes(crop=CropGeometry(size=8, supersample=1))
-    assert fixed.spec().geometry.supersample == 1
 
 
 def test_failed_draws_keep_the_true_box_are_counted_and_told():

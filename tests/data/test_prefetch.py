@@ -66,8 +66,8 @@ def test_crops_cut_ahead_are_those_of_the_device_to_the_bit(place, ranks, rectan
 
 
 def test_the_default_type_that_a_network_sets_while_it_steps_has_no_part_in_crops(rectangles):
-    for supersample in (1, 2):
-        data = rectangles(crop=CropGeometry(size=24, supersample=supersample))
+    for size in (24, 9):
+        data = rectangles(crop=CropGeometry(size=size))
         samples = data.samples("train")
         expected = data.cut(samples)
         for default in (torch.float64, torch.bfloat16):
@@ -176,7 +176,7 @@ def test_a_run_from_disk_stopped_in_mid_epoch_ends_as_one_on_the_device_that_was
     assert fit(tmp_path, "cut", *interfered("training", 6, 2)) == 130
     assert not alive()
     said = capsys.readouterr().out
-    assert "store: auto is disk here (0.461 MB of pixels are more than three quarters" in said
+    assert "store: auto is disk here (0.615 MB of pixels are more than three quarters" in said
     assert "pictures decoded into" in said
     monkeypatch.setattr(places, "measure_room", lambda _: rooms["much"])
     assert resume(tmp_path / "cut") == 0
@@ -256,7 +256,7 @@ def test_predict_decodes_each_picture_once_and_ahead(rectangles, monkeypatch):
     paths = [table.root / name for name in table.images]
     whole = ImageStore.from_files(paths, table.sizes)
     boxes = data.geometry.crop_boxes(proposals.proposals)
-    expected = cut_crops(whole, proposals.image_index, boxes, 24, data.geometry.supersample or 1)
+    expected = cut_crops(whole, proposals.image_index, boxes, 24)
     assert torch.equal(torch.cat(crops), expected)
 
 

@@ -97,7 +97,7 @@ def run_on_rbc(real_data, tmp_path_factory):
     config = Path(__file__).parents[2] / "configs" / "rbc.yaml"
     options = ["--data.num_targets=4", "--data.draws_per_epoch=4000", "--trainer.max_epochs=2"]
     options += ["--data.jitter=UniformJitter", "--data.jitter.log_scale=0.15"]
-    options += ["--data.compile=false", "--data.crop.supersample=1", "--data.eval_draws=200"]
+    options += ["--data.compile=false", "--data.eval_draws=200"]
     options += ["--model.backbone=ShallowConvNet", "--model.backbone.channels=[16,32,32]"]
     options += ["--model.backbone.convs_per_scale=1", "--trainer.log_every_n_steps=10"]
     base = ["fit", f"--config={config}", f"--data.root={real_data / 'rbc'}", f"--runs={runs}"]

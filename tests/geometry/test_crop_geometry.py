@@ -44,7 +44,6 @@ def test_a_px_is_one_45th_of_the_crop_boxs_side_whatever_the_crops_size(size, sq
         ({"reference_size": 0.0}, r"reference_size 0\.0 isn't positive"),
         ({"reference_size": -45.0}, "isn't positive"),
         ({"reference_size": float("nan")}, "isn't positive"),
-        ({"supersample": 0}, "crop supersample 0 is below 1"),
     ],
 )
 def test_a_geometry_that_makes_no_sense_is_refused(values, message):

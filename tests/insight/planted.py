@@ -158,8 +158,7 @@ def usual_recipe(base: Base, form: Form, data: Path) -> Config:
     elif form == "usual" and base == "scenes":
         source = part("SceneDataModule", num_scenes=1_000, **arguments)
     else:
-        supersample = 2 if base == "bccd" else 1
-        source = part("BoxDataModule", crop={"supersample": supersample}, **arguments)
+        source = part("BoxDataModule", **arguments)
         own: Config = {"root": str(data), "reading": {"allow_outside": True}}
         if form == "usual":
             splits = {"train": "ImageSets/Main/trainval.txt", "test": "ImageSets/Main/test.txt"}

@@ -17,10 +17,12 @@ from benchmarks.protocol import read_curve
 from lightning_bbox import BadInput, BoxRegressor, RidgeRegressor, ShallowConvNet
 from lightning_bbox.cli.main import main
 from lightning_bbox.cuda.step_graph import WARM_STEPS, StepGraph
+from lightning_bbox.data import module
 from lightning_bbox.data.loader import HostCrops, PlanLoader
 from lightning_bbox.models.checkpoints import read_checkpoint
 from lightning_bbox.models.divergence import DivergedError
 from lightning_bbox.models.several_steps import SeveralSteps
+from lightning_bbox.pictures.kernels import _sample_spread
 from tests.runs import (
     CONFIGS,
     DOUBLE,
@@ -221,6 +223,8 @@ def on_tape(monkeypatch):
     monkeypatch.setattr(SeveralSteps, "refuse_graph", lambda *_: None)
     adam = sys.modules["torch.optim.adam"]  # which torch.optim hides
     monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
+    # As on a card: boxes of all sizes by one kernel, so that none waits to learn which these are.
+    monkeypatch.setattr(module, "kernel_for", lambda *_: _sample_spread)
 
 
 CASES = {

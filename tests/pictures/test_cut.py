@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kornia.geometry.transform import crop_and_resize
 
+from lightning_bbox.core import compiling
 from lightning_bbox.geometry.boxes import box_sizes, mirror_boxes, shift_boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.pictures.cut import cut_crops
+from lightning_bbox.pictures.cut import PAYS_FROM, cut_crops, is_compiled, kernel_for, warm_up
 from lightning_bbox.pictures.kernels import compiled_bilinear, sample_bilinear
 from lightning_bbox.pictures.store import ImageStore
 from tests import reference
@@ -29,7 +30,6 @@ from tests.draws import THOROUGH
 shifts = st.integers(-6, 6)
 # From a few pixels to several times the picture's side, either way round.
 edges = st.tuples(*[st.floats(-80, 120, width=32)] * 4)
-supersamples = st.integers(1, 3)
 BOTH_KERNELS = [
     pytest.param(sample_bilinear, id="plain"),
     pytest.param(compiled_bilinear, id="compiled", marks=pytest.mark.compile),
@@ -48,33 +48,31 @@ def cut_one(picture, *crop_boxes, size=SIZE, **options):
     )
 
 
-def near_oracle(crops, picture, crop_boxes, supersample=1):
+def near_oracle(crops, picture, crop_boxes):
     size = crops.shape[-1]
-    expected = [reference.cut(picture, box, size, supersample) for box in crop_boxes]
+    expected = [reference.cut(picture, box, size) for box in crop_boxes]
     close(crops, torch.from_numpy(np.stack(expected)).float())
 
 
-@pytest.mark.parametrize("supersample", [1, 2, 3])
+@pytest.mark.parametrize("times", [0.5, 1, 3, 7])
 @pytest.mark.parametrize("box", [INSIDE, *OUTSIDE.values()], ids=["inside", *OUTSIDE])
-def test_a_cut_equals_the_oracle(box, supersample):
-    picture = made_up_picture(31, 43)
-    near_oracle(cut_one(picture, box, supersample=supersample), picture, [box], supersample)
+def test_a_cut_equals_the_oracle(box, times):
+    picture, box = made_up_picture(31, 43), tuple(times * edge for edge in box)
+    near_oracle(cut_one(picture, box), picture, [box])
 
 
 def test_every_crop_comes_from_its_own_picture_of_its_own_size():
     pictures = [made_up_picture(*shape, seed) for seed, shape in enumerate(SHAPES)]
     index = torch.tensor([4, 0, 3, 1, 2, 0, 4])
     boxes = torch.tensor([INSIDE, *list(OUTSIDE.values())[:6]])
-    crops = cut_crops(ImageStore.from_pictures(pictures), index, boxes, SIZE, supersample=2)
+    crops = cut_crops(ImageStore.from_pictures(pictures), index, boxes, SIZE)
     for crop, number, box in zip(crops, index.tolist(), boxes, strict=True):
-        near_oracle(crop[None], pictures[number], [box], supersample=2)
+        near_oracle(crop[None], pictures[number], [box])
 
 
 def test_no_boxes_give_no_crops():
     index, boxes = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
-    crops = cut_crops(
-        ImageStore.from_array(made_up_picture(8, 8)[None]), index, boxes, SIZE, supersample=2
-    )
+    crops = cut_crops(ImageStore.from_array(made_up_picture(8, 8)[None]), index, boxes, SIZE)
     assert crops.shape == (0, 3, SIZE, SIZE)
 
 
@@ -90,45 +88,51 @@ def test_whole_pixel_cuts_are_bit_equal_to_slices(kernel, size):
         assert torch.equal(crop, planes(picture[rows][:, columns]))
 
 
-@given(edges, supersamples)
+@given(edges)
 @THOROUGH
-def test_a_crop_of_a_constant_picture_is_constant(box, supersample):
+def test_a_crop_of_a_constant_picture_is_constant(box):
     picture = np.full((20, 30, 3), (7, 130, 255), dtype=np.uint8)
-    (crop,) = cut_one(picture, box, supersample=supersample)
+    (crop,) = cut_one(picture, box)
     expected = torch.tensor([7, 130, 255])[:, None, None].expand(3, SIZE, SIZE) / 255
     close(crop, expected, atol=1e-6)
 
 
-@given(edges, supersamples)
+@given(edges)
 @THOROUGH
-def test_crops_stay_within_the_pictures_range(box, supersample):
+def test_crops_stay_within_the_pictures_range(box):
     picture = made_up_picture(20, 30) // 2 + 64
-    (crop,) = cut_one(picture, box, supersample=supersample)
+    (crop,) = cut_one(picture, box)
     assert float(crop.min()) >= 64 / 255 - 1e-5
     assert float(crop.max()) <= 191 / 255 + 1e-5
 
 
-@pytest.mark.parametrize("supersample", [1, 2, 5])
-def test_a_ramp_shows_where_each_crop_pixel_lies(supersample):
+def test_a_ramp_shows_where_each_crop_pixel_lies():
     picture = np.zeros((40, 100, 3), dtype=np.uint8)
-    picture[..., 0], picture[..., 1] = np.arange(100), np.arange(40)[:, None]
-    x1, y1, x2, y2 = box = (10.3, 5.6, 71.8, 33.1)
-    (crop,) = cut_one(picture, box, size=12, supersample=supersample) * 255
-    places = (torch.arange(12) + 0.5) / 12
-    close(crop[0], (x1 + places * (x2 - x1) - 0.5).expand(12, 12), atol=1e-3)
-    close(crop[1], (y1 + places * (y2 - y1) - 0.5)[:, None].expand(12, 12), atol=1e-3)
+    picture[..., 0], picture[..., 1] = 2 * np.arange(100), 2 * np.arange(40)[:, None]
+    for size in (12, 20, 45):  # shrunk by 5 and 2, 3 and 1.4, and not
+        x1, y1, x2, y2 = box = (12.3, 6.6, 71.8, 31.1)
+        (crop,) = cut_one(picture, box, size=size) * 255
+        places = (torch.arange(size) + 0.5) / size
+        close(crop[0], 2 * (x1 + places * (x2 - x1) - 0.5).expand(size, size), atol=1e-3)
+        close(crop[1], 2 * (y1 + places * (y2 - y1) - 0.5)[:, None].expand(size, size), atol=1e-3)
 
 
-def test_supersampling_averages_the_finer_crop():
-    picture = made_up_picture(60, 60)
-    box = (3.7, 8.1, 55.2, 51.9)
-    fine = cut_one(picture, box, size=4 * SIZE)
-    close(cut_one(picture, box, supersample=4), F.avg_pool2d(fine, 4), atol=1e-5)
+@pytest.mark.parametrize("kernel", BOTH_KERNELS)
+def test_boxes_of_crop_size_are_cut_the_same_among_others_as_alone(kernel):
+    """They take one bilinear sample, as if there were no halves: to the bit."""
+    picture = made_up_picture(90, 97)
+    small = [(5.3, 7.1, 14.3, 16.1), (20.0, 3, 30, 13.2), (41.7, 30.9, 32.0, 21.3), (60, 9, 69, 18)]
+    large = [(3.0, 5, 50, 61), (10, 10, 21, 35)]
+    alone = cut_one(picture, *small, kernel=kernel)
+    assert torch.equal(cut_one(picture, *small, *large, kernel=kernel)[:4], alone)
+    assert torch.equal(cut_one(picture, *large, *small[:2], kernel=kernel)[2:], alone[:2])
+    assert torch.equal(cut_one(picture, *small, large[0], kernel=kernel)[:4], alone)
+    near_oracle(cut_one(picture, small[0], *large, kernel=kernel), picture, [small[0], *large])
 
 
-@given(edges, supersamples)
+@given(edges)
 @THOROUGH
-def test_swapped_corners_mirror_the_crop(box, supersample):
+def test_swapped_corners_mirror_the_crop(box):
     x1, y1, x2, y2 = box
     picture = made_up_picture(20, 30)
     plain, across, down, both = cut_one(
@@ -137,7 +141,6 @@ def test_swapped_corners_mirror_the_crop(box, supersample):
         (x2, y1, x1, y2),
         (x1, y2, x2, y1),
         (x2, y2, x1, y1),
-        supersample=supersample,
     )
     close(across, plain.flip(2))
     close(down, plain.flip(1))
@@ -147,7 +150,8 @@ def test_swapped_corners_mirror_the_crop(box, supersample):
 @given(edges)
 @THOROUGH
 def test_flipping_pixels_and_boxes_together_flips_the_crop(box):
-    picture, centers = made_up_picture(20, 30), torch.tensor([[15.0, 10.0]])
+    # Sides that can be halved down to one: the halves of others begin at the left and upper edge.
+    picture, centers = made_up_picture(16, 32), torch.tensor([[16.0, 8.0]])
     for across, down in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
         axes = [axis for axis, flip in ((0, down), (1, across)) if flip]
         flipped = np.ascontiguousarray(np.flip(picture, axes))
@@ -174,7 +178,7 @@ def test_shifting_the_crop_box_by_k_px_moves_the_content_by_minus_k(x, y):
 def inner_boxes(count, margin=1.0):
     """Crop boxes inside a picture of 43 x 31."""
     low = torch.from_numpy(np.random.default_rng(3).uniform(margin, 14, (count, 2)))
-    span = torch.from_numpy(np.random.default_rng(4).uniform(2, 16 - margin, (count, 2)))
+    span = torch.from_numpy(np.random.default_rng(4).uniform(2, 9 - margin, (count, 2)))
     return torch.cat([low, low + span], dim=1).float()
 
 
@@ -192,8 +196,8 @@ def test_inside_the_picture_a_cut_equals_kornias(size):
 
 
 @pytest.mark.parametrize("box", [INSIDE, *OUTSIDE.values()], ids=["inside", *OUTSIDE])
-def test_a_cut_equals_grid_sample_beyond_the_border_too(box):
-    picture = made_up_picture(31, 43)
+def test_a_cut_of_one_sample_equals_grid_sample_beyond_the_border_too(box):
+    picture, SIZE = made_up_picture(31, 43), 70  # noqa: N806
     x1, y1, x2, y2 = box
     places = (torch.arange(SIZE) + 0.5) / SIZE
     x = (x1 + places * (x2 - x1)) / 43 * 2 - 1
@@ -202,39 +206,55 @@ def test_a_cut_equals_grid_sample_beyond_the_border_too(box):
     expected = F.grid_sample(
         planes(picture)[None], grid, padding_mode="border", align_corners=False
     )
-    close(cut_one(picture, box), expected)
+    close(cut_one(picture, box, size=SIZE), expected)
 
 
-@pytest.mark.parametrize("supersample", [1, 2])
 @pytest.mark.parametrize("kernel", BOTH_KERNELS)
-def test_boxes_that_are_not_finite_leave_the_other_crops_alone(kernel, supersample):
+def test_boxes_that_are_not_finite_leave_the_other_crops_alone(kernel):
     picture = made_up_picture(31, 43)
-    crops = cut_one(picture, INSIDE, *NOT_FINITE, INSIDE, kernel=kernel, supersample=supersample)
+    crops = cut_one(picture, INSIDE, *NOT_FINITE, INSIDE, kernel=kernel)
     assert crops.shape == (len(NOT_FINITE) + 2, 3, SIZE, SIZE)
-    near_oracle(crops[[0, -1]], picture, [INSIDE, INSIDE], supersample)
+    near_oracle(crops[[0, -1]], picture, [INSIDE, INSIDE])
 
 
 def test_the_cut_leaves_store_and_boxes_as_they_were():
     store, boxes = ImageStore.from_array(made_up_picture(31, 43)[None]), torch.tensor([INSIDE])
     pixels = store.pixels.clone()
-    cut_crops(store, torch.tensor([0]), boxes, SIZE, supersample=2)
+    cut_crops(store, torch.tensor([0]), boxes, SIZE)
     assert torch.equal(store.pixels, pixels)
     assert torch.equal(boxes, torch.tensor([INSIDE]))
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize(("count", "supersample"), [(0, 1), (1, 1), (2, 1), (7, 1), (2, 2), (7, 2)])
-def test_the_compiled_twin_equals_the_plain_one(count, supersample):
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 40])
+def test_the_compiled_twin_equals_the_plain_one(count):
     batch = mixed_batch(count)
-    plain = cut_crops(*batch, SIZE, supersample)
-    close(cut_crops(*batch, SIZE, supersample, compiled_bilinear), plain)
+    close(cut_crops(*batch, SIZE, compiled_bilinear), cut_crops(*batch, SIZE))
 
 
 @pytest.mark.compile
 def test_one_graph_serves_every_batch_size_and_store():
-    cut_crops(*mixed_batch(3), SIZE, 1, compiled_bilinear)
+    cut_crops(*mixed_batch(6), SIZE, compiled_bilinear)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for count in (5, 64):
-            crops = cut_crops(*mixed_batch(count), SIZE, 1, compiled_bilinear)
+            crops = cut_crops(*mixed_batch(count), SIZE, compiled_bilinear)
             close(crops, cut_crops(*mixed_batch(count), SIZE))
         cut_one(made_up_picture(31, 43), INSIDE, INSIDE, kernel=compiled_bilinear)
+
+
+def test_kernels_are_compiled_by_themselves_where_that_pays(monkeypatch):
+    monkeypatch.setattr(compiling, "has_cxx_compiler", lambda: True)
+    cpu, most = torch.device("cpu"), PAYS_FROM
+    assert [is_compiled("auto", cpu, pixels) for pixels in (most - 1, most)] == [False, True]
+    assert is_compiled(True, cpu, 1)
+    assert not is_compiled(False, cpu, most)
+    assert is_compiled("auto", torch.device("cuda"), 1)
+    assert kernel_for("auto", cpu, pixels=most - 1) is sample_bilinear
+    assert kernel_for("auto", cpu, pixels=most) is compiled_bilinear
+
+
+@pytest.mark.compile
+def test_what_is_warmed_up_is_compiled_for_boxes_of_all_sizes():
+    warm_up(compiled_bilinear, SIZE)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        cut_crops(*mixed_batch(6), SIZE, compiled_bilinear)

@@ -16,6 +16,7 @@ from lightning_bbox.core.cache_file import usual_folder
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import locked
 from lightning_bbox.pictures.disk import DiskStore, open_disk_store
+from lightning_bbox.pictures.pyramid import num_pixels
 from lightning_bbox.pictures.store import ImageStore
 from tests.core.test_prefetch import alive
 from tests.crops import saved_pictures
@@ -65,20 +66,21 @@ def test_expecting_crops_reads_nothing_outside_the_file(pictures, tmp_path):
     paths, sizes = pictures
     store, asked = open_disk_store(tmp_path / "store", paths, sizes), []
     boxes = [[0, 2.5, 5, 4.5], [-50, -90, 900, 900], [0, 80, 1, 90], [0, 9, 1, 3], [0, -9, 1, -5]]
-    boxes = torch.tensor([*boxes, [torch.nan] * 4, [torch.inf] * 4])
-    index = torch.tensor([1, 1, 4, 3, 0, 2, 3])
+    boxes = torch.tensor([*boxes, [torch.nan] * 4, [torch.inf] * 4, [0, 9, 31, 40]])
+    index = torch.tensor([1, 1, 4, 3, 0, 2, 3, 1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "posix_fadvise", lambda _, *place: asked.append(place[:2]))
-        store.expect(index, boxes)
+        store.expect(index, boxes, 9)
     head = kept(tmp_path / "store").stat().st_size - 4 * len(store.pixels)
     starts = (head + 4 * store.offsets[index]).tolist()
-    ends = (head + 4 * (store.offsets + store.heights * store.widths)[index]).tolist()
-    assert asked[0] == (starts[0] + 4 * 31 * 1, 4 * 31 * 5)
-    assert asked[1] == (starts[1], ends[1] - starts[1])
-    assert asked[3] == (starts[3] + 4 * 64 * 2, 4 * 64 * 8)
+    ends = (head + 4 * (store.offsets + num_pixels(sizes))[index]).tolist()
+    assert asked[0] == (starts[0], 4 * 31 * 7)
+    assert asked[1] == (ends[1] - 4, 4)  # the single pixel of the last level
+    assert asked[3] == (starts[3] + 4 * 64 * 1, 4 * 64 * 10)
+    assert asked[7] == (starts[7] + 4 * (31 * 40 + 16 * 2), 4 * 16 * 18)  # of the first half
     for (start, length), first, last in zip(asked, starts, ends, strict=True):
         assert first <= start <= start + length <= last
-    store.expect(index, boxes)
+    store.expect(index, boxes, 9)
 
 
 def paint_over(paths, _):
@@ -102,7 +104,7 @@ SPOILT = {
     "damaged (the head of NAME has changed)": lose_from_the_head,
     "stale (made of other contents)": paint_over,
     "damaged (the checksum of NAME is wrong)": flip_a_bit,
-    "damaged (NAME has 4100 bytes of 13724)": lambda _, path: os.truncate(path, 4100),
+    "damaged (NAME has 4100 bytes of 17192)": lambda _, path: os.truncate(path, 4100),
 }
 
 
@@ -132,7 +134,7 @@ def test_a_store_is_read_for_its_checksum_only_where_somebody_touched_it(
 ):
     paths, sizes = pictures
     open_disk_store(tmp_path / "store", paths, sizes)
-    for touched, expected in ((False, 0), (True, 9628), (False, 0)):
+    for touched, expected in ((False, 0), (True, 13096), (False, 0)):
         checksums.clear()
         if touched:
             kept(tmp_path / "store").touch()
@@ -189,7 +191,7 @@ def test_names_that_are_no_text_are_stored(tmp_path):
     (path,) = saved_pictures(tmp_path, [(6, 9)])
     path = path.rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
     store = open_disk_store(tmp_path / "s", [path], torch.tensor([[6, 9]]))
-    assert len(store.pixels) == 54
+    assert len(store.pixels) == 78
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(pictures):
@@ -204,7 +206,7 @@ def test_pixels_that_do_not_fit_the_disk_are_refused_before_they_are_decoded(
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=5000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(BadInput, match=r"0.00963 MB of pixels don't fit into the 0.005 MB"):
+    with pytest.raises(BadInput, match=r"0.0131 MB of pixels don't fit into the 0.005 MB"):
         open_disk_store(tmp_path / "store", *pictures)
     assert leftovers(tmp_path / "store") == []
 

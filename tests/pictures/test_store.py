@@ -9,7 +9,8 @@ import lightning_bbox.pictures.store as store_module
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.decode import decode_image
-from lightning_bbox.pictures.store import ImageStore, PictureFiles, pack_rgb
+from lightning_bbox.pictures.pyramid import halved_picture
+from lightning_bbox.pictures.store import ImageStore, PictureFiles, pack_levels, pack_rgb
 from tests.crops import made_up_picture, save_picture, saved_pictures
 
 RGB = made_up_picture(2, 3)
@@ -19,6 +20,21 @@ def test_a_decoded_picture_can_be_packed_and_unpacked():
     store = ImageStore.from_array(RGB[None])
     assert pack_rgb(RGB).tolist() == (RGB.astype(int) @ [1, 256, 65536]).tolist()
     np.testing.assert_array_equal(store.picture(0), RGB)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (6, 9), (33, 20), (128, 64)])
+def test_a_picture_is_packed_with_its_halves(shape):
+    """As `halved_picture` makes them, which tells what a half is."""
+    pictures = np.stack([made_up_picture(*shape, seed) for seed in (1, 2)])
+    for packed, picture in zip(pack_levels(pictures), pictures, strict=True):
+        level, expected = torch.from_numpy(picture), []
+        while True:
+            expected.append(pack_rgb(level.numpy()).ravel())
+            if max(level.shape[:2]) == 1:
+                break
+            level = halved_picture(level)
+        np.testing.assert_array_equal(packed, np.concatenate(expected))
+        np.testing.assert_array_equal(packed, pack_levels(picture))
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -58,7 +74,7 @@ def test_decoding_in_threads_leaves_the_warnings_filters_alone(tmp_path):
 
 
 def test_sizes_that_do_not_add_up_are_refused():
-    with pytest.raises(BadInput, match=r"10 pixels .* 12"):
+    with pytest.raises(BadInput, match=r"10 pixels .* 17"):
         ImageStore(torch.zeros(10), torch.tensor([[3, 4]]))
 
 
@@ -81,11 +97,11 @@ def test_pictures_decoded_when_asked_for_are_those_of_the_store(tmp_path):
     paths = saved_pictures(tmp_path, sizes.tolist())
     whole = ImageStore.from_files(paths, sizes)
     wanted = torch.tensor([2, 0, 0, 1, 0, 2])
-    for most_pixels, groups in ((1, 5), (24, 3), (42, 1), (1 << 20, 1)):
+    for most_pixels, groups in ((1, 5), (35, 3), (65, 1), (1 << 20, 1)):
         parts = list(PictureFiles(paths, sizes, most_pixels).parts(wanted))
         assert len(parts) == groups
         assert sum(len(index) for _, index in parts) == len(wanted)
-        assert all(len(store.pixels) <= max(most_pixels, 20) for store, _ in parts)
+        assert all(len(store.pixels) <= max(most_pixels, 29) for store, _ in parts)
         found = [store.picture(at) for store, index in parts for at in index.tolist()]
         for picture, at in zip(found, wanted.tolist(), strict=True):
             assert np.array_equal(picture, whole.picture(at))
@@ -99,7 +115,7 @@ def test_a_picture_is_decoded_once_where_its_samples_follow_one_another(tmp_path
         store_module, "decode_sized", lambda *a: decoded.append(paths.index(a[0])) or usual(*a)
     )
     whole, decoded[:] = ImageStore.from_files(paths, sizes), []
-    for most_pixels in (1, 24, 1 << 20):
+    for most_pixels in (1, 35, 1 << 20):
         files, decoded[:] = PictureFiles(paths, sizes, most_pixels), []
         for batch in ([0, 0, 0], [0, 1], [1, 1, 2, 2], [2, 3], [3, 3]):
             found = [
@@ -112,9 +128,9 @@ def test_a_picture_is_decoded_once_where_its_samples_follow_one_another(tmp_path
         assert decoded == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("supersample", [1, 3])
+@pytest.mark.parametrize("size", [8, 24])
 @pytest.mark.parametrize("shape", [(1000, 1400), (30, 700), (128, 256), (1, 1)])
-def test_crops_of_what_was_packed_for_them_are_those_of_whole_pictures(shape, supersample):
+def test_crops_of_what_was_packed_for_them_are_those_of_whole_pictures(shape, size):
     random = torch.Generator().manual_seed(3)
     height, width = shape
     centers = torch.rand(60, 2, generator=random) * 1.4 - 0.2
@@ -125,9 +141,9 @@ def test_crops_of_what_was_packed_for_them_are_those_of_whole_pictures(shape, su
     pictures = [made_up_picture(*shape), made_up_picture(height + 9, width)]
     index = torch.arange(60) % 2
     whole = ImageStore.from_pictures(pictures)
-    some = ImageStore.from_pictures(pictures, [boxes[index == 0], boxes[index == 1]])
-    crops = [cut_crops(each, index, boxes, 24, supersample) for each in (whole, some)]
+    some = ImageStore.from_pictures(pictures, [boxes[index == 0], boxes[index == 1]], size)
+    crops = [cut_crops(each, index, boxes, size) for each in (whole, some)]
     assert torch.equal(*crops)
     for count in (0, 1):
-        few = ImageStore.from_pictures(pictures, [boxes[:count], boxes[:0]])
+        few = ImageStore.from_pictures(pictures, [boxes[:count], boxes[:0]], size)
         assert int((few.pixels > 0).sum()) <= count * (300 + 4 + 2 * 128) ** 2

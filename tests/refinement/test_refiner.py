@@ -35,7 +35,7 @@ def built_model(num_targets=2, head=None, average_flips=False, seed=0, kind=BoxR
     """Make a model that moves boxes by something: its head's weights are random."""
     backbone = ShallowConvNet(channels=(4, 8), convs_per_scale=1, fc=(16,))
     model = kind(backbone, head, average_flips=average_flips, **parts)
-    geometry = CropGeometry(size=32, context=1.5, supersample=2)
+    geometry = CropGeometry(size=32, context=1.5)
     model.build(OffsetSpec(geometry, num_targets, max_shift=5.0, max_log_size=0.2), seed)
     random = torch.Generator().manual_seed(seed)
     proposals = torch.tensor([[10.0, 10, 40, 40]]).expand(200, 4)
@@ -74,14 +74,14 @@ def test_a_refiner_gives_what_the_model_gives_on_the_same_crops(num_targets, ave
 
 
 def test_only_what_the_crops_need_is_packed_and_boxes_are_the_same_to_the_bit(monkeypatch):
-    packed, pack, from_pictures = [], store.pack_rgb, ImageStore.from_pictures
-    monkeypatch.setattr(store, "pack_rgb", lambda a: packed.append(a[..., 0].size) or pack(a))
+    packed, pad, from_pictures = [], store._padded, ImageStore.from_pictures
+    monkeypatch.setattr(store, "_padded", lambda a: packed.append(a[..., 0].size) or pad(a))
     image, boxes = picture(3000, 4000), np.vstack([BOXES, [[3950.0, 2900, 3999, 2999]]])
     refiner = Refiner(built_model(num_targets=4))
     found = refiner.refine_with_std(image, boxes[:1])
     assert sum(packed) == 128**2
     found, packed[:] = refiner.refine_with_std(image, boxes), []
-    monkeypatch.setattr(ImageStore, "from_pictures", lambda pictures, _: from_pictures(pictures))
+    monkeypatch.setattr(ImageStore, "from_pictures", lambda pictures, *_: from_pictures(pictures))
     whole = refiner.refine_with_std(image, boxes)
     assert sum(packed) == 3000 * 4000
     assert torch.equal(found.boxes, whole.boxes)

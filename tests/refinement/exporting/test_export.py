@@ -42,7 +42,7 @@ def trained(num_targets=4, law=LAW, backbone=None, head=None, geometry=None, fli
         head,
         average_flips=flips,
     )
-    geometry = geometry or CropGeometry(size=32, supersample=2)
+    geometry = geometry or CropGeometry(size=32)
     spec = OffsetSpec(geometry, num_targets, 5.0, 0.2 * (num_targets == 4), CLASSES)
     model.build(spec, 0)
     random = torch.Generator().manual_seed(0)
@@ -66,7 +66,7 @@ def trained(num_targets=4, law=LAW, backbone=None, head=None, geometry=None, fli
 
 def two_looks():
     model = trained()
-    model.second = trained(law=None, geometry=CropGeometry(size=24, context=1.2, supersample=1))
+    model.second = trained(law=None, geometry=CropGeometry(size=24, context=1.2))
     return model
 
 
@@ -80,9 +80,7 @@ MODELS = {
         2, backbone=ShallowConvNet(channels=(4, 8), convs_per_scale=1, fc=()), head=SoftArgmaxHead()
     ),
     "per class": lambda: trained(head=LinearHead(per_class=True), law=None),
-    "AlexNet": lambda: trained(
-        2, None, AlexNet("pool2"), LinearHead(), CropGeometry(63, supersample=1)
-    ),
+    "AlexNet": lambda: trained(2, None, AlexNet("pool2"), LinearHead(), CropGeometry(63)),
     "squares": lambda: trained(geometry=CropGeometry(size=24, square=True)),
     "two looks": two_looks,
 }
