@@ -757,6 +757,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--train", action="store_true", help="train each, cured and planted, instead of a diagnosis"
     )
+    parser.add_argument(
+        "--cures", action="store_true", help="apply the first cure proposed for each, by itself"
+    )
     parser.add_argument("--out", type=Path, help="JSON file of all answers")
     asked = parser.parse_args(args)
     bases = [asked.base] if asked.base else list(READ)
@@ -765,6 +768,11 @@ def main(args: Sequence[str] | None = None) -> int:
         for fault in FAULTS
         if fault.name in (asked.only or [fault.name]) and fault.half == (asked.half or fault.half)
     ]
+    if asked.cures:
+        from tests.insight.planted_cures import tell_cures
+
+        tell_cures(chosen, bases)
+        return 0
     if asked.train:
         _tell_harm(chosen, bases)
         return 0

@@ -31,7 +31,7 @@ from lightning_bbox.insight.diagnosis.checks.labels import check_labels, mistake
 from lightning_bbox.insight.diagnosis.checks.network import check_network
 from lightning_bbox.insight.diagnosis.checks.optimisation import check_plan
 from lightning_bbox.insight.diagnosis.checks.targets import check_targets
-from lightning_bbox.insight.diagnosis.diagnose import FOUND, Diagnosis, Suspect
+from lightning_bbox.insight.diagnosis.diagnose import FOUND, Diagnosis, Suspect, gain_of_twice
 from lightning_bbox.insight.diagnosis.files import as_markdown, figures, sentence, write_diagnosis
 from lightning_bbox.insight.diagnosis.findings import (
     CAUSES,
@@ -268,6 +268,54 @@ class TestChecks:
             head = []
         found = check(Case(make([*QUICK, *head, *options])))
         assert cause in suspects(list(found))
+
+
+@pytest.mark.usefixtures("few_draws")
+class TestCures:
+    def test_a_cure_of_augmentation_leaves_none(self):
+        noisy = [*QUICK, "--data.augment.noise=4", "--data.augment.flip_x=false"]
+        cure = suspects(list(check_crops(Case(make(noisy)))))["augmentation_destroys"].cure
+        mended = make([*noisy, *cure.options]).data.augment
+        assert mended == lightning_bbox.Augment(flip_x=False)
+
+    def test_a_cure_of_the_backbone_is_the_default_whatever_it_was(self):
+        options = [*QUICK, "--model.backbone.channels=[8,8,8,8,8]", "--model.backbone.fc=[]"]
+        cure = suspects(list(check_network(Case(make(options)))))["position_lost"].cure
+        mended = make([*options, *cure.options]).model
+        assert mended.net.backbone.recipe() == make([*QUICK[:-3]]).model.net.backbone.recipe()
+
+
+class TestOutlook:
+    def test_the_interval_is_that_of_a_paired_bootstrap_over_pictures(self):
+        draws = np.random.default_rng(0)
+        clusters = np.repeat(np.arange(40), 6)
+        level = draws.gamma(4, 0.1, 40)[clusters]  # pictures differ, and both errors with them
+        quarter = level * draws.gamma(8, 0.25, 240)
+        whole = 0.7 * level * draws.gamma(8, 0.25, 240)
+        found = gain_of_twice(*(torch.from_numpy(each) for each in (quarter, whole, clusters)))
+        sums = np.stack([np.bincount(clusters, each) for each in (quarter, whole)])
+        picked = sums[:, draws.integers(0, 40, (4000, 40))].sum(axis=2)
+        ends = np.quantile(1 - np.sqrt(picked[1] / picked[0]), [0.025, 0.975])
+        assert found.value == pytest.approx(1 - math.sqrt(whole.sum() / quarter.sum()))
+        np.testing.assert_allclose([found.low, found.high], ends, atol=0.01)
+
+    def test_it_covers_what_is_true(self):
+        draws = np.random.default_rng(1)
+        clusters = torch.arange(20).repeat_interleave(5)
+        inside = 0
+        for _ in range(400):
+            level = draws.gamma(4, 0.25, 20)[clusters.numpy()]
+            noise = draws.gamma(4, 0.25, (2, 100))
+            whole, quarter = torch.from_numpy(level * noise * np.array([[0.81], [1.0]]))
+            found = gain_of_twice(quarter, whole, clusters)
+            inside += found.low <= 0.1 <= found.high
+        assert 0.92 <= inside / 400 <= 0.98
+
+    def test_one_picture_has_no_interval(self):
+        errors = torch.tensor([1.0, 2.0, 1.5])
+        found = gain_of_twice(errors, 0.64 * errors, torch.zeros(3, dtype=torch.int64))
+        assert found.value == pytest.approx(0.2)
+        assert math.isnan(found.low)
 
 
 class TestTrials:

@@ -1,5 +1,6 @@
 """The planted faults themselves: that they are whole, apart, and say what they do."""
 
+import math
 import sys
 from collections import Counter
 
@@ -18,6 +19,7 @@ from tests.insight.planted import (
     rank_of,
     value_in,
 )
+from tests.insight.planted_cures import Cured
 from tests.insight.planted_data import PER_BOX, Boxes, Patches, write_patches
 
 BY_NAME = {fault.name: fault for fault in FAULTS}
@@ -104,3 +106,16 @@ def test_both_faults_of_a_pair_are_in_its_recipe(pair, folder):
 def test_a_rank_is_that_of_the_first_accepted_name():
     assert rank_of(("b", "c"), ["a", "c", "b"]) == 2
     assert rank_of(("d",), ["a", "c", "b"]) is None
+
+
+@pytest.mark.parametrize(
+    ("cure", "tried", "error", "verdict"),
+    [
+        ("--a=1", True, 0.43, "healthy"),
+        ("--a=1", True, 0.45, "not healthy"),
+        ("mend the files", False, math.nan, "can't be tried"),
+        ("", False, math.nan, "nothing named"),
+    ],
+)
+def test_a_cure_is_healthy_within_a_tenth(cure, tried, error, verdict):
+    assert Cured(cure, tried, 0.4, 0.9, error).verdict == verdict

@@ -14,6 +14,10 @@ from lightning_bbox.insight.diagnosis.case import Case, first
 from lightning_bbox.insight.diagnosis.checks.attempts import attempt
 from lightning_bbox.insight.diagnosis.findings import Cure, Finding, between, spread_of
 from lightning_bbox.insight.diagnosis.reader import Offsets, Reader, features_of
+from lightning_bbox.pictures.augment import Augment
+
+_ALIKE = 0.7
+"""Correlation from which on crops show the same."""
 
 
 def check_crops(case: Case) -> Iterator[Finding]:
@@ -175,12 +179,14 @@ def _augmentation(case: Case) -> Finding:
     of_plain = Reader(seen.take(learn))
     before = float(of_plain.r2(seen.take(held))[:2].mean())
     after = float(Reader(as_trained.take(learn)).r2(as_trained.take(held))[:2].mean())
-    kept = max(after, 0.0) / max(before, 1e-6)
+    if before < 0.1:  # mirrored crops may belie labels that plain ones don't
+        return Finding(check, because=f"labels can't be read in mirrored crops (R2 {before:.2f})")
+    kept = max(after, 0.0) / before
     moved = _moved(plain, altered)
     # How far what is read in them lies from what is read in plain crops.
     change = of_plain(as_trained.features)[:, :2] - of_plain(seen.features)[:, :2]
     apart = float(change.square().mean().sqrt()) / spread_of(seen.targets[:, :2])
-    cure = Cure(("--data.augment=lightning_bbox.Augment",))
+    cure = _milder(data.augment)
     if _inputs_differ(case):
         cure = Cure(("--model.preprocess=lightning_bbox.ChannelNorm",))
     crops = (("crops as in validation", _shown(plain)), ("as they are trained on", _shown(altered)))
@@ -197,6 +203,15 @@ def _augmentation(case: Case) -> Finding:
         cause = "augmentation_moves_labels"
         return Finding(check, found, expected, weight, cause, cure, crops=crops)
     return Finding(check, found, expected, weight, "augmentation_destroys", cure, crops=crops)
+
+
+def _milder(augment: Augment) -> Cure:
+    """Return what takes away all that augmentation does beside mirroring."""
+    strengths = ("brightness", "contrast", "saturation", "noise")
+    options = [f"--data.augment.{name}=0" for name in strengths if getattr(augment, name)]
+    options += ["--data.augment.extra=[]"] * bool(augment.extra)
+    words = "" if options else "mend what the data module itself does to training crops"
+    return Cure(tuple(options), words)
 
 
 def _trained_on(case: Case, rows: Int64[Tensor, " n"]) -> Float[Tensor, "n 3 s s"]:
@@ -248,21 +263,29 @@ def _shown(inputs: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "m 3 s s"]:
 def _moved(plain: Float[Tensor, "n 3 s s"], altered: Float[Tensor, "n 3 s s"]) -> float:
     """Return by how many pixels what is in crops moves, at the median, by phase correlation.
 
-    Crops that have nothing in common any more don't count.
+    Only crops that are the same again once that is undone count: noise and holes move nothing.
     """
     one, other = plain.float().mean(dim=1), altered.float().mean(dim=1)
     side = one.shape[-1]
     window = torch.hann_window(side, periodic=False)
     window = window[:, None] * window
-    one, other = ((each - each.mean(dim=(1, 2), keepdim=True)) * window for each in (one, other))
-    product = torch.fft.rfft2(one) * torch.fft.rfft2(other).conj()
+    one, other = (each - each.mean(dim=(1, 2), keepdim=True) for each in (one, other))
+    product = torch.fft.rfft2(one * window) * torch.fft.rfft2(other * window).conj()
     peak = torch.fft.irfft2(product / product.abs().clamp(min=1e-9), s=(side, side))
-    best, at = peak.flatten(1).max(dim=1)
+    at = peak.flatten(1).argmax(dim=1)
     y, x = at // side, at % side
-    y, x = (torch.where(each > side // 2, each - side, each).float() for each in (y, x))
-    sure = best > 0.08
-    if sure.sum() < 20:
+    rows, places = torch.arange(len(one))[:, None, None], torch.arange(side)
+    back = other[rows, (places[:, None] - y[:, None, None]) % side,
+                 (places - x[:, None, None]) % side]  # fmt: skip
+    alike = (one * back * window).sum(dim=(1, 2)) / (
+        ((one.square() * window).sum(dim=(1, 2)) * (back.square() * window).sum(dim=(1, 2)))
+        .sqrt()
+        .clamp(min=1e-9)
+    )
+    sure = alike > _ALIKE
+    if sure.float().mean() < 0.2:
         return 0.0
+    y, x = (torch.where(each > side // 2, each - side, each).float() for each in (y, x))
     return float(torch.hypot(x, y)[sure].median())
 
 

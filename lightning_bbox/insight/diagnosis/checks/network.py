@@ -18,7 +18,7 @@ from lightning_bbox.nn.backbones.convnet import ShallowConvNet
 from lightning_bbox.nn.backbones.extractor import FeatureExtractor
 from lightning_bbox.nn.stochastic import DropConnect
 
-_DEFAULT = "--model.backbone=lightning_bbox.ShallowConvNet"
+_DEFAULT = "--model.backbone=null"  # its class by name would keep its arguments
 _ROWS = 64
 
 

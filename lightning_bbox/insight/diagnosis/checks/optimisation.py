@@ -154,6 +154,10 @@ def _rate(case: Case, trial: Trial, recorder: Recorder) -> Finding:
         f"{begin:.3g} at first, {end:.3g} at last; error {trial.error:.2f} of predict-mean's"
     )
     expected = "updates of 1e-4 to 3e-2, and an error below 0.9"
+    if leap := between(math.log10(max(_leap(case), 1e-12)), -0.5, 0.5):
+        found += f"; the first step moves each weight by {_leap(case):.2g} of its usual size"
+        return Finding(check, found, f"{expected}; a first step below 0.3", leap, "lr_too_large",
+                       cure)  # fmt: skip
     stuck = between(trial.error, 0.8, 0.95)
     if not math.isfinite(update):
         return Finding(check, found, expected)
@@ -163,6 +167,26 @@ def _rate(case: Case, trial: Trial, recorder: Recorder) -> Finding:
         return Finding(check, found, expected, wild * (0.4 + 0.6 * stuck), "lr_too_large", cure)
     timid = between(math.log10(update + 1e-12), -3.6, -4.6)
     return Finding(check, found, expected, timid * (0.4 + 0.6 * stuck), "lr_too_small", cure)
+
+
+def _leap(case: Case) -> float:
+    """Return the size of Adam's largest step over what the middle layer's weights usually have.
+
+    It moves each weight by the learning rate, whatever the gradient; weights of n inputs that keep
+    a signal's scale are of some 1 / sqrt(n). 0 for other optimizers.
+    """
+    optimizer, model = _optimizer(case), case.model
+    assert isinstance(model, BoxRegressor)
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        return 0.0
+    sizes = sorted(
+        weights[0].numel() ** -0.5
+        for weights in model.net.parameters()
+        if weights.requires_grad and weights.dim() > 1
+    )
+    most = max(model.schedule.factor(at / 50) for at in range(51))
+    middle = sizes[len(sizes) // 2] if sizes else 0.0
+    return float(optimizer.param_groups[0]["lr"]) * most / middle if middle else 0.0
 
 
 def _pull(recorder: Recorder) -> Finding:
@@ -250,7 +274,7 @@ def _read_off(case: Case, trial: Trial, trained: Case) -> Finding:
     found = f"R2 {r2:.2f} in the features, {case.readable:.2f} of a fixed reader in the crops"
     weight = 0.75 * between(kept, 0.5, 0.1)
     backbone = net.backbone
-    cure = Cure(("--model.backbone=lightning_bbox.ShallowConvNet",))
+    cure = Cure(("--model.backbone=null",))
     if isinstance(backbone, ShallowConvNet) and backbone.global_pool:
         cure = Cure(("--model.backbone.global_pool=false",))
     return Finding(check, found, "as much as in the crops", weight, "position_lost", cure)
