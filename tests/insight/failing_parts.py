@@ -27,6 +27,13 @@ class FailingHead(LinearHead):
         return outputs.view(3, 5, 7)  # torch raises: these aren't so many
 
 
+class UnmadeHead(LinearHead):
+    def __init__(self) -> None:
+        super().__init__()
+        msg = "no such file"
+        raise FileNotFoundError(msg)
+
+
 class FailingConvNet(ShallowConvNet):
     """Can't be trained, and can be looked at."""
 

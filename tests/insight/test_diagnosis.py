@@ -390,12 +390,19 @@ class TestPartsThatRaise:
         assert told["verdict"] in ("found", "incomplete")
         assert "checks can't be made" in told["sentence"]
 
-    def test_what_can_not_be_built_is_refused_in_a_sentence(self, tmp_path, capsys):
-        given = "--model.backbone=tests.insight.failing_parts.UnbuiltConvNet"
+    @pytest.mark.parametrize(
+        ("option", "words"),
+        [
+            ("--model.backbone={}.UnbuiltConvNet", "build raises ArithmeticError: a side of 45"),
+            ("--model.head={}.UnmadeHead", "__init__ raises FileNotFoundError: no such file"),
+        ],
+    )
+    def test_what_can_not_be_built_is_refused_in_a_sentence(self, option, words, tmp_path, capsys):
+        given = option.format("tests.insight.failing_parts")
         assert main(["diagnose", *QUICK, given, f"--runs={tmp_path}"]) == 2
         said = capsys.readouterr().err
-        assert "can't be built" in said
-        assert "UnbuiltConvNet.build raises ArithmeticError: a side of 45" in said
+        assert "the training can't be built: tests.insight.failing_parts" in said
+        assert words in said
 
     def test_an_error_of_ours_is_raised(self, case):
         def look(_case):

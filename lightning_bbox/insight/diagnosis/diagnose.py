@@ -13,7 +13,7 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.messages import say
 from lightning_bbox.evaluation.intervals import TOO_FEW, Mean, clustered_interval
 from lightning_bbox.insight.diagnosis.case import Case, Made, Make
-from lightning_bbox.insight.diagnosis.checks.attempts import blame, failed
+from lightning_bbox.insight.diagnosis.checks.attempts import blame, blame_unmade, failed
 from lightning_bbox.insight.diagnosis.checks.crops import check_crops
 from lightning_bbox.insight.diagnosis.checks.labels import check_labels
 from lightning_bbox.insight.diagnosis.checks.network import check_network
@@ -128,7 +128,7 @@ def diagnose(
         msg = f"diagnose minutes is {minutes:g} and steps {steps}; give 0 or more, and 20 or more"
         raise BadInput(msg)
     since = time.monotonic()
-    case = _built(make([]), checkpoint)
+    case = _built(make, checkpoint)
     findings: list[Finding] = []
     for check in (check_labels, check_crops, check_targets, check_network, check_plan):
         findings += _said(check(case))
@@ -166,16 +166,20 @@ def diagnose(
     )
 
 
-def _built(made: Made, checkpoint: str | None) -> Case:
+def _built(make: Make, checkpoint: str | None) -> Case:
     """Build the training; refuse it where a part of the user's own raises meanwhile."""
+    made: Made | None = None
     try:
+        made = make([])
         return Case(made, checkpoint)
     except BadInput:
         raise
     except Exception as error:
-        if (found := blame(error, made)) is None:
+        found = None if made is None else blame(error, made)
+        sentence = blame_unmade(error) if found is None else found.sentence
+        if not sentence:
             raise
-        msg = f"the training can't be built: {found.sentence}"
+        msg = f"the training can't be built: {sentence}"
         raise BadInput(msg) from error
 
 

@@ -1,5 +1,6 @@
 """Checks that raise: which part of the user's own did it, told in the check's place."""
 
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -92,19 +93,31 @@ def blame(error: Exception, made: Made) -> Blame | None:
     parts = own_parts(made)
     if not parts or lacks_memory(error):
         return None
-    words = " ".join(str(error).split()) or "without a word"
-    said = f"{type(error).__name__}: {words}"
+    said = _said(error)
     trace = "".join(traceback.format_exception(error, limit=-_DEEPEST))
     roots = {path.partition(".")[0] for path in parts}
     frames = [
         (frame, line) for frame, line in _frames(error) if _module(frame).partition(".")[0] in roots
     ]
     if frames:
-        frame, line = frames[-1]
-        name = f"{_module(frame)}.{frame.f_code.co_qualname}"
-        return Blame(f"{name} raises {said} ({_place(frame, line)})", trace)
+        return Blame(_told(error, *frames[-1]), trace)
     frame, line = [*_frames(error)][-1]
     return Blame(f"with {listed(parts)}, {_place(frame, line)} raises {said}", trace)
+
+
+def blame_unmade(error: BaseException) -> str:
+    """Say which part of the user's own raised as it was made; nothing where none did.
+
+    Args:
+        error: What making the training ended with, which may be made of others.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    *_, (frame, line) = walk_tb(error.__traceback__)
+    root = _module(frame).partition(".")[0]
+    if root in (*_NOBODYS, "jsonargparse", *sys.stdlib_module_names) or lacks_memory(error):
+        return ""
+    return _told(error, frame, line)
 
 
 def own_parts(made: Made) -> list[str]:
@@ -137,6 +150,15 @@ def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
     for each in (error.__cause__ or error.__context__, error):
         if each is not None:
             yield from walk_tb(each.__traceback__)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'without a word'}"
+
+
+def _told(error: BaseException, frame: FrameType, line: int) -> str:
+    name = f"{_module(frame)}.{frame.f_code.co_qualname}"
+    return f"{name} raises {_said(error)} ({_place(frame, line)})"
 
 
 def _module(frame: FrameType) -> str:
