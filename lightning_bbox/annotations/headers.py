@@ -72,7 +72,7 @@ class Facts(NamedTuple):
         turn: The EXIF orientation.
         kind: What Pillow calls its format, such as JPEG.
         mode: What Pillow calls its mode, such as RGB.
-        is_deep: Whether it has 16 bits a band (see `is_deep`).
+        is_deep: Whether it has more than 8 bits a band (see `is_deep`).
         left_out: What is there but not read, or nothing.
     """
 
@@ -97,7 +97,7 @@ class Header(NamedTuple):
     Attributes:
         height: Rows, once EXIF has turned it.
         width: Columns, likewise.
-        is_deep: Whether it has 16 bits a band (see `is_deep`).
+        is_deep: Whether it has more than 8 bits a band (see `is_deep`).
         left_out: What is there but not read, or nothing.
         turn: The EXIF orientation, where its boxes are drawn before EXIF turned it; else 1.
         exif: The EXIF orientation.
@@ -203,7 +203,7 @@ def _bar(total: int) -> "tqdm[None]":
 
 
 def _cache(root: Path) -> CacheFile:
-    key = {"headers": "1", "Pillow": PIL.__version__}
+    key = {"headers": "2", "Pillow": PIL.__version__}
     return CacheFile(usual_folder(root) / "headers.json", key, "XDG_CACHE_HOME")
 
 
@@ -290,8 +290,8 @@ def _decoders() -> list[str]:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Tell whether a picture just opened has 16 bits a band, and nothing says what white is."""
-    if image.mode.startswith("I"):  # as "I", of 32 bits, Pillow reads PGMs of 16 too
+    """Tell whether a picture just opened has 16 or 32 bits a band: nothing says what white is."""
+    if image.mode.startswith(("I", "F")):  # as "I", of 32 bits, Pillow reads PGMs of 16 too
         return True
     tiles: list[Any] = getattr(image, "tile", [])  # of strips there may be thousands, all alike
     # 16 bits of a BMP are three colours.

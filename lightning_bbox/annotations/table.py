@@ -52,7 +52,7 @@ class BoxTable:
         skipped: One sentence for each box left out.
         skipped_index: The picture of each box left out.
         whole: Those of the files that hold whole numbers only.
-        deep: Paths of the pictures of 16 bits a band.
+        deep: Paths of the pictures of more than 8 bits a band.
         turns: EXIF orientation of the pictures, by path, whose boxes are drawn before EXIF turns
             them.
         scores: A detector's score of each box, NaN where the files state none.

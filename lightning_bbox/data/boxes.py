@@ -31,9 +31,9 @@ from lightning_bbox.data.options import Reading, Splits
 from lightning_bbox.data.roles import assign_roles
 from lightning_bbox.data.samples import Items, Source
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
-from lightning_bbox.geometry.codecs import OffsetSpec, refuse_other_white
+from lightning_bbox.geometry.codecs import OffsetSpec, White, as_white, refuse_other_white
 from lightning_bbox.geometry.displacement import DisplacementLaw, law_of_pairs
-from lightning_bbox.pictures.decode import FULL_SCALE, find_white_level
+from lightning_bbox.pictures.decode import find_levels
 from lightning_bbox.pictures.disk import open_disk_store
 from lightning_bbox.pictures.pyramid import num_pixels
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
@@ -64,9 +64,10 @@ class BoxDataModule(CropDataModule):
         proposals: Files or folders of proposals, relative to the root, in any format; such as a
             detector's results, or boxes of hasty annotators.
         matching: How proposals find their true boxes.
-        white_level: The value that is white in pictures of 16 bits a band; a trained model knows
-            which, `auto` else takes the smallest 2^k - 1 that holds the largest value of the
-            training pictures.
+        white_level: The value that is white in pictures of 16 bits a band, where 0 is black, or
+            `[BLACK, WHITE]` in those of more than 8 bits, such as of floats; a trained model knows
+            which. Else `auto` takes the smallest 2^k - 1 that holds the largest value of the
+            training pictures, and of floats all but a thousandth at either end.
         table: A `BoxTable`, in Python: pictures and boxes that need not be read from files.
         common: What all data modules take (see `CropDataModule`).
 
@@ -87,21 +88,18 @@ class BoxDataModule(CropDataModule):
         reading: Reading = Reading(),
         proposals: str | list[str] | None = None,
         matching: Matching = Matching(),
-        white_level: int | Literal["auto"] = "auto",
+        white_level: int | tuple[float, float] | Literal["auto"] = "auto",
         table: Any = None,  # noqa: ANN401 - the command line would ask for each of its fields
         **common: Any,  # noqa: ANN401 (typed there)
     ) -> None:
         super().__init__(**common)
-        if white_level != "auto" and not 0 < white_level <= FULL_SCALE:
-            msg = f"data.white_level is {white_level}; expected auto, or 1 to {FULL_SCALE}"
-            raise BadInput(msg)
         if proposals and common.get("jitter"):
             msg = "data.proposals are given, so data.jitter draws none; leave one of them out"
             raise BadInput(msg)
         self.proposals = [proposals] if isinstance(proposals, str) else proposals
         self.matching = matching
-        self._white_asked = white_level
-        self._white_trained: int | None = None
+        self._white_asked: White | None = None if white_level == "auto" else as_white(white_level)
+        self._white_trained: White | None = None
         self.table = _checked(table, root, splits)
         self.root = expanded(root or "") if self.table is None else self.table.root
         self.splits, self.reading = splits, reading
@@ -209,7 +207,7 @@ class BoxDataModule(CropDataModule):
         _ = self.source
         known = spec.white_level
         if None not in (known, self.white_level) and known != self.white_level:
-            if self._white_asked != "auto":
+            if self._white_asked is not None:
                 refuse_other_white(spec, self.white_level)
             self._white_trained = self.white_level = known
             self._source = None  # read otherwise
@@ -218,12 +216,12 @@ class BoxDataModule(CropDataModule):
     def _settle_white(
         self, table: BoxTable, used: Sequence[int], training: Sequence[int]
     ) -> list[str]:
-        """Settle which value is white in pictures of 16 bits, and say so where there are any."""
+        """Settle what is black and white in pictures of more than 8 bits, and say it."""
         deep = [at for at in used if table.images[at] in table.deep]
         if not deep:
             self.white_level = None
             return []
-        if self._white_asked != "auto":
+        if self._white_asked is not None:
             self.white_level, why = self._white_asked, "data.white_level"
         elif self._white_trained:
             self.white_level, why = self._white_trained, "as the model was trained"
@@ -231,10 +229,14 @@ class BoxDataModule(CropDataModule):
             seen = sorted(set(deep).intersection(training)) or deep
             step = -(-int(table.sizes[seen].prod(dim=1).sum()) // _MOST_SEEN)
             paths = [table.root / table.images[at] for at in seen[::step]]
-            self.white_level, largest = find_white_level(paths)
-            why = f"auto: the largest value of {len(paths)} is {largest}"
-        share = f"{len(deep)} of {len(used)} pictures have 16 bits a band"
-        return [f"{share}, where {self.white_level} is white ({why})"]
+            self.white_level, found = find_levels(paths)
+            why = f"auto: {found}"
+        levels = f"{self.white_level} is white"
+        if isinstance(self.white_level, tuple):
+            black, white = self.white_level
+            levels = f"{black:.6g} is black and {white:.6g} is white"
+        share = f"{len(deep)} of {len(used)} pictures have more than 8 bits a band"
+        return [f"{share}, where {levels} ({why})"]
 
     def _unasked(self, table: BoxTable) -> list[str]:
         """Say why a box is not to be refined, or nothing, for each of them."""

@@ -15,7 +15,7 @@ from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.randomness import EpochPlan
 from lightning_bbox.data.samples import Items, Samples
 from lightning_bbox.geometry.boxes import box_centers, box_sizes, mirror_boxes
-from lightning_bbox.geometry.codecs import OffsetSpec, encode_deltas
+from lightning_bbox.geometry.codecs import OffsetSpec, White, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import Jitter
 from lightning_bbox.pictures.augment import Augment, NoiseBank
@@ -144,7 +144,7 @@ def offset_spec(
     jitter: Jitter,
     num_targets: int,
     classes: tuple[str, ...],
-    white_level: int | None,
+    white_level: White | None,
 ) -> OffsetSpec:
     """Return what a model must know of the data, from the training items alone."""
     max_shift, max_log_size = jitter.bounds(geometry)

@@ -31,7 +31,7 @@ from lightning_bbox.data.loader import PlanLoader, Rows, Split, Walk
 from lightning_bbox.data.prefetch import CropPrefetch, HostCutter
 from lightning_bbox.data.samples import Batch, Items, Samples, Source
 from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.geometry.codecs import OffsetSpec, encode_deltas, refuse_other_crops
+from lightning_bbox.geometry.codecs import OffsetSpec, White, encode_deltas, refuse_other_crops
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import Jitter, UniformJitter
 from lightning_bbox.pictures.augment import (
@@ -82,7 +82,7 @@ class CropDataModule(pl.LightningDataModule):
             a model says so in its setup, and has the crops cut itself where there are several.
         sensor_noise: Standard deviation of the noise added to every crop, as a fraction of the
             range.
-        white_level: The value that is white in pictures of 16 bits; None where there are none.
+        white_level: What is white, or black and white, beyond 8 bits; None where there are none.
     """
 
     keeps_on_disk: ClassVar[bool] = False  # whether pixels may be kept there
@@ -118,7 +118,7 @@ class CropDataModule(pl.LightningDataModule):
         self.failed_draws: dict[str, int] = {}
         self.features: dict[Split, Tensor] = {}
         self.steps_per_call = 1
-        self.white_level: int | None = None
+        self.white_level: White | None = None
         self.placement = Placement(store, disk=self.keeps_on_disk)
         self._prefetch = CropPrefetch()
         self._source: Source | None = None

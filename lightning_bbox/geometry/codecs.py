@@ -18,10 +18,15 @@ from lightning_bbox.core.recipes import Part
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, boxes_around, shift_boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 
+FULL_SCALE = 65_535
+"""White in a picture that uses all of its 16 bits."""
 MAX_LOG_SIZE = math.log(1000 / 16)
 """Decoding clamps dw and dh here, so that exp can't overflow (the constant is Detectron's)."""
 
 Deltas = Float[Tensor, "*#b n"]
+
+White = int | tuple[float, float]
+"""What is white in pictures of more than 8 bits a band, where 0 is black; or black and white."""
 
 
 def encode_deltas(boxes: Boxes, anchors: Boxes) -> Float[Tensor, "*#b 4"]:
@@ -77,7 +82,8 @@ class OffsetSpec:
         max_shift: Largest shift to expect, in px.
         max_log_size: Largest change of log size to expect.
         classes: Names of the classes.
-        white_level: The value that is white in pictures of 16 bits; None where there were none.
+        white_level: What is white, or black and white, in pictures of more than 8 bits a band; None
+            where there were none.
     """
 
     geometry: CropGeometry
@@ -85,7 +91,7 @@ class OffsetSpec:
     max_shift: float
     max_log_size: float
     classes: tuple[str, ...] = ()
-    white_level: int | None = None
+    white_level: White | None = None
 
     def __post_init__(self) -> None:
         if not all(0 <= bound < math.inf for bound in (self.max_shift, self.max_log_size)):
@@ -134,24 +140,54 @@ def refuse_other_crops(spec: OffsetSpec, geometry: CropGeometry, num_targets: in
         raise BadInput(msg)
 
 
-def refuse_other_white(spec: OffsetSpec, white_level: int | None) -> None:
-    """Refuse to go on with pictures of 16 bits that would be read otherwise than before.
+def as_white(given: object) -> White:
+    """Return what is white, or black and white, as it was given or read from a file.
+
+    Args:
+        given: A whole number, or two numbers.
+
+    Raises:
+        BadInput: It is neither, or can't be.
+
+    Examples:
+        >>> as_white(4095), as_white([0.5, 1])
+        (4095, (0.5, 1.0))
+    """
+    if isinstance(given, int) and given is not True and 0 < given <= FULL_SCALE:
+        return given
+    if isinstance(given, (list, tuple)) and len(given) == 2:
+        black, white = (
+            float(each) if isinstance(each, (int, float)) else math.nan for each in given
+        )
+        if math.isfinite(white - black) and black < white:
+            return black, white
+    shown = list(given) if isinstance(given, tuple) else given
+    problem = f"white_level is {shown}; expected auto, or 1 to {FULL_SCALE}"
+    msg = f"{problem}, or [BLACK, WHITE] with BLACK below WHITE"
+    raise BadInput(msg)
+
+
+def refuse_other_white(spec: OffsetSpec, white_level: White | None) -> None:
+    """Refuse to go on with pictures of more than 8 bits that would be read otherwise than before.
 
     Args:
         spec: What the model was trained on.
-        white_level: The value that is white in the pictures now; None where none has 16 bits.
+        white_level: What is white in the pictures now; None where none has more than 8 bits.
 
     Raises:
-        BadInput: Pictures of 16 bits were there and are there, and another value was white.
+        BadInput: Such pictures were there and are there, and other values were black or white.
 
     Examples:
         >>> spec = OffsetSpec(CropGeometry(), 2, 5.0, 0.0, white_level=4095)
         >>> refuse_other_white(spec, white_level=4095)
     """
     if None not in (spec.white_level, white_level) and spec.white_level != white_level:
+        then, now = (
+            list(w) if isinstance(w, tuple) else w for w in (spec.white_level, white_level)
+        )
         msg = (
-            f"the model was trained with white_level {spec.white_level}, that of the data is "
-            f"{white_level}; set data.white_level={spec.white_level}"
+            f"the model was trained with white_level {then}, that of the data is {now}; set "
+            f"data.white_level={then}"
         )
         raise BadInput(msg)
 

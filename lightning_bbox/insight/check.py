@@ -214,7 +214,7 @@ def _files(table: BoxTable) -> Section:
 
 
 def _pictures(table: BoxTable, facts: Sequence[Facts]) -> Section:
-    kinds = Counter((one.kind, one.mode, 16 if one.is_deep else _bits(one.mode)) for one in facts)
+    kinds = Counter((one.kind, one.mode, _bits(one)) for one in facts)
     rows = [["format", "mode", "bits a band", "pictures"]]
     rows += [[kind, mode, str(bits), f"{n:,}"] for (kind, mode, bits), n in kinds.most_common()]
     sizes = Counter((width, height) for height, width in table.sizes.tolist())
@@ -237,8 +237,8 @@ def _pictures(table: BoxTable, facts: Sequence[Facts]) -> Section:
     return Section("Pictures", lines, rows)
 
 
-def _bits(mode: str) -> int:
-    return {"1": 1, "I": 32, "F": 32}.get(mode, 16 if mode.startswith("I;16") else 8)
+def _bits(one: Facts) -> int:
+    return {"1": 1, "I": 32, "F": 32}.get(one.mode, 16 if one.is_deep else 8)
 
 
 def _classes(table: BoxTable) -> Section:

@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import make_folder, write_atomically
 from lightning_bbox.core.recipes import Plain, class_path_of, flatten, with_public_paths
-from lightning_bbox.geometry.codecs import OffsetSpec
+from lightning_bbox.geometry.codecs import FULL_SCALE, OffsetSpec
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.models.stopping import RunStopped
-from lightning_bbox.pictures.decode import FULL_SCALE
 
 CHECKPOINT_KEY = "lightning_bbox"
 """Where a checkpoint keeps what its model must know of the data."""

@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt16
+from jaxtyping import Int64, UInt8
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import ExifTags, Image
 from torch import Tensor
@@ -21,9 +22,8 @@ from lightning_bbox.annotations.headers import (
     remedy_for,
 )
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.geometry.codecs import FULL_SCALE, White
 
-FULL_SCALE = 65_535
-"""White in a picture that uses all of its 16 bits."""
 DECODERS = 8
 """How many pictures are decoded at once; Pillow does so outside the interpreter's lock."""
 
@@ -40,7 +40,7 @@ _TURNS = {
 
 
 def decode_image(
-    path: str | PathLike[str], white_level: int | None = FULL_SCALE
+    path: str | PathLike[str], white_level: White | None = FULL_SCALE
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a picture to 8-bit RGB, upright.
 
@@ -49,8 +49,9 @@ def decode_image(
 
     Args:
         path: The file.
-        white_level: The value that is white in a grey picture of 16 bits; higher ones are white
-            too. None refuses pictures of 16 bits.
+        white_level: The value that is white in a grey picture of 16 bits, where 0 is black; or what
+            is black and what is white in one of more than 8 bits, such as of floats. What is beyond
+            is black or white too. None refuses such pictures.
 
     Raises:
         BadInput: The file is missing, truncated, not a picture, or a decompression bomb.
@@ -62,7 +63,7 @@ def decode_image(
 
 
 def decode_sized(
-    path: str | PathLike[str], size: Int64[Tensor, "2"], white_level: int | None = FULL_SCALE
+    path: str | PathLike[str], size: Int64[Tensor, "2"], white_level: White | None = FULL_SCALE
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a picture whose size was read before.
 
@@ -84,32 +85,75 @@ def decode_sized(
     return picture
 
 
-def find_white_level(paths: Sequence[str | PathLike[str]]) -> tuple[int, int]:
-    """Find the value that is white in pictures of 16 bits, such as 4095 for a camera of 12 bits.
+class Found(NamedTuple):
+    """What is white, or black and white, in pictures of more than 8 bits.
+
+    Attributes:
+        white: That.
+        why: What in the pictures says so, in words.
+    """
+
+    white: White
+    why: str
+
+
+def find_levels(paths: Sequence[str | PathLike[str]]) -> Found:
+    """Find what is white, or black and white, in pictures of more than 8 bits a band.
+
+    In whole numbers of 16 bits, 0 is black, and white is the smallest 2^k - 1 that holds the
+    largest of them, from 255 on: 4095 for a camera of 12 bits. In floats, and in whole numbers
+    beyond 16 bits, black and white are such that of each picture no more than a thousandth of the
+    finite values is darker than black, and no more than that brighter than white.
 
     Args:
-        paths: The pictures, all of 16 bits a band.
-
-    Returns:
-        The smallest 2^k - 1 that holds their largest value, from 255 on, and that value.
+        paths: The pictures.
 
     Raises:
-        BadInput: A picture can't be decoded.
+        BadInput: A picture can't be decoded, or there are floats in some and not in others.
     """
     with ThreadPoolExecutor(DECODERS) as pool:
-        largest = max(pool.map(_largest_value, paths))
-    return _level_for(largest), largest
+        found = dict(zip(paths, pool.map(_range_of, paths), strict=True))
+    floats = {each.floats: path for path, each in found.items()}
+    if len(floats) > 1:
+        problem = f"there are floats in {floats[True]}, and none in {floats[False]}"
+        remedy = "say what is black and white in all of them with data.white_level=[BLACK, WHITE]"
+        msg = f"{problem}; {remedy}"
+        raise BadInput(msg)
+    least, largest = min(one.least for one in found.values()), max(o.most for o in found.values())
+    if not floats.get(True) and least >= 0 and largest <= FULL_SCALE:
+        return Found(
+            _level_for(int(largest)), f"the largest value of {len(paths)} is {int(largest)}"
+        )
+    low, high = min(one.low for one in found.values()), max(one.high for one in found.values())
+    if not low < high:
+        problem = f"all values of {len(paths)} pictures, such as {paths[0]}, are {low:.6g}"
+        msg = f"{problem}; say what is black and white with data.white_level=[BLACK, WHITE]"
+        raise BadInput(msg)
+    why = f"all but a thousandth at either end, of values from {least:.6g} to {largest:.6g}"
+    return Found((low, high), f"{why} in {len(paths)}")
 
 
-def _level_for(largest: int) -> int:
-    return int(2 ** max(largest.bit_length(), 8) - 1)
+class _Range(NamedTuple):
+    """The finite values of a picture: the extremes, and all but a thousandth at either end."""
+
+    floats: bool
+    least: float
+    low: float
+    high: float
+    most: float
 
 
-def _largest_value(path: str | PathLike[str]) -> int:
+def _range_of(path: str | PathLike[str]) -> _Range:
     with _opened(path) as image:
-        if image.mode.startswith("I"):
-            return int(_sixteen_bits(image).max())
-        return int(np.asarray(image).max()) * 257  # of colours Pillow keeps the upper byte alone
+        floats, values = image.mode == "F", np.asarray(image)
+        if not image.mode.startswith(("I", "F")):
+            values = values.astype(np.uint16) * 257  # of colours Pillow keeps the upper byte alone
+        values = values[np.isfinite(values)] if floats else values.reshape(-1)
+        if not values.size:
+            msg = "none of its values is finite"
+            raise ValueError(msg)
+        at = [0, values.size // 1000, values.size - 1 - values.size // 1000, values.size - 1]
+        return _Range(floats, *(float(each) for each in np.partition(values, at)[at]))
 
 
 @contextmanager
@@ -129,21 +173,32 @@ def _opened(path: str | PathLike[str]) -> Iterator[Image.Image]:
         raise BadInput.at(str(path), problem, remedy) from error
 
 
-def _check_level(image: Image.Image, white_level: int | None) -> None:
-    """Refuse 16 bits a band that would not become 8 as they should."""
+def _check_level(image: Image.Image, white_level: White | None) -> None:
+    """Refuse more than 8 bits a band that would not become 8 as they should."""
     if white_level is None:
+        bits = (
+            f"its mode {image.mode!r} has 32 bits a pixel"
+            if image.mode == "F"
+            else "it has 16 bits"
+        )
+        example = "[0.0, 1.0]" if image.mode == "F" else FULL_SCALE
         msg = (
-            "it has 16 bits and the model was trained on pictures of 8, so nothing says which "
-            f"value is white; give a white_level, such as {FULL_SCALE}"
+            f"{bits} and the model was trained on pictures of 8, so nothing says which value is "
+            f"white; give a white_level, such as {example}"
         )
         raise BadInput(msg)
-    if not image.mode.startswith("I") and white_level != FULL_SCALE:
-        msg = (
-            f"each of its colours has 16 bits, of which only the upper 8 can be read, but the "
-            f"white level is {white_level}; save it with 8 bits a colour, or set white_level to "
-            f"{FULL_SCALE} if its colours use all 16"
-        )
-        raise BadInput(msg)
+    if image.mode.startswith(("I", "F")) or white_level in (FULL_SCALE, (0, FULL_SCALE)):
+        return
+    msg = (
+        f"each of its colours has 16 bits, of which only the upper 8 can be read, but the white "
+        f"level is {_shown(white_level)}; save it with 8 bits a colour, or set white_level to "
+        f"{FULL_SCALE} if its colours use all 16"
+    )
+    raise BadInput(msg)
+
+
+def _shown(white_level: White) -> str:
+    return str(list(white_level) if isinstance(white_level, tuple) else white_level)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -157,7 +212,9 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def to_rgb(image: Image.Image, white_level: int | None = FULL_SCALE) -> UInt8[np.ndarray, "h w 3"]:
+def to_rgb(
+    image: Image.Image, white_level: White | None = FULL_SCALE
+) -> UInt8[np.ndarray, "h w 3"]:
     """Return a Pillow image as 8-bit RGB: grey is repeated, alpha dropped.
 
     Args:
@@ -165,39 +222,61 @@ def to_rgb(image: Image.Image, white_level: int | None = FULL_SCALE) -> UInt8[np
         white_level: As `decode_image` takes it.
 
     Raises:
-        BadInput: It has 16 bits and there is no white level, or 32 bits a pixel and uses more than
-            16 of them.
+        BadInput: It has more than 8 bits and there is no white level, or it has floats or values
+            beyond 16 bits and nothing says what is black.
     """
-    if image.mode.startswith("I"):
+    if image.mode.startswith(("I", "F")):
         _check_level(image, white_level)
-        values = _sixteen_bits(image)
-        return np.repeat(_eight_bits(values, white_level or 0)[..., None], 3, axis=2)
-    if image.mode == "F":
-        msg = f"its mode {image.mode!r} has 32 bits a pixel; save it with 8 or 16"
-        raise BadInput(msg)
+        assert white_level is not None
+        return np.repeat(_eight_bits(image, white_level)[..., None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
 
 
-def _sixteen_bits(image: Image.Image) -> UInt16[np.ndarray, "h w"]:
-    """Return the grey values of a picture of 16 bits, or of one of 32 that uses no more."""
-    values = np.asarray(image)
-    if image.mode == "I" and values.size and not 0 <= values.min() <= values.max() <= FULL_SCALE:
-        problem = f"its mode 'I' has 32 bits a pixel, and values from {values.min()} to"
-        msg = f"{problem} {values.max()}; save it with 8 or 16"
+def _eight_bits(image: Image.Image, white_level: White) -> UInt8[np.ndarray, "h w"]:
+    """Scale grey values so that black becomes 0 and white 255, rounded down.
+
+    What isn't finite becomes black, but for what is infinitely bright.
+    """
+    values, pair = np.asarray(image), isinstance(white_level, tuple)
+    if not values.size:
+        return values.astype(np.uint8)
+    least, largest = (each.reduce(values, axis=None) for each in (np.fmin, np.fmax))  # but for NaN
+    wide = image.mode == "F" or not 0 <= least <= largest <= FULL_SCALE
+    if wide and not pair:
+        ends = [f"{end:.6g}" if image.mode == "F" else str(end) for end in (least, largest)]
+        problem = (
+            f"its mode {image.mode!r} has 32 bits a pixel, and values from {' to '.join(ends)}"
+        )
+        said = f"or say what is black and white with white_level=[{', '.join(ends)}]"
+        msg = f"{problem}; save it with 8 or 16, {said}"
         raise BadInput(msg)
-    return values.astype(np.uint16)
-
-
-def _eight_bits(values: UInt16[np.ndarray, "h w"], white_level: int) -> UInt8[np.ndarray, "h w"]:
-    """Scale grey values so that the white level becomes 255, rounded down."""
-    if (largest := int(values.max())) > white_level:
+    black, white = white_level if isinstance(white_level, tuple) else (0, white_level)
+    if largest > white and not pair:
         # Without the picture's name, so that it is said once, not for each of them.
         rank_zero_warn(
-            f"pictures of 16 bits have values above their white level {white_level}, and are white "
-            f"there; training with data.white_level={_level_for(largest)} tells these values apart"
+            f"pictures of 16 bits have values above their white level {white}, and are white "
+            f"there; training with data.white_level={_level_for(int(largest))} tells these values "
+            f"apart"
         )
-    levels = np.minimum(np.arange(FULL_SCALE + 1), white_level) * 255 // white_level
-    eight: UInt8[np.ndarray, "h w"] = levels.astype(np.uint8)[values]
+    if wide:
+        eight = _scaled(values.astype(np.float64), black, white)
+    else:  # a table of all values that there may be is quicker
+        eight = _scaled(np.arange(FULL_SCALE + 1.0), black, white)[values.astype(np.uint16)]
+    if eight.min() == eight.max() and least < largest:
+        rank_zero_warn(
+            f"there are pictures of more than 8 bits that are all black or white, as "
+            f"white_level={_shown(white_level)} has it: set other values"
+        )
     return eight
+
+
+def _scaled(values: np.ndarray, black: float, white: float) -> UInt8[np.ndarray, "..."]:
+    within = np.nan_to_num(np.clip(values, black, white), nan=black)
+    eight: UInt8[np.ndarray, "..."] = ((within - black) * 255 / (white - black)).astype(np.uint8)
+    return eight
+
+
+def _level_for(largest: int) -> int:
+    return int(2 ** max(largest.bit_length(), 8) - 1)

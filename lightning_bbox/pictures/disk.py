@@ -19,7 +19,8 @@ from lightning_bbox.core.files import make_folder
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.prefetch import ahead
 from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.pictures.decode import DECODERS, FULL_SCALE, decode_sized
+from lightning_bbox.geometry.codecs import FULL_SCALE, White
+from lightning_bbox.pictures.decode import DECODERS, decode_sized
 from lightning_bbox.pictures.places import told
 from lightning_bbox.pictures.pyramid import num_pixels, regions
 from lightning_bbox.pictures.store import ImageStore, pack_levels
@@ -72,7 +73,7 @@ def open_disk_store(
     folder: Path,
     paths: Sequence[Path],
     sizes: Int64[Tensor, "n 2"],
-    white_level: int | None = FULL_SCALE,
+    white_level: White | None = FULL_SCALE,
 ) -> DiskStore:
     """Map the file that holds these pictures, which they are decoded into where it isn't there yet.
 
@@ -82,7 +83,7 @@ def open_disk_store(
         folder: Of the file.
         paths: The pictures.
         sizes: Height and width of each, as its header says.
-        white_level: The value that is white in pictures of 16 bits.
+        white_level: What is white, or black and white, beyond 8 bits.
 
     Raises:
         BadInput: A picture can't be decoded, or the folder can't be written to.
@@ -110,7 +111,7 @@ def open_disk_store(
 
 
 def _packed(
-    paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: int | None
+    paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: White | None
 ) -> Iterator[memoryview]:
     """Yield the packed pixels of one picture after another, a few decoded ahead.
 
@@ -135,7 +136,7 @@ def _packed(
 
 
 def _keys(
-    paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: int | None
+    paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: White | None
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return which pictures these are, and what is in them, which is told as `make` tells it."""
     names, contents = hashlib.sha256(), hashlib.sha256()

@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.geometry.codecs import FULL_SCALE, White
 from lightning_bbox.geometry.crop_geometry import MOST_LEVELS
-from lightning_bbox.pictures.decode import DECODERS, FULL_SCALE, decode_sized
+from lightning_bbox.pictures.decode import DECODERS, decode_sized
 from lightning_bbox.pictures.pyramid import level_sides, level_starts, levels_for, num_pixels
 
 _PACKED_AT_ONCE = 1 << 18  # pixels, so that packing takes no memory to speak of
@@ -145,7 +146,7 @@ class ImageStore:
         sizes: Int64[Tensor, "n 2"],
         threads: int = DECODERS,
         progress: bool = True,
-        white_level: int | None = FULL_SCALE,
+        white_level: White | None = FULL_SCALE,
     ) -> Self:
         """Decode files in parallel.
 
@@ -154,7 +155,7 @@ class ImageStore:
             sizes: Height and width of each, as its header says.
             threads: How many files are decoded at once.
             progress: Show a bar, on a terminal.
-            white_level: The value that is white in pictures of 16 bits.
+            white_level: What is white, or black and white, beyond 8 bits.
 
         Raises:
             BadInput: Files can't be decoded, or have other sizes than the stated ones; all of them
@@ -269,7 +270,7 @@ class PictureFiles:
         sizes: Height and width of each, as its header says.
         most_pixels: How many pixels are held at once, halves among them, but for one picture that
             has more.
-        white_level: The value that is white in pictures of 16 bits.
+        white_level: What is white, or black and white, beyond 8 bits.
     """
 
     on_host = True
@@ -280,7 +281,7 @@ class PictureFiles:
         paths: Sequence[str | PathLike[str]],
         sizes: Int64[Tensor, "n 2"],
         most_pixels: int = 1 << 27,
-        white_level: int | None = FULL_SCALE,
+        white_level: White | None = FULL_SCALE,
     ) -> None:
         self.paths, self.sizes, self.most_pixels = paths, sizes, most_pixels
         self.white_level = white_level

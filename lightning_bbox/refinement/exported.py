@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.geometry.codecs import OffsetSpec
+from lightning_bbox.geometry.codecs import OffsetSpec, as_white
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.refinement.outcomes import Reason
 
@@ -90,11 +90,13 @@ class GraphFacts:
         spec = dict(told["spec"])
         geometry = CropGeometry(**spec.pop("geometry"))
         classes = tuple(spec.pop("classes"))
+        white = spec.pop("white_level", None)
+        white = None if white is None else as_white(white)
         names = ("format", "per_class", "max_shift", "version", "licence")
         law = told["law_shape"]
         return cls(
             **{name: told[name] for name in names},
-            spec=OffsetSpec(geometry=geometry, classes=classes, **spec),
+            spec=OffsetSpec(geometry=geometry, classes=classes, white_level=white, **spec),
             law_shape=None if law is None else (int(law[0]), int(law[1])),
         )
 

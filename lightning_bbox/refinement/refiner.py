@@ -17,6 +17,7 @@ from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
 from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.geometry.codecs import White, as_white
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
 from lightning_bbox.geometry.weighing import move_under, said_of
@@ -73,7 +74,7 @@ class Refiner:
         law: How the boxes are off: one learned from a set of them (see `fit_law`), the model's
             `own`, under which those that are right mostly stay, or `trained`, which takes them all
             to be off as those of the training were. A checkpoint that has no own one takes this.
-        white_level: The value that is white in pictures of 16 bits; that of the training by
+        white_level: What is white, or black and white, beyond 8 bits; that of the training by
             default.
         isolated: Whether the boxes of a picture come out, to the bit, as if it were alone, whatever
             is refined beside it: the network then always sees `batch_size` crops, filled up where
@@ -101,7 +102,7 @@ class Refiner:
         batch_size: int = 512,
         max_shift: float | None = None,
         trust: Sequence[str] = (),
-        white_level: int | None = None,
+        white_level: White | None = None,
         law: DisplacementLaw | Literal["own", "trained"] = "own",
         isolated: bool = False,
     ) -> None:
@@ -124,7 +125,8 @@ class Refiner:
             self.model, self.spec = checkpoint.to(device).eval(), checkpoint.spec
             own = self.model.law
         self.batch_size, self.max_shift, self.isolated = batch_size, max_shift, isolated
-        self.white_level = white_level or self.spec.white_level
+        asked = None if white_level is None else as_white(white_level)
+        self.white_level = asked or self.spec.white_level
         named = {"own": own, "trained": None}
         self.law: DisplacementLaw | None = named[law] if isinstance(law, str) else law
 
@@ -458,12 +460,12 @@ def refine(
     return Refiner(checkpoint, device).refine(image, boxes)
 
 
-def as_rgb(image: Picture, white_level: int | None = None) -> np.ndarray:
+def as_rgb(image: Picture, white_level: White | None = None) -> np.ndarray:
     """Return a picture's pixels as uint8 (h, w, 3).
 
     Args:
         image: The picture.
-        white_level: The value that is white in a file or a Pillow image of 16 bits.
+        white_level: What is white, or black and white, in a file or Pillow image beyond 8 bits.
 
     Raises:
         BadInput: It is of another type or shape, or can't be decoded.

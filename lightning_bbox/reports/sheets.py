@@ -16,10 +16,10 @@ from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.evaluation.evaluation import Evaluation
 from lightning_bbox.evaluation.metrics import error_px
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
+from lightning_bbox.geometry.codecs import FULL_SCALE, White
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.nn.preprocess import Preprocess
 from lightning_bbox.pictures.cut import cut_crops
-from lightning_bbox.pictures.decode import FULL_SCALE
 from lightning_bbox.pictures.store import PictureFiles
 
 Colour = tuple[int, int, int]
@@ -185,7 +185,7 @@ def draw_strangest(
     table: BoxTable,
     chosen: Mapping[str, Sequence[int]],
     others: Int64[Tensor, " n"],
-    white_level: int | None = None,
+    white_level: White | None = None,
 ) -> Image.Image:
     """Draw boxes of a table amid twice their size, numbered under a title for each kind.
 
@@ -193,7 +193,7 @@ def draw_strangest(
         table: The boxes.
         chosen: Their indices, by what is strange about them.
         others: The box that each of the table overlaps most; itself where it overlaps none.
-        white_level: The value that is white in pictures of 16 bits; all of them by default.
+        white_level: What is white, or black and white, beyond 8 bits; all of them by default.
 
     Raises:
         BadInput: A picture can't be decoded.

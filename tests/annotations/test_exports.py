@@ -17,7 +17,7 @@ from PIL import Image
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.write import write_boxes
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.pictures.decode import decode_image, find_white_level
+from lightning_bbox.pictures.decode import decode_image, find_levels
 from lightning_bbox.pictures.disk import open_disk_store
 from lightning_bbox.pictures.store import ImageStore
 
@@ -151,7 +151,7 @@ def test_a_huge_picture_is_read_if_asked_for(tmp_path, monkeypatch):
 
 def test_12_bits_in_16_keep_256_levels(tmp_path):
     exports().write(tmp_path, exports().CASES["12 bits in 16"][0])
-    assert find_white_level([tmp_path / "a.tif"]) == (4095, 4095)
+    assert find_levels([tmp_path / "a.tif"]).white == 4095
     assert len(np.unique(decode_image(tmp_path / "a.tif", 4095))) == 256
 
 

@@ -31,7 +31,7 @@ from tests.conftest import write_rectangles
 
 LIMIT = 5.0  # seconds
 MEMORY = 1 << 30  # bytes
-WHITE = (None, 65_535, 4095)
+WHITE = (None, 65_535, 4095, (0.0, 1.0), (-5.0, 300.0))
 
 
 class Hung(BaseException):

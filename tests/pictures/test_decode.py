@@ -11,7 +11,7 @@ from PIL import EpsImagePlugin, Image
 from lightning_bbox import BoxDataModule, Reading
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.pictures.decode import decode_image, find_white_level
+from lightning_bbox.pictures.decode import decode_image, find_levels
 from lightning_bbox.pictures.store import ImageStore
 from tests.annotation_files import csv_of, write
 from tests.crops import made_up_picture, save_picture
@@ -311,7 +311,7 @@ def test_a_grey_pgm_of_16_bits_is_read_as_a_tiff_is(tmp_path):
     write(tmp_path, {"b.csv": csv_of("a.tif,1,1,9,9", "a.pgm,1,1,9,9")})
     table = read_annotations(tmp_path)
     assert table.deep == {"a.tif", "a.pgm"}
-    assert find_white_level([tmp_path / "a.pgm"]) == (4095, 4095)
+    assert find_levels([tmp_path / "a.pgm"]).white == 4095
     levels = [decode_image(tmp_path / name, 4095) for name in ("a.tif", "a.pgm")]
     assert np.array_equal(*levels)
     assert len(np.unique(levels[0])) == 256

@@ -10,9 +10,9 @@ from PIL import Image
 from lightning_bbox import BadInput, BoxDataModule, Refiner
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.data.options import Splits
-from lightning_bbox.geometry.codecs import refuse_other_white
+from lightning_bbox.geometry.codecs import as_white, refuse_other_white
 from lightning_bbox.models.checkpoints import read_checkpoint, read_spec
-from lightning_bbox.pictures.decode import decode_image, find_white_level, to_rgb
+from lightning_bbox.pictures.decode import decode_image, find_levels, to_rgb
 from lightning_bbox.pictures.disk import open_disk_store
 from lightning_bbox.pictures.places import Storage
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
@@ -52,7 +52,7 @@ def data_of(root, **options):
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_all_256_levels_that_8_bits_hold_arrive_from_a_camera_of_12(tmp_path, suffix):
     path = save_picture(tmp_path / f"a.{suffix}", RAMP)
-    assert find_white_level([path]) == (4095, 4095)
+    assert find_levels([path]) == (4095, "the largest value of 1 is 4095")
     found = decode_image(path, 4095)
     assert levels_of(found) == 256
     np.testing.assert_array_equal(found, np.repeat(scaled(RAMP, 4095)[..., None], 3, axis=2))
@@ -61,8 +61,8 @@ def test_all_256_levels_that_8_bits_hold_arrive_from_a_camera_of_12(tmp_path, su
 
 def test_dim_cells_of_such_a_camera_keep_their_levels(tmp_path):
     path = save_picture(tmp_path / "a.png", RAMP[3:15].clip(200, 900))
-    level, largest = find_white_level([path])
-    assert (level, largest) == (1023, 900)
+    level, why = find_levels([path])
+    assert (level, why) == (1023, "the largest value of 1 is 900")
     assert levels_of(decode_image(path, level)) == 900 * 255 // 1023 - 200 * 255 // 1023 + 1 == 176
 
 
@@ -75,7 +75,7 @@ def test_white_is_the_smallest_2k_minus_1_that_holds_the_largest_value(tmp_path,
         save_picture(tmp_path / f"{top}.png", np.full((2, 2), top, dtype=np.uint16))
         for top in {0, largest // 2, largest}
     ]
-    assert find_white_level(paths) == (level, largest)
+    assert find_levels(paths) == (level, f"the largest value of {len(paths)} is {largest}")
 
 
 def test_values_above_white_are_white_and_that_is_said_with_the_level_that_would_do(tmp_path):
@@ -89,8 +89,8 @@ def test_auto_looks_at_the_training_pictures_alone_and_says_what_it_found(tmp_pa
     data = data_of(write_set(tmp_path, {"train": 900, "val": 1000, "test": 60_000}))
     with pytest.warns(UserWarning, match="above their white level 1023"):
         notes = data.source.notes
-    said = "3 of 3 pictures have 16 bits a band, where 1023 is white (auto: the largest value of 1"
-    assert f"{said} is 900)" in notes
+    said = "3 of 3 pictures have more than 8 bits a band, where 1023 is white (auto: the largest"
+    assert f"{said} value of 1 is 900)" in notes
     assert data.spec().white_level == data.white_level == 1023
     assert levels_of(data.source.store.picture(0)) == 900 * 255 // 1023 + 1
 
@@ -98,8 +98,9 @@ def test_auto_looks_at_the_training_pictures_alone_and_says_what_it_found(tmp_pa
 def test_a_level_that_is_given_holds_everywhere(tmp_path):
     root = write_set(tmp_path, {"train": 900, "val": 1000, "test": 4000})
     data = data_of(root, white_level=4095)
-    assert "3 of 3 pictures have 16 bits a band, where 4095 is white (data.white_level)" in (
-        data.source.notes
+    assert (
+        "3 of 3 pictures have more than 8 bits a band, where 4095 is white (data.white_level)"
+        in (data.source.notes)
     )
     assert data.spec().white_level == 4095
     sizes, paths = torch.tensor([[64, 64]] * 3), [root / f"{name}.png" for name in data_names()]
@@ -125,7 +126,7 @@ def test_a_store_on_disk_is_made_anew_for_another_level_and_kept_for_the_same(tm
 
 @pytest.mark.parametrize("level", [0, -1, 65_536])
 def test_levels_that_16_bits_do_not_hold_are_refused(tmp_path, level):
-    with pytest.raises(BadInput, match=f"data.white_level is {level}; expected auto, or 1 to"):
+    with pytest.raises(BadInput, match=f"white_level is {level}; expected auto, or 1 to"):
         BoxDataModule(str(tmp_path), white_level=level)
 
 
@@ -136,7 +137,7 @@ def test_a_set_of_8_bits_has_no_level_and_its_pictures_stay_what_they_are(tmp_pa
     for level in ("auto", 100):
         data = data_of(root, white_level=level)
         assert (data.spec().white_level, levels_of(data.source.store.picture(0))) == (None, 91)
-        assert not any("16 bits" in note for note in data.source.notes)
+        assert not any("8 bits" in note for note in data.source.notes)
 
 
 def model_with(level):
@@ -199,11 +200,11 @@ def test_colours_of_16_bits_are_read_by_their_upper_bytes_only_where_these_are_i
     wide = np.arange(4 * 5 * 3, dtype=np.uint16).reshape(4, 5, 3) * 68
     path = tmp_path / "a.png"
     path.write_bytes(png_of(wide, colour_type=2))
-    assert find_white_level([path])[0] == 4095
+    assert find_levels([path]).white == 4095
     with pytest.raises(BadInput, match=r"a\.png: .* only the upper 8 .* white level is 4095; save"):
         decode_image(path, 4095)
     path.write_bytes(png_of(wide * 16, colour_type=2))
-    assert find_white_level([path])[0] == 65_535
+    assert find_levels([path]).white == 65_535
     np.testing.assert_array_equal(decode_image(path), wide * 16 // 256)
 
 
@@ -280,6 +281,121 @@ def test_frames_of_a_gif_and_transparency_are_noted_and_inks_are_not(tmp_path):
         "bands beyond the colours, such as alpha aren't read: alpha.png, grey_alpha.png",
         "pages beyond the first aren't read: moving.gif",
     ]
+
+
+FLOATS = np.linspace(-0.5, 1.5, 64 * 64, dtype=np.float32).reshape(64, 64)
+
+
+def windowed(values, black, white):
+    """The oracle: what 8 bits make of values between black and white, rounded down."""
+    shares = (np.clip(values.astype(np.float64), black, white) - black) / (white - black)
+    return np.floor(shares * 255 + 1e-9)
+
+
+def save_floats(path, values):
+    """Save floats as TIFF, or as PFM, which Pillow reads only."""
+    if path.suffix == ".pfm":
+        height, width = values.shape
+        head = f"Pf\n{width} {height}\n-1.0\n".encode()
+        path.write_bytes(head + values[::-1].astype("<f4").tobytes())
+        return path
+    return save_picture(path, values)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "pfm"])
+def test_floats_are_read_between_black_and_white(tmp_path, suffix):
+    path = save_floats(tmp_path / f"a.{suffix}", FLOATS)
+    found = decode_image(path, (0.0, 1.0))
+    assert levels_of(found) == 256
+    np.testing.assert_allclose(found[..., 1], windowed(FLOATS, 0, 1), atol=1)
+    assert (found[FLOATS <= 0] == 0).all()
+    assert (found[FLOATS >= 1] == 255).all()
+    np.testing.assert_array_equal(to_rgb(Image.fromarray(FLOATS), (0.0, 1.0)), found)
+
+
+def test_whole_numbers_may_have_a_black_level_too(tmp_path):
+    path = save_picture(tmp_path / "a.png", RAMP)
+    found = decode_image(path, (1000.0, 1200.0))
+    np.testing.assert_array_equal(found[..., 0], windowed(RAMP, 1000, 1200))
+    wide = (RAMP.astype(np.int32) - 100) * 100
+    path = save_picture(tmp_path / "b.tif", wide)
+    with pytest.raises(BadInput, match=r"black and white with white_level=\[-10000, 399500\]"):
+        decode_image(path)
+    found = decode_image(path, (-10_000.0, 399_500.0))
+    np.testing.assert_array_equal(found[..., 0], windowed(wide, -10_000, 399_500))
+    assert find_levels([path]).white == (-9600.0, 399_100.0)
+
+
+def test_what_is_not_finite_is_black_and_counts_for_nothing(tmp_path):
+    values = FLOATS.copy()
+    values[0], values[1] = np.nan, np.inf
+    path = save_picture(tmp_path / "a.tif", values)
+    found = decode_image(path, (-0.5, 1.5))
+    assert (found[0] == 0).all()
+    assert (found[1] == 255).all()
+    (black, white), why = find_levels([path])
+    rest = np.sort(values[2:].ravel())
+    assert (black, white) == (rest[len(rest) // 1000], rest[-1 - len(rest) // 1000])
+    assert f"of values from {rest[0]:.6g} to 1.5 in 1" in why
+    save_picture(path, np.full((4, 4), np.nan, dtype=np.float32))
+    with pytest.raises(BadInput, match=r"a\.tif: .* \(none of its values is finite"):
+        find_levels([path])
+
+
+def test_a_hot_pixel_does_not_make_the_rest_black(tmp_path):
+    hot = FLOATS.copy()
+    hot[5, 5] = 1e6
+    paths = [save_picture(tmp_path / f"{n}.tif", each) for n, each in enumerate((hot, FLOATS / 2))]
+    white, _ = find_levels(paths)
+    assert white == pytest.approx((-0.5, 1.5), abs=0.003)
+    assert levels_of(decode_image(paths[0], white)) > 250
+
+
+def test_levels_that_lose_a_picture_are_warned_of(tmp_path):
+    path = save_picture(tmp_path / "a.tif", FLOATS.clip(0.1, 0.9))
+    with pytest.warns(UserWarning, match=r"all black or white, as white_level=\[0.0, 255.0\] has"):
+        assert levels_of(decode_image(path, (0.0, 255.0))) == 1
+    with pytest.raises(BadInput, match=r"32 bits a pixel, and values from 0\.1 to 0\.9; save it"):
+        decode_image(path)
+
+
+def test_floats_beside_whole_numbers_need_a_word(tmp_path):
+    paths = [save_picture(tmp_path / "a.tif", FLOATS), save_picture(tmp_path / "b.tif", RAMP)]
+    with pytest.raises(BadInput, match=r"floats in .*a\.tif, and none in .*b\.tif; say what is"):
+        find_levels(paths)
+
+
+def test_a_set_of_floats_tells_its_levels_which_travel_to_a_refiner(tmp_path):
+    for name in data_names():
+        save_picture(tmp_path / f"{name}.tif", FLOATS)
+    rows = [f"{name}.tif,4,5,40,50,{name}" for name in data_names()]
+    write(tmp_path, {"b.csv": csv_of(*rows, header="image,x1,y1,x2,y2,split")})
+    data = data_of(tmp_path)
+    (said,) = (note for note in data.source.notes if "8 bits" in note)
+    assert said.startswith("3 of 3 pictures have more than 8 bits a band, where -0.498046 is black")
+    assert "1.49805 is white (auto: all but a thousandth at either end, of values from -0.5" in said
+    white = data.spec().white_level
+    assert levels_of(data.source.store.picture(0)) == 256
+    path = saved(model_with(white), tmp_path / "a.ckpt")
+    refiner = Refiner(path)
+    assert refiner.white_level == white
+    box = np.array([[10.0, 10, 40, 44]])
+    eight = windowed(FLOATS, *white).astype(np.uint8)
+    expected = Refiner(model_with(None)).refine(eight, box)
+    for image in (tmp_path / "test.tif", Image.open(tmp_path / "test.tif")):
+        np.testing.assert_allclose(refiner.refine(image, box), expected, atol=0.1)
+    given = data_of(tmp_path, white_level=[0, 1])
+    assert given.spec().white_level == (0.0, 1.0)
+    with pytest.raises(BadInput, match=r"white_level \[-0\.49.*\]"):
+        given.follow(type(model_with(0).spec)(given.geometry, 2, 5.0, 0.0, white_level=white))
+
+
+@pytest.mark.parametrize(
+    "given", [[1, 1], [2, 1], [0], "x", [0, "a"], [0, float("inf")], True, 1.5]
+)
+def test_levels_that_can_not_be_are_refused(given):
+    with pytest.raises(BadInput, match=r"expected auto, or 1 to 65535, or \[BLACK, WHITE\]"):
+        as_white(given)
 
 
 def test_an_image_of_16_bits_at_hand_is_scaled_too():

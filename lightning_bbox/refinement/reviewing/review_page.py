@@ -22,6 +22,7 @@ from lightning_bbox.core.files import encoded, write_atomically
 from lightning_bbox.core.messages import printable
 from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.geometry.codecs import White
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.pictures.decode import decode_image
 from lightning_bbox.reports.pages import page
@@ -159,7 +160,7 @@ def _entries(table: BoxTable, moved: Moved, shown: list[int]) -> list[dict[str, 
 
 
 def _pictures(
-    table: BoxTable, shown: list[int], views: list[list[float]], white_level: int | None
+    table: BoxTable, shown: list[int], views: list[list[float]], white_level: White | None
 ) -> list[str]:
     """Return what is seen around each box as JPEG in base64; each picture is decoded once."""
     found = [""] * len(shown)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_bbox.annotations.headers import FAULTS, open_picture
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.geometry.codecs import White
 from lightning_bbox.pictures.decode import to_rgb, upright
 
 _IMAGE = "image"
@@ -42,14 +43,14 @@ class TooLargeError(BadInput):
 
 
 def decode_picture(
-    content: bytes, limits: Limits, white_level: int | None
+    content: bytes, limits: Limits, white_level: White | None
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a picture's file to RGB, upright, once its header says that it isn't too large.
 
     Args:
         content: The file.
         limits: How large it may be.
-        white_level: The value that is white in pictures of 16 bits.
+        white_level: What is white, or black and white, beyond 8 bits.
 
     Raises:
         BadInput: It can't be decoded.
