@@ -19,7 +19,7 @@ BAD_STEP = "bad_step.pt"
 """The file that keeps weights and batch of the step at which a run diverged."""
 BAD_STEP_KEY = "bad_step"
 """Where the batch stands in it; all else is a checkpoint's."""
-_MOST_BYTES = 64 * 2**20  # of the crops that are kept
+_MOST_BYTES = 64 * 2**20  # of the crops that are kept, and of the weights
 
 
 class DivergedError(RuntimeError):
@@ -100,9 +100,13 @@ class LossWatch:
     def follow(self, weights: Sequence[Tensor]) -> None:
         """Keep these weights as they are before each step, until one goes wrong.
 
+        More than 64 MB of them aren't kept: copies would take longer than a step may be slowed.
+
         Args:
             weights: Those that learn; others than before are kept from the next step on.
         """
+        if sum(own.nbytes for own in weights) > _MOST_BYTES:
+            weights = ()
         if [*map(id, weights)] != [*map(id, self._weights)]:
             self._weights = list(weights)
             self._sound = self._flat().clone()
@@ -172,9 +176,10 @@ class LossWatch:
         """Wait for the device, and return the step that went wrong, as it was before it did.
 
         It is the first whose loss was not finite, or the one before where that one had spoilt the
-        weights; None where it isn't known any more.
+        weights; None where it isn't known any more, or no weights were followed.
         """
-        if (noted := self._steps.get(int(self._sound_at))) is None:
+        noted = self._steps.get(int(self._sound_at))
+        if noted is None or not self._weights:
             return None
         sizes = [weights.numel() for weights in self._weights]
         pieces = zip(torch.split(self._sound, sizes), self._weights, strict=True)

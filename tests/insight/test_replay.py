@@ -172,6 +172,15 @@ class TestWatch:
     def test_nothing_is_known_before_a_step(self):
         assert LossWatch(torch.device("cpu")).last_sound() is None
 
+    def test_more_than_64_mb_of_weights_are_not_kept(self):
+        watch = LossWatch(torch.device("cpu"))
+        rows = torch.tensor([0])
+        for millions, known in ((17, False), (16, True)):
+            watch.follow([torch.zeros(millions * 2**20)])
+            watch.take(torch.tensor(0.1), torch.tensor([0.1]), rows)
+            watch.note(0, 0, 0.1, rows)
+            assert (watch.last_sound() is not None) == known
+
 
 def test_a_batch_that_is_too_large_keeps_those_to_blame():
     rows = torch.arange(10, 20)
