@@ -3,8 +3,9 @@
 import json
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -19,6 +20,15 @@ from lightning_bbox.annotations.turns import SIDEWAYS
 from lightning_bbox.core.cache_file import CacheFile, usual_folder
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import make_folder
+from lightning_bbox.core.tiff import (
+    BIG_ENDIAN_BIG_TIFF,
+    PartError,
+    TiffPage,
+    TiffPart,
+    has_tifffile,
+    no_such_page,
+    tiff_mark,
+)
 
 FAULTS = (
     OSError,
@@ -114,7 +124,10 @@ class Header(NamedTuple):
 
 
 def read_headers(
-    root: Path, found: Mapping[str, Picture], exif: Exif = "auto"
+    root: Path,
+    found: Mapping[str, Picture],
+    exif: Exif = "auto",
+    part: TiffPart = TiffPart(),
 ) -> dict[str, Header | BadInput]:
     """Read the headers of pictures, several at once, and tell what their boxes are drawn on.
 
@@ -126,12 +139,13 @@ def read_headers(
         found: What the annotations say of each picture, by its path.
         exif: What boxes are drawn on: `apply` says on pictures as EXIF turns them, `ignore` on
             pictures as they are stored.
+        part: Which page and bands of TIFFs are read.
 
     Returns:
         What each header says, or what is wrong with it, in the same order.
     """
     headers: dict[str, Header | BadInput] = {}
-    for path, facts in read_facts(root, list(found)).items():
+    for path, facts in read_facts(root, list(found), part).items():
         try:
             headers[path] = _header(facts, path, found[path], exif)
         except BadInput as problem:
@@ -156,10 +170,12 @@ def read_header(root: Path, path: str, picture: Picture, exif: Exif = "auto") ->
     Raises:
         BadInput: If the header can't be read, or the sizes differ.
     """
-    return _header(_facts(root, path), path, picture, exif)
+    return _header(_facts(root, path, TiffPart()), path, picture, exif)
 
 
-def read_facts(root: Path, paths: Sequence[str]) -> dict[str, Facts | Unread]:
+def read_facts(
+    root: Path, paths: Sequence[str], part: TiffPart = TiffPart()
+) -> dict[str, Facts | Unread]:
     """Read what the headers of pictures say, several at once.
 
     Those of many pictures are kept in the user's cache folder, and read anew where a picture's
@@ -168,17 +184,18 @@ def read_facts(root: Path, paths: Sequence[str]) -> dict[str, Facts | Unread]:
     Args:
         root: Folder of the data set.
         paths: Paths of the pictures.
+        part: Which page and bands of TIFFs are read.
 
     Returns:
         What each header says, or why it can't be read, in the same order.
     """
     _decoders()  # made ready before there are several threads
-    cache = _cache(root) if len(paths) >= _MANY else None
+    cache = _cache(root, part) if len(paths) >= _MANY else None
     known = _known(cache) if cache else {}
     read: dict[str, tuple[list[int], Facts | Unread]] = {}
 
     def read_some(some: Sequence[str]) -> list[tuple[list[int], Facts | Unread]]:
-        return [_facts_or_known(root, path, known.get(path)) for path in some]
+        return [_facts_or_known(root, path, part, known.get(path)) for path in some]
 
     pieces = [paths[start : start + _PIECE] for start in range(0, len(paths), _PIECE)]
     with ThreadPoolExecutor(_AT_ONCE) as pool, _bar(len(paths)) as bar:
@@ -202,8 +219,10 @@ def _bar(total: int) -> "tqdm[None]":
     return tqdm(desc="headers", total=total, leave=False, disable=None, delay=2)
 
 
-def _cache(root: Path) -> CacheFile:
+def _cache(root: Path, part: TiffPart) -> CacheFile:
     key = {"headers": "2", "Pillow": PIL.__version__}
+    if part.words():
+        key["part"] = part.words()
     return CacheFile(usual_folder(root) / "headers.json", key, "XDG_CACHE_HOME")
 
 
@@ -217,30 +236,33 @@ def _known(cache: CacheFile) -> dict[str, tuple[list[int], list[Any]]]:
 
 
 def _facts_or_known(
-    root: Path, path: str, known: tuple[list[int], list[Any]] | None
+    root: Path, path: str, part: TiffPart, known: tuple[list[int], list[Any]] | None
 ) -> tuple[list[int], Facts | Unread]:
     """Return what was read before of a file that hasn't changed since, or else read it."""
     try:
         stat = (root / path).stat()
     except OSError:
-        return [], _facts(root, path)
+        return [], _facts(root, path, part)
     stamp, most = [stat.st_size, stat.st_mtime_ns], Image.MAX_IMAGE_PIXELS
     if known and known[0] == stamp:
         facts = Facts(*known[1])
         if not most or facts.width * facts.height <= most:
             return stamp, facts
-    return stamp, _facts(root, path)
+    return stamp, _facts(root, path, part)
 
 
-def _facts(root: Path, path: str) -> Facts | Unread:
+def _facts(root: Path, path: str, part: TiffPart) -> Facts | Unread:
     try:
-        with (root / path).open("rb") as file, open_picture(file) as image:
+        with (root / path).open("rb") as file, open_part(file, part) as image:
             refuse_bomb(image)
+            if isinstance(image, TiffPage):
+                size, deep, others = (image.width, image.height), image.is_deep, image.left_out
+                return Facts(*size, image.turn, image.format, image.mode, deep, others)
             width, height = image.size
             turn = _orientation(image, root / path)
             if image.format == "TIFF" and turn in SIDEWAYS:  # Pillow has turned its size already
                 width, height = height, width
-            kind, deep, left_out = str(image.format), is_deep(image), _left_out(image)
+            kind, deep, left_out = str(image.format), is_deep(image), _left_out(image, part)
             return Facts(width, height, turn, kind, image.mode, deep, left_out)
     except FAULTS as error:
         return Unread(fault_words(error, root / path), remedy_for(error, "replace it"))
@@ -282,6 +304,49 @@ def open_picture(file: str | PathLike[str] | BinaryIO) -> Image.Image:
     return Image.open(file, formats=_decoders())
 
 
+@contextmanager
+def open_part(file: BinaryIO, part: TiffPart = TiffPart()) -> Iterator[Image.Image | TiffPage]:
+    """Open a picture as `open_picture` does, and of a TIFF the page and bands that are chosen.
+
+    What Pillow doesn't read of a TIFF, tifffile does.
+
+    Args:
+        file: The file, at its beginning.
+        part: Which page and bands of a TIFF.
+
+    Raises:
+        PartError: There is no such page or band.
+    """
+    mark = tiff_mark(file)
+    unknown = mark == BIG_ENDIAN_BIG_TIFF or (mark and part.bands)
+    image = None if unknown else _by_pillow(file, bool(mark), part.page)
+    if image is not None:
+        with image:
+            yield image
+        return
+    file.seek(0)
+    with TiffPage(file, part) as page:
+        yield page
+
+
+def _by_pillow(file: BinaryIO, tiff: bool, page: int) -> Image.Image | None:
+    """Open a picture, or return None if it is a TIFF that Pillow doesn't know to read."""
+    if not tiff:
+        return open_picture(file)
+    try:
+        image = open_picture(file)
+        pages = getattr(image, "n_frames", 1) if page else 1
+        if page < pages:
+            image.seek(page)
+    except (UnidentifiedImageError, LookupError, SyntaxError):
+        if not has_tifffile():
+            raise
+        return None
+    if page >= pages:
+        raise no_such_page(pages, page)
+    return image
+
+
 @cache
 def _decoders() -> list[str]:
     """List the decoders that this Pillow was built with; TGA, which has no mark, is the last."""
@@ -298,7 +363,7 @@ def is_deep(image: Image.Image) -> bool:
     return image.format in ("TIFF", "PNG") and bool(tiles) and ";16" in str(tiles[0][3])
 
 
-def refuse_bomb(image: Image.Image) -> None:
+def refuse_bomb(image: Image.Image | TiffPage) -> None:
     """Refuse a picture of more pixels than Pillow allows, where it only warns up to twice as many.
 
     Raises:
@@ -321,6 +386,8 @@ def fault_words(error: Exception, path: str | PathLike[str]) -> str:
 
 def remedy_for(error: Exception, otherwise: str) -> str:
     """Say what can be done about a file that Pillow refuses."""
+    if isinstance(error, PartError):
+        return error.remedy
     if not isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return otherwise
     return (
@@ -340,15 +407,16 @@ def _unknown(path: Path) -> str:
         return "it is empty or of no known format"
     bands, bits = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1), tags.get(258, (1,))[0]
     return (
-        f"a TIFF of {bands} bands of {bits} bits isn't read, but one of 1 band of 8 or 16 or of "
-        f"3 bands of 8 is"
+        f"a TIFF of {bands} bands of {bits} bits isn't read without the extra `tiff`: pip install "
+        f"'lightning_bbox[tiff]'"
     )
 
 
-def _left_out(image: Image.Image) -> str:
+def _left_out(image: Image.Image, part: TiffPart) -> str:
     """Say what is in a picture beside the first page's colours."""
     if image.format in ("TIFF", "GIF") and getattr(image, "is_animated", False):
-        return "pages beyond the first"
+        chosen = image.format == "TIFF" and part.page
+        return "pages other than the one that is chosen" if chosen else "pages beyond the first"
     colours, bands = [band for band in image.getbands() if band != "A"], len(image.getbands())
     if image.format == "TIFF":
         bands = getattr(image, "tag_v2", {}).get(TiffImagePlugin.SAMPLESPERPIXEL, bands)

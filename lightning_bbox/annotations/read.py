@@ -39,6 +39,7 @@ from lightning_bbox.annotations.validity import (
 )
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
+from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import box_sizes
 
 _LONG_TO_READ = 50_000_000  # bytes of text: some 200,000 boxes, or 10 s
@@ -62,6 +63,8 @@ def read_annotations(
     delimiter: str | None = None,
     allow_outside: bool = False,
     max_pixels: int | None = None,
+    page: int = 0,
+    bands: Sequence[int] | None = None,
     rough: bool = False,
 ) -> BoxTable:
     """Read the annotations of a data set.
@@ -97,6 +100,9 @@ def read_annotations(
         allow_outside: Whether files may lie outside the root.
         max_pixels: The most pixels a picture may have, from now on and in the whole process, as
             Pillow has one limit; by default that one, 89,478,485.
+        page: Which page of TIFFs is read, from 0.
+        bands: The three bands of TIFFs that are shown as red, green and blue, or one as grey, from
+            0; the colours by default.
         rough: Whether the boxes are to be refined: they may then reach outside their picture, as
             long as some of them lies inside, and polygons, which aren't boxes, are left out.
 
@@ -123,7 +129,7 @@ def read_annotations(
     _check_choice("exif", exif, get_args(Exif))
     _check_choice("units", units, (None, *get_args(Units)))
     _allow_pixels(max_pixels)
-    asked = _of_tables(columns, delimiter)
+    asked, part = _of_tables(columns, delimiter), TiffPart(page, bands)
     base = expanded(root)
     if not base.is_dir():
         raise BadInput.at(str(base), "is no folder", f"correct {argument('root')}")
@@ -148,7 +154,7 @@ def read_annotations(
         remedy = f"name other files with {argument('annotations')}"
         raise BadInput.at(listed(files), "no picture is listed", remedy)
     _tell_if_long(len(found), _MANY_HEADERS, "headers of pictures")
-    headers = _headers(base, found, finder, on_missing, exif)
+    headers = _headers(base, found, finder, on_missing, exif, part)
     groups = group_pictures(found, group_pattern)
     if copies := groups_note(found, groups):
         note += f"; {copies}"
@@ -156,18 +162,23 @@ def read_annotations(
     refuse_fractions(kind, records)
     classes = listing.classes or _met(listing.pictures)
     table = _table(base, found, headers, kind, classes, on_bad, rough)
-    note += table.note
+    note += table.note + (f"; {part.words()}" if part.words() else "")
     if repeated := _repeated(table):
         note += f"; boxes that are there twice are used twice: {listed(repeated)}"
     missing = tuple(sentence for each in finder.missing for sentence in _missing(each))
-    return replace(table, groups=groups, note=note, files=tuple(files), missing=missing)
+    return replace(table, groups=groups, note=note, files=tuple(files), missing=missing, part=part)
 
 
 def _headers(
-    root: Path, found: Mapping[str, Picture], finder: PictureFinder, on_missing: str, exif: Exif
+    root: Path,
+    found: Mapping[str, Picture],
+    finder: PictureFinder,
+    on_missing: str,
+    exif: Exif,
+    part: TiffPart,
 ) -> list[Header]:
     """Read all headers, and refuse all pictures at once that are missing or broken."""
-    read = read_headers(root, found, exif)
+    read = read_headers(root, found, exif, part)
     problems = [header for header in read.values() if isinstance(header, BadInput)]
     if finder.missing and (on_missing == "error" or not found):
         problems.insert(0, finder.refusal(found))

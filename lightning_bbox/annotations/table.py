@@ -26,6 +26,7 @@ from lightning_bbox.annotations.turns import sensor_boxes, stored_sizes, upright
 from lightning_bbox.annotations.validity import LEFT_OUT, box_faults, without_invalid
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
+from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import box_sizes
 
 
@@ -60,6 +61,7 @@ class BoxTable:
             the boxes don't come from files.
         missing: One sentence for each box whose picture isn't there, and for each such picture
             without boxes.
+        part: Which page and bands of TIFFs are read.
     """
 
     root: Path
@@ -84,6 +86,7 @@ class BoxTable:
     scores: Float64[Tensor, "boxes"] | None = None
     marks: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    part: TiffPart = TiffPart()
 
     @property
     def not_read(self) -> tuple[str, ...]:
@@ -102,6 +105,8 @@ class BoxTable:
         root: str | Path = ".",
         rough: bool = False,
         on_bad: Literal["skip", "error"] = "skip",
+        page: int = 0,
+        bands: Sequence[int] | None = None,
     ) -> "BoxTable":
         """Make a table of boxes at hand, for `BoxDataModule(table=...)`.
 
@@ -115,6 +120,8 @@ class BoxTable:
             root: Folder that the paths are relative to.
             rough: Whether the boxes are to be refined, and so may overhang their pictures.
             on_bad: Leave invalid boxes out and list them, or refuse the first.
+            page: Page of TIFFs, from 0.
+            bands: Three bands of TIFFs, or one, from 0.
 
         Raises:
             BadInput: A picture can't be read, or the arguments don't fit together.
@@ -152,13 +159,13 @@ class BoxTable:
             ...     return BoxTable.from_arrays([s.filepath for s in view], boxes, labels=labels)
         """
         pictures = _pictures_of(paths, boxes, labels, groups, splits)
-        headers = read_headers(expanded(root), pictures, "apply")
+        headers = read_headers(expanded(root), pictures, "apply", part := TiffPart(page, bands))
         if problems := [each for each in headers.values() if isinstance(each, BadInput)]:
             raise BadInput.all_of(problems)
         read = {path: each for path, each in headers.items() if isinstance(each, Header)}
         classes = tuple(sorted({r.label for each in pictures.values() for r in each.records}))
         table = cls.of_pictures(expanded(root), pictures, read, _ARRAYS, classes)
-        table = replace(table, note=_ARRAYS.convention.text)
+        table = replace(table, note=_ARRAYS.convention.text, part=part)
         records = [record for each in pictures.values() for record in each.records]
         faults = box_faults(table.boxes, table.sizes[table.image_index], partly_outside=rough)
         return without_invalid(table, faults, records, CORNERS, on_bad)

@@ -127,8 +127,8 @@ def _cases(
         if not found:
             msg = f"{folder}: holds no pictures ({', '.join(_PICTURES)}); correct --pictures"
             raise BadInput(msg)
-        white = model.spec.white_level
-        decoded = [(path.name, decode_image(path, white)) for path in found]
+        white, part = model.spec.white_level, model.spec.part
+        decoded = [(path.name, decode_image(path, white, part)) for path in found]
         yield f"pictures of {folder}", cases_of_pictures(decoded, model.spec.classes)
         return
     words = resolve(["test", f"--ckpt_path={checkpoint}", *others])

@@ -26,6 +26,7 @@ from lightning_bbox.annotations.validity import LEFT_OUT
 from lightning_bbox.core.cache_file import usual_folder
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
+from lightning_bbox.core.tiff import TiffPart, refuse_other_part
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.options import Reading, Splits
 from lightning_bbox.data.roles import assign_roles
@@ -116,6 +117,7 @@ class BoxDataModule(CropDataModule):
         """Read the annotations, split the pictures, and decode those that have a box left."""
         table = self.read_table() if self.table is None else self.table
         _check_boxes(table)
+        self.part = table.part
         table, roles, notes = assign_roles(table, self.splits, self.reading.allow_outside)
         whole = table
         table = table.of_min_size(self.min_size)
@@ -176,8 +178,8 @@ class BoxDataModule(CropDataModule):
         if place == "disk":
             asked = self.placement.folder
             folder = expanded(asked) if asked else usual_folder(self.root)
-            return open_disk_store(folder, paths, sizes, self.white_level)
-        store = ImageStore.from_files(paths, sizes, white_level=self.white_level)
+            return open_disk_store(folder, paths, sizes, self.white_level, self.part)
+        store = ImageStore.from_files(paths, sizes, white_level=self.white_level, part=self.part)
         store.on_host = place == "pinned"
         return store
 
@@ -191,6 +193,7 @@ class BoxDataModule(CropDataModule):
     def read_rough(self) -> Source:
         """Read every box that is given, of whatever split, as a proposal."""
         table = self.rough_table()
+        self.part = table.part
         reasons = self._unasked(table)
         chosen = torch.tensor([not reason for reason in reasons], dtype=torch.bool)
         boxes, index = table.boxes[chosen], table.image_index[chosen]
@@ -199,12 +202,19 @@ class BoxDataModule(CropDataModule):
         used = sorted(set(index.tolist()))
         notes = self._settle_white(table, used, used)
         paths = [table.root / name for name in table.images]
-        pictures = PictureFiles(paths, table.sizes, white_level=self.white_level)
+        pictures = PictureFiles(paths, table.sizes, white_level=self.white_level, part=table.part)
         return Source(pictures, {"predict": items}, table.classes, (table.note, *notes))
 
     def follow(self, spec: OffsetSpec, needs_class: bool = False) -> None:
-        """Cut crops as a trained model knows them, and make white what was white to it."""
+        """Cut crops as a trained model knows them, of the same pages, bands and white level."""
+        asked = self.read_table.keywords
+        if self.table is None and TiffPart(asked["page"], asked["bands"]) == TiffPart():
+            page, bands = spec.part.page, spec.part.bands
+            self.read_table = partial(self.read_table, page=page, bands=bands)
+            if self.part != spec.part:
+                self._source = None  # read otherwise
         _ = self.source
+        refuse_other_part(spec.part, self.part)
         known = spec.white_level
         if None not in (known, self.white_level) and known != self.white_level:
             if self._white_asked is not None:
@@ -229,7 +239,7 @@ class BoxDataModule(CropDataModule):
             seen = sorted(set(deep).intersection(training)) or deep
             step = -(-int(table.sizes[seen].prod(dim=1).sum()) // _MOST_SEEN)
             paths = [table.root / table.images[at] for at in seen[::step]]
-            self.white_level, found = find_levels(paths)
+            self.white_level, found = find_levels(paths, table.part)
             why = f"auto: {found}"
         levels = f"{self.white_level} is white"
         if isinstance(self.white_level, tuple):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.randomness import EpochPlan
+from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.data.samples import Items, Samples
 from lightning_bbox.geometry.boxes import box_centers, box_sizes, mirror_boxes
 from lightning_bbox.geometry.codecs import OffsetSpec, White, encode_deltas
@@ -145,6 +146,7 @@ def offset_spec(
     num_targets: int,
     classes: tuple[str, ...],
     white_level: White | None,
+    part: TiffPart,
 ) -> OffsetSpec:
     """Return what a model must know of the data, from the training items alone."""
     max_shift, max_log_size = jitter.bounds(geometry)
@@ -155,4 +157,4 @@ def offset_spec(
     elif geometry.square:
         width, height = box_sizes(train.boxes).unbind(dim=1)
         max_log_size += float((width / height).log().abs().max())
-    return OffsetSpec(geometry, num_targets, max_shift, max_log_size, classes, white_level)
+    return OffsetSpec(geometry, num_targets, max_shift, max_log_size, classes, white_level, part)

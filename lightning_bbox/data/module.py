@@ -20,6 +20,7 @@ from lightning_bbox.core.compiling import CutCompile
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.randomness import EpochPlan, keyed_generator, stream_seed
+from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.data.draws import (
     ClassWeights,
     class_weights,
@@ -83,6 +84,7 @@ class CropDataModule(pl.LightningDataModule):
         sensor_noise: Standard deviation of the noise added to every crop, as a fraction of the
             range.
         white_level: What is white, or black and white, beyond 8 bits; None where there are none.
+        part: Which page and bands of TIFFs are read.
     """
 
     keeps_on_disk: ClassVar[bool] = False  # whether pixels may be kept there
@@ -119,6 +121,7 @@ class CropDataModule(pl.LightningDataModule):
         self.features: dict[Split, Tensor] = {}
         self.steps_per_call = 1
         self.white_level: White | None = None
+        self.part = TiffPart()
         self.placement = Placement(store, disk=self.keeps_on_disk)
         self._prefetch = CropPrefetch()
         self._source: Source | None = None
@@ -219,6 +222,7 @@ class CropDataModule(pl.LightningDataModule):
             num_targets=self.num_targets,
             classes=classes,
             white_level=self.white_level,
+            part=self.part,
         )
 
     def describe(self) -> list[str]:

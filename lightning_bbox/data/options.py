@@ -36,6 +36,9 @@ class Reading:
         allow_outside: Whether files may lie outside the root, as links do.
         max_pixels: The most pixels a picture may have, in the whole process; by default Pillow's
             limit, 89,478,485.
+        page: Which page of TIFFs is read, from 0; a trained model knows which.
+        bands: The three bands of TIFFs that are shown as red, green and blue, or one as grey, from
+            0; likewise. By default the colours, or the only band.
     """
 
     format: FormatName = "auto"
@@ -50,6 +53,8 @@ class Reading:
     delimiter: str | None = None
     allow_outside: bool = False
     max_pixels: int | None = None
+    page: int = 0
+    bands: list[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import Part
+from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, boxes_around, shift_boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 
@@ -84,6 +85,7 @@ class OffsetSpec:
         classes: Names of the classes.
         white_level: What is white, or black and white, in pictures of more than 8 bits a band; None
             where there were none.
+        part: Which page and bands of TIFFs are read.
     """
 
     geometry: CropGeometry
@@ -92,6 +94,7 @@ class OffsetSpec:
     max_log_size: float
     classes: tuple[str, ...] = ()
     white_level: White | None = None
+    part: TiffPart = TiffPart()
 
     def __post_init__(self) -> None:
         if not all(0 <= bound < math.inf for bound in (self.max_shift, self.max_log_size)):

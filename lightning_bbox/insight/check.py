@@ -90,7 +90,7 @@ class Undecoded(BoxDataModule):
         self.read_table = lambda **_: table  # type: ignore[assignment]
 
     def _open_store(self, paths: list[Path], sizes: Int64[Tensor, "n 2"]) -> PictureFiles:  # type: ignore[override] # never cut on a device
-        return PictureFiles(paths, sizes, white_level=self.white_level)
+        return PictureFiles(paths, sizes, white_level=self.white_level, part=self.part)
 
 
 def check_data(data: BoxDataModule) -> Check:
@@ -110,7 +110,7 @@ def check_data(data: BoxDataModule) -> Check:
     except BadInput as refusal:
         refusals.append(str(refusal))
     roles = _roles(data, table)
-    facts = read_facts(table.root, table.images)
+    facts = read_facts(table.root, table.images, table.part)
     leaks, broken = _leaks(table, roles)
     if broken:
         word = _plural("picture", len(broken))
@@ -364,7 +364,7 @@ def _leaks(table: BoxTable, roles: Sequence[str]) -> tuple[list[str], list[str]]
     """Say what lies on both sides of a split, and which pictures can't be decoded."""
     step = -(-len(table.images) // _MOST_SEEN)
     seen = range(0, len(table.images), step)
-    thumbnails, faults = read_thumbnails([table.root / table.images[at] for at in seen])
+    thumbnails, faults = read_thumbnails([table.root / table.images[at] for at in seen], table.part)
     pairs = torch.tensor(seen)[alike_pairs(thumbnails)].reshape(-1, 2)
     torn = torn_sequences(table.images, table.groups, roles)
     leaks = [torn, alike_across(pairs, table.images, roles)]

@@ -29,6 +29,7 @@ from lightning_bbox.core.recipes import (
     to_plain,
     trusting,
 )
+from lightning_bbox.core.tiff import refuse_other_part
 from lightning_bbox.data.loader import Rows, Split
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Batch, Samples
@@ -694,6 +695,7 @@ class OffsetModel(pl.LightningModule):
             then = read_spec(checkpoint)
             refuse_other_crops(then, self.spec.geometry, self.spec.num_targets)
             refuse_other_white(then, self.spec.white_level)
+            refuse_other_part(then.part, self.spec.part)
         if self.trainer.state.fn == "fit":
             refuse_weights_alone(checkpoint)
             drop_second(checkpoint)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import make_folder, write_atomically
 from lightning_bbox.core.recipes import Plain, class_path_of, flatten, with_public_paths
+from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.codecs import FULL_SCALE, OffsetSpec
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw
@@ -163,10 +164,11 @@ def read_spec(checkpoint: dict[str, Any], path: str = "the checkpoint") -> Offse
         plain = dict(checkpoint[CHECKPOINT_KEY]["spec"])
         classes = tuple(plain.pop("classes", ()))  # checkpoints of 0.1.0 have none
         plain.setdefault("white_level", FULL_SCALE)  # nor this: 16 bits were read so
+        part = TiffPart(**plain.pop("part", {}))  # nor this: the first page was
         crop = dict(plain.pop("geometry"))
         crop.pop("supersample", None)  # of 0.2 and before; how crops are sampled is no option now
         geometry = CropGeometry(**crop)
-        return OffsetSpec(geometry=geometry, classes=classes, **plain)
+        return OffsetSpec(geometry=geometry, classes=classes, part=part, **plain)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{path}: wasn't written by lightning_bbox; give a checkpoint that a run of it wrote"
         raise BadInput(msg) from error

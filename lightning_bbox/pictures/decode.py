@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +18,12 @@ from lightning_bbox.annotations.headers import (
     FAULTS,
     fault_words,
     is_deep,
-    open_picture,
+    open_part,
     refuse_bomb,
     remedy_for,
 )
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.tiff import TiffPage, TiffPart
 from lightning_bbox.geometry.codecs import FULL_SCALE, White
 
 DECODERS = 8
@@ -40,7 +42,9 @@ _TURNS = {
 
 
 def decode_image(
-    path: str | PathLike[str], white_level: White | None = FULL_SCALE
+    path: str | PathLike[str],
+    white_level: White | None = FULL_SCALE,
+    part: TiffPart = TiffPart(),
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a picture to 8-bit RGB, upright.
 
@@ -52,18 +56,42 @@ def decode_image(
         white_level: The value that is white in a grey picture of 16 bits, where 0 is black; or what
             is black and what is white in one of more than 8 bits, such as of floats. What is beyond
             is black or white too. None refuses such pictures.
+        part: Which page and bands of a TIFF.
 
     Raises:
         BadInput: The file is missing, truncated, not a picture, or a decompression bomb.
     """
-    with _opened(path) as image:
-        if is_deep(image):
+    with _opened(path, part) as image:
+        return rgb_of(image, white_level)
+
+
+def rgb_of(image: Image.Image | TiffPage, white_level: White | None) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode a picture that is open, as `decode_image` does.
+
+    Args:
+        image: The picture.
+        white_level: As `decode_image` takes it.
+
+    Raises:
+        BadInput: It has more than 8 bits, and the white level doesn't say what is black or white.
+    """
+    if isinstance(image, TiffPage):
+        values = image.read()
+        if image.is_deep:
             _check_level(image, white_level)
-        return to_rgb(upright(image), white_level)
+            assert white_level is not None
+            values = _eight_bits(values, image.mode, white_level)
+        return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
+    if is_deep(image):
+        _check_level(image, white_level)
+    return to_rgb(upright(image), white_level)
 
 
 def decode_sized(
-    path: str | PathLike[str], size: Int64[Tensor, "2"], white_level: White | None = FULL_SCALE
+    path: str | PathLike[str],
+    size: Int64[Tensor, "2"],
+    white_level: White | None = FULL_SCALE,
+    part: TiffPart = TiffPart(),
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a picture whose size was read before.
 
@@ -71,11 +99,12 @@ def decode_sized(
         path: The file.
         size: Height and width, as its header says.
         white_level: As `decode_image` takes it.
+        part: Likewise.
 
     Raises:
         BadInput: The file can't be decoded, or its size isn't the stated one.
     """
-    picture = decode_image(path, white_level)
+    picture = decode_image(path, white_level, part)
     if list(picture.shape[:2]) != size.tolist():
         msg = (
             f"{path}: decodes to {picture.shape[:2]} (height, width), but {tuple(size.tolist())} "
@@ -97,7 +126,7 @@ class Found(NamedTuple):
     why: str
 
 
-def find_levels(paths: Sequence[str | PathLike[str]]) -> Found:
+def find_levels(paths: Sequence[str | PathLike[str]], part: TiffPart = TiffPart()) -> Found:
     """Find what is white, or black and white, in pictures of more than 8 bits a band.
 
     In whole numbers of 16 bits, 0 is black, and white is the smallest 2^k - 1 that holds the
@@ -107,12 +136,13 @@ def find_levels(paths: Sequence[str | PathLike[str]]) -> Found:
 
     Args:
         paths: The pictures.
+        part: Which page and bands of TIFFs.
 
     Raises:
         BadInput: A picture can't be decoded, or there are floats in some and not in others.
     """
     with ThreadPoolExecutor(DECODERS) as pool:
-        found = dict(zip(paths, pool.map(_range_of, paths), strict=True))
+        found = dict(zip(paths, pool.map(partial(_range_of, part=part), paths), strict=True))
     floats = {each.floats: path for path, each in found.items()}
     if len(floats) > 1:
         problem = f"there are floats in {floats[True]}, and none in {floats[False]}"
@@ -143,9 +173,10 @@ class _Range(NamedTuple):
     most: float
 
 
-def _range_of(path: str | PathLike[str]) -> _Range:
-    with _opened(path) as image:
-        floats, values = image.mode == "F", np.asarray(image)
+def _range_of(path: str | PathLike[str], part: TiffPart) -> _Range:
+    with _opened(path, part) as image:
+        floats = image.mode == "F"
+        values = image.read() if isinstance(image, TiffPage) else np.asarray(image)
         if not image.mode.startswith(("I", "F")):
             values = values.astype(np.uint16) * 257  # of colours Pillow keeps the upper byte alone
         values = values[np.isfinite(values)] if floats else values.reshape(-1)
@@ -157,11 +188,11 @@ def _range_of(path: str | PathLike[str]) -> _Range:
 
 
 @contextmanager
-def _opened(path: str | PathLike[str]) -> Iterator[Image.Image]:
+def _opened(path: str | PathLike[str], part: TiffPart) -> Iterator[Image.Image | TiffPage]:
     """Open a picture, and say of whatever goes wrong with it which one it was."""
     try:
         # A file, not its path: what Pillow maps by its path it doesn't turn (grey TIFFs).
-        with Path(path).open("rb") as file, open_picture(file) as image:
+        with Path(path).open("rb") as file, open_part(file, part) as image:
             refuse_bomb(image)
             yield image
     except FileNotFoundError as error:
@@ -173,7 +204,7 @@ def _opened(path: str | PathLike[str]) -> Iterator[Image.Image]:
         raise BadInput.at(str(path), problem, remedy) from error
 
 
-def _check_level(image: Image.Image, white_level: White | None) -> None:
+def _check_level(image: Image.Image | TiffPage, white_level: White | None) -> None:
     """Refuse more than 8 bits a band that would not become 8 as they should."""
     if white_level is None:
         bits = (
@@ -228,27 +259,27 @@ def to_rgb(
     if image.mode.startswith(("I", "F")):
         _check_level(image, white_level)
         assert white_level is not None
-        return np.repeat(_eight_bits(image, white_level)[..., None], 3, axis=2)
+        return np.repeat(
+            _eight_bits(np.asarray(image), image.mode, white_level)[..., None], 3, axis=2
+        )
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
 
 
-def _eight_bits(image: Image.Image, white_level: White) -> UInt8[np.ndarray, "h w"]:
+def _eight_bits(values: np.ndarray, mode: str, white_level: White) -> UInt8[np.ndarray, "..."]:
     """Scale grey values so that black becomes 0 and white 255, rounded down.
 
     What isn't finite becomes black, but for what is infinitely bright.
     """
-    values, pair = np.asarray(image), isinstance(white_level, tuple)
+    pair = isinstance(white_level, tuple)
     if not values.size:
         return values.astype(np.uint8)
     least, largest = (each.reduce(values, axis=None) for each in (np.fmin, np.fmax))  # but for NaN
-    wide = image.mode == "F" or not 0 <= least <= largest <= FULL_SCALE
+    wide = mode == "F" or not 0 <= least <= largest <= FULL_SCALE
     if wide and not pair:
-        ends = [f"{end:.6g}" if image.mode == "F" else str(end) for end in (least, largest)]
-        problem = (
-            f"its mode {image.mode!r} has 32 bits a pixel, and values from {' to '.join(ends)}"
-        )
+        ends = [f"{end:.6g}" if mode == "F" else str(end) for end in (least, largest)]
+        problem = f"its mode {mode!r} has 32 bits a pixel, and values from {' to '.join(ends)}"
         said = f"or say what is black and white with white_level=[{', '.join(ends)}]"
         msg = f"{problem}; save it with 8 or 16, {said}"
         raise BadInput(msg)

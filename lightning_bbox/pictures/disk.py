@@ -18,6 +18,7 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import make_folder
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.prefetch import ahead
+from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import FULL_SCALE, White
 from lightning_bbox.pictures.decode import DECODERS, decode_sized
@@ -74,6 +75,7 @@ def open_disk_store(
     paths: Sequence[Path],
     sizes: Int64[Tensor, "n 2"],
     white_level: White | None = FULL_SCALE,
+    part: TiffPart = TiffPart(),
 ) -> DiskStore:
     """Map the file that holds these pictures, which they are decoded into where it isn't there yet.
 
@@ -84,12 +86,13 @@ def open_disk_store(
         paths: The pictures.
         sizes: Height and width of each, as its header says.
         white_level: What is white, or black and white, beyond 8 bits.
+        part: Which page and bands of TIFFs.
 
     Raises:
         BadInput: A picture can't be decoded, or the folder can't be written to.
     """
     make_folder(folder, _OPTION)
-    which, contents = _keys(paths, sizes, white_level)
+    which, contents = _keys(paths, sizes, white_level, part)
     path = folder / f"pictures-{digest_of(which)}.rgbx"
     file = CacheFile(path, which | contents, _OPTION)
     found = file.open()
@@ -103,7 +106,7 @@ def open_disk_store(
         if isinstance(found, str):  # nobody did it while this one waited
             size = 4 * int(num_pixels(sizes).sum())
             _refuse_full_disk(folder, size)
-            file.write(size, _packed(paths, sizes, white_level))
+            file.write(size, _packed(paths, sizes, white_level, part))
             say(f"store: {len(paths)} pictures decoded into {path}")
             found = file.open()
     assert isinstance(found, Content)
@@ -111,7 +114,7 @@ def open_disk_store(
 
 
 def _packed(
-    paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: White | None
+    paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: White | None, part: TiffPart
 ) -> Iterator[memoryview]:
     """Yield the packed pixels of one picture after another, a few decoded ahead.
 
@@ -120,7 +123,7 @@ def _packed(
 
     def load(index: int) -> memoryview | BadInput:
         try:
-            packed = pack_levels(decode_sized(paths[index], sizes[index], white_level))
+            packed = pack_levels(decode_sized(paths[index], sizes[index], white_level, part))
         except BadInput as problem:
             return problem
         return packed.data.cast("B")
@@ -136,7 +139,7 @@ def _packed(
 
 
 def _keys(
-    paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: White | None
+    paths: Sequence[Path], sizes: Int64[Tensor, "n 2"], white_level: White | None, part: TiffPart
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return which pictures these are, and what is in them, which is told as `make` tells it."""
     names, contents = hashlib.sha256(), hashlib.sha256()
@@ -150,6 +153,8 @@ def _keys(
     which = {"pictures": names.hexdigest(), "packing": _PACKING}
     if white_level not in (None, FULL_SCALE):
         which["white level"] = str(white_level)
+    if part.words():
+        which["part"] = part.words()
     return which, {"contents": contents.hexdigest()}
 
 

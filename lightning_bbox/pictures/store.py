@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import FULL_SCALE, White
 from lightning_bbox.geometry.crop_geometry import MOST_LEVELS
@@ -147,6 +148,7 @@ class ImageStore:
         threads: int = DECODERS,
         progress: bool = True,
         white_level: White | None = FULL_SCALE,
+        part: TiffPart = TiffPart(),
     ) -> Self:
         """Decode files in parallel.
 
@@ -156,6 +158,7 @@ class ImageStore:
             threads: How many files are decoded at once.
             progress: Show a bar, on a terminal.
             white_level: What is white, or black and white, beyond 8 bits.
+            part: Which page and bands of TIFFs.
 
         Raises:
             BadInput: Files can't be decoded, or have other sizes than the stated ones; all of them
@@ -166,7 +169,7 @@ class ImageStore:
 
         def load(index: int) -> BadInput | None:
             try:
-                picture = decode_sized(paths[index], sizes[index], white_level)
+                picture = decode_sized(paths[index], sizes[index], white_level, part)
             except BadInput as problem:
                 return problem
             packed = pack_levels(picture)
@@ -271,6 +274,7 @@ class PictureFiles:
         most_pixels: How many pixels are held at once, halves among them, but for one picture that
             has more.
         white_level: What is white, or black and white, beyond 8 bits.
+        part: Which page and bands of TIFFs.
     """
 
     on_host = True
@@ -282,9 +286,10 @@ class PictureFiles:
         sizes: Int64[Tensor, "n 2"],
         most_pixels: int = 1 << 27,
         white_level: White | None = FULL_SCALE,
+        part: TiffPart = TiffPart(),
     ) -> None:
         self.paths, self.sizes, self.most_pixels = paths, sizes, most_pixels
-        self.white_level = white_level
+        self.white_level, self.part = white_level, part
         self._kept: tuple[list[int], ImageStore] = [], ImageStore(torch.zeros(0), sizes[:0])
 
     def to(self, device: torch.device) -> Self:
@@ -325,6 +330,7 @@ class PictureFiles:
                 self.sizes[missing],
                 progress=False,
                 white_level=self.white_level,
+                part=self.part,
             )
             old = [at for at in numbers if at in wanted]
             parts = [store.packed(numbers.index(at)) for at in old]

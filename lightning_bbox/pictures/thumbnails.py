@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_bbox.annotations.headers import FAULTS, fault_words, open_picture, refuse_bomb
+from lightning_bbox.annotations.headers import FAULTS, fault_words, open_part, refuse_bomb
+from lightning_bbox.core.tiff import TiffPage, TiffPart
 from lightning_bbox.pictures.decode import DECODERS, upright
 
 SIDE = 24
@@ -24,18 +26,21 @@ _FLAT = 2.0  # grey levels: standard deviation of a thumbnail that shows nothing
 _ROWS = 1024  # compared at once with all others
 
 
-def read_thumbnails(paths: Sequence[Path]) -> tuple[UInt8[Tensor, "n s s"], dict[int, str]]:
+def read_thumbnails(
+    paths: Sequence[Path], part: TiffPart = TiffPart()
+) -> tuple[UInt8[Tensor, "n s s"], dict[int, str]]:
     """Decode pictures as small as will do, several at once, and shrink them to squares.
 
     Args:
         paths: The pictures.
+        part: Which page and bands of TIFFs.
 
     Returns:
         The thumbnails, and what is wrong with those that can't be decoded, by index; theirs are
         black.
     """
     with ThreadPoolExecutor(DECODERS) as pool:
-        each = pool.map(_thumbnail, paths)
+        each = pool.map(partial(_thumbnail, part=part), paths)
         found = [*tqdm(each, "pictures", len(paths), leave=False, disable=None, delay=2)]
     faults = {at: one for at, one in enumerate(found) if isinstance(one, str)}
     black = np.zeros((SIDE, SIDE), dtype=np.uint8)
@@ -45,20 +50,28 @@ def read_thumbnails(paths: Sequence[Path]) -> tuple[UInt8[Tensor, "n s s"], dict
     ), faults
 
 
-def _thumbnail(path: Path) -> UInt8[np.ndarray, "s s"] | str:
+def _thumbnail(path: Path, part: TiffPart) -> UInt8[np.ndarray, "s s"] | str:
     try:
-        with path.open("rb") as file, open_picture(file) as image:
+        with path.open("rb") as file, open_part(file, part) as image:
             refuse_bomb(image)
+            if isinstance(image, TiffPage):
+                return _shrunk(image.read().astype(np.float32))
             image.draft("L", (4 * SIDE, 4 * SIDE))  # a JPEG is decoded at an eighth of its size
             turned = upright(image)
             if turned.mode.startswith("I") or turned.mode == "F":
-                values = np.nan_to_num(np.asarray(turned, dtype=np.float32))
-                low, high = float(values.min()), float(values.max())
-                turned = Image.fromarray(np.uint8(255 * (values - low) / max(high - low, 1e-6)))
+                return _shrunk(np.asarray(turned, dtype=np.float32))
             small = turned.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
             return np.asarray(small)
     except FAULTS as error:
         return fault_words(error, path)
+
+
+def _shrunk(values: np.ndarray) -> UInt8[np.ndarray, "s s"]:
+    """Shrink values of any range, grey or of three bands, that then reach from black to white."""
+    values = np.nan_to_num(values)
+    low, high = float(values.min()), float(values.max())
+    shown = Image.fromarray(np.uint8(255 * (values - low) / max(high - low, 1e-6)))
+    return np.asarray(shown.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def alike_pairs(thumbnails: UInt8[Tensor, "n s s"]) -> Int64[Tensor, "pairs 2"]:

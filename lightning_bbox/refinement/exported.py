@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import OffsetSpec, as_white
 from lightning_bbox.geometry.crop_geometry import CropGeometry
@@ -92,11 +93,14 @@ class GraphFacts:
         classes = tuple(spec.pop("classes"))
         white = spec.pop("white_level", None)
         white = None if white is None else as_white(white)
+        part = TiffPart(**spec.pop("part", {}))
         names = ("format", "per_class", "max_shift", "version", "licence")
         law = told["law_shape"]
         return cls(
             **{name: told[name] for name in names},
-            spec=OffsetSpec(geometry=geometry, classes=classes, white_level=white, **spec),
+            spec=OffsetSpec(
+                geometry=geometry, classes=classes, white_level=white, part=part, **spec
+            ),
             law_shape=None if law is None else (int(law[0]), int(law[1])),
         )
 

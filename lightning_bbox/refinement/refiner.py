@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
+from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import White, as_white
 from lightning_bbox.geometry.crop_geometry import CropGeometry
@@ -266,7 +267,7 @@ class Refiner:
         if len(images) != len(boxes):
             msg = f"there are {len(images)} pictures and {len(boxes)} sets of boxes; give as many"
             raise BadInput(msg)
-        pictures = [as_rgb(image, self.white_level) for image in images]
+        pictures = [as_rgb(image, self.white_level, self.spec.part) for image in images]
         each = [_as_boxes(one) for one in boxes]
         counts = torch.tensor([len(one) for one in each], dtype=torch.int64)
         rough = torch.cat([torch.zeros(0, 4), *each])
@@ -460,18 +461,21 @@ def refine(
     return Refiner(checkpoint, device).refine(image, boxes)
 
 
-def as_rgb(image: Picture, white_level: White | None = None) -> np.ndarray:
+def as_rgb(
+    image: Picture, white_level: White | None = None, part: TiffPart = TiffPart()
+) -> np.ndarray:
     """Return a picture's pixels as uint8 (h, w, 3).
 
     Args:
         image: The picture.
         white_level: What is white, or black and white, in a file or Pillow image beyond 8 bits.
+        part: Which page and bands of a file that is a TIFF.
 
     Raises:
         BadInput: It is of another type or shape, or can't be decoded.
     """
     if isinstance(image, str | PathLike):
-        return decode_image(image, white_level)
+        return decode_image(image, white_level, part)
     if isinstance(image, Image.Image):
         return to_rgb(upright(image), white_level)
     array = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)

@@ -200,7 +200,7 @@ def draw_strangest(
     """
     geometry = CropGeometry(size=PANEL, context=2.0, square=True)
     paths = [table.root / path for path in table.images]
-    files = PictureFiles(paths, table.sizes, white_level=white_level or FULL_SCALE)
+    files = PictureFiles(paths, table.sizes, white_level=white_level or FULL_SCALE, part=table.part)
     sections = []
     for name, indices in chosen.items():
         boxes = table.boxes[list(indices)]

@@ -170,7 +170,7 @@ def _pictures(
         if picture_of[row] != decoded:
             decoded = picture_of[row]
             path = table.root / table.images[decoded]
-            picture = Image.fromarray(decode_image(path, white_level))
+            picture = Image.fromarray(decode_image(path, white_level, table.part))
         buffer = BytesIO()
         seen(picture, views[row]).save(buffer, format="JPEG", quality=_QUALITY)
         found[row] = base64.b64encode(buffer.getvalue()).decode()

@@ -39,7 +39,9 @@ class RefiningFunction:
         except ImportError as error:
             msg = "CVAT's function needs its SDK; pip install cvat-sdk"
             raise BadInput(msg) from error
-        self.refiner, self.table = Refiner(checkpoint), read_annotations(root, rough=True)
+        self.refiner = Refiner(checkpoint)
+        part = self.refiner.spec.part
+        self.table = read_annotations(root, rough=True, page=part.page, bands=part.bands)
         labels = [
             auto_annotation.label_spec(name, at) for at, name in enumerate(self.table.classes)
         ]

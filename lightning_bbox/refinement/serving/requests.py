@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lightning_bbox.annotations.headers import FAULTS, open_picture
+from lightning_bbox.annotations.headers import FAULTS, open_part
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.codecs import White
-from lightning_bbox.pictures.decode import to_rgb, upright
+from lightning_bbox.pictures.decode import rgb_of
 
 _IMAGE = "image"
 _BOXES = "boxes"
@@ -43,7 +44,7 @@ class TooLargeError(BadInput):
 
 
 def decode_picture(
-    content: bytes, limits: Limits, white_level: White | None
+    content: bytes, limits: Limits, white_level: White | None, part: TiffPart = TiffPart()
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a picture's file to RGB, upright, once its header says that it isn't too large.
 
@@ -51,18 +52,19 @@ def decode_picture(
         content: The file.
         limits: How large it may be.
         white_level: What is white, or black and white, beyond 8 bits.
+        part: Which page and bands of a TIFF.
 
     Raises:
         BadInput: It can't be decoded.
         TooLargeError: It has too many pixels.
     """
     try:
-        with open_picture(io.BytesIO(content)) as picture:
+        with open_part(io.BytesIO(content), part) as picture:
             if picture.width * picture.height > limits.megapixels * 1e6:
                 problem = f"has {picture.width} x {picture.height} pixels, more than "
                 problem += f"{limits.megapixels:g} million"
                 raise TooLargeError.at(_IMAGE, problem, "send a part of it, or a smaller one")
-            return to_rgb(upright(picture), white_level)
+            return rgb_of(picture, white_level)
     except BadInput:
         raise
     except FAULTS as error:

@@ -162,7 +162,7 @@ class _Desk:
         """Decode a picture, and return what is then asked, and the answer."""
         refiner = self.served.engine.refiner
         async with self.room:
-            arguments = content, self.served.limits, refiner.white_level
+            arguments = content, self.served.limits, refiner.white_level, refiner.spec.part
             asked = ask(await run_in_threadpool(decode_picture, *arguments))
             if refiner.model.net.head.per_class and asked.labels is None and len(asked.boxes):
                 msg = f"labels: are missing; send one a box, of {listed(refiner.spec.classes)}"
