@@ -413,14 +413,16 @@ def _unknown(path: Path) -> str:
 
 
 def _left_out(image: Image.Image, part: TiffPart) -> str:
-    """Say what is in a picture beside the first page's colours."""
+    """Say what is in a picture beside the colours of the page that is read."""
+    others = []
     if image.format in ("TIFF", "GIF") and getattr(image, "is_animated", False):
         chosen = image.format == "TIFF" and part.page
-        return "pages other than the one that is chosen" if chosen else "pages beyond the first"
+        others = ["pages other than the one that is chosen" if chosen else "pages beyond the first"]
     colours, bands = [band for band in image.getbands() if band != "A"], len(image.getbands())
     if image.format == "TIFF":
         bands = getattr(image, "tag_v2", {}).get(TiffImagePlugin.SAMPLESPERPIXEL, bands)
-    return "bands beyond the colours, such as alpha" if bands > len(colours) else ""
+    others += ["bands beyond the colours, such as alpha"] if bands > len(colours) else []
+    return ", and ".join(others)
 
 
 def _orientation(image: Image.Image, path: Path) -> int:
