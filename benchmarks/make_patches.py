@@ -20,7 +20,7 @@ from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.geometry.boxes import box_centers
-from lightning_bbox.pictures.decode import decode_image, find_white_level
+from lightning_bbox.pictures.decode import decode_image, find_levels
 
 SIDE, SHIFT = 45, 5
 
@@ -50,7 +50,7 @@ def make_patches(table: BoxTable, per_box: int, shifted: bool, seed: int) -> dic
     """
     side = SIDE if shifted else SIDE + 2 * SHIFT
     deep = [table.root / name for name in table.images if name in table.deep]
-    white_level = find_white_level(deep)[0] if deep else None
+    white_level = find_levels(deep).white if deep else None
     generator = keyed_generator("patches", seed)
     patches, offsets, groups = [], [], []
     for index in range(len(table.images)):

@@ -325,8 +325,7 @@ def open_part(file: BinaryIO, part: TiffPart = TiffPart()) -> Iterator[Image.Ima
             yield image
         return
     file.seek(0)
-    with TiffPage(file, part) as page:
-        yield page
+    yield TiffPage(file, part)
 
 
 def _by_pillow(file: BinaryIO, tiff: bool, page: int) -> Image.Image | None:
@@ -417,7 +416,7 @@ def _left_out(image: Image.Image, part: TiffPart) -> str:
     others = []
     if image.format in ("TIFF", "GIF") and getattr(image, "is_animated", False):
         chosen = image.format == "TIFF" and part.page
-        others = ["pages other than the one that is chosen" if chosen else "pages beyond the first"]
+        others = ["other pages" if chosen else "pages beyond the first"]
     colours, bands = [band for band in image.getbands() if band != "A"], len(image.getbands())
     if image.format == "TIFF":
         bands = getattr(image, "tag_v2", {}).get(TiffImagePlugin.SAMPLESPERPIXEL, bands)

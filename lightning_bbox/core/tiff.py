@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -173,9 +172,9 @@ class TiffPage:
         self.bands = _bands_of(page, part)
         self.mode = _mode_of(page, len(self.bands))
         other_pages = part.page > 0 or _has_page(tiff, 1)
-        others = ["pages other than the one"] if other_pages else []
-        others += ["bands other than those"] if len(self.bands) < page.samplesperpixel else []
-        self.left_out = f"{' and '.join(others)} that are chosen" if others else ""
+        others = ["other pages"] if other_pages else []
+        others += ["other bands"] if len(set(self.bands)) < page.samplesperpixel else []
+        self.left_out = " and ".join(others)
 
     @property
     def is_deep(self) -> bool:
@@ -216,21 +215,9 @@ class TiffPage:
                 elif band == separate:
                     values[place][..., at] = pixels[..., 0]
         if page.photometric == _WHITE_IS_ZERO:
-            values = np.iinfo(values.dtype).max - values
+            values = values.dtype.type(2**page.bitspersample - 1) - values
         turned = _TURNS[self.turn](values) if self.turn != 1 else values
         return turned[..., 0] if len(self.bands) == 1 else turned
-
-    def __enter__(self) -> Self:
-        """Do nothing: the file is the caller's."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Do nothing, likewise."""
 
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations

@@ -196,7 +196,7 @@ def test_a_page_that_pillow_wrote_is_chosen_and_told_without_tifffile(tmp_path, 
     table = read_annotations(tmp_path, page=2)
     assert table.sizes.tolist() == [[HEIGHT, WIDTH]]
     assert table.deep == {"a.tif"}
-    assert "; pages other than the one that is chosen aren't read: a.tif" in table.note
+    assert "; other pages aren't read: a.tif" in table.note
     assert table.note.endswith("; page 2 of TIFFs is read, counted from 0")
     with pytest.raises(BadInput, match=r"it has 3 pages, and no page 3, from 0\); correct data"):
         decode_image(tmp_path / "a.tif", 4095, TiffPart(3))
@@ -295,6 +295,7 @@ def test_bands_travel_from_the_data_to_the_model_and_to_whatever_reads_for_it(tm
     expected = eight(DEEP[..., [4, 0, 2]])
     data = data_of(tmp_path, bands=[4, 0, 2])
     assert any("bands 4, 0, 2 of TIFFs are read" in note for note in data.source.notes)
+    assert any("other bands aren't read: train0.tif" in note for note in data.source.notes)
     assert any("12 bits" in n or "4095 is white" in n for n in data.source.notes)
     spec = data.spec()
     assert spec.part == CHOSEN
