@@ -176,9 +176,9 @@ def test_annotations_and_headers_are_read_once_however_many_split_files(tmp_path
         opened[path.name] += 1
         return path_open(path, *arguments, **options)
 
-    def counted_facts(root, path):
+    def counted_facts(root, path, part):
         headers[path] += 1
-        return facts(root, path)
+        return facts(root, path, part)
 
     monkeypatch.setattr(Path, "open", counted_open)
     monkeypatch.setattr(headers_module, "_facts", counted_facts)
