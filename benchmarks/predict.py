@@ -1,20 +1,34 @@
-"""How fast a trained model refines the boxes of a picture, beside other ways to apply it."""
+"""How fast a trained model refines the boxes of pictures, beside other ways to apply it.
+
+Pictures in files are timed beside Pillow, which decodes them and nothing else: no way is quicker.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.inputs import CROP, ONE_SAMPLE, RandomPictures, noise
 from benchmarks.peers import kornia_resize
-from benchmarks.runner import NOT_INSTALLED, Arm, Case, Setting, as_any, optional
+from benchmarks.runner import (
+    NOT_INSTALLED,
+    Arm,
+    Case,
+    Setting,
+    Timed,
+    as_any,
+    optional,
+    process_clock,
+)
 from benchmarks.train_step import fitted_model
-from lightning_bbox import BoxRegressor, Refiner
+from lightning_bbox import BoxDataModule, BoxRegressor, Refiner
 from lightning_bbox.core.messages import quietly
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.store import ImageStore
@@ -24,7 +38,7 @@ ONNX = "onnxruntime"
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Yield one picture with a few boxes and one with many."""
+    """Yield one picture with a few boxes and with many, a large one, and many in files."""
     data = RandomPictures(10, 300, 300, 100, (28, 60), ONE_SAMPLE, 16, 32)
     data.setup("fit")
     model = fitted_model(data, setting.device)
@@ -41,6 +55,73 @@ def cases(setting: Setting) -> Iterator[Case]:
             ],
             skipped={} if optional(ONNX) else {ONNX: NOT_INSTALLED},
         )
+    one, large = (
+        torch.tensor([[20.0, 10, 50, 40]]),
+        setting.pick((60, 80), (3000, 4000), (3000, 4000)),
+    )
+    yield Case(
+        name=f"a box of a picture of {large[1]} x {large[0]}",
+        unit="boxes",
+        items=1,
+        arms=[Arm("Refiner", partial(refined, refiner, noise(1, *large)[0], one))],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, arguments in {
+            "one": setting.pick((1, 60, 80, 20), (1, 3464, 4618, 4000), (1, 3464, 4618, 4000)),
+            "many": setting.pick((3, 60, 80, 5), (400, 480, 640, 5), (10_000, 480, 640, 5)),
+        }.items():
+            yield in_files(model, Path(folder) / name, setting, *arguments)
+
+
+def in_files(
+    model: BoxRegressor,
+    root: Path,
+    setting: Setting,
+    pictures: int,
+    height: int,
+    width: int,
+    boxes: int,
+) -> Case:
+    """Refine the boxes of JPEG files, a number of them in each."""
+    root.mkdir()
+    random = np.random.default_rng(0)
+    lines = ["image,xmin,ymin,xmax,ymax"]
+    for number in range(pictures):
+        # Noise of 8 pixels and more, as photographs compress rather than noise of one does.
+        coarse = random.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        picture.save(root / f"{number}.jpg", quality=90)
+        corners = random.uniform(0, [width - 40, height - 40], (boxes, 2))
+        ends = corners + random.uniform(20, 40, (boxes, 2))
+        rows = np.concatenate([corners, ends], axis=1).tolist()
+        lines += [f"{number}.jpg,{','.join(f'{edge:.1f}' for edge in row)}" for row in rows]
+    (root / "boxes.csv").write_text("\n".join(lines))
+
+    def predict(_: int) -> Timed:
+        since = process_clock(setting.device)
+        data = BoxDataModule(str(root))
+        accelerator = "gpu" if setting.on_cuda else "cpu"
+        trainer = pl.Trainer(
+            accelerator=accelerator, devices=1, logger=False, enable_progress_bar=False
+        )
+        with quietly():
+            trainer.predict(model, data, return_predictions=False)
+        return Timed(process_clock(setting.device) - since, model.predictions.boxes)
+
+    def decode(_: int) -> Timed:
+        since = process_clock(setting.device)
+        for path in root.glob("*.jpg"):
+            with Image.open(path) as picture:
+                picture.load()
+        return Timed(process_clock(setting.device) - since, None)
+
+    files = "a JPEG" if pictures == 1 else f"each of {pictures:,} JPEGs"
+    return Case(
+        name=f"{boxes:,} boxes of {files} of {width} x {height}",
+        unit="boxes",
+        items=pictures * boxes,
+        arms=[Arm("predict", predict), Arm("Pillow decodes", decode, None, "and does no more")],
+    )
 
 
 def refined(refiner: Refiner, picture: Picture, boxes: Tensor, _: int) -> Tensor:
