@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32, Int64, UInt8, UInt64
+from jaxtyping import Float32, Int32, Int64, UInt8, UInt32
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -16,13 +16,13 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import FULL_SCALE, White
-from lightning_bbox.geometry.crop_geometry import MOST_LEVELS
 from lightning_bbox.pictures.decode import DECODERS, decode_sized
 from lightning_bbox.pictures.pyramid import level_sides, level_starts, levels_for, num_pixels
 
 _PACKED_AT_ONCE = 1 << 18  # pixels, so that packing takes no memory to speak of
 _TILE = 128  # side of what is packed or left out where only some boxes will be cut, on level 0
 _LEAST_TILE = 16  # the same on high levels
+_RED_AND_BLUE, _ONES = np.uint32(0xFF00FF), np.uint32(0x010001)  # of one pixel's number
 
 
 def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
@@ -31,47 +31,83 @@ def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
     As float32, which holds 24 bits exactly: with AVX2, compiled code loads a vector of them in one
     instruction, and one of int32 by way of the stack, which takes 2.5 times as long.
     """
-    return _packed(_padded(pixels))
+    return _numbers(pixels).astype(np.float32)
 
 
-def pack_levels(picture: UInt8[np.ndarray, "*n h w 3"]) -> Float32[np.ndarray, "*n p"]:
+def pack_levels(
+    picture: UInt8[np.ndarray, "*n h w 3"], into: Float32[np.ndarray, "*n p"] | None = None
+) -> Float32[np.ndarray, "*n p"]:
     """Pack a picture, or several of one size, with its halves, one after another.
 
     `halved_picture` says how pictures are halved.
+
+    Args:
+        picture: Or pictures.
+        into: Where to; a new array by default.
     """
-    level, packed = _padded(picture), list[Float32[np.ndarray, "*n p"]]()
+    if into is None:
+        size = torch.tensor([picture.shape[-3:-1]])
+        into = np.empty((*picture.shape[:-3], int(num_pixels(size))), dtype=np.float32)
+    level, start = _numbers(picture), 0
     while True:
-        packed.append(_packed(level).reshape(*level.shape[:-3], -1))
-        if max(level.shape[-3:-1]) <= 1 or len(packed) == MOST_LEVELS:
-            return np.concatenate(packed, axis=-1)
-        level = _halved(level)
+        end = start + level.shape[-2] * level.shape[-1]
+        into[..., start:end] = level.reshape(*level.shape[:-2], -1)
+        if end == into.shape[-1]:
+            return into
+        level, start = _halved(level), end
 
 
-def _padded(pixels: UInt8[np.ndarray, "*n 3"]) -> UInt8[np.ndarray, "*n 4"]:
-    """Give each pixel a fourth byte, so that it is a whole number."""
-    padded = np.zeros((*pixels.shape[:-1], 4), dtype=np.uint8)
-    padded[..., :3] = pixels
-    return padded
+def _numbers(pixels: UInt8[np.ndarray, "*n 3"]) -> UInt32[np.ndarray, "*n"]:
+    """Write each pixel as one whole number."""
+    numbers = pixels[..., 2].astype(np.uint32)
+    for channel in (1, 0):
+        numbers <<= np.uint32(8)
+        numbers |= pixels[..., channel]
+    return numbers
 
 
-def _packed(padded: UInt8[np.ndarray, "*n 4"]) -> Float32[np.ndarray, "*n"]:
-    packed: Float32[np.ndarray, "*n"] = padded.view("<i4")[..., 0].astype(np.float32)
-    return packed
+def _halved(level: UInt32[np.ndarray, "*n h w"]) -> UInt32[np.ndarray, "*n h2 w2"]:
+    """Do as `halved_picture` does: red and blue in one sum, with room for their tenth bits."""
+    halves = []
+    for shift in np.array([0, 8], dtype=np.uint32):
+        rows = _summed(level, -2, shift)
+        four = _summed(rows, -1)
+        odd = four >> np.uint32(2)
+        odd &= _ONES
+        four += _ONES
+        four += odd
+        four >>= np.uint32(2)
+        four &= _RED_AND_BLUE
+        four <<= shift
+        halves.append(four)
+    halves[0] |= halves[1]
+    return halves[0]
 
 
-def _halved(level: UInt8[np.ndarray, "*n h w 4"]) -> UInt8[np.ndarray, "*n h2 w2 4"]:
-    """Do as `halved_picture` does, all bytes of a pixel in one number of 64 bits."""
-    sums: UInt64[np.ndarray, "*n h w"] = level.astype(np.uint16).view(np.uint64)[..., 0]
-    for axis in (-2, -1):
-        pairs = np.swapaxes(sums, -1, axis)
-        first, second = pairs[..., ::2], pairs[..., 1::2]
-        sums = first.copy()
-        sums[..., : second.shape[-1]] += second
-        if second.shape[-1] < first.shape[-1]:
-            sums[..., -1] *= np.uint64(2)
-        sums = np.swapaxes(sums, -1, axis)
-    four = np.ascontiguousarray(sums)[..., None].view(np.uint16)
-    return ((four + 1 + ((four >> 2) & 1)) >> 2).astype(np.uint8)
+def _summed(
+    numbers: UInt32[np.ndarray, "*n h w"], axis: int, shift: np.uint32 | None = None
+) -> UInt32[np.ndarray, "*n h2 w2"]:
+    """Add neighbours along an axis, the last one to itself where it has none.
+
+    Args:
+        numbers: What to add.
+        axis: Along which.
+        shift: By how many bits those of two channels lie too high in whole pixels, if these are.
+    """
+    along = np.moveaxis(numbers, axis, 0)
+    first, second = along[::2], along[1::2]
+    if shift is None:
+        total = first.copy(order="K")
+        total[: len(second)] += second
+    else:
+        total = first >> shift
+        total &= _RED_AND_BLUE
+        other = second >> shift
+        other &= _RED_AND_BLUE
+        total[: len(second)] += other
+    if len(second) < len(first):
+        total[-1] *= np.uint32(2)
+    return np.moveaxis(total, 0, axis)
 
 
 class ImageStore:
@@ -109,8 +145,7 @@ class ImageStore:
         packed = np.empty((n, int(num_pixels(sizes))), dtype=np.float32)
         step = max(1, _PACKED_AT_ONCE // max(1, height * width))
         for start in range(0, n, step):
-            some = pictures[start : start + step]
-            packed[start : start + step] = pack_levels(some)
+            pack_levels(pictures[start : start + step], packed[start : start + step])
         return cls(torch.from_numpy(packed.reshape(-1)), sizes.expand(n, 2))
 
     @classmethod
@@ -134,8 +169,7 @@ class ImageStore:
         store = cls(torch.from_numpy(flat), sizes)
         for at, (picture, start) in enumerate(zip(pictures, store.offsets.tolist(), strict=True)):
             if crop_boxes is None:
-                packed = pack_levels(picture)
-                flat[start : start + len(packed)] = packed
+                pack_levels(picture, store.packed(at).numpy())
             else:
                 _pack_places(picture, flat[start:], crop_boxes[at], size)
         return store
@@ -165,15 +199,13 @@ class ImageStore:
                 are counted.
         """
         store = cls(torch.zeros(int(num_pixels(sizes).sum())), sizes)
-        flat, starts = store.pixels.numpy(), store.offsets.tolist()
 
         def load(index: int) -> BadInput | None:
             try:
                 picture = decode_sized(paths[index], sizes[index], white_level, part)
             except BadInput as problem:
                 return problem
-            packed = pack_levels(picture)
-            flat[starts[index] : starts[index] + len(packed)] = packed
+            pack_levels(picture, store.packed(index).numpy())
             return None
 
         with ThreadPoolExecutor(threads) as pool:
@@ -208,8 +240,8 @@ class ImageStore:
 
     def packed(self, index: int) -> Float32[Tensor, " p"]:
         """Return the packed pixels of one picture and its halves."""
-        ends = [*self.offsets[1:].tolist(), len(self.pixels)]
-        return self.pixels[int(self.offsets[index]) : ends[index]]
+        end = len(self.pixels) if index == len(self) - 1 else int(self.offsets[index + 1])
+        return self.pixels[int(self.offsets[index]) : end]
 
     def picture(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Return one picture as RGB."""
@@ -235,10 +267,10 @@ def _pack_places(
         here, tile = boxes[levels == level] / 2**level, max(_TILE >> level, _LEAST_TILE)
         for down, across in _tiles(rows, columns, here, tile):
             source = [slice(each.start << level, each.stop << level) for each in (down, across)]
-            some = _padded(picture[source[0], source[1]])
+            some = _numbers(picture[source[0], source[1]])
             for _ in range(level):
                 some = _halved(some)
-            packed[down, across] = _packed(some)
+            packed[down, across] = some
 
 
 def _tiles(height: int, width: int, boxes: Boxes, tile: int) -> Iterator[tuple[slice, slice]]:

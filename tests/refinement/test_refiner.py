@@ -74,8 +74,8 @@ def test_a_refiner_gives_what_the_model_gives_on_the_same_crops(num_targets, ave
 
 
 def test_only_what_the_crops_need_is_packed_and_boxes_are_the_same_to_the_bit(monkeypatch):
-    packed, pad, from_pictures = [], store._padded, ImageStore.from_pictures
-    monkeypatch.setattr(store, "_padded", lambda a: packed.append(a[..., 0].size) or pad(a))
+    packed, number, from_pictures = [], store._numbers, ImageStore.from_pictures
+    monkeypatch.setattr(store, "_numbers", lambda a: packed.append(a[..., 0].size) or number(a))
     image, boxes = picture(3000, 4000), np.vstack([BOXES, [[3950.0, 2900, 3999, 2999]]])
     refiner = Refiner(built_model(num_targets=4))
     found = refiner.refine_with_std(image, boxes[:1])
