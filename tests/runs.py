@@ -37,7 +37,7 @@ TINY = [
     "--model.backbone.fc=[16]",
 ]
 SCENES = ["fit", "-c", str(CONFIGS / "quickstart.yaml"), "--data.num_scenes=60", *TINY]
-# So fast that the last epoch is not the best one.
+# Three epochs at a high rate.
 HASTY = [
     *SCENES,
     "--trainer.max_epochs=3",

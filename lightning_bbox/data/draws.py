@@ -29,6 +29,27 @@ ClassWeights = dict[str, float] | Literal["balanced"]
 """How much boxes of each class count: all classes alike, or as is said of some, and others 1."""
 
 
+def refuse_weights(asked: ClassWeights | None, option: str) -> None:
+    """Refuse weights of classes that can't be.
+
+    Args:
+        asked: What is asked for.
+        option: What asks for it, for errors.
+
+    Raises:
+        BadInput: It is neither `balanced` nor a positive weight for each class that is named.
+    """
+    if asked is None or asked == "balanced":
+        return
+    if not isinstance(asked, dict):
+        msg = f"{option} is {asked!r}; give balanced, or weights by class, such as {{WBC: 4}}"
+        raise BadInput(msg)
+    for name, weight in asked.items():
+        if not 0 < weight < math.inf:
+            msg = f"{option} of {name} is {weight:g}; give more than 0, or leave it out of the data"
+            raise BadInput(msg)
+
+
 def class_weights(
     asked: ClassWeights, items: Items, classes: Sequence[str], option: str
 ) -> Float64[Tensor, " c"]:
@@ -41,7 +62,7 @@ def class_weights(
         option: What asks for it, for errors.
 
     Raises:
-        BadInput: The boxes are of one class, there is no such class, or a weight isn't positive.
+        BadInput: The boxes are of one class, or there is no such class.
 
     Examples:
         >>> boxes, labels = torch.zeros(4, 4), torch.tensor([0, 0, 0, 1])
@@ -61,9 +82,6 @@ def class_weights(
     for name, weight in asked.items():
         if name not in classes or not counts[classes.index(name)]:
             msg = f"{option}: no training box is of class {name!r}; choose from {listed(there)}"
-            raise BadInput(msg)
-        if not 0 < weight < math.inf:
-            msg = f"{option} of {name} is {weight:g}; give more than 0, or leave it out of the data"
             raise BadInput(msg)
         weights[classes.index(name)] = weight
     return weights

@@ -26,6 +26,7 @@ from lightning_bbox.data.draws import (
     class_weights,
     draw_samples,
     offset_spec,
+    refuse_weights,
     widths_of,
 )
 from lightning_bbox.data.loader import PlanLoader, Rows, Split, Walk
@@ -115,6 +116,7 @@ class CropDataModule(pl.LightningDataModule):
         self.num_targets: int = num_targets or 2
         self.augment, self.seed, self.compile = augment, seed, compile
         self.batch_size, self.draws_per_epoch, self.eval_draws = size, draws_per_epoch, eval_draws
+        refuse_weights(class_sampling, "data.class_sampling")
         self.class_sampling = class_sampling
         self.noise = _noise_for(self.geometry)
         self.failed_draws: dict[str, int] = {}

@@ -100,6 +100,8 @@ class OffsetSpec:
         if not all(0 <= bound < math.inf for bound in (self.max_shift, self.max_log_size)):
             msg = f"offsets reach {self.max_shift} px and {self.max_log_size}; expected 0 or more"
             raise BadInput(msg)
+        if self.white_level is not None:
+            as_white(self.white_level)
 
     @property
     def bounds(self) -> list[float]:

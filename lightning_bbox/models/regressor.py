@@ -20,7 +20,7 @@ from lightning_bbox.core.compiling import Compile
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.recipes import from_plain, to_plain
-from lightning_bbox.data.draws import ClassWeights, class_weights
+from lightning_bbox.data.draws import ClassWeights, class_weights, refuse_weights
 from lightning_bbox.data.loader import Rows
 from lightning_bbox.data.samples import Batch
 from lightning_bbox.geometry.codecs import DeltaCodec, refuse_other_crops
@@ -161,6 +161,7 @@ class BoxRegressor(OffsetModel):
         self.passes, self.regularizers, self.weights = passes, regularizers or [], weights
         self.optimizer, self.schedule = optimizer, schedule or OneCycle()
         self.groups = groups
+        refuse_weights(class_weights, "model.class_weights")
         self.class_weights = class_weights
         self._class_weights: Tensor | None = None  # by the labels of batches
         self.steps_per_call = steps_per_call

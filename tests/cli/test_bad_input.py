@@ -94,7 +94,7 @@ FILES = {
         IMAGE_SETS),
     "no box left by min_size": (f"{CSV} --data.min_size=30",
         ("the train split has no boxes left in its 6 pictures (0 were bad, 6 not kept by "
-         "classes and min_size); change these or the splits"),
+         "classes, min_size and use_marked); change these or the splits"),
         NINE | {"b.csv": csv_of(*ROWS)}),
     "a pattern that doesn't fit": (f"{CSV} --data.splits.group_pattern=^(0)",
         ("1.png: group_pattern '^(0)' finds no group in this path; "

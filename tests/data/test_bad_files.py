@@ -14,6 +14,7 @@ import pytest
 
 from lightning_bbox import BadInput, BoxDataModule
 from lightning_bbox.annotations.read import read_annotations
+from lightning_bbox.core.errors import shortened
 from lightning_bbox.data.options import Splits
 from tests.annotation_files import (
     DOCUMENT,
@@ -177,7 +178,7 @@ CSV = {
     "a folder for a picture": ({"b.csv": csv_of(ROW), "a.png/readme": ""},
         f"b.csv:2: {NEITHER_FOLDER}"),
     "a name too long for any file": ({"b.csv": csv_of(f"{LONG},1,1,2,2")},
-        f"b.csv:2: there is no picture '{LONG}' in ., JPEGImages, images, data; add it, correct"),
+        f"b.csv:2: there is no picture '{shortened(LONG)}' in ., JPEGImages, images, data; add it"),
     "an absolute path": ({"b.csv": csv_of("/dev/null,1,1,2,2")},
         "b.csv:2: there is no picture '/dev/null' in ., JPEGImages, images, data; add it, correct"),
     "a text named like a picture": ({"a.png": "hello", "b.csv": csv_of(ROW)},

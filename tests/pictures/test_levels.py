@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_bbox import BadInput, BoxDataModule, Refiner
+from lightning_bbox import BadInput, BoxDataModule, OffsetSpec, Refiner
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.data.options import Splits
 from lightning_bbox.geometry.codecs import as_white, refuse_other_white
@@ -166,7 +166,7 @@ def test_rough_boxes_are_refined_on_pictures_read_as_in_training(tmp_path):
     data = data_of(write_set(tmp_path, {"train": 900, "val": 900, "test": 900}))
     data._rough = True
     for known, level in ((None, 1023), (4095, 4095)):
-        data.follow(type(model_with(0).spec)(data.geometry, 2, 5.0, 0.0, white_level=known))
+        data.follow(OffsetSpec(data.geometry, 2, 5.0, 0.0, white_level=known))
         (store, _), *_ = data.source.store.parts(torch.tensor([0]))
         assert levels_of(store.picture(0)) == 900 * 255 // level + 1
 
@@ -390,7 +390,7 @@ def test_a_set_of_floats_tells_its_levels_which_travel_to_a_refiner(tmp_path):
     given = data_of(tmp_path, white_level=[0, 1])
     assert given.spec().white_level == (0.0, 1.0)
     with pytest.raises(BadInput, match=r"white_level \[-0\.49.*\]"):
-        given.follow(type(model_with(0).spec)(given.geometry, 2, 5.0, 0.0, white_level=white))
+        given.follow(OffsetSpec(given.geometry, 2, 5.0, 0.0, white_level=white))
 
 
 @pytest.mark.parametrize(
