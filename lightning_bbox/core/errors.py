@@ -77,7 +77,7 @@ BadInput.__module__ = "lightning_bbox"  # its public path, which tracebacks prin
 
 
 def shortened(text: str, most: int = 300) -> str:
-    """Keep both ends of a name that is too long to be read, as none of a file is.
+    r"""Keep both ends of a name that is too long to be read, and all of it in one line.
 
     Args:
         text: The name.
@@ -86,9 +86,10 @@ def shortened(text: str, most: int = 300) -> str:
     Examples:
         >>> shortened("a" * 1000, most=20)
         'aaaaaaaa ... aaaaaaaa'
-        >>> shortened("a.png")
-        'a.png'
+        >>> print(shortened("a\nb.png"))
+        a\nb.png
     """
+    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
     half = (most - 4) // 2
     return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
 

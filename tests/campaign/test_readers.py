@@ -133,7 +133,7 @@ def judge(files, options):
 
 def check_sentence(sentence):
     assert sentence.strip()
-    assert len(sentence.splitlines()) == 1
+    assert len(sentence.splitlines()) == 1, ascii(sentence)
     assert len(sentence) <= 2000
     sentence.encode()
 
