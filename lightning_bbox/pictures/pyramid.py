@@ -117,7 +117,11 @@ def is_shrunk(boxes: Boxes, size: int) -> Bool[Tensor, " b"]:
 
 
 def levels_for(
-    boxes: Boxes, size: int, heights: Integer[Tensor, " b"], widths: Integer[Tensor, " b"]
+    boxes: Boxes,
+    size: int,
+    heights: Integer[Tensor, " b"],
+    widths: Integer[Tensor, " b"],
+    most: int = MOST_LEVELS,
 ) -> Int64[Tensor, " b"]:
     """Return the level that each box is cut from; level 0 where a box isn't a number.
 
@@ -126,6 +130,7 @@ def levels_for(
         size: Side of the crops.
         heights: Rows of each box's picture.
         widths: Columns of each box's picture.
+        most: How many levels pictures have at most.
 
     Examples:
         >>> boxes = torch.tensor([[0.0, 0, 133, 133], [0, 0, 134, 134], [0, 0, 134, 134]])
@@ -134,7 +139,7 @@ def levels_for(
     """
     smaller = torch.arange(1, MOST_LEVELS, device=boxes.device, dtype=boxes.dtype)
     level = (_spread(shrinks(boxes, size).prod(dim=1)[:, None], smaller) >= LEAST).sum(dim=1)
-    return torch.minimum(level, num_levels(heights, widths) - 1)
+    return torch.minimum(level, num_levels(heights, widths) - 1).clamp(max=most - 1)
 
 
 def reaches(boxes: Boxes, size: int, levels: Int64[Tensor, " b"]) -> Float[Tensor, "b 2"]:
@@ -157,6 +162,7 @@ def regions(
     widths: Int32[Tensor, " b"],
     boxes: Boxes,
     size: int,
+    most: int = MOST_LEVELS,
 ) -> Region:
     """Return where in the store, and how, the crop of each box is sampled.
 
@@ -166,8 +172,9 @@ def regions(
         widths: Columns of that picture.
         boxes: Crop boxes in picture pixels.
         size: Side of the crops.
+        most: How many levels pictures have at most.
     """
-    levels = levels_for(boxes, size, heights, widths)
+    levels = levels_for(boxes, size, heights, widths, most)
     at = levels[:, None]
     return Region(
         offsets + level_starts(heights, widths).gather(1, at)[:, 0],

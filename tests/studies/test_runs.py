@@ -172,7 +172,10 @@ def test_an_arm_that_is_refused_is_named_before_anything_runs(tmp_path, capsys, 
     [
         ([f"-c={SMOKE}", "--jobs=0"], "--jobs is 0"),
         ([f"-c={SMOKE}", "--steps=0"], "--steps is 0"),
-        (["-c", "preset:compare/inti"], "choose one of compare/bins, compare/init"),
+        (
+            ["-c", "preset:compare/inti"],
+            "choose one of compare/bins, compare/classes, compare/init",
+        ),
     ],
 )
 def test_what_can_not_be_run_is_said_at_once(arguments, sentence, capsys):

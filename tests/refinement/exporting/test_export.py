@@ -262,6 +262,7 @@ def test_every_kind_of_model_is_the_same_in_onnx(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.compile
+@pytest.mark.timeout(900)  # a compiler has minutes of work where others work too
 def test_a_compiled_library_gives_what_a_refiner_gives(tmp_path):
     model, path = trained(), tmp_path / "model.pt2"
     with warnings.catch_warnings():
