@@ -204,14 +204,11 @@ def _tried(
     cured: Trial | None = None
     while done and names and trials.has_time():
         say(f"the same with {len(names)} cure{'s' * (len(names) > 1)} ...")
-        try:
-            cured, _ = trials.run("cured", *_together([doubted[name].cure for name in names]))
-        except Exception as error:  # noqa: BLE001 (as above)
-            refused.append(f"{names[-1]}: {_refusal(error, trials)}")
-            names = names[:-1]
-            continue
-        done.append(cured)
-        break
+        changes = _together([doubted[name].cure for name in names])
+        cured = _trial(trials, "cured", *changes, done=done, refused=refused, blamed=names[-1])
+        if cured is not None:
+            break
+        names = names[:-1]
     harms: dict[str, Mean] = {}
     if cured is not None:
         if len(names) == 1:
@@ -221,16 +218,33 @@ def _tried(
                 break
             others = [doubted[other].cure for other in names if other != name]
             say(f"cured but for this: {CAUSES[name].words} ...")
-            try:
-                again, _ = trials.run(f"cured but for {name}", *_together(others))
-            except Exception as error:  # noqa: BLE001 (as above)
-                refused.append(f"{name}: {_refusal(error, trials)}")
-                continue
-            done.append(again)
-            harms[name] = gain(again, cured)
+            changes, what = _together(others), f"cured but for {name}"
+            again = _trial(trials, what, *changes, done=done, refused=refused, blamed=name)
+            if again is not None:
+                harms[name] = gain(again, cured)
     ranked = [_suspect(name, finding, harms.get(name)) for name, finding in doubted.items()]
     ranked.sort(key=lambda each: (-each.score, -each.finding.weight))
     return ranked, None if cured is None else gain(done[0], cured), refused
+
+
+def _trial(
+    trials: Trials,
+    name: str,
+    options: Sequence[str] = (),
+    alters: Sequence[Alter] = (),
+    *,
+    done: list[Trial],
+    refused: list[str],
+    blamed: str,
+) -> Trial | None:
+    """Make a short training and keep it, or else why it can't be made, and what is to blame."""
+    try:
+        trial, _ = trials.run(name, options, alters)
+    except Exception as error:  # noqa: BLE001 (a user's part may raise anything)
+        refused.append(f"{blamed}: {_refusal(error, trials)}")
+        return None
+    done.append(trial)
+    return trial
 
 
 def _refusal(error: Exception, trials: Trials) -> str:
@@ -281,26 +295,19 @@ def _by_parts(
     as_is = done[0]
     options = {part: f"--model.{part}=null" for part in asked}
     say("the same with the default parts ...")
-    try:
-        usual, _ = trials.run("all parts by default", [*options.values()])
-    except Exception as error:  # noqa: BLE001 (as above)
-        refused.append(f"all parts by default: {_refusal(error, trials)}")
-        return []
-    done.append(usual)
-    if gain(as_is, usual).value < 0.03:
+    what = "all parts by default"
+    usual = _trial(trials, what, [*options.values()], done=done, refused=refused, blamed=what)
+    if usual is None or gain(as_is, usual).value < 0.03:
         return []
     found = []
     for part, option in options.items():
         if not trials.has_time():
             break
         say(f"the same with the default {part} ...")
-        try:
-            trial, _ = trials.run(f"{part} by default", [option])
-        except Exception as error:  # noqa: BLE001 (as above)
-            refused.append(f"{part}: {_refusal(error, trials)}")
-            continue
-        done.append(trial)
-        found.append((part, gain(as_is, trial)))
+        what = f"{part} by default"
+        trial = _trial(trials, what, [option], done=done, refused=refused, blamed=part)
+        if trial is not None:
+            found.append((part, gain(as_is, trial)))
     return sorted(found, key=lambda each: -each[1].value)
 
 
