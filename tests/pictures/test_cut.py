@@ -246,9 +246,9 @@ def test_kernels_are_compiled_by_themselves_where_that_pays(monkeypatch):
     monkeypatch.setattr(compiling, "has_cxx_compiler", lambda: True)
     cpu, most = torch.device("cpu"), PAYS_FROM
     assert [is_compiled("auto", cpu, pixels) for pixels in (most - 1, most)] == [False, True]
-    assert is_compiled(True, cpu, 1)
+    assert is_compiled(True, cpu, 1.0)
     assert not is_compiled(False, cpu, most)
-    assert is_compiled("auto", torch.device("cuda"), 1)
+    assert is_compiled("auto", torch.device("cuda"), 1.0)
     assert kernel_for("auto", cpu, pixels=most - 1) is sample_bilinear
     assert kernel_for("auto", cpu, pixels=most) is compiled_bilinear
 
