@@ -1,5 +1,6 @@
-"""What MkDocs makes beside the written pages: pictures of results, and a page a room of names."""
+"""What MkDocs makes beside the written pages: pictures, options, names, and pages of notebooks."""
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from option_list import option_page
 
 import lightning_bbox
 
@@ -15,12 +17,18 @@ _RESULTS = "benchmarks/results"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pictures that benchmarks left, and the pages of public names."""
+    """Add the pictures that benchmarks left, and the pages that are made of something else."""
     for picture in sorted((_ROOT / _RESULTS).rglob("*.png")):
         name = picture.relative_to(_ROOT).as_posix()
         files.append(File.generated(config, name, abs_src_path=str(picture)))
     for room, page in _pages().items():
         files.append(File.generated(config, f"reference/{room}.md", content=page))
+    files.append(File.generated(config, "reference/options.md", content=option_page()))
+    for notebook in sorted((_ROOT / "docs" / "examples").glob("*.ipynb")):
+        page = File.generated(
+            config, f"examples/{notebook.stem}.md", content=_as_markdown(notebook)
+        )
+        files.append(page)
     return files
 
 
@@ -40,3 +48,16 @@ def _pages() -> dict[str, str]:
         room: "\n".join([f"# {room}", "", *(f"::: {path}\n" for path in sorted(paths))])
         for room, paths in homes.items()
     }
+
+
+def _as_markdown(notebook: Path) -> str:
+    """Return a notebook's words, code and printed outputs as a page, with a link to itself."""
+    parts = []
+    for cell in json.loads(notebook.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        outputs = ("".join(output["text"]) for output in cell.get("outputs", ()))
+        parts.extend(f"```text\n{text}```" for text in outputs)
+    title, *rest = parts
+    link = f"[Download this page as a notebook]({notebook.name})"
+    return "\n\n".join([title, link, *rest])

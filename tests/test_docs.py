@@ -1,19 +1,24 @@
 """What README and docs say can be done as they say it: commands, snippets, configs, links."""
 
+import inspect
 import io
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from contextlib import redirect_stdout
+from dataclasses import fields
 from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
+import lightning_bbox
 from lightning_bbox.cli.arguments import resolve
 from lightning_bbox.cli.exporting import export_parser
 from lightning_bbox.cli.main import main
@@ -39,6 +44,17 @@ PROGRAMS = ("benchmarks", "tests.campaign")
 """Packages that are run."""
 PARSERS = {"apply": apply_parser(), "card": card_parser(), "serve": serve_parser()}
 """Commands with a parser of their own that takes nothing else."""
+GROUPS = {
+    "data.augment": lightning_bbox.Augment,
+    "data.matching": lightning_bbox.Matching,
+    "data.reading": lightning_bbox.Reading,
+    "data.splits": lightning_bbox.Splits,
+    "data.store": lightning_bbox.Storage,
+    "data.crop": lightning_bbox.CropGeometry,
+    "model.groups": lightning_bbox.WeightGroups,
+    "model.groups.rules": lightning_bbox.WeightRule,
+}
+"""Options that are values of one class."""
 QUICKLY = {"fit": TINY, "audit": [*TINY, "--folds=2"]}
 QUICK = {"max_epochs=22": "max_epochs=1, limit_train_batches=1, logger=False"}
 """What is said for real work, and how a test does it."""
@@ -188,6 +204,74 @@ def test_a_link_leads_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
     links = [link for link in links if not link.startswith("https://")]
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    """What makes pages beside the written ones."""
+    pytest.importorskip("mkdocs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        return import_module("hooks")
+
+
+@pytest.fixture(scope="module")
+def options(hooks):
+    """The options that are told of each class, by its name, and all names."""
+    told, path, of_class = defaultdict(set), "", ""
+    for line in hooks.option_page().splitlines():
+        if line.startswith("## "):
+            path, of_class = line.split()[1], ""
+        elif line.startswith("### "):
+            of_class = line[4:]
+        elif name := re.match(r"\*\*`--([\w.]+)`\*\*", line):
+            told[path, of_class].add(name[1])
+    return told
+
+
+def test_every_option_of_every_class_is_told(options):
+    """Arguments as their signatures have them, under the option that takes the class."""
+    told = set().union(*options.values())
+    for path, group in GROUPS.items():
+        assert {f"{path}.{field.name}" for field in fields(group)} <= told
+    places = {of_class: path for path, of_class in options}
+    parts = (lightning_bbox.CropDataModule, lightning_bbox.OffsetModel, lightning_bbox.Jitter)
+    parts += (lightning_bbox.Backbone, lightning_bbox.Head, lightning_bbox.Loss)
+    parts += (lightning_bbox.Init, lightning_bbox.Preprocess, lightning_bbox.Schedule)
+    parts += (lightning_bbox.BinLabels, lightning_bbox.Decoder, lightning_bbox.Likelihood)
+    parts += (lightning_bbox.BinLoss, lightning_bbox.Regularizer)
+    public = [getattr(lightning_bbox, name) for name in lightning_bbox.__all__]
+    seen = 0
+    for each in public:
+        if inspect.isclass(each) and issubclass(each, parts) and each not in parts:
+            path = places.get(each.__name__, "model.backbone.neck")
+            own = inspect.signature(each.__init__).parameters.values()
+            named = {
+                own.name for own in own if own.kind not in (own.VAR_KEYWORD, own.VAR_POSITIONAL)
+            }
+            arguments = {f"{path}.{name}" for name in named - {"self"} - set(groups_of(path))}
+            assert arguments <= options[path, each.__name__] | options[path, "All of them"]
+            seen += len(arguments)
+    assert seen > 100
+
+
+def groups_of(path):
+    """Return the arguments at a place that are told one by one."""
+    return {name.rpartition(".")[2] for name in GROUPS if name.rpartition(".")[0] == path}
+
+
+def test_the_options_of_a_run_and_of_lightnings_trainer_are_told(options):
+    assert {"config", "seed_everything", "name", "runs", "ckpt_path"} <= options["Of", ""]
+    trainer = set(inspect.signature(Trainer.__init__).parameters) - {"self", "logger_", "model"}
+    assert {f"trainer.{name}" for name in trainer} - options["trainer", ""] == set()
+
+
+def test_the_reference_has_every_public_name(hooks):
+    pages = "\n".join(hooks._pages().values())
+    told = re.findall(r"^::: lightning_bbox\S*\.(\w+)$", pages, re.MULTILINE)
+    assert sorted(told) == lightning_bbox.__all__
+    listed = (ROOT / "mkdocs.yml").read_text()
+    assert [room for room in hooks._pages() if f"- reference/{room}.md" not in listed] == []
 
 
 def test_the_readme_is_read_to_its_end():

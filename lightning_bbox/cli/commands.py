@@ -378,6 +378,13 @@ class Unbuilt(Rehearsal):
         """Do nothing."""
 
 
+class Unmade(Unbuilt):
+    """Read the settings, and make nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Do nothing."""
+
+
 def _as_list(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else [value] * (value is not None)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from traceback import walk_tb
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -18,7 +19,7 @@ from lightning_bbox.cli.arguments import (
     options,
     resolve,
 )
-from lightning_bbox.cli.commands import BoxCLI, Rehearsal, Unbuilt
+from lightning_bbox.cli.commands import BoxCLI, Rehearsal, Unbuilt, Unmade
 from lightning_bbox.cli.moved_keys import told, with_new_options
 from lightning_bbox.cli.processes import default_devices, one_of_a_run, say_once
 from lightning_bbox.cli.run_folders import Begun
@@ -27,7 +28,7 @@ from lightning_bbox.core.compiling import default_precision
 from lightning_bbox.core.errors import CANNOT_WRITE, BadInput
 from lightning_bbox.core.files import cannot_write
 from lightning_bbox.core.memory import lacks_memory
-from lightning_bbox.core.messages import plain_warnings
+from lightning_bbox.core.messages import plain_warnings, quietly
 from lightning_bbox.core.recipes import find_class, trusting
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.insight.diagnosis.case import Made
@@ -55,8 +56,7 @@ _MAYBE_REFUSALS = (
 @sigterm_raises()
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code, as `main` does."""
-    for name in lightning_bbox.__all__:  # a part goes by its name alone once it is imported
-        getattr(lightning_bbox, name)
+    _import_public_names()
     with Begun() as begun, plain_warnings():
         try:
             return _carry_out(arguments, begun)
@@ -99,6 +99,14 @@ def make(arguments: Sequence[str]) -> Made:
     return Made(cli.model, cli.datamodule, trainer, cli.settings())
 
 
+def option_parsers() -> dict[str, LightningArgumentParser]:
+    """Return the parsers of the commands that LightningCLI runs, by name."""
+    _import_public_names()
+    words = ["fit", "--model=BoxRegressor", "--data=SceneDataModule", "--seed_everything=false"]
+    with quietly():
+        return dict(_rehearsed(words, Unmade)._subcommand_parsers)
+
+
 def _rehearsed(arguments: list[str], kind: type[BoxCLI] = Rehearsal) -> BoxCLI:
     try:
         return _lightning_cli(kind, arguments, Begun())
@@ -106,6 +114,12 @@ def _rehearsed(arguments: list[str], kind: type[BoxCLI] = Rehearsal) -> BoxCLI:
         if (refusal := _refusal(leaving)) is None:
             raise
         raise BadInput(str(refusal)) from leaving
+
+
+def _import_public_names() -> None:
+    """Import all parts: on a command line one goes by its name alone once it is imported."""
+    for name in lightning_bbox.__all__:
+        getattr(lightning_bbox, name)
 
 
 def _carry_out(arguments: list[str], begun: Begun) -> int:

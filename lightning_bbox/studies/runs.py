@@ -40,20 +40,8 @@ _MEMORY_OF_A_RUN = 2 << 30  # bytes: PyTorch and a small data set
 _REFUSED = 2
 
 
-def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
-    """Run the command `compare`: a study from its file, then its tables, charts and page.
-
-    Args:
-        arguments: The command line after `compare`; what it doesn't know goes to every fit.
-        fit: The command line, for the runs.
-        rehearse: What tells beforehand why an arm would be refused.
-
-    Raises:
-        BadInput: The study can't be run.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        msg = "compare needs a server of processes, which Windows hasn't; run it on Linux or macOS"
-        raise BadInput(msg)
+def compare_parser() -> CommandParser:
+    """Return what reads the options of `compare` alone."""
     parser = CommandParser(
         "compare",
         "Measure configurations against each other, as a study's file says: base names "
@@ -71,7 +59,24 @@ def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
         help="runs side by side; by default one a GPU or core, and no more than one for 2 GB of "
         "free memory",
     )
-    own, options = parser.parse_known_args(arguments)
+    return parser
+
+
+def compare(arguments: list[str], fit: Fit, rehearse: Rehearse) -> None:
+    """Run the command `compare`: a study from its file, then its tables, charts and page.
+
+    Args:
+        arguments: The command line after `compare`; what it doesn't know goes to every fit.
+        fit: The command line, for the runs.
+        rehearse: What tells beforehand why an arm would be refused.
+
+    Raises:
+        BadInput: The study can't be run.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        msg = "compare needs a server of processes, which Windows hasn't; run it on Linux or macOS"
+        raise BadInput(msg)
+    own, options = compare_parser().parse_known_args(arguments)
     if not own.config:
         msg = "config: missing; name the study's file, or a preset:compare/NAME, with -c"
         raise BadInput(msg)
