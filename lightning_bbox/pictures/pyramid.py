@@ -56,7 +56,7 @@ def num_levels(heights: Integer[Tensor, " n"], widths: Integer[Tensor, " n"]) ->
         tensor([ 1,  4, 11])
     """
     longer = torch.maximum(heights, widths)[:, None]
-    return 1 + (longer > 2 ** torch.arange(MOST_LEVELS - 1, device=heights.device)).sum(dim=1)
+    return 1 + (longer > _powers_of_two(heights)[:-1]).sum(dim=1)
 
 
 def level_sides(sides: Integer[Tensor, " n"]) -> Integer[Tensor, "n l"]:
@@ -67,8 +67,13 @@ def level_sides(sides: Integer[Tensor, " n"]) -> Integer[Tensor, "n l"]:
         tensor([5, 3, 2, 1, 1])
     """
     # Division, not a shift: exported graphs know none.
-    larger = 2 ** torch.arange(MOST_LEVELS, device=sides.device, dtype=sides.dtype)
-    return (sides[:, None] - 1) // larger + 1
+    return (sides[:, None] - 1) // _powers_of_two(sides) + 1
+
+
+def _powers_of_two(like: Integer[Tensor, " n"]) -> Integer[Tensor, " l"]:
+    """Return 1, 2, 4 and so on, a number a level."""
+    # AOTInductor of torch 2.13 takes a power of whole numbers for one of fractions.
+    return torch.arange(MOST_LEVELS, device=like.device).float().exp2().round().to(like.dtype)
 
 
 def level_starts(

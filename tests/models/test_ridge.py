@@ -28,6 +28,8 @@ from lightning_bbox import (
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.files import OWN
 from lightning_bbox.models.checkpoints import CHECKPOINT_KEY, read_checkpoint
+from lightning_bbox.refinement.exporting.export import export
+from lightning_bbox.refinement.exporting.parity import odd_cases
 from tests.runs import (
     CONFIGS,
     PYTHON,
@@ -223,6 +225,16 @@ def test_boxes_at_hand_are_refined_by_their_class(two_classes):
     assert not torch.allclose(found.boxes[0], found.boxes[1])
     by_part = refiner.refine_with_std(picture, rough[:1], ["part"])
     torch.testing.assert_close(by_part.boxes[0], found.boxes[1])
+
+
+@pytest.mark.slow
+def test_the_graph_of_a_ridge_for_each_class_gives_what_a_refiner_gives(two_classes, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = fitted(RidgeRegressor(small_net(), lam=30.0, per_class=True), boxes(two_classes))
+    cases = [case for case in odd_cases(("part", "rare")) if case.picture.size < 1e6]
+    report = export(model, tmp_path / "model.onnx", cases={"odd": cases})
+    assert report["parity"]["odd"]["boxes"] > 50
 
 
 def predicted(folder, runs, *options):

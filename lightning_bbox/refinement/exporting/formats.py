@@ -1,6 +1,7 @@
 """A graph as a file: ONNX, a program of `torch.export`, or a library made by AOTInductor."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as _symbols
 
+from lightning_bbox.core.compiling import has_cxx_compiler
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.messages import quietly
 from lightning_bbox.refinement.exported import FACTS, INPUTS, OUTPUTS, GraphFacts, GraphFormat
@@ -68,7 +71,9 @@ def _traced(graph: RefinementGraph) -> ExportedProgram:
     taken = {name: each for name, each in zip(INPUTS, given, strict=True) if each is not None}
     shapes = {name: dim for name, dim in zip(INPUTS, every, strict=True) if name in taken}
     try:
-        with torch.no_grad():
+        # Else the sizes 0 and 1 are taken for constants, or ruled out without a word.
+        oblivious = _symbols.patch(backed_size_oblivious=True)  # type: ignore[attr-defined] # untyped
+        with torch.no_grad(), oblivious:
             return torch.export.export(graph, (), taken, dynamic_shapes=shapes, strict=False)
     # A layer of the user's own may do what can't be traced, and torch raises any of many errors.
     except Exception as error:
@@ -127,13 +132,14 @@ def _write_pt2(program: ExportedProgram, facts: GraphFacts, path: Path) -> None:
     torch.export.save(program, path, extra_files={f"{FACTS}.json": told})
 
 
-def _write_aoti(*_: object) -> None:
-    msg = (
-        "--format aoti isn't to be had since crops are cut from halves of the picture: AOTInductor "
-        "compiles that for minutes, and its library fails on pictures of one pixel; take --format "
-        "pt2 or onnx"
-    )
-    raise BadInput(msg)
+def _write_aoti(program: ExportedProgram, facts: GraphFacts, path: Path) -> None:
+    if not has_cxx_compiler():
+        msg = "--format aoti needs a C++ compiler; install g++, or take --format pt2 or onnx"
+        raise BadInput(msg)
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    with zipfile.ZipFile(path, "a") as file:
+        folder = file.namelist()[0].partition("/")[0]
+        file.writestr(f"{folder}/extra/{FACTS}.json", json.dumps(facts.plain()))
 
 
 _TALKERS = "torch.onnx", "torch.export", "torch._inductor", "onnxscript", "onnx_ir"

@@ -259,13 +259,6 @@ def test_every_kind_of_model_is_the_same_in_onnx(name, tmp_path):
     assert report["parity"]["small"]["boxes"] > 50
 
 
-def test_a_compiled_library_is_refused_before_anything_is_written(tmp_path):
-    path = tmp_path / "model.pt2"
-    with pytest.raises(BadInput, match=r"aoti isn't to be had .* take --format pt2 or onnx"):
-        export(trained(), path, "aoti", cases={"small": some_cases(5)})
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_difference_of_a_case_is_in_px():
     class Shifted(Refiner):
         def refine_with_std(self, *args):
