@@ -30,6 +30,7 @@ from lightning_bbox.insight.diagnosis.command import diagnose_parser
 from lightning_bbox.refinement.reviewing.apply import apply_parser
 from lightning_bbox.refinement.serving.serve import serve_parser
 from lightning_bbox.refinement.sharing.command import card_parser
+from lightning_bbox.studies.runs import compare_parser
 from lightning_bbox.studies.study_file import read_study
 from tests import annotation_files
 from tests.conftest import ROOT, write_rectangles
@@ -140,8 +141,11 @@ def refuse_unless_it_may_begin(words):
         assert PARSERS[words[0]].parse_args(words[1:])
         return
     if words[0] == "compare":
-        study = read_study(words[words.index("-c") + 1])
-        words = ["fit", *study.arguments(study.runs()[0], [])]
+        own, options = compare_parser().parse_known_args(resolve(words)[1:])
+        first, *further = own.config
+        given = [*(f"--config={config}" for config in further), *options]
+        study = read_study(first)
+        words = ["fit", *study.arguments(study.runs()[0], given)]
     if words[0] == "audit":
         own, options = audit_parser().parse_known_args(words[1:])
         words = ["fit", *(f"--config={config}" for config in own.config), *options]
