@@ -30,7 +30,7 @@ from benchmarks.runner import Setting, measure
 
 QUESTIONS = (
     *("crops", "augment", "plan", "loader", "train_step", "memory", "fit"),
-    *("features", "ridge", "predict", "scaling", "time_to_accuracy"),
+    *("features", "ridge", "predict", "reading", "scaling", "time_to_accuracy"),
 )
 
 

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from lightning_bbox.data.boxes import BoxDataModule
-from lightning_bbox.refinement.refiner import Refiner, as_rgb
+from lightning_bbox.pictures.decode import decode_image
+from lightning_bbox.refinement.refiner import Refiner
 from lightning_bbox.refinement.serving.engine import BATCH, Asked, Engine
 
 BAD = (b"{", b'{"boxes": [[1, 2]]}', b'{"image": "http://a.b", "boxes": []}', b"\xff" * 1000)
@@ -138,7 +139,7 @@ def memory(pid: int) -> float:
 
 def ratio(run: str, paths: list[Path]) -> dict[str, object]:
     """Return how much longer than `Refiner` the engine takes for fifty boxes, in turns."""
-    picture = as_rgb(paths[0])
+    picture = decode_image(paths[0], None)
     height, width = picture.shape[:2]
     corner = np.random.default_rng(0).uniform(0, 1, (50, 2)) * [width - 90, height - 90]
     boxes = torch.from_numpy(np.concatenate([corner, corner + 80], axis=1)).float()

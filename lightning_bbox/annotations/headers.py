@@ -254,7 +254,7 @@ def _facts_or_known(
 def _facts(root: Path, path: str, part: TiffPart) -> Facts | Unread:
     try:
         with (root / path).open("rb") as file, open_part(file, part) as image:
-            refuse_bomb(image)
+            refuse_bomb(image, in_parts=True)
             if isinstance(image, TiffPage):
                 size, deep, others = (image.width, image.height), image.is_deep, image.left_out
                 return Facts(*size, image.turn, image.format, image.mode, deep, others)
@@ -308,7 +308,7 @@ def open_picture(file: str | PathLike[str] | BinaryIO) -> Image.Image:
 def open_part(file: BinaryIO, part: TiffPart = TiffPart()) -> Iterator[Image.Image | TiffPage]:
     """Open a picture as `open_picture` does, and of a TIFF the page and bands that are chosen.
 
-    What Pillow doesn't read of a TIFF, tifffile does.
+    What Pillow doesn't read of a TIFF, tifffile does, and TIFFs of more pixels than Pillow allows.
 
     Args:
         file: The file, at its beginning.
@@ -329,7 +329,7 @@ def open_part(file: BinaryIO, part: TiffPart = TiffPart()) -> Iterator[Image.Ima
 
 
 def _by_pillow(file: BinaryIO, tiff: bool, page: int) -> Image.Image | None:
-    """Open a picture, or return None if it is a TIFF that Pillow doesn't know to read."""
+    """Open a picture, or return None if it is a TIFF that only tifffile knows to read."""
     if not tiff:
         return open_picture(file)
     try:
@@ -337,7 +337,8 @@ def _by_pillow(file: BinaryIO, tiff: bool, page: int) -> Image.Image | None:
         pages = getattr(image, "n_frames", 1) if page else 1
         if page < pages:
             image.seek(page)
-    except (UnidentifiedImageError, LookupError, SyntaxError):
+            refuse_bomb(image)
+    except (UnidentifiedImageError, LookupError, SyntaxError, Image.DecompressionBombError):
         if not has_tifffile():
             raise
         return None
@@ -362,16 +363,25 @@ def is_deep(image: Image.Image) -> bool:
     return image.format in ("TIFF", "PNG") and bool(tiles) and ";16" in str(tiles[0][3])
 
 
-def refuse_bomb(image: Image.Image | TiffPage) -> None:
+def refuse_bomb(image: Image.Image | TiffPage, in_parts: bool = False) -> None:
     """Refuse a picture of more pixels than Pillow allows, where it only warns up to twice as many.
+
+    Args:
+        image: The picture.
+        in_parts: Whether it will do to decode parts of it.
 
     Raises:
         Image.DecompressionBombError: If there are more.
+        PartError: No parts can be decoded.
     """
     pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
-    if most and pixels > most:
-        msg = f"it has {pixels} pixels, and more than {most} may be a file that fills the memory"
-        raise Image.DecompressionBombError(msg)
+    if not most or pixels <= most:
+        return
+    if in_parts and isinstance(image, TiffPage):
+        image.refuse_parts()
+        return
+    msg = f"it has {pixels} pixels, and more than {most} may be a file that fills the memory"
+    raise Image.DecompressionBombError(msg)
 
 
 def fault_words(error: Exception, path: str | PathLike[str]) -> str:
@@ -389,10 +399,11 @@ def remedy_for(error: Exception, otherwise: str) -> str:
         return error.remedy
     if not isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return otherwise
-    return (
+    remedy = (
         "if so many pixels are meant, set data.reading.max_pixels (in Python also "
         "PIL.Image.MAX_IMAGE_PIXELS) to their number, or cut it into tiles"
     )
+    return remedy if has_tifffile() else f"{remedy}; of TIFFs the extra `tiff` reads parts alone"
 
 
 def _unknown(path: Path) -> str:

@@ -99,7 +99,8 @@ def read_annotations(
         delimiter: What stands between the cells of a table: by default comma, semicolon or tab.
         allow_outside: Whether files may lie outside the root.
         max_pixels: The most pixels a picture may have, from now on and in the whole process, as
-            Pillow has one limit; by default that one, 89,478,485.
+            Pillow has one limit; by default that one, 89,478,485. TIFFs with more are read in
+            parts, by the extra `tiff`.
         page: Which page of TIFFs is read, from 0.
         bands: The three bands of TIFFs that are shown as red, green and blue, or one as grey, from
             0; the colours by default.

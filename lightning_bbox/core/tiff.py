@@ -1,10 +1,12 @@
 """TIFFs that Pillow doesn't read, by tifffile: one page, and one band or three of it."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
+from itertools import product
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +20,8 @@ BIG_ENDIAN_BIG_TIFF = b"MM\0+"
 _MARKS = (b"II*\0", b"MM\0*", b"II+\0", BIG_ENDIAN_BIG_TIFF)
 _MOST_BYTES = 16  # of a tile or strip, for each pixel that a picture may have
 _NO_LIMIT = 1 << 32
+_KEPT_BYTES = 1 << 26  # of decoded tiles or strips, where parts are read that may share them
+_PATCHES, _PATCH = 24, 16  # along each side of an overview, and their own side
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: partial(np.rot90, k=2),
@@ -132,7 +136,8 @@ def has_tifffile() -> bool:
 class TiffPage:
     """A page of a TIFF whose header has been read, as Pillow's images are when just opened.
 
-    Only the bands that are read are held, and one tile or strip at a time beside them.
+    Only the bands that are read are held, and one tile or strip at a time beside them; where parts
+    of a large page are read, some tiles or strips are kept for the next part.
 
     Args:
         file: The file, at its beginning.
@@ -175,53 +180,162 @@ class TiffPage:
         others = ["other pages"] if other_pages else []
         others += ["other bands"] if len(set(self.bands)) < page.samplesperpixel else []
         self.left_out = " and ".join(others)
+        kept = _KEPT_BYTES // _chunk_bytes(page) if self.is_large else 0
+        self._is_refused = True  # until it was looked at
+        self._decoded = lru_cache(max(kept, int(self.is_large)))(partial(_decoded, page))
 
     @property
     def is_deep(self) -> bool:
         """Whether it has more than 8 bits a band."""
         return self.mode not in ("L", "RGB")
 
-    def read(self) -> np.ndarray:
-        """Decode the bands to (h, w), or (h, w, 3), upright.
+    @property
+    def is_large(self) -> bool:
+        """Whether it has more pixels than are decoded at once, so that parts of it are read."""
+        return self.width * self.height > (Image.MAX_IMAGE_PIXELS or np.inf)
+
+    def refuse_parts(self) -> None:
+        """Refuse what no parts are decoded of: tiles that fill the memory, large pages on a side.
 
         Raises:
-            ValueError, RuntimeError: The file is damaged.
+            PartError: It is that.
+            ValueError: There are more or fewer tiles or strips than make the page, or it is
+                truncated.
         """
-        page, most = self._page, Image.MAX_IMAGE_PIXELS or _NO_LIMIT
-        end = page.parent.filehandle.size
-        places = list(zip(page.dataoffsets, page.databytecounts, strict=False))
-        if len({len(page.dataoffsets), len(page.databytecounts), int(np.prod(page.chunked))}) > 1:
-            msg = f"it has {len(places)} tiles or strips where there should be others"
-            raise ValueError(msg)
-        if any(start + length > end for start, length in places):
-            msg = "it is truncated: some of its pixels lie behind its end"
-            raise ValueError(msg)
-        if int(np.prod([float(n) for n in page.chunks])) * page.dtype.itemsize > most * _MOST_BYTES:
+        page = self._page
+        most = (Image.MAX_IMAGE_PIXELS or _NO_LIMIT) * _MOST_BYTES
+        if _chunk_bytes(page) > most and not _is_mapped(page):
             msg = f"a tile or strip of it has {page.chunks} values, more than memory is kept for"
             raise PartError(msg, "save it in tiles, or with fewer bands")
-        values = np.zeros((self.height, self.width, len(self.bands)), page.dtype)
-        for decoded, (separate, _, top, left, _), shape in page.segments(maxworkers=1):
-            if decoded is None:  # GDAL leaves out tiles that are zero
+        if self.is_large and self.turn != 1:
+            msg = f"it has {self.width * self.height} pixels, too many to be turned as it asks for"
+            raise PartError(msg, "save it upright, or set data.reading.max_pixels to their number")
+        expected = math.prod(self._grid) * (page.samplesperpixel if self._is_separate else 1)
+        if {len(page.dataoffsets), len(page.databytecounts)} != {expected}:
+            msg = f"it has {len(page.dataoffsets)} tiles or strips where there should be others"
+            raise ValueError(msg)
+        places = zip(page.dataoffsets, page.databytecounts, strict=True)
+        if max(start + length for start, length in places) > page.parent.filehandle.size:
+            msg = "it is truncated: some of its pixels lie behind its end"
+            raise ValueError(msg)
+        self._is_refused = False
+
+    @property
+    def _is_separate(self) -> bool:
+        """Whether each band lies by itself."""
+        return bool(self._page.planarconfig == _SEPARATE)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """How many tiles or strips there are, down and across."""
+        high, wide = _chunk_sides(self._page)
+        return -(-self.height // high), -(-self.width // wide)
+
+    def read(self, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
+        """Decode the bands to (h, w), or (h, w, 3), upright.
+
+        Args:
+            rows: Which of the rows, as they are stored; no tile or strip of others is decoded.
+            columns: Which of the columns.
+
+        Raises:
+            PartError: As `refuse_parts` says.
+            ValueError, RuntimeError: The file is damaged.
+        """
+        if self._is_refused:
+            self.refuse_parts()
+        page, (high, wide), (down, across) = self._page, _chunk_sides(self._page), self._grid
+        is_separate = self._is_separate
+        top, bottom, _ = rows.indices(self.height)
+        left, right, _ = columns.indices(self.width)
+        values = np.zeros((bottom - top, right - left, len(self.bands)), page.dtype)
+        for plane, row, column in product(
+            sorted(set(self.bands)) if is_separate else [0],
+            range(top // high, -(-bottom // high)),
+            range(left // wide, -(-right // wide)),
+        ):
+            pixels = self._decoded((plane * down + row) * across + column)
+            if pixels is None:  # GDAL leaves out tiles that are zero
                 continue
-            rows, columns = (
-                min(shape[axis], size - start)
-                for axis, size, start in ((1, self.height, top), (2, self.width, left))
-            )
-            place = np.s_[top : top + rows, left : left + columns]
-            pixels = decoded[0, :rows, :columns]
+            y, x = row * high, column * wide
+            first, last = (max(y, top), max(x, left)), (min(y + high, bottom), min(x + wide, right))
+            read = pixels[first[0] - y : last[0] - y, first[1] - x : last[1] - x]
+            into = values[first[0] - top : last[0] - top, first[1] - left : last[1] - left]
             for at, band in enumerate(self.bands):
-                if page.planarconfig != _SEPARATE:
-                    values[place][..., at] = pixels[..., band]
-                elif band == separate:
-                    values[place][..., at] = pixels[..., 0]
+                if not is_separate:
+                    into[..., at] = read[..., band]
+                elif band == plane:
+                    into[..., at] = read[..., 0]
         if page.photometric == _WHITE_IS_ZERO:
             values = values.dtype.type(2**page.bitspersample - 1) - values
         turned = _TURNS[self.turn](values) if self.turn != 1 else values
         return turned[..., 0] if len(self.bands) == 1 else turned
 
+    def overview(self) -> np.ndarray:
+        """Decode all of it, or of a large page small squares that are evenly spread over it."""
+        if not self.is_large:
+            return self.read()
+        tops, lefts = (
+            np.linspace(0, max(0, side - _PATCH), _PATCHES).astype(int).tolist()
+            for side in (self.height, self.width)
+        )
+        rows = [
+            np.hstack(
+                [self.read(*(slice(at, at + _PATCH) for at in (top, left))) for left in lefts]
+            )
+            for top in tops
+        ]
+        return np.vstack(rows)
+
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations
+_YCBCR = 6  # which tifffile decodes to RGB where it is compressed as JPEG:
+_JPEGS = (6, 7, 34892, 33007)
 _SEPARATE = 2  # each band lies by itself
+
+
+def _chunk_sides(page: Any) -> tuple[int, int]:  # noqa: ANN401 - tifffile's types
+    """Return rows and columns of the tiles or strips."""
+    if page.is_tiled:
+        return int(page.tilelength), int(page.tilewidth)
+    return min(int(page.rowsperstrip), int(page.imagelength)), int(page.imagewidth)
+
+
+def _chunk_bytes(page: Any) -> int:  # noqa: ANN401 - tifffile's types
+    bands = 1 if page.planarconfig == _SEPARATE else int(page.samplesperpixel)
+    return math.prod(_chunk_sides(page)) * bands * int(page.dtype.itemsize)
+
+
+def _is_mapped(page: Any) -> bool:  # noqa: ANN401 - tifffile's types
+    """Tell whether tiles or strips are in the file as they are in memory."""
+    return bool(page.is_final and page.parent.filehandle.is_file)
+
+
+def _decoded(page: Any, number: int) -> np.ndarray | None:  # noqa: ANN401 - tifffile's types
+    """Decode a tile or strip to (rows, columns, bands); None where nothing is stored of it."""
+    start, length = page.dataoffsets[number], page.databytecounts[number]
+    file = page.parent.filehandle
+    if _is_mapped(page):
+        high, wide = _chunk_sides(page)
+        across, down = -(-page.imagewidth // wide), -(-page.imagelength // high)
+        rows = (
+            high if page.is_tiled else min(high, page.imagelength - number // across % down * high)
+        )
+        bands = 1 if page.planarconfig == _SEPARATE else page.samplesperpixel
+        dtype = page.dtype.newbyteorder(page.parent.byteorder)
+        shape = (rows, wide, bands)
+        if length < math.prod(shape) * dtype.itemsize:
+            msg = "a tile or strip of it is shorter than its pixels"
+            raise ValueError(msg)
+        mapped: np.ndarray = file.memmap_array(dtype, shape, start)
+        return mapped
+    options = {"_fullsize": page.is_tiled}
+    if page.compression in _JPEGS:
+        options |= {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+    file.seek(start)
+    content = file.read(length) if start and length else None
+    decoded: np.ndarray | None = page.decode(content, number, **options)[0]
+    return None if decoded is None else decoded[0]
 
 
 def _page_of(tiff: Any, number: int) -> Any:  # noqa: ANN401 - tifffile's types
@@ -260,7 +374,7 @@ def _bands_of(page: Any, part: TiffPart) -> tuple[int, ...]:  # noqa: ANN401 - t
         return tuple(part.bands)
     if count == 1:
         return (0,)
-    if kind == _RGB and count - len(page.extrasamples) == 3:
+    if kind in (_RGB, _YCBCR) and count - len(page.extrasamples) == 3:
         return (0, 1, 2)
     bits = page.bitspersample
     problem = f"a TIFF of {count} bands of {bits} bits isn't read without saying which"
@@ -269,7 +383,8 @@ def _bands_of(page: Any, part: TiffPart) -> tuple[int, ...]:  # noqa: ANN401 - t
 
 def _mode_of(page: Any, bands: int) -> str:  # noqa: ANN401 - tifffile's types
     dtype, kind = page.dtype, page.photometric
-    if kind not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+    becomes_rgb = kind == _YCBCR and page.compression in _JPEGS and not page.extrasamples
+    if kind not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and not becomes_rgb:
         msg = f"its colours are stored as {getattr(kind, 'name', kind)}, of which no bands are read"
         raise PartError(msg, "save it as RGB or grey")
     if dtype is None or dtype.kind not in "uif" or page.bitspersample < 8:

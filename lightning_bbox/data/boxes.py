@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int64
+from PIL import Image
 from torch import Tensor
 
 from lightning_bbox.annotations.formats.texts import argument
@@ -174,13 +175,15 @@ class BoxDataModule(CropDataModule):
 
     def _open_store(self, paths: list[Path], sizes: Int64[Tensor, "n 2"]) -> ImageStore:
         """Decode the pictures to where they are kept; on disk they may be already."""
-        place = self.placement.place_of(4 * int(num_pixels(sizes).sum()), self.trainer)
+        most = Image.MAX_IMAGE_PIXELS or math.inf
+        large = sizes.prod(dim=1) > most  # which take memory only where crops are cut
+        place = self.placement.place_of(4 * int(num_pixels(sizes[~large]).sum()), self.trainer)
         if place == "disk":
             asked = self.placement.folder
             folder = expanded(asked) if asked else usual_folder(self.root)
             return open_disk_store(folder, paths, sizes, self.white_level, self.part)
         store = ImageStore.from_files(paths, sizes, white_level=self.white_level, part=self.part)
-        store.on_host = place == "pinned"
+        store.on_host |= place == "pinned"
         return store
 
     def rough_table(self) -> BoxTable:

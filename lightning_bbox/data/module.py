@@ -472,7 +472,7 @@ class CropDataModule(pl.LightningDataModule):
         """
         store = self._source.store if self._source else None
         if isinstance(store, ImageStore) and self.placement.was_for_another(self.trainer):
-            self._keep_in(self.placement.choose(4 * len(store.pixels), self.trainer))
+            self._keep_in(self.placement.choose(4 * store.num_held, self.trainer))
         self.teardown(stage)  # what a run before left that was stopped
         if self._rough != (stage == "predict"):
             self._rough, self._source = stage == "predict", None
@@ -604,7 +604,7 @@ class CropDataModule(pl.LightningDataModule):
             return
         store = self._source.store.to(_CPU)
         assert isinstance(store, ImageStore)
-        store.on_host = place == "pinned"
+        store.on_host = place == "pinned" or store.has_large
         self._source = replace(self._source, store=store)
 
 

@@ -35,7 +35,8 @@ class Reading:
         delimiter: What stands between the cells of a table; by default comma, semicolon or tab.
         allow_outside: Whether files may lie outside the root, as links do.
         max_pixels: The most pixels a picture may have, in the whole process; by default Pillow's
-            limit, 89,478,485.
+            limit, 89,478,485. Of TIFFs with more only the tiles or strips are decoded that crops
+            lie in, which takes the extra `tiff`.
         page: Which page of TIFFs is read, from 0; a trained model knows which.
         bands: The three bands of TIFFs that are shown as red, green and blue, or one as grey, from
             0; likewise. By default the colours, or the only band.

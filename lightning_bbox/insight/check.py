@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from jaxtyping import Bool, Float, Int64
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 from torch import Tensor
 
 from lightning_bbox.annotations.headers import Facts, read_facts
@@ -220,7 +221,8 @@ def _pictures(table: BoxTable, facts: Sequence[Facts]) -> Section:
     sizes = Counter((width, height) for height, width in table.sizes.tolist())
     (common, count), *_ = sizes.most_common()
     smallest, largest = (f(sizes, key=math.prod) for f in (min, max))
-    pixels = int(num_pixels(table.sizes).sum())
+    large = table.sizes.prod(dim=1) > (Image.MAX_IMAGE_PIXELS or math.inf)
+    pixels = int(num_pixels(table.sizes[~large]).sum())
     shown = f"{common[0]} x {common[1]} ({count:,} pictures)"
     if len(sizes) > 1:
         shown = (
@@ -231,6 +233,8 @@ def _pictures(table: BoxTable, facts: Sequence[Facts]) -> Section:
         f"{len(table.images):,} pictures, {shown}",
         f"decoded they take {4 * pixels / 1e9:.2f} GB",
     ]
+    if count := int(large.sum()):
+        lines.append(f"{count} have so many pixels that only what crops are cut from is decoded")
     if turns := Counter(one.turn for one in facts if one.turn != 1):
         told = ", ".join(f"{n} by orientation {turn}" for turn, n in sorted(turns.items()))
         lines.append(f"EXIF turns {sum(turns.values())} of them: {told}")

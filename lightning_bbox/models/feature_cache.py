@@ -184,7 +184,7 @@ def _feature_key(data: CropDataModule, net: OffsetNet, precision: str) -> dict[s
     assert isinstance(store, ImageStore)  # files are decoded one by one to predict only
     boxes = [items.digest() for _, items in sorted(data.source.splits.items())]
     return {
-        "pictures": _digest_of(store.pixels, store.heights, store.widths, *boxes),
+        "pictures": _digest_of(*store.contents(), store.heights, store.widths, *boxes),
         "preprocess": _digest_of(_recipe(net.preprocess), *_state(net.preprocess)),
         "backbone": _recipe(net.backbone),
         "weights": _digest_of(*_state(net.backbone)),

@@ -1,11 +1,13 @@
 """Decoding: any picture that Pillow reads becomes 8-bit RGB, upright, or is refused."""
 
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +64,94 @@ def decode_image(
         BadInput: The file is missing, truncated, not a picture, or a decompression bomb.
     """
     with _opened(path, part) as image:
+        refuse_bomb(image)
         return rgb_of(image, white_level)
+
+
+class LargePicture:
+    """A TIFF of more pixels than are decoded at once: parts of it are, when they are asked for.
+
+    `picture[rows, columns]` is what it would be of the decoded picture, for two slices.
+
+    Args:
+        path: The file; open as long as this lives.
+        white_level: As `decode_image` takes it.
+        part: Which page and bands.
+
+    Attributes:
+        shape: As of the decoded picture.
+        stamp: What tells the file from others, and from what it may be later.
+
+    Raises:
+        BadInput: The file isn't read in parts.
+    """
+
+    def __init__(
+        self, path: str | PathLike[str], white_level: White | None, part: TiffPart
+    ) -> None:
+        self._path, self._white_level, self._lock = path, white_level, Lock()
+        with _faults(path):
+            file = Path(path).open("rb")  # noqa: SIM115 (closed with this)
+            weakref.finalize(self, file.close)
+            self._page = TiffPage(file, part)
+            refuse_bomb(self._page, in_parts=True)
+            if self._page.is_deep:
+                _check_level(self._page, white_level)
+            stat = Path(path).stat()
+        self.shape = (self._page.height, self._page.width, 3)
+        self.stamp = f"{Path(path).absolute()} {stat.st_size} {stat.st_mtime_ns} {part}"
+
+    def too_large(self) -> BadInput:
+        """Return what refuses to decode all of it."""
+        height, width, _ = self.shape
+        problem = f"has {width} x {height} pixels, more than are decoded at once"
+        remedy = "cut it into tiles, or set data.reading.max_pixels to their number"
+        return BadInput.at(str(self._path), problem, remedy)
+
+    def __getitem__(self, place: tuple[slice, slice]) -> UInt8[np.ndarray, "h w 3"]:
+        """Decode a part, by the tiles or strips that it lies in."""
+        with self._lock, _faults(self._path):  # of two threads one would move the other's place
+            return _rgb_of_page(self._page, self._white_level, *place)
+
+
+Decoded = UInt8[np.ndarray, "h w 3"] | LargePicture
+"""A decoded picture, or one of which parts are decoded."""
+
+
+def whole(picture: Decoded) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a decoded picture, and refuse a large one.
+
+    Args:
+        picture: The picture.
+
+    Raises:
+        BadInput: It is a large one.
+    """
+    if isinstance(picture, LargePicture):
+        raise picture.too_large()
+    return picture
+
+
+def open_image(
+    path: str | PathLike[str],
+    white_level: White | None = FULL_SCALE,
+    part: TiffPart = TiffPart(),
+) -> Decoded:
+    """Decode a picture as `decode_image` does, or open one that has too many pixels for it.
+
+    Args:
+        path: The file.
+        white_level: As `decode_image` takes it.
+        part: Likewise.
+
+    Raises:
+        BadInput: As `decode_image` says, of what isn't read in parts.
+    """
+    with _opened(path, part) as image:
+        if not isinstance(image, TiffPage) or not image.is_large:
+            refuse_bomb(image)
+            return rgb_of(image, white_level)
+    return LargePicture(path, white_level, part)
 
 
 def rgb_of(image: Image.Image | TiffPage, white_level: White | None) -> UInt8[np.ndarray, "h w 3"]:
@@ -76,15 +165,25 @@ def rgb_of(image: Image.Image | TiffPage, white_level: White | None) -> UInt8[np
         BadInput: It has more than 8 bits, and the white level doesn't say what is black or white.
     """
     if isinstance(image, TiffPage):
-        values = image.read()
         if image.is_deep:
             _check_level(image, white_level)
-            assert white_level is not None
-            values = _eight_bits(values, image.mode, white_level)
-        return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
+        return _rgb_of_page(image, white_level)
     if is_deep(image):
         _check_level(image, white_level)
     return to_rgb(upright(image), white_level)
+
+
+def _rgb_of_page(
+    page: TiffPage,
+    white_level: White | None,
+    rows: slice = slice(None),
+    columns: slice = slice(None),
+) -> UInt8[np.ndarray, "h w 3"]:
+    values = page.read(rows, columns)
+    if page.is_deep:
+        assert white_level is not None
+        values = _eight_bits(values, page.mode, white_level, whole=not page.is_large)
+    return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
 
 
 def decode_sized(
@@ -92,8 +191,8 @@ def decode_sized(
     size: Int64[Tensor, "2"],
     white_level: White | None = FULL_SCALE,
     part: TiffPart = TiffPart(),
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode a picture whose size was read before.
+) -> Decoded:
+    """Decode a picture whose size was read before, or open it, as `open_image` does.
 
     Args:
         path: The file.
@@ -104,7 +203,7 @@ def decode_sized(
     Raises:
         BadInput: The file can't be decoded, or its size isn't the stated one.
     """
-    picture = decode_image(path, white_level, part)
+    picture = open_image(path, white_level, part)
     if list(picture.shape[:2]) != size.tolist():
         msg = (
             f"{path}: decodes to {picture.shape[:2]} (height, width), but {tuple(size.tolist())} "
@@ -176,7 +275,9 @@ class _Range(NamedTuple):
 def _range_of(path: str | PathLike[str], part: TiffPart) -> _Range:
     with _opened(path, part) as image:
         floats = image.mode == "F"
-        values = image.read() if isinstance(image, TiffPage) else np.asarray(image)
+        if not isinstance(image, TiffPage):
+            refuse_bomb(image)
+        values = image.overview() if isinstance(image, TiffPage) else np.asarray(image)
         if not image.mode.startswith(("I", "F")):
             values = values.astype(np.uint16) * 257  # of colours Pillow keeps the upper byte alone
         values = values[np.isfinite(values)] if floats else values.reshape(-1)
@@ -190,11 +291,16 @@ def _range_of(path: str | PathLike[str], part: TiffPart) -> _Range:
 @contextmanager
 def _opened(path: str | PathLike[str], part: TiffPart) -> Iterator[Image.Image | TiffPage]:
     """Open a picture, and say of whatever goes wrong with it which one it was."""
+    # A file, not its path: what Pillow maps by its path it doesn't turn (grey TIFFs).
+    with _faults(path), Path(path).open("rb") as file, open_part(file, part) as image:
+        yield image
+
+
+@contextmanager
+def _faults(path: str | PathLike[str]) -> Iterator[None]:
+    """Say of whatever goes wrong with a picture which one it was."""
     try:
-        # A file, not its path: what Pillow maps by its path it doesn't turn (grey TIFFs).
-        with Path(path).open("rb") as file, open_part(file, part) as image:
-            refuse_bomb(image)
-            yield image
+        yield
     except FileNotFoundError as error:
         msg = f"{path}: no such picture; check the root folder and the annotations' file names"
         raise BadInput(msg) from error
@@ -267,10 +373,13 @@ def to_rgb(
     return np.asarray(image.convert("RGB"))
 
 
-def _eight_bits(values: np.ndarray, mode: str, white_level: White) -> UInt8[np.ndarray, "..."]:
+def _eight_bits(
+    values: np.ndarray, mode: str, white_level: White, whole: bool = True
+) -> UInt8[np.ndarray, "..."]:
     """Scale grey values so that black becomes 0 and white 255, rounded down.
 
-    What isn't finite becomes black, but for what is infinitely bright.
+    What isn't finite becomes black, but for what is infinitely bright. A whole picture that is all
+    black or white is warned of.
     """
     pair = isinstance(white_level, tuple)
     if not values.size:
@@ -295,7 +404,7 @@ def _eight_bits(values: np.ndarray, mode: str, white_level: White) -> UInt8[np.n
         eight = _scaled(values.astype(np.float64), black, white)
     else:  # a table of all values that there may be is quicker
         eight = _scaled(np.arange(FULL_SCALE + 1.0), black, white)[values.astype(np.uint16)]
-    if eight.min() == eight.max() and least < largest:
+    if whole and eight.min() == eight.max() and least < largest:
         rank_zero_warn(
             f"there are pictures of more than 8 bits that are all black or white, as "
             f"white_level={_shown(white_level)} has it: set other values"

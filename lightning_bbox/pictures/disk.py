@@ -21,7 +21,7 @@ from lightning_bbox.core.prefetch import ahead
 from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import FULL_SCALE, White
-from lightning_bbox.pictures.decode import DECODERS, decode_sized
+from lightning_bbox.pictures.decode import DECODERS, LargePicture, decode_sized
 from lightning_bbox.pictures.places import told
 from lightning_bbox.pictures.pyramid import num_pixels, regions
 from lightning_bbox.pictures.store import ImageStore, pack_levels
@@ -123,7 +123,15 @@ def _packed(
 
     def load(index: int) -> memoryview | BadInput:
         try:
-            packed = pack_levels(decode_sized(paths[index], sizes[index], white_level, part))
+            picture = decode_sized(paths[index], sizes[index], white_level, part)
+            if isinstance(picture, LargePicture):
+                height, width, _ = picture.shape
+                raise BadInput.at(
+                    str(paths[index]),
+                    f"has {width} x {height} pixels, of which only parts are read, into memory",
+                    "set data.store.place=pinned, or data.reading.max_pixels to their number",
+                )
+            packed = pack_levels(picture)
         except BadInput as problem:
             return problem
         return packed.data.cast("B")

@@ -58,7 +58,8 @@ def _sample_once(
     """Take one bilinear sample a crop pixel."""
     x0, x1, weight_x = (t[:, None, :] for t in _taps(boxes[:, 0], boxes[:, 2], widths, size))
     y0, y1, weight_y = (t[:, :, None] for t in _taps(boxes[:, 1], boxes[:, 3], heights, size))
-    row0, row1 = (offsets[:, None, None] + y * widths[:, None, None] for y in (y0, y1))
+    # In 64 bits: pictures may have 2^31 pixels and more.
+    row0, row1 = (offsets[:, None, None] + y.long() * widths[:, None, None] for y in (y0, y1))
     corners = [pixels[row + x].int() for row in (row0, row1) for x in (x0, x1)]
     channels = []
     for shift in (0, 8, 16):
@@ -118,7 +119,7 @@ def _sample_spread(
     x1, y1, x2, y2 = place.boxes.unbind(dim=1)
     x, weight_x = taps(x1, x2, place.reach[:, 0], place.widths, size)
     y, weight_y = taps(y1, y2, place.reach[:, 1], place.heights, size)
-    rows = place.offsets[:, None, None] + y * place.widths[:, None, None]
+    rows = place.offsets[:, None, None] + y.long() * place.widths[:, None, None]
     return blend(pixels, rows, x, weight_y, weight_x)
 
 

@@ -282,7 +282,7 @@ def cut_picture(
     x1, y1, x2, y2 = place.boxes.unbind(dim=1)
     x, weight_x = taps(x1, x2, place.reach[:, 0], place.widths, size)
     y, weight_y = taps(y1, y2, place.reach[:, 1], place.heights, size)
-    rows = place.offsets[:, None, None] + y * place.widths[:, None, None]
+    rows = place.offsets[:, None, None] + y.long() * place.widths[:, None, None]
     # (b, 4 taps down, s rows, 4 taps across, s columns, 3)
     values = pixels[rows[:, :, :, None, None] + x[:, None, None]].float()
     return torch.einsum("btyuxc,bty,bux->bcyx", values, weight_y, weight_x) / 255

@@ -1,14 +1,16 @@
 """The image store: every picture decoded once, kept as uint8 on the device, whatever its size."""
 
-from collections.abc import Iterator, Sequence
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32, Int64, UInt8, UInt32
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt32
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -16,12 +18,15 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import FULL_SCALE, White
-from lightning_bbox.pictures.decode import DECODERS, decode_sized
+from lightning_bbox.pictures.decode import DECODERS, Decoded, LargePicture, decode_sized, whole
 from lightning_bbox.pictures.pyramid import level_sides, level_starts, levels_for, num_pixels
 
 _PACKED_AT_ONCE = 1 << 18  # pixels, so that packing takes no memory to speak of
-_TILE = 128  # side of what is packed or left out where only some boxes will be cut, on level 0
+_TILE = 128  # side of what is packed or left out where only some boxes are cut, on level 0
 _LEAST_TILE = 16  # the same on high levels
+_LARGEST_SOURCE = 2048  # and in the picture's own pixels, which are all decoded for it
+_PAGE = 1024  # pixels of a page of memory, which is the least that is taken
+_NO_RESERVE = 0x4000  # MAP_NORESERVE, which Python's mmap doesn't name: nothing is set aside
 _RED_AND_BLUE, _ONES = np.uint32(0xFF00FF), np.uint32(0x010001)  # of one pixel's number
 
 
@@ -113,6 +118,10 @@ def _summed(
 class ImageStore:
     """Pictures of any size, with their halves, in one flat tensor of packed pixels.
 
+    Of some pictures only what crops are cut from is packed, when they are: what nobody touches
+    takes no memory, and the rest lies where it would in a whole picture, so that crops are the same
+    to the bit.
+
     Args:
         pixels: Packed pixels (see `pack_rgb`) of all pictures, level by level and row by row (see
             `pack_levels`), one picture after another.
@@ -136,6 +145,8 @@ class ImageStore:
         self.heights: Int32[Tensor, " n"] = sizes[:, 0].int()
         self.widths: Int32[Tensor, " n"] = sizes[:, 1].int()
         self.on_host = False
+        self._unpacked: dict[int, _Unpacked] = {}
+        self._lock = Lock()  # crops are cut in several threads
 
     @classmethod
     def from_array(cls, pictures: UInt8[np.ndarray, "n h w 3"]) -> Self:
@@ -149,30 +160,26 @@ class ImageStore:
         return cls(torch.from_numpy(packed.reshape(-1)), sizes.expand(n, 2))
 
     @classmethod
-    def from_pictures(
-        cls,
-        pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
-        crop_boxes: Sequence[Boxes] | None = None,
-        size: int = 0,
-    ) -> Self:
+    def from_pictures(cls, pictures: Sequence[Decoded], at_once: bool = True) -> Self:
         """Store pictures of any sizes that are decoded already.
 
         Args:
             pictures: The pictures.
-            crop_boxes: Finite boxes in each, if nothing else will be cut: the rest is left black,
-                unpacked.
-            size: Side of these crops.
+            at_once: Pack all of them now; else what crops are cut from is packed when they are.
         """
         sizes = torch.tensor([picture.shape[:2] for picture in pictures]).long().reshape(-1, 2)
-        # Not by torch, which would write to all of it: what nobody touches takes no memory.
-        flat = np.zeros(int(num_pixels(sizes).sum()), dtype=np.float32)
-        store = cls(torch.from_numpy(flat), sizes)
-        for at, (picture, start) in enumerate(zip(pictures, store.offsets.tolist(), strict=True)):
-            if crop_boxes is None:
-                pack_levels(picture, store.packed(at).numpy())
-            else:
-                _pack_places(picture, flat[start:], crop_boxes[at], size)
+        store = cls(_untouched(int(num_pixels(sizes).sum())), sizes)
+        for at, picture in enumerate(pictures):
+            store._put(at, picture, at_once)
         return store
+
+    def _put(self, index: int, picture: Decoded, at_once: bool) -> None:
+        """Pack a picture, or keep it until crops are cut, as all large ones are kept."""
+        if at_once and not isinstance(picture, LargePicture):
+            pack_levels(picture, self.packed(index).numpy())
+        else:
+            self._unpacked[index] = _Unpacked(picture)
+        self.on_host |= isinstance(picture, LargePicture)
 
     @classmethod
     def from_files(
@@ -184,7 +191,7 @@ class ImageStore:
         white_level: White | None = FULL_SCALE,
         part: TiffPart = TiffPart(),
     ) -> Self:
-        """Decode files in parallel.
+        """Decode files in parallel; of large ones only what crops are cut from, when they are.
 
         Args:
             paths: The files.
@@ -198,22 +205,12 @@ class ImageStore:
             BadInput: Files can't be decoded, or have other sizes than the stated ones; all of them
                 are counted.
         """
-        store = cls(torch.zeros(int(num_pixels(sizes).sum())), sizes)
+        store = cls(_untouched(int(num_pixels(sizes).sum())), sizes)
 
-        def load(index: int) -> BadInput | None:
-            try:
-                picture = decode_sized(paths[index], sizes[index], white_level, part)
-            except BadInput as problem:
-                return problem
-            pack_levels(picture, store.packed(index).numpy())
-            return None
+        def load(index: int) -> None:
+            store._put(index, decode_sized(paths[index], sizes[index], white_level, part), True)
 
-        with ThreadPoolExecutor(threads) as pool:
-            loaded = pool.map(load, range(len(paths)))
-            hidden = None if progress else True
-            done = [*tqdm(loaded, "pictures", len(paths), leave=False, disable=hidden)]
-        if problems := [problem for problem in done if problem]:
-            raise BadInput.all_of(problems)
+        _all_of(load, len(paths), threads, progress)
         return store
 
     def __len__(self) -> int:
@@ -225,10 +222,49 @@ class ImageStore:
         yield self, image_index
 
     def expect(self, image_index: Int64[Tensor, " b"], crop_boxes: Boxes, size: int) -> None:
-        """Make ready for crops that will be cut next; here they are."""
+        """Make ready for crops that will be cut next: pack what hasn't been.
+
+        Args:
+            image_index: Picture of each crop.
+            crop_boxes: Where it is cut; nothing is made ready where that isn't finite.
+            size: Side of the crops.
+        """
+        if not self._unpacked:
+            return
+        finite = crop_boxes.isfinite().all(dim=1)
+        with self._lock:
+            for index in self._unpacked.keys() & set(image_index.tolist()):
+                boxes = crop_boxes[finite & (image_index == index)]
+                self._unpacked[index].pack(self.packed(index).numpy(), boxes, size)
+
+    @property
+    def has_large(self) -> bool:
+        """Whether parts of a picture are decoded when crops are cut."""
+        return any(isinstance(each.picture, LargePicture) for each in self._unpacked.values())
+
+    @property
+    def num_held(self) -> int:
+        """How many pixels take memory, but for those of the pictures that are kept unpacked."""
+        some = self._unpacked.items()
+        left = sum(len(self.packed(index)) - picture.taken for index, picture in some)
+        return len(self.pixels) - left
+
+    def contents(self) -> list[Tensor | str]:
+        """Return what tells these pictures from others: pixels, or a file that they are read from.
+
+        Of pictures that wait unpacked only large ones have a file.
+        """
+        if not self._unpacked:
+            return [self.pixels]
+        waiting = {index: unpacked.picture for index, unpacked in self._unpacked.items()}
+        stamps = {at: each.stamp for at, each in waiting.items() if isinstance(each, LargePicture)}
+        return [stamps.get(index, self.packed(index)) for index in range(len(self))]
 
     def to(self, device: torch.device) -> Self:
-        """Move the store, once; one that is there already, or stays on the host, is returned."""
+        """Move the store, once; one that is there already, or stays on the host, is returned.
+
+        What isn't packed yet is left behind.
+        """
         if self.on_host or self.pixels.device == device:
             return self
         sizes = torch.stack([self.heights, self.widths], dim=1).long().cpu()
@@ -244,61 +280,145 @@ class ImageStore:
         return self.pixels[int(self.offsets[index]) : end]
 
     def picture(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Return one picture as RGB."""
+        """Return one picture as RGB.
+
+        Raises:
+            BadInput: It is a large one, of which only parts are decoded.
+        """
+        if index in self._unpacked:
+            return whole(self._unpacked[index].picture)
         height, width = int(self.heights[index]), int(self.widths[index])
         packed = self.packed(index)[: height * width].int().cpu().numpy()
         return packed.view(np.uint8).reshape(height, width, 4)[..., :3].copy()
 
 
-def _pack_places(
-    picture: UInt8[np.ndarray, "h w 3"],
-    flat: Float32[np.ndarray, " p"],
-    boxes: Boxes,
-    size: int,
-) -> None:
-    """Pack what crops are cut from, each from its level, into a picture's stretch of a store."""
-    height, width = (torch.tensor([side]) for side in picture.shape[:2])
-    levels = levels_for(boxes, size, height.expand(len(boxes)), width.expand(len(boxes)))
-    starts = level_starts(height, width)[0].tolist()
-    sides = torch.cat([level_sides(height), level_sides(width)]).T.tolist()
-    for level in sorted(set(levels.tolist())):
-        rows, columns = sides[level]
-        packed = flat[starts[level] : starts[level] + rows * columns].reshape(rows, columns)
-        here, tile = boxes[levels == level] / 2**level, max(_TILE >> level, _LEAST_TILE)
-        for down, across in _tiles(rows, columns, here, tile):
-            source = [slice(each.start << level, each.stop << level) for each in (down, across)]
-            some = _numbers(picture[source[0], source[1]])
-            for _ in range(level):
-                some = _halved(some)
-            packed[down, across] = some
+def _untouched(count: int) -> Float32[Tensor, " p"]:
+    """Return zeros that take memory only where something is written to.
+
+    By torch or NumPy all of it might be written to, be set aside, or be taken by huge pages.
+
+    Raises:
+        BadInput: There are more than there are addresses for.
+    """
+    if not count or not hasattr(mmap, "MADV_NOHUGEPAGE"):  # not Linux
+        return torch.from_numpy(np.zeros(count, dtype=np.float32))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+    try:
+        mapped = mmap.mmap(-1, 4 * count, flags=flags)
+    except (OSError, OverflowError) as error:
+        msg = f"{count} pixels can't be laid out in memory ({error}); leave out the largest picture"
+        raise BadInput(msg) from error
+    mapped.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(mapped, dtype=torch.float32)
 
 
-def _tiles(height: int, width: int, boxes: Boxes, tile: int) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows and columns of tiles, side by side, that cuts at boxes read from.
+def _all_of(load: Callable[[int], None], count: int, threads: int, progress: bool) -> None:
+    """Call what loads each of several pictures, in parallel.
+
+    Raises:
+        BadInput: Some can't be loaded; all of them are counted.
+    """
+
+    def problem_of(index: int) -> BadInput | None:
+        try:
+            load(index)
+        except BadInput as problem:
+            return problem
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        loaded = pool.map(problem_of, range(count))
+        hidden = None if progress else True
+        done = [*tqdm(loaded, "pictures", count, leave=False, disable=hidden)]
+    if problems := [problem for problem in done if problem]:
+        raise BadInput.all_of(problems)
+
+
+class _Unpacked:
+    """A picture of which only what crops are cut from is packed, each from its level.
+
+    Args:
+        picture: The picture.
+
+    Attributes:
+        taken: How many pixels of memory what is packed takes.
+    """
+
+    def __init__(self, picture: Decoded) -> None:
+        self.picture, self.taken = picture, 0
+        self._packed: dict[int, Bool[np.ndarray, "rows columns"]] = {}  # tiles of each level
+
+    def pack(self, flat: Float32[np.ndarray, " p"], boxes: Boxes, size: int) -> None:
+        """Pack what crops are cut from into the picture's stretch of a store.
+
+        Args:
+            flat: That stretch.
+            boxes: Where they are cut; finite.
+            size: Their side.
+        """
+        height, width = (torch.tensor([side]) for side in self.picture.shape[:2])
+        levels = levels_for(boxes, size, height.expand(len(boxes)), width.expand(len(boxes)))
+        starts = level_starts(height, width)[0].tolist()
+        sides = torch.cat([level_sides(height), level_sides(width)]).T.tolist()
+        for level in sorted(set(levels.tolist())):
+            rows, columns = sides[level]
+            packed = flat[starts[level] : starts[level] + rows * columns].reshape(rows, columns)
+            for down, across in self._fresh(level, rows, columns, boxes[levels == level]):
+                source = [slice(each.start << level, each.stop << level) for each in (down, across)]
+                some = _numbers(self.picture[source[0], source[1]])
+                for _ in range(level):
+                    some = _halved(some)
+                packed[down, across] = some
+                self.taken += len(some) * max(some.shape[1], _PAGE)
+
+    def _fresh(
+        self, level: int, rows: int, columns: int, boxes: Boxes
+    ) -> Iterator[tuple[slice, slice]]:
+        """Yield the rows and columns of tiles that cuts at boxes read from and aren't packed yet.
+
+        They are those of a level. Tiles side by side are one, as long as that isn't large.
+        """
+        tile = min(max(_TILE >> level, _LEAST_TILE), max(1, _LARGEST_SOURCE >> level))
+        touched = _touched(-(-rows // tile), -(-columns // tile), boxes / (tile << level), tile)
+        packed = self._packed.setdefault(level, np.zeros_like(touched))
+        most = max(1, (_LARGEST_SOURCE**2 // (tile << level) ** 2))
+        for row, across in enumerate(touched & ~packed):
+            edges = np.flatnonzero(np.diff(across, prepend=False, append=False))
+            for begin, end in edges.reshape(-1, 2):
+                for first in range(begin, end, most):
+                    columns_of = slice(first * tile, min(first + most, end) * tile)
+                    yield slice(row * tile, (row + 1) * tile), columns_of
+        packed |= touched
+
+
+def _touched(rows: int, columns: int, boxes: Boxes, tile: int) -> Bool[np.ndarray, "rows columns"]:
+    """Tell which tiles cuts at boxes read from.
 
     A cut reads the pixels around its samples, and those of the border for what lies outside.
+
+    Args:
+        rows: How many tiles there are, down.
+        columns: The same, across.
+        boxes: The boxes, as multiples of a tile's side.
+        tile: That side, in pixels.
     """
-    touched = np.zeros((-(-height // tile), -(-width // tile)), dtype=bool)
-    corners = boxes.double().numpy()
-    low = np.floor(np.minimum(corners[:, :2], corners[:, 2:])) - 3
-    high = np.ceil(np.maximum(corners[:, :2], corners[:, 2:])) + 3
-    last = np.array([width, height]) - 1
-    first_tiles, last_tiles = (
-        (np.clip(places, 0, last) // tile).astype(int) for places in (low, high)
-    )
+    touched = np.zeros((rows, columns), dtype=bool)
+    corners, around = boxes.double().numpy(), 4 / tile
+    low = np.minimum(corners[:, :2], corners[:, 2:]) - around
+    high = np.maximum(corners[:, :2], corners[:, 2:]) + around
+    last = np.array([columns, rows]) - 1
+    first_tiles, last_tiles = (np.clip(np.floor(each), 0, last).astype(int) for each in (low, high))
     for (left, top), (right, bottom) in zip(first_tiles, last_tiles, strict=True):
         touched[top : bottom + 1, left : right + 1] = True
-    for row, across in enumerate(touched):
-        edges = np.flatnonzero(np.diff(across, prepend=False, append=False))
-        for begin, end in edges.reshape(-1, 2) * tile:
-            yield slice(row * tile, (row + 1) * tile), slice(begin, end)
+    return touched
 
 
 class PictureFiles:
     """Pictures that are decoded when they are asked for, so that any number of them will do.
 
     Those of the last samples are kept, so that each is decoded once where its samples follow one
-    another. They stay in the memory of the host: crops are cut there, ahead of their use.
+    another, and only what crops are cut from is packed. They stay in the memory of the host: crops
+    are cut there, ahead of their use.
 
     Args:
         paths: The files.
@@ -322,7 +442,7 @@ class PictureFiles:
     ) -> None:
         self.paths, self.sizes, self.most_pixels = paths, sizes, most_pixels
         self.white_level, self.part = white_level, part
-        self._kept: tuple[list[int], ImageStore] = [], ImageStore(torch.zeros(0), sizes[:0])
+        self._kept: tuple[dict[int, Decoded], ImageStore] = {}, ImageStore.from_pictures([])
 
     def to(self, device: torch.device) -> Self:
         """Stay on the host."""
@@ -337,7 +457,9 @@ class PictureFiles:
             BadInput: A picture can't be decoded, or its size isn't the stated one.
         """
         for pictures in self._groups(image_index.tolist()):
-            yield self._decoded(torch.tensor(pictures, dtype=torch.int64))
+            store, numbers = self._store_of(set(pictures))
+            places = {at: place for place, at in enumerate(numbers)}
+            yield store, torch.tensor([places[at] for at in pictures]).long()
 
     def _groups(self, wanted: list[int]) -> Iterator[list[int]]:
         """Cut a list of pictures where those before would hold too many pixels."""
@@ -354,21 +476,22 @@ class PictureFiles:
         if group or not wanted:
             yield group
 
-    def _decoded(self, image_index: Int64[Tensor, " b"]) -> tuple[ImageStore, Int64[Tensor, " b"]]:
-        wanted, (numbers, store) = set(image_index.tolist()), self._kept
-        if missing := sorted(wanted - set(numbers)):
-            fresh = ImageStore.from_files(
-                [Path(self.paths[at]) for at in missing],
-                self.sizes[missing],
-                progress=False,
-                white_level=self.white_level,
-                part=self.part,
-            )
-            old = [at for at in numbers if at in wanted]
-            parts = [store.packed(numbers.index(at)) for at in old]
-            numbers = old + missing
-            pixels = torch.cat([*parts, fresh.pixels]) if old else fresh.pixels
-            store = ImageStore(pixels, self.sizes[numbers])
-            self._kept = numbers, store
-        places = {at: place for place, at in enumerate(numbers)}
-        return store, torch.tensor([places[at] for at in image_index.tolist()]).long()
+    def _store_of(self, wanted: set[int]) -> tuple[ImageStore, list[int]]:
+        """Return a store that holds these pictures, and the number of each that it holds.
+
+        A large picture's grows with the crops that are cut from it, until there are too many.
+        """
+        kept, store = self._kept
+        missing = sorted(wanted - kept.keys())
+        if not missing and (store.num_held <= self.most_pixels or not store.has_large):
+            return store, list(kept)
+        fresh: dict[int, Decoded] = {}
+
+        def load(place: int) -> None:
+            at, (white, part) = missing[place], (self.white_level, self.part)
+            fresh[at] = decode_sized(Path(self.paths[at]), self.sizes[at], white, part)
+
+        _all_of(load, len(missing), DECODERS, progress=False)
+        kept = {at: each for at, each in kept.items() if at in wanted} | fresh
+        self._kept = kept, ImageStore.from_pictures(list(kept.values()), at_once=False)
+        return self._kept[1], list(kept)

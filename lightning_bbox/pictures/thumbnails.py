@@ -53,9 +53,9 @@ def read_thumbnails(
 def _thumbnail(path: Path, part: TiffPart) -> UInt8[np.ndarray, "s s"] | str:
     try:
         with path.open("rb") as file, open_part(file, part) as image:
-            refuse_bomb(image)
+            refuse_bomb(image, in_parts=True)
             if isinstance(image, TiffPage):
-                return _shrunk(image.read().astype(np.float32))
+                return _shrunk(image.overview().astype(np.float32))
             image.draft("L", (4 * SIDE, 4 * SIDE))  # a JPEG is decoded at an eighth of its size
             turned = upright(image)
             if turned.mode.startswith("I") or turned.mode == "F":

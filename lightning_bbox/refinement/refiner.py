@@ -25,7 +25,7 @@ from lightning_bbox.geometry.weighing import move_under, said_of
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import CHECKPOINT_KEY, write_shared
 from lightning_bbox.pictures.cut import cut_crops
-from lightning_bbox.pictures.decode import decode_image, to_rgb, upright
+from lightning_bbox.pictures.decode import Decoded, open_image, to_rgb, upright, whole
 from lightning_bbox.pictures.store import ImageStore
 from lightning_bbox.refinement.exported import ExportedGraph, GraphOutput, is_exported
 from lightning_bbox.refinement.outcomes import Reason, clip_or_restore, refuse_max_shift, words_of
@@ -280,11 +280,9 @@ class Refiner:
             return self._by_graph(self._graph, pictures, each, numbers, unmoved)
         usable = torch.tensor([at for at in range(len(rough)) if at not in unmoved]).long()
         crop_boxes = self.spec.geometry.crop_boxes(rough[usable])
-        cut = [crop_boxes[index[usable] == at] for at in range(len(pictures))]
-        # Where a second look is cut isn't known yet.
-        store = ImageStore.from_pictures(
-            pictures, None if self.model.second else cut, self.spec.geometry.size
-        )
+        store = ImageStore.from_pictures(pictures, at_once=False)
+        store.expect(index[usable], crop_boxes, self.spec.geometry.size)
+        store.on_host |= self.model.second is not None  # where that is cut isn't known yet
         refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
         refined, stds, gains = self._weigh(refined, stds, rough[usable], index[usable])
         plausible, reasons = clip_or_restore(
@@ -300,7 +298,7 @@ class Refiner:
     def _by_graph(
         self,
         graph: ExportedGraph,
-        pictures: Sequence[np.ndarray],
+        pictures: Sequence[Decoded],
         boxes: Sequence[Boxes],
         numbers: Int64[Tensor, " n"],
         unmoved: dict[int, str],
@@ -308,7 +306,7 @@ class Refiner:
         """Have an exported graph refine the boxes, picture by picture."""
         counts = [len(one) for one in boxes]
         law = None if self.law is None else self.law.table()
-        given = zip(pictures, boxes, torch.split(numbers, counts), strict=True)
+        given = zip(map(whole, pictures), boxes, torch.split(numbers, counts), strict=True)
         found = [graph(*each, law) for each in given]
         said = graph.facts.max_shift
         none = GraphOutput(
@@ -381,7 +379,7 @@ class Refiner:
             count = min(self.batch_size, len(rough) - start)
             rows = rows.clamp(max=len(rough) - 1) if self.isolated else rows[:count]
             proposals = rough[rows].to(device)
-            cut = partial(_cut, store, index[rows].to(device))
+            cut = partial(_cut, store, index[rows].to(store.device))
             crops, labels = cut(geometry, proposals), numbers[rows].to(device)
             found, spread = self.model.refine(crops, proposals, labels, cut)
             boxes.append(found[:count].cpu())
@@ -435,8 +433,8 @@ def _by_picture(
 def _cut(
     store: ImageStore, index: Int64[Tensor, " b"], geometry: CropGeometry, boxes: Boxes
 ) -> Float[Tensor, "b 3 s s"]:
-    places = geometry.crop_boxes(boxes)
-    return cut_crops(store, index, places, geometry.size)
+    places = geometry.crop_boxes(boxes).to(store.device)
+    return cut_crops(store, index, places, geometry.size).to(boxes.device)
 
 
 def refine(
@@ -463,8 +461,8 @@ def refine(
 
 def as_rgb(
     image: Picture, white_level: White | None = None, part: TiffPart = TiffPart()
-) -> np.ndarray:
-    """Return a picture's pixels as uint8 (h, w, 3).
+) -> Decoded:
+    """Return a picture's pixels as uint8 (h, w, 3), or a large file open.
 
     Args:
         image: The picture.
@@ -475,7 +473,7 @@ def as_rgb(
         BadInput: It is of another type or shape, or can't be decoded.
     """
     if isinstance(image, str | PathLike):
-        return decode_image(image, white_level, part)
+        return open_image(image, white_level, part)
     if isinstance(image, Image.Image):
         return to_rgb(upright(image), white_level)
     array = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)

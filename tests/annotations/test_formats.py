@@ -85,6 +85,23 @@ def via_json(*shapes, name="a.png"):
     return {f"{name}9": entry}
 
 
+def via_project(*shapes, **parts):
+    """Compose a project of VIA 3, a region a shape; its class is chosen of options."""
+    regions = {
+        f"1_{at}": {"vid": "1", "flg": 0, "z": [], "xy": list(shape), "av": {"1": "7"}}
+        for at, shape in enumerate(shapes)
+    }
+    options = {"0": "other", "7": "cell"}
+    return {
+        "project": {"pid": "__VIA_PROJECT_ID__", "data_format_version": "3.1.1", "vid_list": ["1"]},
+        "config": {},
+        "attribute": {"1": {"aname": "kind", "anchor_id": "FILE1_Z0_XY1", "options": options}},
+        "file": {"1": {"fid": 1, "fname": "a.png", "type": 2, "loc": 1, "src": ""}},
+        "metadata": {"-": {"vid": "1", "z": [], "xy": [], "av": {"2": "dark"}}} | regions,
+        "view": {"1": {"fid_list": [1]}},
+    } | parts
+
+
 SPACED = re.sub(r"<(/?)(\w)", r"<\1v:\2", voc("a.png", (64, 48), ("cell", (11, 11, 30, 30))))
 SPACED = SPACED.replace("<v:annotation>", "<v:annotation xmlns:v='urn:v'>")
 HALF = [[16.0, 12.0, 48.0, 36.0]]
@@ -172,6 +189,14 @@ READ = {  # files, boxes to train on, and what stays in predict or is invalid
     "VIA JSON of version 1": (
         A | {"p.json": {"a.png9": via_json(RECT)["a.png9"] | {"regions": {"0": {
             "shape_attributes": RECT, "region_attributes": {}}}}}}, TEN, ""),
+    "VIA 3": (
+        A | {"p.json": via_project((2, 10, 10, 20, 20), (5, 1, 1, 2, 2), (2, 1, 2))}, TEN,
+        "region 1_1: ... is the shape 'line', which is no box"),
+    "VIA 3 polygon": (
+        A | {"p.json": via_project((7, 10, 10, 30, 12, 20, 30))}, TEN, "is only around a polygon"),
+    "VIA 3 of a path": (
+        {"s/a.png": (64, 48), "p.json": via_project((2, 10, 10, 20, 20), file={
+            "1": {"fname": "a.png", "type": 2, "src": "s/a.png"}})}, TEN, ""),
     "VIA JSON polygon": (
         A | {"p.json": via_json({"name": "polygon", "all_points_x": [10, 30, 20],
                                  "all_points_y": [10, 12, 30]})},
@@ -277,6 +302,8 @@ TWO = {  # a file with two boxes (10, 10, 30, 30) and (16, 12, 48, 36), and how 
             (10, 10, 20, 20), (11, 12, 16, 19)),
     "via json": ("p.json", via_json(RECT, RECT | {"x": 16, "y": 12.0, "width": 32, "height": 24}),
                  (10, 10, 20, 20), (11, 12, 16, 19)),
+    "via 3": ("p.json", via_project((2, 10, 10, 20, 20.0), (1, 3, 4), (2, 16, 12, 32, 24)),
+              (10, 10, 20, 20), (11, 12, 16, 19)),
     "cvat beside a skeleton": (
         "a.xml", cvat('<skeleton label="p"><points points="1,2"/><box xtl="1" ytl="1" xbr="9" '
                       'ybr="9"/></skeleton>', cvat_box(10, 10, 30, 30), cvat_box(16, 12, 48, 36)),
@@ -415,6 +442,18 @@ REFUSED = {  # files, options, sentence
         A | {"p.json": {"a": via_json(RECT)["a.png9"] | {"regions": [
             {"shape_attributes": RECT, "region_attributes": {"kind": "a", "age": "b"}}]}}}, {},
         "p.json: a: region 1: the class may be any of the attributes kind, age; say which"),
+    "a video of VIA 3": (
+        A | {"p.json": via_project(file={"1": {"fname": "a.mp4", "type": 4}})}, {},
+        "p.json: file 1: 'a.mp4' is a video or a sound; save its frames as pictures"),
+    "a file of no name of VIA 3": (
+        A | {"p.json": via_project(file={"1": {"fname": " ", "type": 2}})}, {},
+        "p.json: file 1: its fname is empty"),
+    "a view of VIA 3": (
+        A | {"p.json": via_project((2, 1, 1, 2, 2), view={"1": {"fid_list": [1, 2]}})}, {},
+        "p.json: region 1_0: its view is '1', which shows no one file; correct its vid"),
+    "no shapes in VIA 3": (
+        A | {"p.json": via_project(metadata={"1": {"vid": "1", "xy": 3}})}, {},
+        "p.json: metadata 1: 'xy' is 3, expected list"),
     "no regions in VIA's JSON": (
         A | {"p.json": '{"a": {"filename": "a.png", "regions": 3, "file_attributes": {}}}'}, {},
         "p.json: a: 'regions' is 3, expected list or dict; correct it"),

@@ -64,6 +64,18 @@ TOKENS["viajson"] = (
     *('"all_points_x": [1], ', '"filename": "", ', '"_via_img_metadata": 1, ', '"x": null, '),
     *TOKENS["coco"][:16],
 )
+TOKENS["via3"] = (
+    *(
+        '"xy": [], ',
+        '"xy": [2, 1], ',
+        '"xy": [7, 1, 2, 3], ',
+        "[2, ",
+        '"vid": "2", ',
+        '"view": {}, ',
+    ),
+    *('"fid_list": [], ', '"type": 4, ', '"av": {"2": "a"}, ', '"options": [], ', '"src": "..", '),
+    *TOKENS["coco"][:16],
+)
 """Words that mean something in a format."""
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _LINE_ENDS = (b"\n", b"\r\n", b"\r", b"\n\n", b"\x0b", b"\xe2\x80\xa8", b"\0", b"")

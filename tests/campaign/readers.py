@@ -19,18 +19,25 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from PIL import Image
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.pictures.decode import decode_image
+from lightning_bbox.core.tiff import has_tifffile
+from lightning_bbox.pictures.cut import cut_crops
+from lightning_bbox.pictures.decode import decode_image, open_image
+from lightning_bbox.pictures.store import ImageStore
+from lightning_bbox.pictures.thumbnails import read_thumbnails
 from tests.campaign.damage import TOKENS, mutated, mutated_picture
 from tests.campaign.sets import SETS
-from tests.campaign.test_readers import PICTURES, check_sentence, judge, size_of
+from tests.campaign.test_readers import PICTURES, check_sentence, judge, large_pictures, size_of
 from tests.conftest import write_rectangles
 
 LIMIT = 5.0  # seconds
 MEMORY = 1 << 30  # bytes
+LARGE = list(large_pictures()) if has_tifffile() else []
 WHITE = (None, 65_535, 4095, (0.0, 1.0), (-5.0, 300.0))
 
 
@@ -90,10 +97,28 @@ def of_picture(dice: random.Random) -> str:
     return "decoded"
 
 
+def of_large_picture(dice: random.Random) -> str:
+    """Damage a TIFF that is read in parts, and cut crops of it."""
+    with tempfile.TemporaryDirectory() as folder, patch.object(Image, "MAX_IMAGE_PIXELS", 100):
+        path = Path(folder) / "a.tif"
+        path.write_bytes(mutated_picture(dice.choice(LARGE), dice))
+        try:
+            size_of(Path(folder), path.name)
+            read_thumbnails([path])
+            store = ImageStore.from_pictures([open_image(path, dice.choice(WHITE))])
+            corners = torch.tensor([[dice.uniform(-9, 60) for _ in range(2)] for _ in range(3)])
+            boxes = torch.cat([corners, corners + dice.uniform(2, 90)], dim=1)
+            cut_crops(store, torch.zeros(3, dtype=torch.int64), boxes, 8)
+        except BadInput as refusal:
+            check_sentence(str(refusal))
+            return "refused"
+    return "cut"
+
+
 def campaign(seed: int, trials: Iterable[int], end: float) -> int:
     """Hold it until the time is over, and return how many trials went wrong."""
     sets = {kind: made(kind) for kind in SETS}
-    kinds = [*sets, "picture"]
+    kinds = [*sets, "picture", *(["large picture"] if LARGE else [])]
     counts, wrong, slowest = Counter[str](), 0, (0.0, "")
     for number in trials:
         if time.monotonic() > end:
@@ -103,11 +128,10 @@ def campaign(seed: int, trials: Iterable[int], end: float) -> int:
         try:
             with bounded(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what Pillow says of damage is its own affair
-                how = (
-                    of_picture(dice)
-                    if kind == "picture"
-                    else of_annotations(kind, sets[kind], dice)
-                )
+                if kind in sets:
+                    how = of_annotations(kind, sets[kind], dice)
+                else:
+                    how = of_picture(dice) if kind == "picture" else of_large_picture(dice)
         except (Exception, Hung) as error:  # noqa: BLE001 - whatever it is, it is what is looked for
             wrong, how = wrong + 1, "wrong"
             print(f"trial {number} ({kind}): {type(error).__name__}: {error}", flush=True)

@@ -170,6 +170,21 @@ def _via_json(folder: Path) -> None:
     (folder / "project.json").write_text(json.dumps(content, indent=1))
 
 
+def _via_project(folder: Path) -> None:
+    files, regions, views = {}, {}, {}
+    for at, (name, boxes) in enumerate(_boxes(folder).items(), 1):
+        files[str(at)] = {"fid": at, "fname": name, "type": 2, "loc": 1, "src": ""}
+        views[str(at)] = {"fid_list": [at]}
+        shapes = [[2, x, y, right - x, low - y] for x, y, right, low in boxes]
+        for number, shape in enumerate([*shapes, [7, 1, 1, 9, 1, 5, 9], []]):
+            region = {"vid": str(at), "flg": 0, "z": [], "xy": shape, "av": {"1": "0"}}
+            regions[f"{at}_{number}"] = region
+    attributes = {"1": {"aname": "label", "options": {"0": "part"}}}
+    content = {"project": {"pid": "p"}, "attribute": attributes, "file": files}
+    content |= {"metadata": regions, "view": views}
+    (folder / "project.json").write_text(json.dumps(content, indent=1))
+
+
 def _kaggle(folder: Path) -> None:
     def row(name: str, x: int, y: int, right: int, low: int) -> str:
         return f'{name},120,80,"[{x}, {y}, {right - x}, {low - y}]"\n'
@@ -191,8 +206,9 @@ SETS: dict[str, Callable[[Path], object] | None] = {
     "automl": _automl,
     "via": _via,
     "viajson": _via_json,
+    "via3": _via_project,
     "kaggle": _kaggle,
 }
 """Data sets by their format, and what makes each of the rectangles in CSV."""
 SUFFIXES = {"yolo": "txt", "mot": "txt", "otb": "txt", "voc": "xml", "cvat": "xml"}
-SUFFIXES |= dict.fromkeys(("coco", "labelme", "labelstudio", "viajson"), "json")
+SUFFIXES |= dict.fromkeys(("coco", "labelme", "labelstudio", "viajson", "via3"), "json")

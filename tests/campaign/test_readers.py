@@ -194,4 +194,24 @@ def pictures():
     yield "ppm", b"P2\n# a\n2 2\n65535\n1 2 3 65535\n"
 
 
+def large_pictures():
+    """Save TIFFs in tiles and strips, that are read in parts where few pixels are allowed."""
+    from tifffile import imwrite
+
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+    tiled = {"tile": (16, 16), "photometric": "rgb"}
+    for values, options in (
+        (pixels, tiled),
+        (pixels, tiled | {"compression": "deflate", "predictor": True, "bigtiff": True}),
+        (pixels, tiled | {"compression": "jpeg"}),
+        (pixels, {"rowsperstrip": 5, "compression": "lzw", "photometric": "rgb"}),
+        (pixels, {"photometric": "rgb"}),
+        (pixels[..., 0] * np.uint16(257), {"tile": (16, 32), "compression": "zstd"}),
+        (pixels[..., 0] / np.float32(255), {"rowsperstrip": 4}),
+    ):
+        buffer = BytesIO()
+        imwrite(buffer, values, **options)
+        yield buffer.getvalue()
+
+
 PICTURES = list(pictures())

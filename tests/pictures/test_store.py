@@ -141,9 +141,14 @@ def test_crops_of_what_was_packed_for_them_are_those_of_whole_pictures(shape, si
     pictures = [made_up_picture(*shape), made_up_picture(height + 9, width)]
     index = torch.arange(60) % 2
     whole = ImageStore.from_pictures(pictures)
-    some = ImageStore.from_pictures(pictures, [boxes[index == 0], boxes[index == 1]], size)
-    crops = [cut_crops(each, index, boxes, size) for each in (whole, some)]
-    assert torch.equal(*crops)
+    some = ImageStore.from_pictures(pictures, at_once=False)
+    for rows in (slice(0, 20), slice(10, 60)):  # what is packed already stays
+        batch = index[rows], boxes[rows], size
+        assert torch.equal(cut_crops(some, *batch), cut_crops(whole, *batch))
+    for at, picture in enumerate(pictures):
+        assert np.array_equal(some.picture(at), picture)
+    nowhere = torch.full((3, 4), torch.nan)
     for count in (0, 1):
-        few = ImageStore.from_pictures(pictures, [boxes[:count], boxes[:0]], size)
+        few = ImageStore.from_pictures(pictures, at_once=False)
+        few.expect(index[: count + 3], torch.cat([nowhere, boxes[:count]]), size)
         assert int((few.pixels > 0).sum()) <= count * (300 + 4 + 2 * 128) ** 2

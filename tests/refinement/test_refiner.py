@@ -81,7 +81,7 @@ def test_only_what_the_crops_need_is_packed_and_boxes_are_the_same_to_the_bit(mo
     found = refiner.refine_with_std(image, boxes[:1])
     assert sum(packed) == 128**2
     found, packed[:] = refiner.refine_with_std(image, boxes), []
-    monkeypatch.setattr(ImageStore, "from_pictures", lambda pictures, *_: from_pictures(pictures))
+    monkeypatch.setattr(ImageStore, "from_pictures", lambda pictures, **_: from_pictures(pictures))
     whole = refiner.refine_with_std(image, boxes)
     assert sum(packed) == 3000 * 4000
     assert torch.equal(found.boxes, whole.boxes)

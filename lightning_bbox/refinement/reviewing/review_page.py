@@ -24,7 +24,7 @@ from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import White
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.pictures.decode import decode_image
+from lightning_bbox.pictures.decode import Decoded, open_image
 from lightning_bbox.reports.pages import page
 
 PAGE = "review.html"
@@ -165,19 +165,19 @@ def _pictures(
     """Return what is seen around each box as JPEG in base64; each picture is decoded once."""
     found = [""] * len(shown)
     picture_of = table.image_index[shown].tolist()
-    decoded, picture = -1, Image.new("RGB", (1, 1))
+    opened, picture = -1, None
     for row in sorted(range(len(shown)), key=picture_of.__getitem__):
-        if picture_of[row] != decoded:
-            decoded = picture_of[row]
-            path = table.root / table.images[decoded]
-            picture = Image.fromarray(decode_image(path, white_level, table.part))
+        if picture is None or picture_of[row] != opened:
+            opened = picture_of[row]
+            path = table.root / table.images[opened]
+            picture = open_image(path, white_level, table.part)
         buffer = BytesIO()
         seen(picture, views[row]).save(buffer, format="JPEG", quality=_QUALITY)
         found[row] = base64.b64encode(buffer.getvalue()).decode()
     return found
 
 
-def seen(picture: Image.Image, view: list[float]) -> Image.Image:
+def seen(picture: Decoded, view: list[float]) -> Image.Image:
     """Cut a view out of a picture, grey where that has ended, enlarged where it is small.
 
     Args:
@@ -185,7 +185,8 @@ def seen(picture: Image.Image, view: list[float]) -> Image.Image:
         view: A square, `xyxy` in pixels.
 
     Examples:
-        >>> picture = Image.new("RGB", (100, 100), "white")
+        >>> import numpy as np
+        >>> picture = np.full((100, 100, 3), 255, np.uint8)
         >>> shown = seen(picture, [-50.0, 0.0, 50.0, 100.0])
         >>> shown.size, shown.getpixel((49, 50)), shown.getpixel((50, 50))
         ((100, 100), (128, 128, 128), (255, 255, 255))
@@ -195,13 +196,15 @@ def seen(picture: Image.Image, view: list[float]) -> Image.Image:
     scale = (right - left) / side
     spans = [
         _span(low, scale, side, limit)
-        for low, limit in ((left, picture.width), (top, picture.height))
+        for low, limit in ((left, picture.shape[1]), (top, picture.shape[0]))
     ]
     whole = Image.new("RGB", (side, side), _OUTSIDE)
     (x, across, from_x, to_x), (y, down, from_y, to_y) = spans
     if across > 0 and down > 0:
-        box = (from_x, from_y, to_x, to_y)
-        part = picture.resize((across, down), Image.Resampling.BILINEAR, box=box)
+        first_x, first_y = math.floor(from_x), math.floor(from_y)
+        there = picture[first_y : math.ceil(to_y), first_x : math.ceil(to_x)]
+        box = (from_x - first_x, from_y - first_y, to_x - first_x, to_y - first_y)
+        part = Image.fromarray(there).resize((across, down), Image.Resampling.BILINEAR, box=box)
         whole.paste(part, (x, y))
     return whole
 

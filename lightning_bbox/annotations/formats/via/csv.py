@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_bbox.annotations.formats.format import Picture, Record, Spots
+from lightning_bbox.annotations.formats.format import Picture, Spots
 from lightning_bbox.annotations.formats.tables.sheet import (
     Asked,
     Row,
@@ -18,7 +18,7 @@ from lightning_bbox.annotations.formats.tables.sheet import (
     picture_of,
     table_rows,
 )
-from lightning_bbox.annotations.formats.via.regions import FIELDS, box_of, label_of
+from lightning_bbox.annotations.formats.via.regions import FIELDS, record_of
 from lightning_bbox.core.errors import BadInput
 
 _NAMES = {
@@ -56,10 +56,8 @@ def read_csv(root: Path, files: Sequence[str], named: str | int | None) -> list[
         for row in table_rows(root, file, _columns, _COMMA):
             picture = picture_of(own, row, file)
             if shape := _cell(row, "shape"):
-                values, fault, outline = box_of(shape)
-                label = label_of(_cell(row, "attributes"), row.place, named)
-                record = Record(row.place, values, label, file, row.number, fault, outline=outline)
-                picture.records.append(record)
+                place = row.place, file, row.number
+                picture.records.append(record_of(shape, _cell(row, "attributes"), *place, named))
         pictures += own.values()
     return pictures
 

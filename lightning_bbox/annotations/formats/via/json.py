@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_bbox.annotations.formats.format import Picture, Record, Spots
+from lightning_bbox.annotations.formats.format import Picture, Spots
 from lightning_bbox.annotations.formats.json import (
     as_object,
     parse_json,
@@ -12,7 +12,8 @@ from lightning_bbox.annotations.formats.json import (
     spotted_json,
     take,
 )
-from lightning_bbox.annotations.formats.via.regions import box_of, label_of
+from lightning_bbox.annotations.formats.via.project import is_project, project_spots, read_project
+from lightning_bbox.annotations.formats.via.regions import box_of, record_of
 from lightning_bbox.core.errors import BadInput, shortened
 
 _PROJECT = "_via_img_metadata"
@@ -22,7 +23,8 @@ def looks_like_json(path: Path) -> bool:
     """Tell by its words whether a file is VIA's."""
     content = path.read_bytes()
     pictures = b'"filename"' in content and b'"regions"' in content
-    return pictures and b'"file_attributes"' in content
+    of_3 = all(word in content for word in (b'"fname"', b'"metadata"', b'"fid_list"'))
+    return of_3 or (pictures and b'"file_attributes"' in content)
 
 
 def read_json(root: Path, files: Sequence[str], named: str | int | None) -> list[Picture]:
@@ -36,11 +38,14 @@ def read_json(root: Path, files: Sequence[str], named: str | int | None) -> list
     Raises:
         BadInput: A file isn't well-formed.
     """
-    return [
-        _picture(file, key, entry, number, named)
-        for file in files
-        for key, entry, number in _entries(parse_json(root, file), file)
-    ]
+    pictures: list[Picture] = []
+    for file in files:
+        document = parse_json(root, file)
+        if is_project(document):
+            pictures += read_project(document, file, named)
+        else:
+            pictures += [_picture(file, *each, named) for each in _entries(document, file)]
+    return pictures
 
 
 def _entries(document: object, file: str) -> Iterator[tuple[str, Mapping[str, Any], int]]:
@@ -63,10 +68,9 @@ def _picture(
     picture = Picture(file, place, name)
     for at, region in enumerate(_regions(entry, place)):
         where = f"{place}: region {at + 1}"
-        values, fault, outline = box_of(_attributes(region, "shape_attributes", where))
-        label = label_of(_attributes(region, "region_attributes", where), where, named)
-        record = Record(where, values, label, file, before + at, fault, outline=outline)
-        picture.records.append(record)
+        shape = _attributes(region, "shape_attributes", where)
+        stated = _attributes(region, "region_attributes", where)
+        picture.records.append(record_of(shape, stated, where, file, before + at, named))
     return picture
 
 
@@ -83,7 +87,11 @@ def _attributes(region: object, key: str, place: str) -> Mapping[str, Any]:
 
 def json_spots(text: str) -> Iterator[Spots]:
     """Find where the numbers of each region stand."""
-    for _, entry, _ in _entries(spotted_json(text), ""):
+    document = spotted_json(text)
+    if is_project(document):
+        yield from project_spots(document)
+        return
+    for _, entry, _ in _entries(document, ""):
         for region in _regions(entry, ""):
             numbers, fault, outline = box_of(region["shape_attributes"])
             yield Spots([] if fault or outline else [span_of(number) for number in numbers])

@@ -4,7 +4,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_bbox.annotations.formats.format import NO_BOX, Convention
+from lightning_bbox.annotations.formats.format import NO_BOX, Convention, Record
 from lightning_bbox.annotations.formats.json import as_float, is_number
 from lightning_bbox.annotations.formats.texts import argument, whole_text
 from lightning_bbox.core.errors import BadInput, listed
@@ -51,6 +51,32 @@ def box_of(shape: Mapping[str, Any]) -> tuple[tuple[float, float, float, float],
         left, top = as_float(min(xs)), as_float(min(ys))
         return (left, top, as_float(max(xs)) - left, as_float(max(ys)) - top), "", "a polygon"
     return NO_BOX, f"is the shape {reprlib.repr(name)}, which is no box", ""
+
+
+def record_of(
+    shape: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    place: str,
+    file: str,
+    number: int,
+    named: str | int | None,
+) -> Record:
+    """Return a region as a record.
+
+    Args:
+        shape: Its `shape_attributes`.
+        attributes: Its `region_attributes`.
+        place: Where it stands.
+        file: In which file.
+        number: Which of that file's regions it is, from 0.
+        named: The attribute that the user says is the class.
+
+    Raises:
+        BadInput: The class can't be told.
+    """
+    values, fault, outline = box_of(shape)
+    label = label_of(attributes, place, named)
+    return Record(place, values, label, file, number, fault, outline=outline)
 
 
 def label_of(attributes: Mapping[str, Any], place: str, named: str | int | None) -> str:

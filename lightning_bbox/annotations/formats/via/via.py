@@ -13,7 +13,7 @@ from lightning_bbox.annotations.formats.via.regions import CONVENTION
 
 @cache
 def via_format(asked: Asked) -> Format:
-    """Return VIA 1 and 2.
+    """Return VIA 1, 2 and 3.
 
     Args:
         asked: Which attribute is the class, as the column of `label`.
