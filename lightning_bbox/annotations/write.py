@@ -5,6 +5,7 @@ fields, their order, comments and line ends.
 """
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -28,6 +29,7 @@ Decimals = int | Literal["auto"]
 """Of a pixel: `auto` is none in files that hold only whole numbers, and otherwise three."""
 
 _MOST_DECIMALS = 6
+_JOINED = 10_000  # pieces of a file that are put together at once
 
 
 def write_boxes(
@@ -199,15 +201,16 @@ def _exchanged(
 ) -> bytes:
     """Put new numbers in the place of the old ones, by the number of each box in its file."""
     encoding = table.format.encoding(content)
-    pieces, position = list[str](), 0
-    stated, order = list[list[float]](), list[int]()
+    # Of a million boxes: numbers without an object for each, and pieces joined now and then.
+    stated, order = array("d"), array("q")
+    whole, pieces, position = list[str](), list[str](), 0
     try:
         text = content.decode(encoding)
         for number, spots in enumerate(table.format.spots(text)):
             if (row := rows.get(number)) is None:
                 continue
             order.append(row)
-            stated.append(_values([text[start:end] for start, end in spots.numbers]))
+            stated.extend(_values([text[start:end] for start, end in spots.numbers]))
             if len(spots.numbers) != len(CORNERS):  # in pieces, and refused below
                 continue
             for (start, end), word in changes.exchanges(row, spots):
@@ -215,15 +218,18 @@ def _exchanged(
                     raise _changed(file)
                 pieces += [text[position:start], word]
                 position = end
+            if len(pieces) > _JOINED:
+                whole.append("".join(pieces))
+                pieces.clear()
     except (LookupError, ValueError, RecursionError) as error:
         raise _changed(file) from error
     if len(order) < len(rows):
         raise _changed(file)
-    _check_old(table, changes.indices[order], stated)
+    _check_old(table, changes.indices[np.array(order)], np.array(stated))
     if text.encode(encoding) != content:
         problem = f"its text doesn't become the same bytes again in {encoding}"
         raise BadInput.at(file, problem, "save it as UTF-8 and read it again")
-    return "".join([*pieces, text[position:]]).encode(encoding)
+    return "".join([*whole, *pieces, text[position:]]).encode(encoding)
 
 
 def _changed(file: str) -> BadInput:
@@ -231,10 +237,10 @@ def _changed(file: str) -> BadInput:
 
 
 def _check_old(
-    table: BoxTable, indices: Int64[Tensor, " n"], stated: Sequence[Sequence[float]]
+    table: BoxTable, indices: Int64[Tensor, " n"], stated: Float64[np.ndarray, " k"]
 ) -> None:
     """Refuse boxes whose old numbers, as they were found in the file, don't make them up."""
-    values = torch.tensor(stated, dtype=torch.float64).reshape(-1, 4)
+    values = torch.from_numpy(stated).reshape(-1, 4)
     found = table.edges(values, table.image_index[indices])
     if len(other := (found.float() != table.boxes[indices]).any(dim=1).nonzero()):
         problem = "its numbers are not found where they were read"

@@ -267,7 +267,7 @@ def test_the_page_has_its_first_boxes_and_says_how_many_are_left(write_set, tmp_
 def test_a_view_shows_what_the_picture_has_there():
     """Against the pixels one by one, where a pixel of the view is one of the picture."""
     random = np.random.default_rng(0).integers(0, 256, (150, 170, 3), np.uint8)
-    shown = np.asarray(seen(Image.fromarray(random), [-10.0, 20.0, 110.0, 140.0]))
+    shown = np.asarray(seen(random, [-10.0, 20.0, 110.0, 140.0]))
     assert shown.shape == (120, 120, 3)
     assert (shown[:, :10] == 128).all()
     assert (shown[:, 10:] == random[20:140, :110]).all()

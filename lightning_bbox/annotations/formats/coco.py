@@ -34,6 +34,7 @@ from lightning_bbox.annotations.formats.json import (
     number_spans,
     parse_json,
     skip,
+    spans_of,
     take,
 )
 from lightning_bbox.annotations.formats.texts import argument, is_set, whole_text
@@ -369,8 +370,7 @@ def _spots(text: str) -> Iterator[Spots]:
     """Find the numbers of each box: of the annotations, or of a list of results."""
     position = document_start(text)
     if text[position] != "[":
-        lists = [span[0] for key, _, span in members(text, position) if key == "annotations"]
-        position = lists[-1]
+        position = spans_of(text, position, "annotations")[-1][0]
     position = skip(text, position + 1)
     while text[position] != "]":
         found: dict[str, tuple[Any, Span]] = {}

@@ -17,6 +17,7 @@ _TOKEN = re.compile(
     r'"(?:[^"\\]|\\.)*"|(-?(?:\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|Infinity)|NaN)', re.ASCII | re.DOTALL
 )
 _DECODER = json.JSONDecoder()
+_SKIPPER = json.JSONDecoder(object_pairs_hook=lambda _: None)  # objects are forgotten at once
 _EXACT = 1 << 53  # whole numbers up to here are the same as floats
 
 
@@ -126,22 +127,40 @@ def span_of(number: float) -> Span:
     return number.span if isinstance(number, Spotted) else (0, 0)
 
 
-def members(text: str, position: int) -> Iterator[tuple[str, Any, Span]]:
+def members(
+    text: str, position: int, decoder: json.JSONDecoder = _DECODER
+) -> Iterator[tuple[str, Any, Span]]:
     """Walk through a JSON object: yield each key with its value and where that stands.
 
     Args:
         text: The text.
         position: Where the object begins.
+        decoder: What decodes the values.
     """
     position = skip(text, position + 1)
     while text[position] == '"':
         key, position = _DECODER.raw_decode(text, position)
         start = skip(text, skip(text, position) + 1)
-        value, position = _DECODER.raw_decode(text, start)
+        value, position = decoder.raw_decode(text, start)
         yield key, value, (start, position)
         position = skip(text, position)
         if text[position] == ",":
             position = skip(text, position + 1)
+
+
+def spans_of(text: str, position: int, key: str) -> list[Span]:
+    """Find where values of a JSON object stand, without keeping any, however many boxes they hold.
+
+    Args:
+        text: The text.
+        position: Where the object begins.
+        key: Theirs; of several the last one counts.
+
+    Examples:
+        >>> spans_of('{"a": [{"b": 1}], "c": 2, "a": 3}', 0, "a")
+        [(6, 16), (31, 32)]
+    """
+    return [span for name, _, span in members(text, position, _SKIPPER) if name == key]
 
 
 def elements(text: str, position: int) -> Iterator[int]:
