@@ -22,6 +22,7 @@ from lightning_bbox.pictures.thumbnails import read_thumbnails
 from tests.annotation_files import csv_of, write
 from tests.pictures.test_tiff import by_hand
 from tests.refinement.test_refiner import built_model
+from tests.reviews import held_by, reviewed
 
 pytestmark = pytest.mark.skipif(not has_tifffile(), reason="the extra `tiff` is missing")
 HEIGHT, WIDTH = 1200, 1900
@@ -301,3 +302,14 @@ def test_a_model_knows_the_levels_a_large_picture_is_read_by(tmp_path, monkeypat
     np.testing.assert_array_equal(Refiner(model).refine(deep, boxes), expected)
     with pytest.raises(BadInput, match="it has 16 bits and the model was trained on pictures of 8"):
         Refiner(built_model()).refine(deep, boxes)
+
+
+def test_a_review_shows_of_a_large_picture_what_it_shows_of_the_whole(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    written(tmp_path / "data" / "a.tif", smooth(), **TILED)
+    write(tmp_path / "data", {"b.csv": csv_of("a.tif,40,50,90,95", "a.tif,1850,1100,1890,1190")})
+    expected = held_by(reviewed(tmp_path / "data", tmp_path / "whole"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", FEW)
+    held = held_by(reviewed(tmp_path / "data", tmp_path / "parts"))
+    assert held["pictures"] == expected["pictures"]
+    assert len(held["pictures"]) == 2
