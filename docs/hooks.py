@@ -4,6 +4,7 @@ import json
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -14,6 +15,8 @@ import lightning_bbox
 
 _ROOT = Path(__file__).parents[1]
 _RESULTS = "benchmarks/results"
+_FOUND_LAST = "---\nsearch: {boost: 0.3}\n---\n"
+"""Of pages that search lists behind those for people who want something done."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -45,19 +48,25 @@ def _pages() -> dict[str, str]:
     for name, home in lightning_bbox._HOME_OF.items():
         homes.setdefault(home.split(".")[1], []).append(f"{home}.{name}")
     return {
-        room: "\n".join([f"# {room}", "", *(f"::: {path}\n" for path in sorted(paths))])
-        for room, paths in homes.items()
+        room: "\n".join([_FOUND_LAST, f"# {room}", "", *(f"::: {path}\n" for path in paths)])
+        for room, paths in sorted(homes.items())
     }
 
 
 def _as_markdown(notebook: Path) -> str:
-    """Return a notebook's words, code and printed outputs as a page, with a link to itself."""
+    """Return a notebook's words, code, and what that printed and showed, with a link to itself."""
     parts = []
     for cell in json.loads(notebook.read_text())["cells"]:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
-        outputs = ("".join(output["text"]) for output in cell.get("outputs", ()))
-        parts.extend(f"```text\n{text}```" for text in outputs)
+        parts.extend(map(_output, cell.get("outputs", ())))
     title, *rest = parts
+    first, _, words = title.partition("\n")
     link = f"[Download this page as a notebook]({notebook.name})"
-    return "\n\n".join([title, link, *rest])
+    return "\n\n".join([first, link, words, *rest])
+
+
+def _output(output: dict[str, Any]) -> str:
+    if "text" in output:
+        return f"```text\n{''.join(output['text'])}```"
+    return f"![What the code above shows](data:image/png;base64,{output['data']['image/png']})"

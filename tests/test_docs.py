@@ -23,7 +23,7 @@ from lightning_bbox.cli.arguments import resolve
 from lightning_bbox.cli.exporting import export_parser
 from lightning_bbox.cli.main import main
 from lightning_bbox.cli.run import rehearse
-from lightning_bbox.core.messages import plain_warnings
+from lightning_bbox.core.messages import plain_warnings, quietly
 from lightning_bbox.insight.check_files import check_parser
 from lightning_bbox.insight.cross_fit import audit_parser
 from lightning_bbox.insight.diagnosis.command import diagnose_parser
@@ -32,7 +32,7 @@ from lightning_bbox.refinement.serving.serve import serve_parser
 from lightning_bbox.refinement.sharing.command import card_parser
 from lightning_bbox.studies.runs import compare_parser
 from lightning_bbox.studies.study_file import read_study
-from tests import annotation_files
+from tests import annotation_files, notebooks
 from tests.conftest import ROOT, write_rectangles
 from tests.runs import TINY, fit
 
@@ -192,6 +192,44 @@ def test_a_snippet_runs(text, there):
     for said, done in QUICK.items():
         text = text.replace(said, done)
     exec(text, told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["question", "detector"])
+def test_a_notebook_runs(name, real_data, tmp_path, monkeypatch):
+    """Its cells in their order, for a few steps."""
+    monkeypatch.chdir(tmp_path)
+    said = []
+    settings = {"DATA": str(real_data / "bccd"), "STEPS": 2} | (
+        {"LONG": 3} if name == "question" else {}
+    )
+    with plain_warnings(), quietly():
+        names = notebooks.run(
+            ROOT / "docs" / "examples" / f"{name}.ipynb",
+            settings,
+            lambda _, printed, value: said.append((printed, value)),
+        )
+    if name == "question":
+        errors = list(names["errors"].values())
+        assert len(errors) == 7
+        told = [printed for printed, _ in said[2:]]
+        assert all(f"{error:.2f} px" in line for error, line in zip(errors, told, strict=True))
+        assert all(0 < error < 5 for error in errors)
+    else:
+        assert sum(map(len, names["refined"])) == len(names["truth"])
+        law = names["data"].source.law
+        assert law.right == pytest.approx(1 / 3, abs=0.03)
+        assert said[-1][1].size == (480, 360)
+
+
+@pytest.mark.parametrize("name", ["question", "detector"])
+def test_a_notebook_has_cells_and_what_they_left(name):
+    content = notebooks.read(ROOT / "docs" / "examples" / f"{name}.ipynb")
+    assert (content["nbformat"], content["nbformat_minor"]) == (4, 5)
+    kinds = {"markdown": {"id", "metadata", "source"}}
+    kinds["code"] = kinds["markdown"] | {"execution_count", "outputs"}
+    assert all(set(cell) - {"cell_type"} == kinds[cell["cell_type"]] for cell in content["cells"])
+    assert any(cell.get("outputs") for cell in content["cells"])
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))

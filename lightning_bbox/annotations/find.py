@@ -64,6 +64,8 @@ def find_annotations(
         looked_for = ", ".join(source.looked_for for source in sources)
         problem = f"no annotations found, looked for {looked_for}"
         remedy = f"name them with {argument('annotations')}"
+        if wanted != "auto":
+            remedy += f", or have their format recognised: {argument('format', 'auto')}"
         if names:
             remedy = f"correct {argument('annotations')} or {argument('format')}"
         raise BadInput.at(str(root), problem, remedy)

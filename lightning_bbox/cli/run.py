@@ -261,7 +261,7 @@ def _too_large(error: BaseException) -> BadInput:
 def _stopped(stop: BaseException, command: str, begun: Begun) -> int:
     terminated = isinstance(stop, SIGTERMException) or getattr(stop, "signum", 0) == signal.SIGTERM
     remedy = ""
-    if command == "fit" and begun.folder is not None:
+    if command == "fit" and begun.folder is not None and (begun.folder / "config.yaml").is_file():
         remedy = f"; continue with fit --resume {begun.folder}"
     elif command in ("compare", "audit"):
         remedy = "; the same command goes on"

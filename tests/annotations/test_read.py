@@ -427,3 +427,11 @@ def test_rbc_has_three_copies_of_its_training_pictures(real_data):
 def test_deeppcb_has_eleven_boards(real_data):
     table = read_annotations(real_data / "deeppcb")
     assert (len(table.images), len(table.boxes), len(set(table.groups))) == (1500, 10013, 11)
+
+
+def test_another_format_than_the_one_named_is_recognised_by_what_the_refusal_says(tmp_path):
+    """As where the boxes to refine are written otherwise than those of the training."""
+    write_voc(tmp_path)
+    with pytest.raises(BadInput, match=r"no annotations .*--data\.reading\.format=auto"):
+        read_annotations(tmp_path, format="csv")
+    assert read_annotations(tmp_path, format="auto").format.name == "voc"

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from lightning_bbox import (
+    BoxDataModule,
     BoxRegressor,
     DisplacementLaw,
     LinearHead,
@@ -400,3 +401,15 @@ def test_null_for_an_option_of_a_part_is_no_text(option, key, tmp_path, monkeypa
     assert type(made.model.net.head.criterion).__name__ == expected
     assert made.data.splits.train == (None if "train" in key else "train.txt")
     assert made.data.splits.test == "test.txt"
+
+
+def test_what_is_interrupted_before_it_has_a_config_isnt_told_to_go_on(
+    csv_folder, tmp_path, monkeypatch, capsys
+):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BoxDataModule, "read", interrupted)
+    base = ["fit", "-c", str(CONFIGS / "csv.yaml"), f"--data.root={csv_folder}", *TINY]
+    assert main([*base, f"--runs={tmp_path}", "--name=run"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "lightning-bbox: interrupted"
