@@ -15,7 +15,7 @@ import lightning_bbox
 
 _ROOT = Path(__file__).parents[1]
 _RESULTS = "benchmarks/results"
-_FOUND_LAST = "---\nsearch: {boost: 0.3}\n---\n"
+_FOUND_LAST = "---\nsearch: {boost: 0.01}\n---\n"
 """Of pages that search lists behind those for people who want something done."""
 
 

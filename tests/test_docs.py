@@ -195,6 +195,7 @@ def test_a_snippet_runs(text, there):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it decodes the pictures for each recipe
 @pytest.mark.parametrize("name", ["question", "detector"])
 def test_a_notebook_runs(name, real_data, tmp_path, monkeypatch):
     """Its cells in their order, for a few steps."""
@@ -223,13 +224,12 @@ def test_a_notebook_runs(name, real_data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["question", "detector"])
-def test_a_notebook_has_cells_and_what_they_left(name):
+def test_a_notebook_is_one(name):
     content = notebooks.read(ROOT / "docs" / "examples" / f"{name}.ipynb")
     assert (content["nbformat"], content["nbformat_minor"]) == (4, 5)
     kinds = {"markdown": {"id", "metadata", "source"}}
     kinds["code"] = kinds["markdown"] | {"execution_count", "outputs"}
     assert all(set(cell) - {"cell_type"} == kinds[cell["cell_type"]] for cell in content["cells"])
-    assert any(cell.get("outputs") for cell in content["cells"])
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
