@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int64
-from PIL import Image
 from torch import Tensor
 
 from lightning_bbox.annotations.formats.texts import argument
@@ -35,7 +34,7 @@ from lightning_bbox.data.samples import Items, Source
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.codecs import OffsetSpec, White, as_white, refuse_other_white
 from lightning_bbox.geometry.displacement import DisplacementLaw, law_of_pairs
-from lightning_bbox.pictures.decode import find_levels
+from lightning_bbox.pictures.decode import are_large, find_levels
 from lightning_bbox.pictures.disk import open_disk_store
 from lightning_bbox.pictures.pyramid import num_pixels
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
@@ -175,9 +174,8 @@ class BoxDataModule(CropDataModule):
 
     def _open_store(self, paths: list[Path], sizes: Int64[Tensor, "n 2"]) -> ImageStore:
         """Decode the pictures to where they are kept; on disk they may be already."""
-        most = Image.MAX_IMAGE_PIXELS or math.inf
-        large = sizes.prod(dim=1) > most  # which take memory only where crops are cut
-        place = self.placement.place_of(4 * int(num_pixels(sizes[~large]).sum()), self.trainer)
+        whole = sizes[~are_large(sizes)]  # the others take memory only where crops are cut
+        place = self.placement.place_of(4 * int(num_pixels(whole).sum()), self.trainer)
         if place == "disk":
             asked = self.placement.folder
             folder = expanded(asked) if asked else usual_folder(self.root)

@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 import torch
 from jaxtyping import Bool, Float, Int64
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
 from torch import Tensor
 
 from lightning_bbox.annotations.headers import Facts, read_facts
@@ -27,6 +26,7 @@ from lightning_bbox.data.samples import Source
 from lightning_bbox.geometry.boxes import box_area, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.insight.leaks import alike_across, torn_sequences
+from lightning_bbox.pictures.decode import are_large
 from lightning_bbox.pictures.pyramid import num_pixels
 from lightning_bbox.pictures.store import PictureFiles
 from lightning_bbox.pictures.thumbnails import alike_pairs, read_thumbnails
@@ -221,7 +221,7 @@ def _pictures(table: BoxTable, facts: Sequence[Facts]) -> Section:
     sizes = Counter((width, height) for height, width in table.sizes.tolist())
     (common, count), *_ = sizes.most_common()
     smallest, largest = (f(sizes, key=math.prod) for f in (min, max))
-    large = table.sizes.prod(dim=1) > (Image.MAX_IMAGE_PIXELS or math.inf)
+    large = are_large(table.sizes)
     pixels = int(num_pixels(table.sizes[~large]).sum())
     shown = f"{common[0]} x {common[1]} ({count:,} pictures)"
     if len(sizes) > 1:

@@ -1,5 +1,6 @@
 """Decoding: any picture that Pillow reads becomes 8-bit RGB, upright, or is refused."""
 
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import ExifTags, Image
 from torch import Tensor
@@ -66,6 +67,20 @@ def decode_image(
     with _opened(path, part) as image:
         refuse_bomb(image)
         return rgb_of(image, white_level)
+
+
+def are_large(sizes: Int64[Tensor, "n 2"]) -> Bool[Tensor, " n"]:
+    """Tell of which pictures only what crops are cut from is decoded.
+
+    Args:
+        sizes: Height and width of each.
+
+    Examples:
+        >>> import torch
+        >>> are_large(torch.tensor([[480, 640], [20_000, 20_000]]))
+        tensor([False,  True])
+    """
+    return sizes.prod(dim=1) > (Image.MAX_IMAGE_PIXELS or math.inf)
 
 
 class LargePicture:

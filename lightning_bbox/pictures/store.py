@@ -18,7 +18,14 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import FULL_SCALE, White
-from lightning_bbox.pictures.decode import DECODERS, Decoded, LargePicture, decode_sized, whole
+from lightning_bbox.pictures.decode import (
+    DECODERS,
+    Decoded,
+    LargePicture,
+    are_large,
+    decode_sized,
+    whole,
+)
 from lightning_bbox.pictures.pyramid import level_sides, level_starts, levels_for, num_pixels
 
 _PACKED_AT_ONCE = 1 << 18  # pixels, so that packing takes no memory to speak of
@@ -205,7 +212,8 @@ class ImageStore:
             BadInput: Files can't be decoded, or have other sizes than the stated ones; all of them
                 are counted.
         """
-        store = cls(_untouched(int(num_pixels(sizes).sum())), sizes)
+        count = int(num_pixels(sizes).sum())
+        store = cls(_untouched(count) if are_large(sizes).any() else torch.empty(count), sizes)
 
         def load(index: int) -> None:
             store._put(index, decode_sized(paths[index], sizes[index], white_level, part), True)
