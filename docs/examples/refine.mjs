@@ -5,7 +5,7 @@ import { readFile } from "node:fs/promises";
 import ort from "onnxruntime-node";
 
 const [model, picture, width, height, file] = process.argv.slice(2);
-const session = await ort.InferenceSession.create(model);
+const session = await ort.InferenceSession.create(model, { logSeverityLevel: 3 });
 const boxes = JSON.parse(await readFile(file, "utf8"));
 const size = [Number(height), Number(width), 3];
 const found = await session.run({
