@@ -123,15 +123,15 @@ def as_markdown(results: dict[str, list[dict[str, Any]]]) -> str:
     ]
     for arm in ARMS:
         if found := results.get(arm.name):
-            mean = {key: average(found, key) for key in found[0] if key != "test/rows"}
-            bound = mean.get("test/cramer_rao_mae_px")
+            names = "mae_px", "mae_px_predict_mean", "iou_before", "iou_after"
+            error, guess, before, after = (average(found, f"test/{name}") for name in names)
+            known = "test/cramer_rao_mae_px" in found[0]
+            bound = f"{average(found, 'test/cramer_rao_mae_px'):.3f}" if known else ""
             quickest = min(metrics["train_seconds"] for metrics in found)
-            error, guess = mean["test/mae_px"], mean["test/mae_px_predict_mean"]
             lines.append(
                 f"| {arm.title} | {len(found)} | {guess:.2f} | {with_spread(found)} | "
-                f"{guess / error:.1f} | "
-                f"{mean['test/iou_before']:.3f} to {mean['test/iou_after']:.3f} | "
-                f"{'' if bound is None else f'{bound:.3f}'} | {quickest:.0f} |"
+                f"{guess / error:.1f} | {before:.3f} to {after:.3f} | "
+                f"{bound} | {quickest:.0f} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -85,7 +85,7 @@ def test_every_row_of_the_table_has_its_config_and_runs_are_found_by_name(tmp_pa
         folder = tmp_path / f"bccd-{seed}"
         folder.mkdir()
         metrics = f'"test/mae_px": {error}, "test/mae_px_predict_mean": 2.4, "train_seconds": 10'
-        overlap = '"test/iou_before": 0.7, "test/iou_after": 0.9, "test/rows": []'
+        overlap = '"test/iou_before": 0.7, "test/iou_after": 0.9, "val/curve": [[1, 0.8]]'
         (folder / "metrics.json").write_text(f"{{{metrics}, {overlap}}}")
     found = collect(ARMS[0], tmp_path)
     table = as_markdown({"bccd": found})
