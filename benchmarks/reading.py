@@ -58,14 +58,9 @@ def row_of(setting: "Setting", kind: str, work: str, root: Path, count: int) -> 
         run=run,
         unit="boxes",
         items=count,
-        useful_bytes=0,
-        flop=0,
-        floor_seconds=None,
-        floor_share=None,
         arms=timings,
         ratios=ratios,
         differences=dict.fromkeys(ratios, None),
-        skipped={},
     )
 
 

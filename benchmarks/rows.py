@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -55,7 +55,7 @@ class Run:
     versions: dict[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One case of one question.
 
@@ -69,14 +69,14 @@ class Row:
     run: Run
     unit: str
     items: int
-    useful_bytes: int
-    flop: int
-    floor_seconds: float | None
-    floor_share: float | None
+    useful_bytes: int = 0
+    flop: int = 0
+    floor_seconds: float | None = None
+    floor_share: float | None = None
     arms: list[Timing]
-    ratios: dict[str, Spread]
-    differences: dict[str, float | None]
-    skipped: dict[str, str]
+    ratios: dict[str, Spread] = field(default_factory=dict)
+    differences: dict[str, float | None] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -105,13 +105,7 @@ def rows(setting: Setting) -> Iterator[Row]:
             run=run,
             unit="steps",
             items=round(spread([point["step"] for point in reached]).median) if reached else 0,
-            useful_bytes=0,
-            flop=0,
-            floor_seconds=None,
-            floor_share=None,
             arms=arms,
-            ratios={},
-            differences={},
             skipped=missed if len(reached) < len(curves) else {},
         )
 

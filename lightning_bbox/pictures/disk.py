@@ -22,9 +22,10 @@ from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import FULL_SCALE, White
 from lightning_bbox.pictures.decode import DECODERS, LargePicture, decode_sized
+from lightning_bbox.pictures.packing import pack_levels
 from lightning_bbox.pictures.places import told
 from lightning_bbox.pictures.pyramid import num_pixels, regions
-from lightning_bbox.pictures.store import ImageStore, pack_levels
+from lightning_bbox.pictures.store import ImageStore
 
 _OPTION = "--data.store.folder"
 _PACKING = "r + 256 g + 65536 b, float32, little-endian, each picture before its halves"

@@ -9,8 +9,9 @@ import lightning_bbox.pictures.store as store_module
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.decode import decode_image
+from lightning_bbox.pictures.packing import pack_levels, pack_rgb
 from lightning_bbox.pictures.pyramid import halved_picture
-from lightning_bbox.pictures.store import ImageStore, PictureFiles, pack_levels, pack_rgb
+from lightning_bbox.pictures.store import ImageStore, PictureFiles
 from tests.crops import made_up_picture, save_picture, saved_pictures
 
 RGB = made_up_picture(2, 3)
