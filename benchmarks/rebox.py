@@ -1,8 +1,9 @@
 """One model that isn't told how boxes are off, beside figures of models that are told (ReBox).
 
-    python -m benchmarks.rebox --data FOLDER [--only bccd rbc] [--seeds 0 1 2] [--sizes 100 all]
+    python -m benchmarks.rebox --data FOLDER [--only bccd rbc scenes] [--seeds 0 1 2] [--sizes all]
 
-FOLDER holds `bccd` and `rbc`. A model with four targets learns from 100 training pictures, or from
+FOLDER holds `bccd` and `rbc`; scenes are drawn, with exact boxes, so that what isn't planted there
+is right. A model with four targets learns from 100 training pictures, or from
 all. The test pictures' boxes are made 0.6 to 1.4 times as large, or their sides are moved by up to
 5, 10 or 20 % of the box, or a share of them is far off and the others hardly. Then they are moved
 as `predict --law trained` does, and by the law that is learned from these very boxes, without any
@@ -27,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.audit import FAR, NEAR, off_by
+from benchmarks.audit import FAR, NEAR, off_by, scenes
 from benchmarks.ranks import machine
 from lightning_bbox import Refiner
 from lightning_bbox.annotations.read import read_annotations
@@ -69,6 +70,7 @@ NEARLY = 0.01
 FEW = 100  # training pictures
 COMMON = ["--data.num_targets=4", "--data.jitter=UniformJitter", "--data.jitter.shift=8"]
 BATCH = 24  # pictures at once
+NUM_TESTED = 500  # scenes, of one box each
 
 
 class Set(NamedTuple):
@@ -93,6 +95,7 @@ SETS = {
         ["--model=BoxRegressor", "--data=BoxDataModule"], _in_file("trainval.txt"), None, 0
     ),
     "rbc": Set(["-c", "preset:rbc"], lambda table, at: table.splits[at] == "train", ["rbc"], 20),
+    "scenes": Set(["-c", "preset:csv"], lambda _, at: at >= NUM_TESTED, None, 0),
 }
 
 
@@ -122,7 +125,7 @@ def main(args: list[str] | None = None) -> int:
             for seed in options.seeds:
                 run = trained(name, size, scale, seed, options)
                 if not (run / "rebox.npz").is_file():
-                    measure(run, of_role(name, options.data, "test"), options.repetitions)
+                    measure(run, of_role(name, options, "test"), options.repetitions)
     results = collect(options.runs)
     (RESULTS / "rebox.json").write_text(
         json.dumps({"machine": machine(), "epochs": options.epochs, "sets": results}, indent=1)
@@ -134,10 +137,17 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
-def of_role(name: str, data: Path, role: str) -> BoxTable:
+def all_of(name: str, options: argparse.Namespace) -> BoxTable:
+    """Return a data set; scenes are drawn where they aren't yet."""
+    if name == "scenes":
+        return scenes(options.runs / name)
+    return read_annotations(options.data / name)
+
+
+def of_role(name: str, options: argparse.Namespace, role: str) -> BoxTable:
     """Return a data set's training or test pictures, with the boxes that count."""
     chosen = SETS[name]
-    table = read_annotations(data / name)
+    table = all_of(name, options)
     kept = [at for at in range(len(table.images)) if chosen.trains(table, at) == (role == "train")]
     table = table.pictures(kept).of_min_size(chosen.min_size)
     return table.of_classes(chosen.classes) if chosen.classes else table
@@ -148,7 +158,7 @@ def trained(name: str, size: str, scale: float, seed: int, options: argparse.Nam
     run: Path = options.runs / f"{name}-{size}-{scale:g}-{seed}"
     if (run / "metrics.json").is_file():
         return run
-    root = options.data / name
+    root = all_of(name, options).root
     command = ["fit", *SETS[name].options, f"--data.root={root}", *COMMON]
     command += [f"--data.jitter.log_scale={scale}", f"--trainer.max_epochs={options.epochs}"]
     command += [f"--seed_everything={seed}", "--data.reading.allow_outside=true"]
@@ -165,7 +175,7 @@ def split_file(name: str, size: str, role: str, options: argparse.Namespace) -> 
     options.runs.mkdir(parents=True, exist_ok=True)
     path: Path = options.runs / f"{name}-{size}-{role}.txt"
     if not path.is_file():
-        images = of_role(name, options.data, role).images
+        images = of_role(name, options, role).images
         if size != "all":
             order = torch.randperm(len(images), generator=keyed_generator("rebox", name))
             images = tuple(images[at] for at in sorted(order[:FEW].tolist()))
@@ -202,7 +212,7 @@ def validation_of(run: Path, name: str, options: argparse.Namespace) -> BoxTable
 
     size = run.name.split("-")[1]
     listed = set(split_file(name, size, "train", options).read_text().splitlines())
-    table = of_role(name, options.data, "train")
+    table = of_role(name, options, "train")
     table = table.pictures([at for at, image in enumerate(table.images) if image in listed])
     groups = table.groups
     return table.pictures(split_pictures(groups, 0.1, seed=0)[1])

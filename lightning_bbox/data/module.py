@@ -72,9 +72,9 @@ class CropDataModule(pl.LightningDataModule):
             default. Evaluations aren't changed.
         eval_draws: Samples of each evaluation, the same for every model and epoch.
         seed: Seed of order, proposals and augmentation; validation and test don't depend on it.
-        compile: Compile the cut; `auto` does where there is a compiler and enough to cut (50,000
-            crops of 45 x 45 on a CPU), `triton` cuts by a kernel written in Triton instead (CUDA;
-            its speed is not measured yet).
+        compile: Compile the cut and augmentation; `auto` does where there is a compiler (on a
+            CPU augmentation only from 50,000 crops of 45 x 45 on), `triton` cuts by a kernel
+            written in Triton instead (CUDA; its speed is not measured yet).
         store: Where the pixels are kept.
 
     Attributes:
@@ -368,7 +368,7 @@ class CropDataModule(pl.LightningDataModule):
             samples.image_index.to(device),
             samples.crop_boxes.to(device),
             self.geometry.size,
-            kernel_for(self.compile, device, self.on_host, self._pixels_to_cut()),
+            kernel_for(self.compile, device, self.on_host),
         )
         return crops.to(goal)
 
@@ -571,10 +571,7 @@ class CropDataModule(pl.LightningDataModule):
     def _cutter(self, first: Rows) -> HostCutter | None:
         if first.split in self.features:
             return None
-        cutter = HostCutter(self.cut, self.lay_out(first)[0], device_of(self.trainer))
-        kernel = kernel_for(self.compile, _CPU, True, self._pixels_to_cut())
-        cutter.warm_up(first, kernel, self.geometry.size, self.trainer)
-        return cutter
+        return HostCutter(self.cut, self.lay_out(first)[0], device_of(self.trainer))
 
     def _pixels_to_cut(self) -> float:
         """Return how many pixels of crops the trainer asks for, roughly; any number without one."""

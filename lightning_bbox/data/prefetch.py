@@ -6,7 +6,6 @@ from itertools import chain
 from typing import Self
 from weakref import WeakSet
 
-import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,8 +13,6 @@ from torch import Tensor
 from lightning_bbox.core.prefetch import ahead
 from lightning_bbox.data.loader import HostCrops, Rows, Walk
 from lightning_bbox.data.samples import Samples
-from lightning_bbox.pictures.cut import warm_up
-from lightning_bbox.pictures.kernels import Kernel
 
 Cut = Callable[[Samples], Float[Tensor, "b 3 s s"]]
 
@@ -34,7 +31,6 @@ class HostCutter:
 
     def __call__(self, rows: Rows) -> HostCrops:
         """Cut the crops of rows."""
-        # As compiled kernels know these modes, they have to be the same in all threads.
         with torch.inference_mode(mode=False), torch.no_grad():
             crops = self.cut(self.samples.take(rows.rows.flatten()))
         crops = crops.view(*rows.rows.shape, *crops.shape[1:])
@@ -42,24 +38,6 @@ class HostCutter:
             with torch.cuda.device(self.device):  # a thread begins with the first one
                 crops = crops.pin_memory()  # so that they are sent while others train
         return HostCrops(crops)
-
-    def warm_up(self, rows: Rows, kernel: Kernel, size: int, trainer: pl.Trainer | None) -> None:
-        """Compile here, not in a thread, what later rows may be the first to need.
-
-        Boxes that are shrunk have a kernel of their own. And while a network of true half or double
-        precision steps, torch's default type is another, which all is compiled anew for.
-
-        Args:
-            rows: The first ones.
-            kernel: What cuts.
-            size: Side of the crops.
-            trainer: Whose network it is, if any.
-        """
-        with torch.inference_mode(mode=False), torch.no_grad():
-            warm_up(kernel, size)
-        if trainer and trainer.precision in ("64-true", "bf16-true", "16-true"):
-            with trainer.precision_plugin.train_step_context():
-                self(rows)
 
 
 class CropPrefetch:

@@ -1,20 +1,26 @@
 """The cut: from the store and boxes to crops, by the kernel that is asked for."""
 
 import math
+import warnings
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightning_bbox.core.compiling import CutCompile, should_compile
+from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.pictures.kernels import Kernel, compiled_bilinear, sample_bilinear
+from lightning_bbox.pictures.kernels import (
+    Kernel,
+    compiled_bilinear,
+    native_cut,
+    sample_bilinear,
+)
 from lightning_bbox.pictures.store import ImageStore, PictureFiles
 
 PAYS_FROM = 1e8
-"""Pixels of crops from which on compiled kernels pay on the CPU, 50,000 crops of 45 x 45: they take
-some 20 s to compile, 8 where that was done before, and save up to half a millisecond a crop."""
+"""Pixels of crops from which on augmentation compiled by Inductor pays on the CPU, 50,000 crops of
+45 x 45: it takes some seconds to compile, and saves a tenth of a millisecond a crop."""
 
 
 def cut_crops(
@@ -46,41 +52,37 @@ def cut_crops(
     return torch.cat(crops) if len(crops) > 1 else crops[0]
 
 
-def warm_up(kernel: Kernel, size: int) -> None:
-    """Compile on the host, for every kind of box, what `cut_crops` calls there.
-
-    Args:
-        kernel: What samples.
-        size: Side of the crops in pixels.
-    """
-    store = ImageStore.from_array(np.zeros((2, 2, 2, 3), dtype=np.uint8))
-    places = torch.tensor([1, 1, 4, 4])[:, None] * torch.tensor([0.0, 0, size, size])
-    cut_crops(store, torch.tensor([0, 1, 0, 1]), places, size, kernel)
-
-
-def kernel_for(
-    choice: CutCompile, device: torch.device, on_host: bool = False, pixels: float = math.inf
-) -> Kernel:
+def kernel_for(choice: CutCompile, device: torch.device, on_host: bool = False) -> Kernel:
     """Return the kernel that cuts on a device.
 
     Args:
         choice: What the user asked for.
         device: Where crops are cut.
         on_host: Whether that is for another device, so that Triton has no part in it.
-        pixels: How many pixels of crops there will be, as far as is known.
 
     Raises:
-        BadInput: Compilation was asked for and there is no C++ compiler.
+        BadInput: Compilation was asked for and there is no C++ compiler, or it fails.
     """
     if choice == "triton" and not on_host:
         from lightning_bbox.cuda.triton_cut import triton_bilinear
 
         return triton_bilinear
-    return compiled_bilinear if is_compiled(choice, device, pixels) else sample_bilinear
+    choice = True if choice == "triton" else choice
+    if not should_compile(choice, device, pays_on_cpu=True):
+        return sample_bilinear
+    if device.type == "cpu":
+        try:
+            native_cut()
+        except BadInput as problem:
+            if choice is True:
+                raise
+            warnings.warn(f"crops are cut uncompiled, which is slower: {problem}", stacklevel=2)
+            return sample_bilinear
+    return compiled_bilinear
 
 
 def is_compiled(choice: CutCompile, device: torch.device, pixels: float = math.inf) -> bool:
-    """Tell whether kernels that cut and augment are compiled on a device.
+    """Tell whether kernels that augment are compiled on a device.
 
     Args:
         choice: What the user asked for.

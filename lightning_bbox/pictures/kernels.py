@@ -1,20 +1,24 @@
-"""The kernels that cut: from packed pixels and boxes to crops, each plain and compiled.
+"""The kernels that cut: from packed pixels and boxes to crops, plain and compiled.
 
 Pixel j of a crop lies at (j + 0.5) / S of the crop box; outside the picture the border repeats. A
 crop box with swapped corners gives a mirrored crop, so flips cost nothing. What a crop pixel reads,
 `pictures/pyramid` says: some sixteen pixels at most, whatever the size of the box.
 """
 
+import ctypes
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
-from lightning_bbox.core.compiling import compiled_for_any_batch
+from lightning_bbox.core.compiling import compiled_for_any_batch, native_library
+from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes
+from lightning_bbox.geometry.crop_geometry import EXACT, HALVED, LEAST, MOST_LEVELS, SHARP
 from lightning_bbox.pictures.pyramid import is_shrunk, regions, sample_places, taps
 
 Kernel = Callable[
@@ -32,7 +36,7 @@ Kernel = Callable[
 the crops' side."""
 
 
-Sampler = Callable[[Tensor, Tensor, Tensor, Tensor, Boxes, int], Float[Tensor, "b 3 s s"]]
+_LEAST_A_THREAD = 1 << 18  # numbers of crops, for which a thread of its own pays
 
 
 def _taps(low: Tensor, high: Tensor, limit: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,29 +75,24 @@ def _sample_once(
     return torch.stack(channels, dim=1)
 
 
-# On the CPU, what is made of more than five reads becomes a table, worked out once a crop.
-# Elsewhere all is worked out anew for each pixel, in one kernel.
-_once_on_cpu = compiled_for_any_batch(_sample_once, realize_acc_reads_threshold=5)
-_once_elsewhere = compiled_for_any_batch(_sample_once)
-
-
-def _compiled_once(pixels: Tensor, *crops: Any) -> Tensor:  # noqa: ANN401 (as `_sample_once`)
-    fast = _once_on_cpu if pixels.device.type == "cpu" else _once_elsewhere
-    return fast(pixels, *crops)
-
-
 def _add(sums: list[Tensor], terms: list[Tensor]) -> list[Tensor]:
     return [a + b for a, b in zip(sums, terms, strict=True)] if sums else terms
 
 
-def _blend(
+def _sample_spread(
     pixels: Float32[Tensor, " p"],
-    rows: Int64[Tensor, "b 4 s"],
-    x: Int32[Tensor, "b 4 s"],
-    weight_y: Float[Tensor, "b 4 s"],
-    weight_x: Float[Tensor, "b 4 s"],
+    offsets: Int64[Tensor, " b"],
+    heights: Int32[Tensor, " b"],
+    widths: Int32[Tensor, " b"],
+    boxes: Boxes,
+    size: int,
 ) -> Float[Tensor, "b 3 s s"]:
-    """Take the weighted mean of four by four pixels a crop pixel, by where their rows begin."""
+    """Take the mean of samples a crop pixel, from the level of each box."""
+    place = regions(offsets, heights, widths, boxes, size)
+    x1, y1, x2, y2 = place.boxes.unbind(dim=1)
+    x, weight_x = taps(x1, x2, place.reach[:, 0], place.widths, size)
+    y, weight_y = taps(y1, y2, place.reach[:, 1], place.heights, size)
+    rows = place.offsets[:, None, None] + y.long() * place.widths[:, None, None]
     sums: list[Tensor] = []
     for row, down in zip(rows.unbind(dim=1), weight_y.unbind(dim=1), strict=True):
         across: list[Tensor] = []
@@ -105,34 +104,6 @@ def _blend(
     return torch.stack([channel * (1 / 255) for channel in sums], dim=1)
 
 
-def _sample_spread(
-    pixels: Float32[Tensor, " p"],
-    offsets: Int64[Tensor, " b"],
-    heights: Int32[Tensor, " b"],
-    widths: Int32[Tensor, " b"],
-    boxes: Boxes,
-    size: int,
-    blend: Callable[..., Float[Tensor, "b 3 s s"]] = _blend,
-) -> Float[Tensor, "b 3 s s"]:
-    """Take the mean of samples a crop pixel, from the level of each box."""
-    place = regions(offsets, heights, widths, boxes, size)
-    x1, y1, x2, y2 = place.boxes.unbind(dim=1)
-    x, weight_x = taps(x1, x2, place.reach[:, 0], place.widths, size)
-    y, weight_y = taps(y1, y2, place.reach[:, 1], place.heights, size)
-    rows = place.offsets[:, None, None] + y.long() * place.widths[:, None, None]
-    return blend(pixels, rows, x, weight_y, weight_x)
-
-
-# On the CPU the places are worked out as they are: with them compiling takes half as long again.
-_spread_on_cpu = partial(_sample_spread, blend=compiled_for_any_batch(_blend))
-_spread_elsewhere = compiled_for_any_batch(_sample_spread)
-
-
-def _compiled_spread(pixels: Tensor, *crops: Any) -> Tensor:  # noqa: ANN401 (as `_sample_spread`)
-    fast = _spread_on_cpu if pixels.device.type == "cpu" else _spread_elsewhere
-    return fast(pixels, *crops)
-
-
 def sample_bilinear(
     pixels: Float32[Tensor, " p"],
     offsets: Int64[Tensor, " b"],
@@ -140,8 +111,6 @@ def sample_bilinear(
     widths: Int32[Tensor, " b"],
     boxes: Boxes,
     size: int,
-    once: Sampler = _sample_once,
-    spread: Sampler = _sample_spread,
 ) -> Float[Tensor, "b 3 s s"]:
     """Cut crops from packed pixels, by the rule of the pyramid.
 
@@ -155,27 +124,107 @@ def sample_bilinear(
         widths: Columns of that picture.
         boxes: Crop boxes; swapped corners mirror.
         size: Side of the crops.
-        once: What takes one sample a crop pixel, from level 0.
-        spread: What takes the mean of several, from the level of each box.
 
     Returns:
         Crops in [0, 1]. The content is undefined where a box isn't finite.
     """
     if boxes.device.type != "cpu":
-        return spread(pixels, offsets, heights, widths, boxes, size)
+        return _sample_spread(pixels, offsets, heights, widths, boxes, size)
     shrunk = is_shrunk(boxes, size)
     if shrunk.all() == shrunk.any():
-        way = spread if shrunk.any() else once
+        way = _sample_spread if shrunk.any() else _sample_once
         return way(pixels, offsets, heights, widths, boxes, size)
     crops = boxes.new_empty(len(boxes), 3, size, size)
-    for way, chosen in ((once, ~shrunk), (spread, shrunk)):
+    for way, chosen in ((_sample_once, ~shrunk), (_sample_spread, shrunk)):
         rows = chosen.nonzero()[:, 0]
-        if len(rows) == 1:  # compiled kernels have graphs of their own for a single box
-            rows = rows.repeat(2)
         crops[rows] = way(pixels, offsets[rows], heights[rows], widths[rows], boxes[rows], size)
     return crops
 
 
-compiled_bilinear = partial(sample_bilinear, once=_compiled_once, spread=_compiled_spread)
-"""The compiled twin of `sample_bilinear`: its graphs serve every store, and every batch of two or
-more."""
+def compiled_bilinear(
+    pixels: Float32[Tensor, " p"],
+    offsets: Int64[Tensor, " b"],
+    heights: Int32[Tensor, " b"],
+    widths: Int32[Tensor, " b"],
+    boxes: Boxes,
+    size: int,
+) -> Float[Tensor, "b 3 s s"]:
+    """Do as `sample_bilinear` does: by a library of our own on the CPU, by Inductor elsewhere.
+
+    Inductor loads what lies apart a number at a time on a CPU, by way of memory; the library, where
+    the CPU can, sixteen in an instruction, and each row of the picture once.
+
+    Raises:
+        BadInput: On the CPU, the library can't be compiled.
+    """
+    if boxes.device.type != "cpu":
+        return _spread_elsewhere(pixels, offsets, heights, widths, boxes, size)
+    cut, crops = native_cut(), torch.empty(len(boxes), 3, size, size, dtype=torch.float32)
+    columns = (offsets.long(), heights.int(), widths.int(), boxes.detach().float())
+    # A slice of what is contiguous is that too.
+    whole = [column.contiguous() for column in columns]
+
+    def part(rows: slice) -> None:
+        cut(pixels, *(column[rows] for column in whole), size, crops[rows])
+
+    most = max(1, min(torch.get_num_threads(), crops.numel() // _LEAST_A_THREAD))
+    step = max(1, -(-len(boxes) // most))
+    parts = [slice(start, start + step) for start in range(0, len(boxes), step)]
+    if len(parts) > 1:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            list(pool.map(part, parts))
+    else:
+        part(slice(None))
+    return crops.to(boxes.dtype)
+
+
+_spread_elsewhere = compiled_for_any_batch(_sample_spread)
+"""One graph for every store, and every batch of two or more."""
+
+
+def native_cut() -> Callable[..., None]:
+    """Return the cut of `kernels.cpp`, compiled at the first call, which takes half a second.
+
+    It takes what `compiled_bilinear` takes, contiguous, and the crops to fill.
+
+    Raises:
+        BadInput: It can't be compiled here.
+    """
+    made = _made()
+    if isinstance(made, BadInput):
+        raise made
+    return made
+
+
+@cache
+def _made() -> Callable[..., None] | BadInput:
+    try:
+        library = native_library(Path(__file__).with_suffix(".cpp"))
+    except BadInput as problem:
+        return problem  # kept, or it would be tried again for every batch
+    address, real = ctypes.c_void_p, ctypes.c_float
+    function = library.cut
+    function.argtypes = [
+        *[address] * 5,
+        ctypes.c_int64,
+        *[ctypes.c_int32] * 2,
+        *[real] * 4,
+        address,
+    ]
+
+    def cut(
+        pixels: Tensor,
+        offsets: Tensor,
+        heights: Tensor,
+        widths: Tensor,
+        boxes: Tensor,
+        size: int,
+        crops: Tensor,
+    ) -> None:
+        given = (each.data_ptr() for each in (pixels, offsets, heights, widths, boxes))
+        rule = MOST_LEVELS, LEAST, EXACT, HALVED, SHARP
+        if function(*given, len(boxes), size, *rule, crops.data_ptr()):
+            msg = f"no memory to cut crops of {size} x {size}"
+            raise MemoryError(msg)
+
+    return cut

@@ -24,7 +24,7 @@ from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
 from lightning_bbox.geometry.weighing import move_under, said_of
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import CHECKPOINT_KEY, write_shared
-from lightning_bbox.pictures.cut import cut_crops
+from lightning_bbox.pictures.cut import cut_crops, kernel_for
 from lightning_bbox.pictures.decode import Decoded, open_image, to_rgb, upright, whole
 from lightning_bbox.pictures.store import ImageStore
 from lightning_bbox.refinement.exported import ExportedGraph, GraphOutput, is_exported
@@ -434,7 +434,9 @@ def _cut(
     store: ImageStore, index: Int64[Tensor, " b"], geometry: CropGeometry, boxes: Boxes
 ) -> Float[Tensor, "b 3 s s"]:
     places = geometry.crop_boxes(boxes).to(store.device)
-    return cut_crops(store, index, places, geometry.size).to(boxes.device)
+    # On CUDA compiling would take longer than most sets of boxes.
+    kernel = kernel_for("auto" if store.device.type == "cpu" else False, store.device)
+    return cut_crops(store, index, places, geometry.size, kernel).to(boxes.device)
 
 
 def refine(

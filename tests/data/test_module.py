@@ -18,7 +18,6 @@ from lightning_bbox.geometry.codecs import encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.jitter import OverlapJitter, UniformJitter
 from lightning_bbox.pictures.augment import Augment
-from lightning_bbox.pictures.kernels import sample_bilinear
 from tests import runs
 from tests.crops import batch_of, interleaved, rows_of
 from tests.runs import same
@@ -243,8 +242,8 @@ def test_what_few_crops_need_is_not_compiled(patches, monkeypatch, stage, option
     data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, **options)
     data.trainer.state.fn = stage
     asked = []
-    monkeypatch.setattr(module, "kernel_for", lambda *a: asked.append(a) or sample_bilinear)
-    data.cut(data.samples("test"))
+    monkeypatch.setattr(module, "is_compiled", lambda *a: asked.append(a))
+    data.crops_of(data.samples("test"), augment=True)
     assert asked[0][-1] == crops * data.geometry.size**2
 
 

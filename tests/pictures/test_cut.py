@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from hypothesis import strategies as st
 from kornia.geometry.transform import crop_and_resize
 
 from lightning_bbox.core import compiling
+from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import box_sizes, mirror_boxes, shift_boxes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.pictures.cut import PAYS_FROM, cut_crops, is_compiled, kernel_for, warm_up
+from lightning_bbox.pictures import kernels
+from lightning_bbox.pictures.cut import PAYS_FROM, cut_crops, is_compiled, kernel_for
 from lightning_bbox.pictures.kernels import compiled_bilinear, sample_bilinear
 from lightning_bbox.pictures.store import ImageStore
 from tests import reference
@@ -30,9 +34,9 @@ from tests.draws import THOROUGH
 shifts = st.integers(-6, 6)
 # From a few pixels to several times the picture's side, either way round.
 edges = st.tuples(*[st.floats(-80, 120, width=32)] * 4)
+BOTH = [sample_bilinear, compiled_bilinear]
 BOTH_KERNELS = [
-    pytest.param(sample_bilinear, id="plain"),
-    pytest.param(compiled_bilinear, id="compiled", marks=pytest.mark.compile),
+    pytest.param(each, id=name) for each, name in zip(BOTH, ["plain", "compiled"], strict=True)
 ]
 
 
@@ -225,21 +229,38 @@ def test_the_cut_leaves_store_and_boxes_as_they_were():
     assert torch.equal(boxes, torch.tensor([INSIDE]))
 
 
-@pytest.mark.compile
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 40])
 def test_the_compiled_twin_equals_the_plain_one(count):
     batch = mixed_batch(count)
     close(cut_crops(*batch, SIZE, compiled_bilinear), cut_crops(*batch, SIZE))
 
 
+@given(st.lists(edges, min_size=1, max_size=3), st.integers(1, 70), st.integers(1, 60))
+@THOROUGH
+def test_the_compiled_twin_equals_the_plain_one_at_any_size(boxes, side, height):
+    picture = made_up_picture(height, 41)
+    plain, fast = (cut_one(picture, *boxes, size=side, kernel=each) for each in BOTH)
+    close(fast, plain, atol=2e-6)
+
+
+def test_crops_are_the_same_to_the_bit_whichever_they_are_cut_with(monkeypatch):
+    store, index, boxes = mixed_batch(600)
+    many = cut_crops(store, index, boxes, 45, compiled_bilinear)
+    some = cut_crops(store, index[::60], boxes[::60], 45, compiled_bilinear)
+    assert torch.equal(many[::60], some)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(cut_crops(store, index, boxes, 45, compiled_bilinear), many)
+
+
 @pytest.mark.compile
-def test_one_graph_serves_every_batch_size_and_store():
-    cut_crops(*mixed_batch(6), SIZE, compiled_bilinear)
+def test_one_graph_of_inductor_serves_every_batch_size_and_store():
+    elsewhere = kernels._spread_elsewhere
+    cut_crops(*mixed_batch(6), SIZE, elsewhere)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for count in (5, 64):
-            crops = cut_crops(*mixed_batch(count), SIZE, compiled_bilinear)
+            crops = cut_crops(*mixed_batch(count), SIZE, elsewhere)
             close(crops, cut_crops(*mixed_batch(count), SIZE))
-        cut_one(made_up_picture(31, 43), INSIDE, INSIDE, kernel=compiled_bilinear)
+        cut_one(made_up_picture(31, 43), INSIDE, INSIDE, kernel=elsewhere)
 
 
 def test_kernels_are_compiled_by_themselves_where_that_pays(monkeypatch):
@@ -249,12 +270,19 @@ def test_kernels_are_compiled_by_themselves_where_that_pays(monkeypatch):
     assert is_compiled(True, cpu, 1.0)
     assert not is_compiled(False, cpu, most)
     assert is_compiled("auto", torch.device("cuda"), 1.0)
-    assert kernel_for("auto", cpu, pixels=most - 1) is sample_bilinear
-    assert kernel_for("auto", cpu, pixels=most) is compiled_bilinear
+    assert kernel_for("auto", cpu) is compiled_bilinear
+    assert kernel_for(False, cpu) is sample_bilinear
 
 
-@pytest.mark.compile
-def test_what_is_warmed_up_is_compiled_for_boxes_of_all_sizes():
-    warm_up(compiled_bilinear, SIZE)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        cut_crops(*mixed_batch(6), SIZE, compiled_bilinear)
+def test_a_compiler_that_fails_is_told_once_and_crops_are_cut_all_the_same(monkeypatch, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho calls: >> $0.log\necho no space left >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setattr(kernels, "_made", functools.cache(kernels._made.__wrapped__))
+    told = "can't make kernels.cpp .no space left.; set CXX, or compile to false"
+    with pytest.warns(UserWarning, match=f"crops are cut uncompiled, which is slower: .*{told}"):
+        assert kernel_for("auto", torch.device("cpu")) is sample_bilinear
+    with pytest.raises(BadInput, match=told):
+        kernel_for(True, torch.device("cpu"))
+    assert (tmp_path / "broken.log").read_text().count("calls") == 2  # with the CPU's name, without

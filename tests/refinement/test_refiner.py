@@ -25,7 +25,7 @@ from lightning_bbox import (
 from lightning_bbox.geometry.boxes import box_centers, mirror_boxes
 from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.geometry.weighing import move_under
-from lightning_bbox.pictures import store
+from lightning_bbox.pictures import packing
 from lightning_bbox.pictures.store import ImageStore
 from lightning_bbox.refinement.outcomes import clip_or_restore
 from lightning_bbox.refinement.refiner import as_rgb
@@ -74,8 +74,8 @@ def test_a_refiner_gives_what_the_model_gives_on_the_same_crops(num_targets, ave
 
 
 def test_only_what_the_crops_need_is_packed_and_boxes_are_the_same_to_the_bit(monkeypatch):
-    packed, number, from_pictures = [], store._numbers, ImageStore.from_pictures
-    monkeypatch.setattr(store, "_numbers", lambda a: packed.append(a[..., 0].size) or number(a))
+    packed, number, from_pictures = [], packing._numbers, ImageStore.from_pictures
+    monkeypatch.setattr(packing, "_numbers", lambda a: packed.append(a[..., 0].size) or number(a))
     image, boxes = picture(3000, 4000), np.vstack([BOXES, [[3950.0, 2900, 3999, 2999]]])
     refiner = Refiner(built_model(num_targets=4))
     found = refiner.refine_with_std(image, boxes[:1])
