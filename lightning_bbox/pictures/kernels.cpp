@@ -11,6 +11,7 @@ namespace {
 
 const int MOST_TAPS = 4;
 const int LANES = 16;  // crop rows are padded to a multiple of it, so that no loop has a rest
+const int AHEAD = 4;   // rows that are asked of memory before they are needed: a quarter of the time
 
 struct Rule {
     int32_t most_levels;
@@ -115,7 +116,8 @@ void cut_one(const float *pixels, int height, int width, const float *box, int s
     const bool close = span <= y.taps * size;
     for (int k = 0; k < (close ? span : y.taps * size); ++k) {
         const int at = close ? y.first + k : y.at[(k / size) * padded + k % size];
-        const float *row = pixels + (int64_t)at * width;
+        const float *row = pixels + (int64_t)at * width, *later = row + (int64_t)AHEAD * width;
+        for (int j = x.first; close && j <= x.last; j += LANES) __builtin_prefetch(later + j);
         float *into = scratch + (int64_t)k * 3 * padded;
         x.taps == 2 ? across<2>(row, x, padded, into) : across<MOST_TAPS>(row, x, padded, into);
     }
