@@ -1,7 +1,8 @@
 // The cut on a CPU: the rule of pyramid.py, a crop at a time.
 //
-// Rows are sampled across once each, into scratch memory that stays in the cache; then crop rows are
-// weighted means of those. Nothing is read that an index, clamped as a whole number, doesn't allow.
+// Rows are sampled across once each, into scratch memory that stays in the cache; then crop rows
+// are weighted means of those. Indices are clamped as whole numbers, so that nothing is read outside
+// the store.
 
 #include <math.h>
 #include <stdint.h>
@@ -11,7 +12,7 @@ namespace {
 
 const int MOST_TAPS = 4;
 const int LANES = 16;  // crop rows are padded to a multiple of it, so that no loop has a rest
-const int AHEAD = 4;   // rows that are asked of memory before they are needed: a quarter of the time
+const int AHEAD = 4;   // by so many rows memory is asked beforehand, which spares a quarter
 
 struct Rule {
     int32_t most_levels;
@@ -65,7 +66,8 @@ template <int TAPS>
 void across(const float *__restrict row, const Side &side, int padded, float *__restrict into) {
     const int32_t *__restrict at = side.at;
     const float *__restrict weights = side.weights;
-    float *__restrict red = into, *__restrict green = red + padded, *__restrict blue = green + padded;
+    float *__restrict red = into, *__restrict green = into + padded;
+    float *__restrict blue = into + 2 * padded;
     for (int j = 0; j < padded; ++j) {
         float r = 0, g = 0, b = 0;
         for (int tap = 0; tap < TAPS; ++tap) {
