@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lightning_bbox.data.options import Shares as Shares
     from lightning_bbox.data.options import Splits as Splits
     from lightning_bbox.data.patches import PatchDataModule as PatchDataModule
+    from lightning_bbox.data.patches import TorchDataModule as TorchDataModule
     from lightning_bbox.data.scenes import SceneDataModule as SceneDataModule
     from lightning_bbox.geometry.codecs import DeltaCodec as DeltaCodec
     from lightning_bbox.geometry.codecs import FixedStdCodec as FixedStdCodec
@@ -132,7 +133,7 @@ _HOMES = {
     "data.boxes": "BoxDataModule",
     "data.module": "CropDataModule",
     "data.options": "Reading Shares Splits",
-    "data.patches": "PatchDataModule",
+    "data.patches": "PatchDataModule TorchDataModule",
     "data.scenes": "SceneDataModule",
     "geometry.codecs": "DeltaCodec FixedStdCodec MaxShiftCodec MeanStdCodec "
     "OffsetSpec PixelCodec WhitenedCodec",

@@ -27,13 +27,13 @@ from lightning_bbox.core.cache_file import usual_folder
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
 from lightning_bbox.core.tiff import TiffPart, refuse_other_part
+from lightning_bbox.data.draws import how_off
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.options import Reading, Splits
 from lightning_bbox.data.roles import assign_roles
 from lightning_bbox.data.samples import Items, Source
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.codecs import OffsetSpec, White, as_white, refuse_other_white
-from lightning_bbox.geometry.displacement import DisplacementLaw, law_of_pairs
 from lightning_bbox.pictures.decode import are_large, find_levels
 from lightning_bbox.pictures.disk import open_disk_store
 from lightning_bbox.pictures.pyramid import num_pixels
@@ -155,7 +155,7 @@ class BoxDataModule(CropDataModule):
                 skipped=tuple(skipped),
                 ids=tuple(table.ids[at] for at in truths.tolist()),
             )
-        law, told = _how_off(splits["train"])
+        law, told = how_off(splits["train"])
         said = table.note, *notes, *given.notes, *told
         return Source(store, splits, table.classes, said, law, table.missing)
 
@@ -302,17 +302,6 @@ def _checked(table: object, root: str | None, splits: Splits) -> BoxTable | None
         msg = f"a table and {other} are both given; leave one of them out"
         raise BadInput(msg)
     return table
-
-
-def _how_off(train: Items) -> tuple[DisplacementLaw | None, list[str]]:
-    """Fit the law by which given proposals are off, and say it."""
-    if train.proposals is None:
-        return None, []
-    try:
-        law = law_of_pairs(train.boxes, train.proposals, len(set(train.image_index.tolist())))
-    except BadInput as problem:
-        return None, [f"how the proposals are off: {problem}"]
-    return law, [f"how the training proposals are off: {law.words()}"]
 
 
 def _check_boxes(table: BoxTable) -> None:

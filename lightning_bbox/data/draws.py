@@ -18,6 +18,7 @@ from lightning_bbox.data.samples import Items, Samples
 from lightning_bbox.geometry.boxes import box_centers, box_sizes, mirror_boxes
 from lightning_bbox.geometry.codecs import OffsetSpec, White, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
+from lightning_bbox.geometry.displacement import DisplacementLaw, law_of_pairs
 from lightning_bbox.geometry.jitter import Jitter
 from lightning_bbox.pictures.augment import Augment, NoiseBank
 
@@ -176,3 +177,18 @@ def offset_spec(
         width, height = box_sizes(train.boxes).unbind(dim=1)
         max_log_size += float((width / height).log().abs().max())
     return OffsetSpec(geometry, num_targets, max_shift, max_log_size, classes, white_level, part)
+
+
+def how_off(train: Items) -> tuple[DisplacementLaw | None, list[str]]:
+    """Fit the law by which given proposals are off, and say it.
+
+    Args:
+        train: The training items; of those without proposals there is nothing to say.
+    """
+    if train.proposals is None:
+        return None, []
+    try:
+        law = law_of_pairs(train.boxes, train.proposals, len(set(train.image_index.tolist())))
+    except BadInput as problem:
+        return None, [f"how the proposals are off: {problem}"]
+    return law, [f"how the training proposals are off: {law.words()}"]

@@ -1,14 +1,19 @@
-"""Ready patches as training data: the original question's form."""
+"""Ready patches as training data: the original question's form, or a torch dataset's."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_bbox.annotations.splits import hold_out_groups
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import expanded
+from lightning_bbox.data.draws import how_off
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.options import Shares
 from lightning_bbox.data.patch_files import read_patches
@@ -123,3 +128,101 @@ class PatchDataModule(CropDataModule):
         place = self.placement.place_of(4 * len(store.pixels), self.trainer)
         store.on_host = place == "pinned"
         return Source(store, splits, ("patch",), (note, *roles))
+
+
+class TorchDataModule(CropDataModule):
+    """Crops, proposals and true boxes of torch datasets or loaders of your own, in Python.
+
+    Each yields `(crop, proposal, gt_box)`: a crop of 1 or 3 channels (C x H x W), uint8 or in
+    [0, 1], and two boxes, `xyxy` in its pixels; a `DataLoader` batches of these. Each is walked
+    through once, and kept as 8 bits; training then cuts around the proposals as `crop` says and
+    mirrors, so leave random augmentation to `augment`. What lies beyond a crop repeats its border.
+
+    Args:
+        train: What to train on.
+        val: What to validate on. That no picture is on both sides is yours to see to.
+        test: What to test on.
+        common: What all data modules take (see `CropDataModule`), but for `jitter`: proposals are
+            given.
+
+    Raises:
+        BadInput: An item isn't of this form, or its boxes have no size.
+
+    Examples:
+        >>> box = torch.tensor([7.5, 7.5, 37.5, 37.5])
+        >>> items = [(torch.rand(3, 45, 45), box, box + shift) for shift in (-2, 0, 3)]
+        >>> data = TorchDataModule(items, items[:1], items[:1])
+        >>> data.samples("train", draws=6).gt_boxes.shape
+        torch.Size([6, 4])
+    """
+
+    def __init__(
+        self,
+        train: Any,  # noqa: ANN401 - the command line would ask for its fields, here and below
+        val: Any,  # noqa: ANN401
+        test: Any,  # noqa: ANN401
+        **common: Any,  # noqa: ANN401 (typed there)
+    ) -> None:
+        super().__init__(**common)
+        if common.get("jitter"):
+            msg = "data.jitter draws no proposals where the dataset gives them; leave it out"
+            raise BadInput(msg)
+        self.datasets = {"train": train, "val": val, "test": test}
+
+    def read(self) -> Source:
+        """Walk through what each role has."""
+        pictures: list[UInt8[np.ndarray, "h w 3"]] = []
+        splits = {}
+        for role, dataset in self.datasets.items():
+            start, boxes = len(pictures), []
+            for at, item in enumerate(_items_of(dataset)):
+                picture, pair = _checked(item, f"item {at} of {role}")
+                pictures.append(picture)
+                boxes.append(pair)
+            index = torch.arange(start, len(pictures))
+            proposals, gt_boxes = torch.stack(boxes, dim=1) if boxes else torch.zeros(2, 0, 4)
+            zeros = torch.zeros_like(index)
+            splits[role] = Items(index, gt_boxes, zeros, index, proposals=proposals)
+        law, told = how_off(splits["train"])
+        store = ImageStore.from_pictures(pictures)
+        store.on_host = self.placement.place_of(4 * len(store.pixels), self.trainer) == "pinned"
+        note = f"{len(pictures)} crops of datasets, with proposals of their own"
+        return Source(store, splits, ("object",), (note, *told), law)
+
+
+def _items_of(dataset: Any) -> Iterator[Any]:  # noqa: ANN401 - a user's own
+    """Walk through a dataset, or a loader's batches, item by item."""
+    if isinstance(dataset, DataLoader):
+        for batch in dataset:
+            yield from zip(*batch, strict=True)
+    elif hasattr(dataset, "__iter__"):
+        yield from dataset
+    else:
+        yield from (dataset[at] for at in range(len(dataset)))
+
+
+def _checked(item: Any, name: str) -> tuple[UInt8[np.ndarray, "h w 3"], Tensor]:  # noqa: ANN401
+    """Return an item's crop as 8 bits, and its proposal and true box, (2, 4)."""
+    if not isinstance(item, tuple | list) or len(item) != 3:
+        msg = f"{name} is no (crop, proposal, gt_box); have the dataset yield these three"
+        raise BadInput(msg)
+    crop, *boxes = (torch.as_tensor(part) for part in item)
+    if crop.dim() != 3 or crop.shape[0] not in (1, 3):
+        msg = f"{name} has a crop of shape {list(crop.shape)}; expected 1 or 3 x height x width"
+        raise BadInput(msg)
+    if crop.is_floating_point():
+        if not bool(((crop >= 0) & (crop <= 1)).all()):
+            msg = (
+                f"{name} has a crop of {crop.min():g} to {crop.max():g}; expected 0 to 1, or uint8"
+            )
+            raise BadInput(msg)
+        crop = (255 * crop).round().to(torch.uint8)
+    if crop.dtype != torch.uint8:
+        msg = f"{name} has a crop of {crop.dtype}; expected uint8, or a float in [0, 1]"
+        raise BadInput(msg)
+    for what, box in zip(("proposal", "true box"), boxes, strict=True):
+        if box.shape != (4,) or not bool(box.isfinite().all() and (box[2:] > box[:2]).all()):
+            msg = f"{name} has the {what} {box.tolist()}; expected x1, y1, x2, y2 of some size"
+            raise BadInput(msg)
+    picture = crop.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy()
+    return picture, torch.stack([box.float().cpu() for box in boxes])
