@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence, Set
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
+from jsonargparse._actions import _ActionConfigLoad
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
@@ -105,6 +106,20 @@ class OneSentenceParser(LightningArgumentParser):
             msg = f"{path}: {error}"
             raise BadInput(msg) from error
 
+    def validate(self, namespace: Any, *more: Any, **kwargs: Any) -> None:  # noqa: ANN401 (jsonargparse's)
+        """Check a configuration; a null where there must be something is refused here.
+
+        jsonargparse 4.53 takes it for an option that isn't given, and hands it to the class.
+        """
+        for action in self._actions:
+            if namespace.get(action.dest, _ALL) is None and not _may_be_null(action):
+                expected = listed(expected_words(getattr(action, "_typehint", None)))
+                remedy = f"give {expected}, or leave it out" if expected else "leave it out"
+                wrong = WrongOption(_ALL, "is null", f"{remedy} for its default")
+                msg = f'Parser key "{action.dest}": null'
+                raise TypeError(msg) from wrong
+        super().validate(namespace, *more, **kwargs)
+
     def _wrong(self, message: str, error: Exception | None) -> WrongOption:
         inner, key = cause(error, WrongOption), _KEY.match(message)
         if inner is not None:
@@ -140,6 +155,14 @@ class OneSentenceParser(LightningArgumentParser):
             return SEE_HELP
         remedy = "name the class that has it first"
         return f"choose from {listed(own)}, or {remedy}" if own else remedy
+
+
+def _may_be_null(action: argparse.Action) -> bool:
+    """Tell whether an option of ours, or a group of them, may have no value."""
+    if isinstance(action, _ActionConfigLoad):  # options of a part that is always there
+        return False
+    hint = getattr(action, "_typehint", None)
+    return action.default is None or hint in (None, Any) or NoneType in get_args(hint)
 
 
 def _by_public_paths(text: str) -> str:

@@ -771,7 +771,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if asked.cures:
         from tests.insight.planted_cures import tell_cures
 
-        tell_cures(chosen, bases)
+        tell_cures(chosen, bases, asked.out)
         return 0
     if asked.train:
         _tell_harm(chosen, bases)

@@ -27,7 +27,11 @@ from lightning_bbox.geometry.boxes import box_centers
 from lightning_bbox.insight.diagnosis.case import Case
 from lightning_bbox.insight.diagnosis.checks.attempts import attempt
 from lightning_bbox.insight.diagnosis.checks.crops import check_crops
-from lightning_bbox.insight.diagnosis.checks.labels import check_labels, mistakes
+from lightning_bbox.insight.diagnosis.checks.labels import (
+    about_the_middle,
+    check_labels,
+    mistakes,
+)
 from lightning_bbox.insight.diagnosis.checks.network import check_network
 from lightning_bbox.insight.diagnosis.checks.optimisation import check_plan
 from lightning_bbox.insight.diagnosis.checks.targets import check_targets
@@ -45,6 +49,7 @@ from lightning_bbox.insight.diagnosis.findings import (
 from lightning_bbox.insight.diagnosis.reader import Offsets, Reader, features_of
 from lightning_bbox.insight.diagnosis.trials import Recorder, Trials, gain
 from tests.insight.planted import FAULTS, plant, write_data
+from tests.insight.planted_data import Patches, write_patches
 from tests.runs import SCENES
 
 QUICK = [
@@ -135,6 +140,27 @@ class TestReader:
         r2 = Reader(Offsets(features, targets)).r2(Offsets(features, targets))
         assert r2[0] > 0.99
         assert r2[1] < 0.2
+
+    def test_pictures_learned_by_heart_are_not_taken_for_read(self):
+        draws = np.random.default_rng(0)
+        pictures, new = np.repeat(np.arange(40), 8), np.repeat(np.arange(40), 3)
+
+        def seen_of(numbers):
+            known, offsets = draws.normal(size=(40, 30)), draws.normal(size=(40, 2))
+            features = known[numbers] + 0.05 * draws.normal(size=(len(numbers), 30))
+            rows = (torch.from_numpy(each).float() for each in (features, offsets[numbers]))
+            return Offsets(*rows, torch.from_numpy(numbers))
+
+        train, val = seen_of(pictures), seen_of(new)
+        by_pictures, by_rows = Reader(train), Reader(train._replace(pictures=None))
+        assert by_pictures.solution.lam > 100 * by_rows.solution.lam
+        assert float(by_pictures.r2(val).min()) > -0.1
+
+    def test_crops_of_one_picture_are_held_out_one_by_one(self):
+        features = torch.randn(200, 5, generator=torch.Generator().manual_seed(1))
+        one = Offsets(features, features[:, :2], torch.zeros(200, dtype=torch.int64))
+        assert float(Reader(one).r2(one).min()) > 0.99
+        assert torch.equal(one.take(torch.arange(3)).pictures, one.pictures[:3])
 
     def test_brightness_and_contrast_change_no_feature(self):
         crops = torch.rand(4, 3, 45, 45, generator=torch.Generator().manual_seed(2))
@@ -283,6 +309,63 @@ class TestCures:
         cure = suspects(list(check_network(Case(make(options)))))["position_lost"].cure
         mended = make([*options, *cure.options]).model
         assert mended.net.backbone.recipe() == make([*QUICK[:-3]]).model.net.backbone.recipe()
+
+    def test_a_head_of_maps_goes_with_its_backbone(self):
+        options = [*QUICK, "--model.head=SoftArgmaxHead", "--model.backbone.fc=[]"]
+        options += ["--model.backbone.kernel=1"]
+        cure = suspects(list(check_network(Case(make(options)))))["receptive_field_small"].cure
+        assert Case(make([*options, *cure.options])).model.net.head.recipe()["class_path"] == (
+            "lightning_bbox.BinHead"
+        )
+
+    def test_a_cure_of_the_init_keeps_no_bias(self):
+        options = [*QUICK, "--model.backbone.batch_norm=false", "--model.backbone.init=HeInit"]
+        options += ["--model.backbone.init.bias=-10"]
+        cure = suspects(list(check_network(Case(make(options)))))["dead_units"].cure
+        assert make([*options, *cure.options]).model.net.backbone.init.bias == 0
+
+    @pytest.mark.parametrize(
+        ("context", "shift", "cause"),
+        [(1, 27, "context_too_small"), (10, 0.75, "object_too_small")],
+    )
+    def test_a_cure_of_the_context_proposes_the_same_boxes(self, context, shift, cause):
+        options = [*QUICK, f"--data.crop.context={context}", "--data.jitter=UniformJitter"]
+        options += [f"--data.jitter.shift={shift}"]
+        case = Case(make(options))
+        mended = Case(make([*options, *suspects(list(check_crops(case)))[cause].cure.options]))
+        torch.testing.assert_close(mended.train.proposals, case.train.proposals, atol=0.05, rtol=0)
+        corners = mended.data.geometry.crop_boxes(mended.train.proposals)
+        inside = (mended.train.gt_boxes[:, :2] > corners[:, :2]).all(dim=1)
+        assert float(inside.float().mean()) > 0.95
+        assert mended.data.geometry.context < 3
+
+    @pytest.mark.parametrize(
+        ("name", "cause"),
+        [
+            ("ScenesElsewhere", "crops_from_elsewhere"),
+            ("ShakenScenes", "augmentation_moves_labels"),
+        ],
+    )
+    def test_a_data_module_of_ones_own_is_tried_without_what_it_adds(self, name, cause):
+        own = [*QUICK, f"--data=tests.insight.planted_parts.{name}", *QUICK[2:6]]
+        cure = suspects(list(check_crops(Case(make(own)))))[cause].cure
+        mended = make([*own, *cure.options]).data
+        assert type(mended) is lightning_bbox.SceneDataModule
+        assert mended.draws_per_epoch == make(own).data.draws_per_epoch == 1280
+
+    def test_labels_off_by_a_constant_are_about_the_middle_once_it_is_undone(self, tmp_path):
+        draws = np.random.default_rng(0)
+        offsets = draws.uniform(-5, 5, (300, 2)) + np.array([1.0, -2.0])
+        patches = draws.integers(0, 255, (300, 45, 45, 3), dtype=np.uint8)
+        write_patches(Patches(patches, offsets, np.arange(300) // 2), tmp_path)
+        words = ["--model=BoxRegressor", "--data=PatchDataModule", "--data.compile=false"]
+        case = Case(make([*words, f"--data.file={tmp_path / 'patches.npz'}"]))
+        items = case.data.items_of("train")
+        mended = case.altered(items, about_the_middle(case))
+        off = box_centers(mended.boxes) - box_centers(items.proposals)
+        torch.testing.assert_close(off.mean(dim=0), torch.zeros(2), atol=1e-3, rtol=0)
+        moved = box_centers(items.boxes) - box_centers(mended.boxes)
+        assert float(moved.std(dim=0).max()) < 1e-3
 
 
 class TestOutlook:

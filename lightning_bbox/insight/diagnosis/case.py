@@ -206,7 +206,8 @@ class Case:
 
     def seen(self, samples: Samples, augment: bool = False) -> Offsets:
         """Return the samples as the fixed reader sees them."""
-        return Offsets(features_of(self.crops(samples, augment)), self.offsets(samples))
+        features = features_of(self.crops(samples, augment))
+        return Offsets(features, self.offsets(samples), samples.image_index)
 
     @cached_property
     def train(self) -> Samples:

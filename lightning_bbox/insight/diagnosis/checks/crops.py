@@ -6,18 +6,22 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lightning_bbox.core.recipes import class_path_of
 from lightning_bbox.data.loader import Rows, Split
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.patches import PatchDataModule
-from lightning_bbox.geometry.boxes import box_area, box_sizes
+from lightning_bbox.geometry.boxes import box_area, box_centers, box_sizes
+from lightning_bbox.geometry.jitter import UniformJitter
 from lightning_bbox.insight.diagnosis.case import Case, first
 from lightning_bbox.insight.diagnosis.checks.attempts import attempt
 from lightning_bbox.insight.diagnosis.findings import Cure, Finding, between, spread_of
 from lightning_bbox.insight.diagnosis.reader import Offsets, Reader, features_of
-from lightning_bbox.pictures.augment import Augment
 
 _ALIKE = 0.7
 """Correlation from which on crops show the same."""
+_AROUND = 1.125
+"""The default context over what the default shifts need."""
+_USUAL_INPUTS = Cure(("--model.preprocess=null",))
 
 
 def check_crops(case: Case) -> Iterator[Finding]:
@@ -49,8 +53,29 @@ def _context(case: Case) -> Finding:
         "more than 95 % of the area",
         0.0 if patches else max(between(share, 0.95, 0.85), 0.8 * between(cut, 0.5, 0.95)),
         "context_too_small",
-        Cure(("--data.crop.context=1.5",)),
+        _fitting_context(case),
     )
+
+
+def _fitting_context(case: Case) -> Cure:
+    """Return the context that holds nearly all objects, with as much around them as by default.
+
+    The same boxes are to be proposed as before, so shifts in px change with what a px is.
+    """
+    samples, geometry, data = case.train, case.data.geometry, case.data
+    seen = geometry.crop_boxes(samples.proposals)
+    ends = samples.gt_boxes - box_centers(seen).repeat(1, 2)
+    share = 2 * float((ends.abs() / box_sizes(seen).repeat(1, 2)).amax(dim=1).quantile(0.99))
+    context = min(10.0, max(1.0, round(_AROUND * share * geometry.context, 1)))
+    options = [f"--data.crop.context={context:g}"]
+    if isinstance(data.jitter, UniformJitter) and not case.given:
+        shift = data.jitter.shift * geometry.context / context
+        options += [
+            "--data.jitter=lightning_bbox.UniformJitter",
+            f"--data.jitter.shift={shift:.4g}",
+        ]
+        options += ["--data.jitter.integer=false"] * data.jitter.integer
+    return Cure(tuple(options))
 
 
 def _object_size(case: Case) -> Finding:
@@ -61,7 +86,7 @@ def _object_size(case: Case) -> Finding:
     real = float(box_sizes(samples.gt_boxes).amin(dim=1).median())
     weight = max(between(side, 12.0, 6.0), between(real, 8.0, 3.5))
     if geometry.context > 2:
-        cure = Cure(("--data.crop.context=1.5",))
+        cure = _fitting_context(case)
     elif real < 8:
         cure = Cure(words="use pictures of a higher resolution, or leave small boxes out "
                     "(data.min_size)")  # fmt: skip
@@ -87,14 +112,13 @@ def _normalisation(case: Case) -> Finding:
     std = inputs.std(dim=(0, 2, 3))
     low, high = float(std.min()), float(std.max())
     weight = max(between(float(mean), 1.0, 3.0), between(high, 3.0, 8.0), between(low, 0.35, 0.12))
-    expects = type(net.backbone.default_preprocess()).__name__
     return Finding(
         "normalisation of the inputs",
         f"by channel, means of at most {mean:.2f} and deviations of {low:.2f} to {high:.2f}",
         "means near 0, deviations near 1",
         weight,
         "wrong_normalisation",
-        Cure((f"--model.preprocess=lightning_bbox.{expects}",)),
+        _USUAL_INPUTS,
     )
 
 
@@ -159,7 +183,10 @@ def _place(case: Case) -> Finding:
         "under 0.1",
         between(off, 0.1, 0.4),
         "crops_from_elsewhere",
-        Cure(words="mend the data module's own cut: it takes another place than the crop boxes"),
+        Cure(
+            _without_own(case.data),
+            "mend the data module's own cut: it takes another place than the crop boxes",
+        ),
         crops=(("as the data module cuts", own), ("a plain cut of the same", plain)),
     )
 
@@ -173,7 +200,7 @@ def _augmentation(case: Case) -> Finding:
     samples = data.samples("train").take(rows)
     plain = _inputs(case, case.crops(samples), training=False)
     altered = _inputs(case, _trained_on(case, rows), training=True)
-    seen = Offsets(features_of(plain), case.offsets(samples))
+    seen = Offsets(features_of(plain), case.offsets(samples), samples.image_index)
     as_trained = seen._replace(features=features_of(altered))
     learn, held = rows[: len(rows) * 2 // 3], rows[len(rows) * 2 // 3 :]
     of_plain = Reader(seen.take(learn))
@@ -186,9 +213,9 @@ def _augmentation(case: Case) -> Finding:
     # How far what is read in them lies from what is read in plain crops.
     change = of_plain(as_trained.features)[:, :2] - of_plain(seen.features)[:, :2]
     apart = float(change.square().mean().sqrt()) / spread_of(seen.targets[:, :2])
-    cure = _milder(data.augment)
+    cure = _milder(data)
     if _inputs_differ(case):
-        cure = Cure(("--model.preprocess=lightning_bbox.ChannelNorm",))
+        cure = _USUAL_INPUTS
     crops = (("crops as in validation", _shown(plain)), ("as they are trained on", _shown(altered)))
     found = (
         f"a fixed reader finds {before:.0%} of the variance in crops as in validation, {after:.0%} "
@@ -205,13 +232,23 @@ def _augmentation(case: Case) -> Finding:
     return Finding(check, found, expected, weight, "augmentation_destroys", cure, crops=crops)
 
 
-def _milder(augment: Augment) -> Cure:
+def _milder(data: CropDataModule) -> Cure:
     """Return what takes away all that augmentation does beside mirroring."""
+    augment = data.augment
     strengths = ("brightness", "contrast", "saturation", "noise")
     options = [f"--data.augment.{name}=0" for name in strengths if getattr(augment, name)]
     options += ["--data.augment.extra=[]"] * bool(augment.extra)
-    words = "" if options else "mend what the data module itself does to training crops"
-    return Cure(tuple(options), words)
+    if options:
+        return Cure(tuple(options))
+    return Cure(_without_own(data), "mend what the data module itself does to training crops")
+
+
+def _without_own(data: CropDataModule) -> tuple[str, ...]:
+    """Return the option that puts the class in the place of one that is derived from it."""
+    kinds = [kind for kind in type(data).__mro__ if kind.__module__.startswith("lightning_bbox.")]
+    if kinds[0] in (type(data), CropDataModule):
+        return ()
+    return (f"--data={class_path_of(kinds[0])}",)
 
 
 def _trained_on(case: Case, rows: Int64[Tensor, " n"]) -> Float[Tensor, "n 3 s s"]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_bbox.core.randomness import keyed_generator
+from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.data.loader import Split
 from lightning_bbox.data.samples import Items
 from lightning_bbox.geometry.boxes import box_centers, box_sizes, boxes_around, shift_boxes
@@ -48,13 +49,15 @@ def _constant(case: Case) -> Finding:
     """Are there offsets to learn at all?"""
     spread = [float(value) for value in case.offsets(case.train).std(dim=0)[:2]]
     worst = min(spread)
+    boxes = case.given and isinstance(case.data, BoxDataModule)
+    options = ("--data.proposals=null",) if boxes else ()
     return Finding(
         "spread of the targets",
         f"standard deviation of dx and dy {spread[0]:.2f} and {spread[1]:.2f} px",
         "more than 0.2 px in both; 2.9 for uniform shifts of 5",
         between(worst, 0.2, 0.05),
         "constant_targets",
-        Cure(words="give proposals that are off, or a data.jitter"),
+        Cure(options, "give proposals that are off, or none, and a data.jitter draws them"),
     )
 
 
@@ -332,8 +335,28 @@ def _units(case: Case, check: str, found: str, expected: str) -> Finding:
     pictures = len(torch.unique(case.data.items_of("train").clusters))
     sure = float(mean.abs().max()) > 4 * spread / pictures**0.5
     weight = sure * between(float(mean.abs().max()) / max(spread, 1e-6), 0.12, 0.3)
-    cure = Cure(words="measure offsets from the middle of the patch, (width / 2, height / 2)")
+    words = "measure offsets from the middle of the patch, (width / 2, height / 2)"
+    cure = Cure(words=words, alter=about_the_middle(case))
     return Finding(check, found, expected, weight, "labels_off_by_constant", cure)
+
+
+def about_the_middle(case: Case) -> Alter:
+    """Return what takes the mean label off all labels.
+
+    Args:
+        case: Its proposals are given.
+    """
+    items, geometry = case.data.items_of("train"), case.data.geometry
+    proposals = items.proposals
+    assert proposals is not None
+    off = (box_centers(items.boxes) - box_centers(proposals)) / geometry.px(proposals)
+    mean = off.mean(dim=0)
+
+    def alter(boxes: Tensor, frame: Frame) -> Tensor:
+        assert frame.proposals is not None
+        return shift_boxes(boxes, -mean * geometry.px(frame.proposals))
+
+    return alter
 
 
 def _in_part(case: Case, noise: Finding) -> Finding:

@@ -16,9 +16,11 @@ from lightning_bbox.insight.diagnosis.findings import Cure, Finding, between
 from lightning_bbox.insight.layers import layer_hooks
 from lightning_bbox.nn.backbones.convnet import ShallowConvNet
 from lightning_bbox.nn.backbones.extractor import FeatureExtractor
+from lightning_bbox.nn.heads.soft_argmax import SoftArgmaxHead
 from lightning_bbox.nn.stochastic import DropConnect
 
 _DEFAULT = "--model.backbone=null"  # its class by name would keep its arguments
+_HE = "init=lightning_bbox.HeInit", "init.bias=0"  # the class by name alone, likewise
 _ROWS = 64
 
 
@@ -33,11 +35,21 @@ def check_network(case: Case) -> Iterator[Finding]:
     yield attempt("gradients through the network", _gradients, case)
 
 
-def _own(case: Case, option: str) -> Cure:
-    """Return an option of the shallow net, or the shallow net itself in another's place."""
+def _own(case: Case, *options: str) -> Cure:
+    """Return options of the shallow net, or the shallow net itself in another's place."""
     if isinstance(case.model.net.backbone, ShallowConvNet):
-        return Cure((f"--model.backbone.{option}",))
-    return Cure((_DEFAULT,))
+        return Cure(tuple(f"--model.backbone.{option}" for option in options))
+    return default_backbone(case)
+
+
+def default_backbone(case: Case) -> Cure:
+    """Return the default in the backbone's place, and in that of a head that takes maps alone.
+
+    Args:
+        case: The training.
+    """
+    maps = isinstance(case.model.net.head, SoftArgmaxHead)
+    return Cure((_DEFAULT, *["--model.head=null"] * maps))
 
 
 def _frozen(case: Case) -> Finding:
@@ -61,7 +73,7 @@ def _frozen(case: Case) -> Finding:
     weight = between(share, 0.3, 0.9) * (0.2 if pretrained else 1.0)
     if not sizes["head"]:
         weight = 1.0
-    cure = Cure((_DEFAULT,)) if share else Cure(("--model.head=lightning_bbox.BinHead",))
+    cure = default_backbone(case) if share else Cure(("--model.head=lightning_bbox.BinHead",))
     if isinstance(net.backbone, FeatureExtractor):
         cure = Cure(("--model.backbone.frozen=false",))
     return Finding(
@@ -141,7 +153,7 @@ def _places(case: Case) -> Finding:
     found = f"the smallest map has {least} x {least} places ({steps[0]})"
     coordinates = isinstance(backbone, ShallowConvNet) and backbone.coordinates
     weight = max(between(least, 4, 1), 0.9 * pooled) * (0.4 if coordinates else 1.0)
-    cure = Cure((_DEFAULT,))
+    cure = default_backbone(case)
     if pooled:
         cure = _own(case, "global_pool=false")
     return Finding(check, found, "4 x 4 places or more", weight, "position_lost", cure)
@@ -183,7 +195,7 @@ def _field(case: Case) -> Finding:
         f"{side} pixels; the object has {thing:.0f}"
         + ("; layers after it see the whole crop" if sees else ""),
         "as large as the object, or layers after it that see the whole crop",
-        weight, "receptive_field_small", Cure((_DEFAULT,)),
+        weight, "receptive_field_small", default_backbone(case),
     )  # fmt: skip
 
 
@@ -209,7 +221,7 @@ def _signals(case: Case) -> Finding:
     by_init = max(between(ratio, 0.02, 0.001), between(ratio, 60, 2000)) if case.descends else 0.0
     if not last or varied < 1e-4:
         by_init = 1.0
-    fixed = _own(case, "init=lightning_bbox.HeInit")
+    fixed = _own(case, *_HE)
     shallow = isinstance(net.backbone, ShallowConvNet)
     if worst > 0.6 and not net.backbone.frozen:
         weight = between(worst, 0.5, 0.85)
@@ -267,7 +279,7 @@ def _gradients(case: Case) -> Finding:
     weight = 0.9 if still and len(still) >= len(named) - 1 else between(lowest, 1e-6, 1e-9)
     return Finding(
         check, found, "above a millionth in the first layer", weight, "bad_init",
-        _own(case, "init=lightning_bbox.HeInit"),
+        _own(case, *_HE),
     )  # fmt: skip
 
 

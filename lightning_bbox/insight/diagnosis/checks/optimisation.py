@@ -9,8 +9,9 @@ from torch import nn
 
 from lightning_bbox.insight.diagnosis.case import Case, first
 from lightning_bbox.insight.diagnosis.checks.attempts import attempt
+from lightning_bbox.insight.diagnosis.checks.network import default_backbone
 from lightning_bbox.insight.diagnosis.findings import Cure, Finding, between
-from lightning_bbox.insight.diagnosis.reader import Offsets, Reader
+from lightning_bbox.insight.diagnosis.reader import Reader
 from lightning_bbox.insight.diagnosis.trials import Recorder, Trial
 from lightning_bbox.models.regressor import BoxRegressor
 from lightning_bbox.nn.backbones.convnet import ShallowConvNet
@@ -265,7 +266,7 @@ def _read_off(case: Case, trial: Trial, trained: Case) -> Finding:
             return Finding(check, because="the features aren't finite")
         if features.shape[1] > 2048:
             features = features[:, :: -(-features.shape[1] // 2048)]
-        seen.append(Offsets(features.cpu(), offsets.targets))
+        seen.append(offsets._replace(features=features.cpu()))
     if float(seen[0].features.std(dim=0).max()) == 0:
         r2 = 0.0
     else:
@@ -274,7 +275,7 @@ def _read_off(case: Case, trial: Trial, trained: Case) -> Finding:
     found = f"R2 {r2:.2f} in the features, {case.readable:.2f} of a fixed reader in the crops"
     weight = 0.75 * between(kept, 0.5, 0.1)
     backbone = net.backbone
-    cure = Cure(("--model.backbone=null",))
+    cure = default_backbone(case)
     if isinstance(backbone, ShallowConvNet) and backbone.global_pool:
         cure = Cure(("--model.backbone.global_pool=false",))
     return Finding(check, found, "as much as in the crops", weight, "position_lost", cure)
