@@ -141,6 +141,36 @@ class DisplacementLaw:
                 column[rows] = part
         return found
 
+    def short_of(
+        self, overlap: float, said: Offsets, stds: Offsets, tails: Tails = NORMAL
+    ) -> Float64[Tensor, " n"]:
+        """Return the probability that each box, as it is, overlaps the truth by less.
+
+        Args:
+            overlap: An IoU. Boxes that are right, as far as the pictures tell, have one of 1.
+            said: How a model says that each box is off.
+            stds: Its standard deviations, in the same units.
+            tails: How its errors are spread about these.
+
+        Examples:
+            >>> law = DisplacementLaw(0.5, (0.5,), ((0.1, 0.0),), ((0.02, 0.02),))
+            >>> said, off_by = torch.tensor([[0.01, 0.0], [0.12, 0.01]]), torch.full((2, 2), 0.02)
+            >>> law.short_of(0.9, said, off_by).round(decimals=2)
+            tensor([0.0000, 1.0000], dtype=torch.float64)
+        """
+        count, table = self.num_targets, self.table()
+        shares, means, spreads = table[:, 0], table[:, 1 : 1 + count], table[:, 1 + count :]
+        spreads[0] = 0
+        draws, short = law_draws(count), []
+        for start in range(0, len(said), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            given = said[rows].double(), stds[rows].double()
+            chances, where, off, _ = _posterior(shares, means, spreads.square(), *given, tails)
+            truths = _unit_boxes(where[:, :, None] + off.sqrt()[:, :, None] * draws)
+            overlaps = paired_iou(_unit_boxes(torch.zeros_like(given[0])), truths)
+            short.append((chances * (overlaps < overlap).double().mean(dim=2)).sum(dim=(0, 1)))
+        return torch.cat(short)
+
     def table(self) -> Float64[Tensor, "k m"]:
         """Return the law as numbers, a row for each of its parts: share, means, and deviations.
 

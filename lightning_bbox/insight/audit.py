@@ -17,6 +17,9 @@ from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.geometry.weighing import Said, said_of
 from lightning_bbox.refinement.outcomes import clip_or_restore
 
+OVERLAP = 0.9
+"""IoU with the truth below which a box counts as wrong."""
+
 LIKELY = 0.5
 """Probability from which on a box counts as wrong."""
 
@@ -36,10 +39,11 @@ class Audit(NamedTuple):
     Attributes:
         law: How they are off, learned from all of them.
         boxes: Where each should be, `xyxy` in picture pixels, inside the picture.
-        wrong: Probability that it is wrong as it is.
+        wrong: Probability that its IoU with the truth is below `overlap`.
         apart: What it lacks of an IoU of 1 with where the picture alone would put it.
         gain: Rise of the expected IoU with the truth at its new place.
         share: Share of the boxes that are wrong, with its 95 % interval.
+        overlap: The IoU below which a box counts as wrong.
     """
 
     law: DisplacementLaw
@@ -48,6 +52,7 @@ class Audit(NamedTuple):
     apart: Float[Tensor, " n"]
     gain: Float[Tensor, " n"]
     share: Mean
+    overlap: float = OVERLAP
 
     def worst_first(self) -> list[int]:
         """Return the boxes in the order of how probably they are wrong times how far apart."""
@@ -106,6 +111,7 @@ def judge(
     annotated: Boxes,
     sizes: Int64[Tensor, "n 2"],
     clusters: Int64[Tensor, " n"],
+    overlap: float = OVERLAP,
 ) -> Audit:
     """Weigh what models say of annotated boxes against how all of these are off.
 
@@ -114,6 +120,7 @@ def judge(
         annotated: The boxes as they are, `xyxy` in picture pixels.
         sizes: Height and width of each box's picture.
         clusters: The group of each box: errors within one go together.
+        overlap: The IoU with the truth below which a box counts as wrong.
 
     Raises:
         BadInput: The boxes are too few, or the models tell no standard deviations.
@@ -124,8 +131,9 @@ def judge(
     places = torch.where(stays, annotated, decode_deltas(moved.offsets, annotated))
     boxes = _clipped(places, sizes)
     apart = 1 - paired_iou(annotated, _clipped(decode_deltas(said.offsets, annotated), sizes))
-    share = share_of_wrong(moved.wrong, clusters)
-    return Audit(law, boxes, moved.wrong, apart, moved.gain, share)
+    wrong = law.short_of(overlap, *said).float()
+    share = share_of_wrong(wrong, clusters)
+    return Audit(law, boxes, wrong, apart, moved.gain, share, overlap)
 
 
 def _clipped(boxes: Boxes, sizes: Int64[Tensor, "n 2"]) -> Boxes:
@@ -215,7 +223,6 @@ def words_of(audit: Audit, what: str) -> list[str]:
     if not math.isnan(mean.low):
         told += f" (95 % interval over {mean.n} {what}: {100 * mean.low:.1f} to "
         told += f"{100 * mean.high:.1f} %)"
-    return [
-        f"{told} of the {count} boxes are wrong; {likely} are likelier wrong than right",
-        audit.law.words(),
-    ]
+    told += f" of the {count} boxes are wrong, which means an IoU with the truth below "
+    told += f"{audit.overlap:g}; {likely} are likelier wrong than right"
+    return [told, audit.law.words()]

@@ -128,7 +128,7 @@ def write_audit(
         count = int((moved != table.boxes).any(dim=1).sum())
         told += f"\nannotations, {count} moved       {folder / 'refined'} (yours are untouched)"
     numbers = {"share": audit.share._asdict(), "boxes": len(order), "invalid": len(table.skipped)}
-    numbers |= {"likely_wrong": int((audit.wrong >= LIKELY).sum())}
+    numbers |= {"overlap": audit.overlap, "likely_wrong": int((audit.wrong >= LIKELY).sum())}
     write_atomically(folder / RECORD, json.dumps(record | numbers, indent=2).encode())
     return told
 

@@ -22,7 +22,7 @@ from lightning_bbox.data.boxes import BoxDataModule
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.geometry.reliability import NORMAL, Reliability
 from lightning_bbox.geometry.weighing import Said
-from lightning_bbox.insight.audit import judge, pooled, said_inside
+from lightning_bbox.insight.audit import OVERLAP, judge, pooled, said_inside
 from lightning_bbox.insight.audit_files import RECORD, Audited, refuse_foreign, write_audit
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.refinement.reviewing.review_page import MOST_REVIEWED, refuse_most
@@ -64,6 +64,9 @@ def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) 
     if own.folds < 2:
         msg = f"--folds is {own.folds}; give 2 or more"
         raise BadInput(msg)
+    if not 0 < own.overlap < 1:
+        msg = f"--overlap is {own.overlap:g}; give an IoU between 0 and 1, such as {OVERLAP:g}"
+        raise BadInput(msg)
     refuse_most(own.review)
     if own.jobs is not None and own.jobs < 1:
         msg = f"--jobs is {own.jobs}; give 1 or more"
@@ -101,7 +104,7 @@ def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) 
         sizes = table.sizes[table.image_index[chosen]]
         audited = Audited(
             data.rough,
-            judge(said, table.boxes[chosen], sizes, clusters[chosen]),
+            judge(said, table.boxes[chosen], sizes, clusters[chosen], own.overlap),
             fold_of_box.tolist(),
             "pictures" if len(numbers) == len(table.images) else "groups",
         )
@@ -123,6 +126,12 @@ def audit_parser() -> CommandParser:
     )
     parser.add_argument("--folds", type=int, default=5, help="how many models share the pictures")
     parser.add_argument("--jobs", type=int, help="trainings side by side; as compare by default")
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        default=OVERLAP,
+        help=f"a box is wrong where its IoU with the truth is below this; {OVERLAP:g} by default",
+    )
     parser.add_argument(
         "--apply",
         action="store_true",

@@ -281,3 +281,21 @@ def test_few_boxes_far_off_are_found_however_few_the_pictures():
 def test_a_law_within_no_numbers_is_refused(within):
     with pytest.raises(BadInput, match="is no law"):
         DisplacementLaw(1.0, (0.0,), ((0.0, 0.0),), ((0.1, 0.1),), within)
+
+
+@pytest.mark.parametrize("num_targets", [2, 4])
+def test_the_probability_of_a_small_overlap_is_that_of_simulated_truths(num_targets):
+    generator = torch.Generator().manual_seed(3)
+    count, std = 40_000, 0.03
+    far = torch.rand(count, generator=generator) < 0.4
+    truth = 0.08 * torch.randn(count, num_targets, generator=generator) * far[:, None]
+    said = truth + std * torch.randn(truth.shape, generator=generator)
+    law = DisplacementLaw(0.6, (0.4,), ((0.0,) * num_targets,), ((0.08,) * num_targets,))
+    chance = law.short_of(0.85, said, torch.full_like(said, std))
+    unit = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(count, 4)
+    short = paired_iou(unit, decode_deltas(truth, unit)) < 0.85
+    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+        these = (chance >= low) & (chance <= low + 0.2)
+        shares = [float(each[these].double().mean()) for each in (short, chance)]
+        assert these.sum() > 200
+        assert shares[0] == pytest.approx(shares[1], abs=0.04), low

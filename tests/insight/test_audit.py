@@ -94,6 +94,26 @@ def test_wrong_boxes_come_first_and_are_told_where_they_should_be():
     assert law == audit.law.words()
 
 
+def test_corners_that_were_rounded_are_no_errors_and_what_counts_as_one_is_the_users():
+    annotated, truth, found, _, wrong = boxes_and_truth()
+    found, stds = truth + 0.1 * (found - truth), torch.full((600, 4), 0.1)
+    stds[:, 2:] = 0.005
+    rounded = torch.where(wrong[:, None], annotated, truth).round()
+    sizes, clusters = torch.full((600, 2), 200), torch.arange(600) // 10
+    said = said_inside(found, stds, rounded, sizes, GEOMETRY, None)
+    assert law_finds_all_off(fit_law(said.offsets, said.stds, 60))
+    audit = judge(said, rounded, sizes, clusters)
+    assert audit.share.low <= 1 / 12 <= audit.share.high
+    assert audit.share.value == pytest.approx(1 / 12, abs=0.01)
+    assert "an IoU with the truth below 0.9" in words_of(audit, "pictures")[0]
+    strict = judge(said, rounded, sizes, clusters, overlap=0.97)
+    assert strict.share.value > 0.3
+
+
+def law_finds_all_off(law):
+    return law.right < 0.1
+
+
 def test_what_a_model_makes_of_the_world_beyond_a_picture_is_no_error():
     """A cell that the picture's border cuts is annotated as far as it is seen."""
     generator = torch.Generator().manual_seed(1)

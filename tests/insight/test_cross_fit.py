@@ -149,6 +149,7 @@ def test_what_no_audit_wrote_stays(root, tmp_path, capsys):
     ("options", "sentence"),
     [
         (["--folds=1"], "--folds is 1; give 2 or more"),
+        (["--overlap=1.2"], "--overlap is 1.2; give an IoU between 0 and 1, such as 0.9"),
         (["--jobs=0"], "--jobs is 0; give 1 or more"),
         (["--folds=40"], "12 pictures or groups are too few for 40 folds; set --folds lower"),
         (["--fold=2"], "fold: there is no such option; did you mean folds?"),

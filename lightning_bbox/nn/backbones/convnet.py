@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.nn.backbones.base import Backbone
+from lightning_bbox.nn.backbones.base import Backbone, flattened
 from lightning_bbox.nn.inits import HeInit, Init
 from lightning_bbox.nn.stochastic import (
     Coordinates,
@@ -187,7 +187,7 @@ class ShallowConvNet(Backbone):
 
     def forward(self, crops: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b f"]:
         """Return the features of preprocessed crops."""
-        features: Tensor = self.fcs(self.pool(self.convs(self.inputs(crops))).flatten(1))
+        features: Tensor = self.fcs(flattened(self.pool(self.convs(self.inputs(crops)))))
         return features
 
 

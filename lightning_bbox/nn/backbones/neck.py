@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.recipes import Part
+from lightning_bbox.nn.backbones.base import flattened
 
 
 class Neck(Part):
@@ -80,7 +81,7 @@ class Neck(Part):
         if self.map_shape is None:
             return torch.cat([each.flatten(1) for each in maps], dim=1)
         joint = torch.cat(maps, dim=1)
-        return (joint if self.channels is None else self.mix(joint)).flatten(1)
+        return flattened(joint if self.channels is None else self.mix(joint))
 
     def _as_map(self, output: Tensor) -> Tensor:
         if self.tokens is not None:

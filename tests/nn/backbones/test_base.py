@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_bbox import AlexNet, BoxRegressor, CropGeometry, FeatureExtractor, ShallowConvNet
 from lightning_bbox.core.recipes import from_plain
+from lightning_bbox.nn.backbones.base import flattened
 from tests.runs import scenes, trained_quietly
 
 SIZE = 71
@@ -131,3 +132,15 @@ def test_a_trained_model_reloads_without_the_file_of_weights(kind, frozen, tmp_p
     assert again.net.backbone.weights == str(path)
     crops, boxes = draw_crops().clamp(0, 1), torch.tensor([[10.0, 10, 40, 40]] * 2)
     assert torch.equal(again.eval()(crops, boxes), model.eval()(crops, boxes))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_flattened_maps_have_the_maps_layout(layout):
+    made = torch.randn(3, 4, 5, 6).to(memory_format=layout).requires_grad_()
+    maps, gradients = made * 1, []
+    maps.register_hook(gradients.append)
+    weights = torch.randn(3, 120)
+    (flattened(maps) * weights).sum().backward()
+    assert gradients[0].stride() == maps.stride()
+    assert torch.equal(made.grad, weights.reshape(3, 4, 5, 6))
+    assert torch.equal(flattened(maps), made.flatten(1))
