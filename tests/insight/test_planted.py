@@ -1,14 +1,17 @@
 """The planted faults themselves: that they are whole, apart, and say what they do."""
 
+import json
 import math
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
 from lightning_bbox.cli.run import rehearse
+from lightning_bbox.evaluation.intervals import Mean
 from tests.insight.planted import (
     FAULTS,
     HEALTHY,
@@ -19,7 +22,7 @@ from tests.insight.planted import (
     rank_of,
     value_in,
 )
-from tests.insight.planted_cures import Cured
+from tests.insight.planted_cures import Cured, as_table
 from tests.insight.planted_data import PER_BOX, Boxes, Patches, write_patches
 
 BY_NAME = {fault.name: fault for fault in FAULTS}
@@ -119,3 +122,21 @@ def test_a_rank_is_that_of_the_first_accepted_name():
 )
 def test_a_cure_is_healthy_within_a_tenth(cure, tried, error, verdict):
     assert Cured(cure, tried, 0.4, 0.9, error).verdict == verdict
+
+
+def test_what_a_cure_brings_is_a_row():
+    found = Cured("--a=1", True, 0.4, 0.9, 0.41, 1, Mean(0.49, 0.4, 0.58, 9), 12.34)
+    told = json.loads(json.dumps(found.figures()))
+    assert told["seconds"] == 12.3
+    row = as_table({"rate-too-large": told}).splitlines()[-1].split("|")
+    words = [cell.strip() for cell in row[2:-1]]
+    assert words == ["1.", "0.40", "0.90", "0.41", "0.49 (0.40 to 0.58)", "healthy"]
+    unknown = Cured("mend the files", False, 0.4, math.nan, math.nan).figures()
+    row = as_table({"rate-too-large": unknown}).splitlines()[-1].split("|")
+    assert [cell.strip() for cell in row[2:-1]] == ["-", "0.40", "-", "-", "-", "can't be tried"]
+
+
+def test_the_docs_tell_what_was_measured():
+    root = Path(__file__).parents[2]
+    kept = json.loads((root / "benchmarks/results/diagnosis-cures.json").read_text())
+    assert as_table(kept["bccd"]) in (root / "docs/how-to/diagnose.md").read_text()
