@@ -33,11 +33,11 @@ class Target:
     peer: str = ""
 
     def row(self, rows: Iterable[Row]) -> Row | None:
-        """Return the row that it is read from, None where it wasn't measured."""
+        """Return the row that it is read from, the latest; None where it wasn't measured."""
         mine = [row for row in rows if (row.run.device == "cpu") == (self.device == "cpu")]
         mine = [row for row in mine if self.device == "cpu" or self.device in row.run.device]
         found = (r for r in mine if r.question == self.question and r.case.startswith(self.case))
-        return next(found, None)
+        return max(found, key=lambda row: row.run.date, default=None)
 
     def figure(self, row: Row) -> tuple[float, float] | None:
         """Return what was measured and its cautious quartile, None where the peer isn't there."""

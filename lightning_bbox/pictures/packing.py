@@ -20,8 +20,7 @@ _RED_AND_BLUE, _ONES = np.uint32(0xFF00FF), np.uint32(0x010001)  # of one pixel'
 def pack_rgb(pixels: UInt8[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
     """Pack RGB into one whole number a pixel, red lowest, so that a cut loads a pixel at once.
 
-    As float32, which holds 24 bits exactly: with AVX2, compiled code loads a vector of them in one
-    instruction, and one of int32 by way of the stack, which takes 2.5 times as long.
+    As float32, which holds 24 bits exactly.
     """
     return _numbers(pixels).astype(np.float32)
 
