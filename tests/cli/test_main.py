@@ -76,7 +76,7 @@ def test_crops_sheet_shows_the_three_colours(run):
 @pytest.mark.parametrize(
     "name",
     [
-        *("voc", "coco", "yolo", "csv", "bccd", "bccd_fast", "rbc", "naive"),
+        *("voc", "coco", "yolo", "csv", "bccd", "bccd_fast", "rbc", "naive", "small"),
         pytest.param("deeppcb", marks=pytest.mark.slow),
     ],
 )
@@ -86,7 +86,7 @@ def test_config_runs_where_only_the_root_is_given(name, tmp_path, request):
         if name == "yolo":
             yolo_folder(root)
     else:
-        folders = {"voc": "bccd", "coco": "rbc", "naive": "bccd", "bccd_fast": "bccd"}
+        folders = dict.fromkeys(("voc", "naive", "bccd_fast", "small"), "bccd") | {"coco": "rbc"}
         root = request.getfixturevalue("real_data") / folders.get(name, name)
     base = ["fit", "-c", str(CONFIGS / f"{name}.yaml"), f"--data.root={root}", *TINY]
     folder = fit(tmp_path, "run", base=base)
@@ -154,7 +154,7 @@ TWICE = {"two_looks"}
 def test_every_config_is_run_by_these_tests():
     tested = {"quickstart", "patches", "voc", "coco", "yolo", "csv", "proposals"} | TWICE
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | {
-        "bccd", "bccd_fast", "rbc", "deeppcb", "naive",
+        "bccd", "bccd_fast", "rbc", "deeppcb", "naive", "small",
         "alexnet_fc6_ridge", "alexnet_fc6_sgd", "rcnn_pool5",
     }  # fmt: skip
 
