@@ -216,8 +216,8 @@ FAULTS = (
     # pictures
     Fault(
         "files of pictures: each batch decodes its own",
-        "self._kept = numbers, store",
-        "pass",
+        "missing = sorted(wanted - kept.keys())",
+        "missing = sorted(wanted)",
         ("pictures/test_store",),
     ),
     Fault(

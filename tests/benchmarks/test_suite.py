@@ -57,9 +57,18 @@ def a_row(**changes: object) -> Row:
         for name, times in (("ours", 1), ("kornia crop_by_indices", 12))
     ]
     row = Row(
-        "crops", f"{crops.INTEGER}, batch 256", "small", run, "crops", 256, 10, 0, 5e-4, 0.5,
-        timings, {"kornia crop_by_indices": Spread(12.0, 11.0, 13.0, 3)}, {}, {},
-    )  # fmt: skip
+        question="crops",
+        case=f"{crops.INTEGER}, batch 256",
+        size="small",
+        run=run,
+        unit="crops",
+        items=256,
+        useful_bytes=10,
+        floor_seconds=5e-4,
+        floor_share=0.5,
+        arms=timings,
+        ratios={"kornia crop_by_indices": Spread(12.0, 11.0, 13.0, 3)},
+    )
     return replace(row, **changes)  # type: ignore[arg-type]
 
 
