@@ -133,6 +133,16 @@ def test_a_stop_leaves_the_best_checkpoint_alone(cut):
     assert steps == {"best": 4, "last": 6}
 
 
+def test_after_a_stop_only_a_better_epoch_is_the_best(tmp_path):
+    wild, steps = "--model.optimizer.lr=0.5", dict[str, int]()
+    assert begin(tmp_path / "whole", wild) == 0
+    assert begin(tmp_path / "cut", *interfered("training", 10, 2), wild) == 130
+    assert resume(tmp_path / "cut") == 0
+    for name in ("whole", "cut"):
+        steps[name] = end_of(tmp_path / name)["best.global_step"]
+    assert steps["whole"] == steps["cut"] < 10
+
+
 def test_the_same_command_goes_on_with_ckpt_path_last(cut, whole):
     assert begin(cut, "--ckpt_path=last") == 0
     assert equal(cut, whole)
