@@ -72,11 +72,11 @@ def h200(what: str, question: str, case: str, kind: Kind, gate: float, goal: flo
 
 LOADER = "DataLoader, per-sample transforms, 0 workers"
 TARGETS = (
-    cpu("integer cut", "crops", crops.INTEGER, "kornia crop_by_indices", 1.2, 1.8),
-    cpu("integer cut", "crops", crops.INTEGER, "kornia RandomCrop", 1.9, 2.8),
-    cpu("integer cut", "crops", crops.INTEGER, "kornia crop_and_resize", 4, 6),
-    cpu("sub-pixel cut, 45 px", "crops", crops.SUBPIXEL, "kornia crop_and_resize", 4, 6),
-    cpu("sub-pixel cut, 45 px", "crops", crops.SUBPIXEL, "torchvision roi_align", 4, 6),
+    cpu("integer cut", "crops", crops.INTEGER, "kornia crop_by_indices", 2, 4),
+    cpu("integer cut", "crops", crops.INTEGER, "kornia RandomCrop", 4, 8),
+    cpu("integer cut", "crops", crops.INTEGER, "kornia crop_and_resize", 5, 10),
+    cpu("sub-pixel cut, 45 px", "crops", crops.SUBPIXEL, "kornia crop_and_resize", 5, 8),
+    cpu("sub-pixel cut, 45 px", "crops", crops.SUBPIXEL, "torchvision roi_align", 5, 8),
     cpu("227 px from pictures", "crops", crops.LARGE, "kornia crop_and_resize", 10, 16),
     *(
         Target(
@@ -89,10 +89,10 @@ TARGETS = (
         "augment",
         augment.INTEGER,
         "kornia AugmentationSequential",
-        3,
-        4.6,
+        8,
+        15,
     ),
-    cpu("cut, augment, normalise", "augment", augment.INTEGER, LOADER, 6, 9),
+    cpu("cut, augment, normalise", "augment", augment.INTEGER, LOADER, 10, 20),
     cpu("fit", "fit", "fit with TensorBoard", "the bare loop", 0.85, 0.97),
     h200(
         "integer cut, share of copying", "crops", f"{crops.INTEGER}, batch 16384", "share", 0.3, 0.5
