@@ -216,10 +216,10 @@ def test_another_form_is_refused(change: dict[str, object], where: str, tmp_path
 def test_the_target_table_tells_gates_goals_and_what_is_not_measured() -> None:
     table = target_table([a_row()]).splitlines()
     (line,) = (line for line in table if line.startswith("| cpu: integer cut | kornia crop_by_"))
-    assert line.endswith("crop_by_indices | 1.2 | 1.8 | 12.0 | 11.0 | goal reached |")
-    for low, verdict in ((1.3, "gate met"), (1.1, "**gate missed**")):
-        slower = {"kornia crop_by_indices": Spread(1.5, low, 1.6, 3)}
-        assert f"| 1.50 | {low:.2f} | {verdict} |" in target_table([a_row(ratios=slower)])
+    assert line.endswith("crop_by_indices | 2 | 4 | 12.0 | 11.0 | goal reached |")
+    for low, verdict in ((2.3, "gate met"), (1.9, "**gate missed**")):
+        slower = {"kornia crop_by_indices": Spread(2.5, low, 2.6, 3)}
+        assert f"| 2.50 | {low:.2f} | {verdict} |" in target_table([a_row(ratios=slower)])
     missing = [line for line in table if line.startswith("| H200")]
     assert len(missing) == 8
     assert all("| not measured |" in line for line in missing)
@@ -227,11 +227,11 @@ def test_the_target_table_tells_gates_goals_and_what_is_not_measured() -> None:
 
 def test_verdicts_are_told_for_what_was_measured() -> None:
     (line,) = verdicts([a_row()])
-    assert line.startswith("  integer cut against kornia crop_by_indices: 12.0 (11.0), gate 1.2, ")
+    assert line.startswith("  integer cut against kornia crop_by_indices: 12.0 (11.0), gate 2, ")
     assert line.endswith(": goal reached")
     slower = {"kornia crop_by_indices": Spread(1.1, 1.0, 1.6, 3)}
     (line,) = verdicts([a_row(ratios=slower)])
-    assert line.endswith("1.10 (1.00), gate 1.2, goal 1.8: **gate missed**")
+    assert line.endswith("1.10 (1.00), gate 2, goal 4: **gate missed**")
 
 
 def test_targets_read_shares_rates_and_seconds() -> None:
