@@ -6,7 +6,7 @@
 # torch 2.11, CUDA 13.0, Python 3.12: the CUDA pairing that is supported and tested.
 FROM pytorch/pytorch:2.11.0-cuda13.0-cudnn9-runtime
 
-# torch.compile calls g++ for CPU code, and Triton builds its launchers against Python.h; the base's
+# The cut and torch.compile call g++ for CPU code, and Triton builds its launchers against Python.h; the base's
 # Python has no ensurepip, which venv needs.
 # Versions are not pinned (DL3008): the release's archive keeps only the newest of each, so a pin
 # would break the build at the next security update; the base's tag fixes the release.
