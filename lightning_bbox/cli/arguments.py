@@ -41,7 +41,7 @@ OPTIONS = (
 OPTIONS_OF = {
     "predict": ("decimals", "law", "max_shift", "overwrite", "review"),
     "probe": ("draws", "width", "lambda_by"),
-    "audit": ("folds", "jobs", "apply", "review"),
+    "audit": ("folds", "jobs", "overlap", "apply", "review"),
     "diagnose": ("minutes", "steps", "replay"),
 }
 """What a command takes besides: `commands` and the signature of `probe` say how."""

@@ -156,7 +156,7 @@ class DisplacementLaw:
             >>> law = DisplacementLaw(0.5, (0.5,), ((0.1, 0.0),), ((0.02, 0.02),))
             >>> said, off_by = torch.tensor([[0.01, 0.0], [0.12, 0.01]]), torch.full((2, 2), 0.02)
             >>> law.short_of(0.9, said, off_by).round(decimals=2)
-            tensor([0.0000, 1.0000], dtype=torch.float64)
+            tensor([0., 1.], dtype=torch.float64)
         """
         count, table = self.num_targets, self.table()
         shares, means, spreads = table[:, 0], table[:, 1 : 1 + count], table[:, 1 + count :]
