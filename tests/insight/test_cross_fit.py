@@ -50,7 +50,7 @@ def command(root, *options, name="out"):
 @pytest.fixture(scope="module")
 def audited(root):
     before = files_of(root)
-    assert main(command(root, "--apply")) == 0
+    assert main(command(root, "--apply", "--overlap=0.8")) == 0
     assert files_of(root) == before
     return root.parent / "out"
 
@@ -96,7 +96,10 @@ def test_figures_sheet_and_refined_files_lie_beside_the_table(root, audited):
     share = figures["share"]
     assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
     law = DisplacementLaw.load(audited / "law.json")
-    assert law.words() in (audited / "audit.md").read_text()
+    text = (audited / "audit.md").read_text()
+    assert law.words() in text
+    assert figures["overlap"] == 0.8
+    assert "an IoU with the truth below 0.8" in text
     with Image.open(audited / "audit.png") as sheet:
         assert sheet.width > 500
     old = (root / "boxes.csv").read_text().splitlines()
@@ -114,7 +117,7 @@ def test_figures_sheet_and_refined_files_lie_beside_the_table(root, audited):
 @pytest.mark.slow
 def test_folds_that_are_there_are_kept_and_others_do_not_mix_with_them(root, audited, capsys):
     before = files_of(audited)
-    assert main(command(root, "--apply")) == 0
+    assert main(command(root, "--apply", "--overlap=0.8")) == 0
     assert "0 runs to make" in capsys.readouterr().out
     assert files_of(audited) == before
     assert main(command(root, "--trainer.max_epochs=1")) == 2
