@@ -56,6 +56,7 @@ def flattened(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
 
     Their gradients come back in the layout that the maps have. As flattening makes them, they would
     have another one, and on a CPU the ReLU and batch norm before then take ten times as long.
+    Compiled code chooses its layouts itself.
 
     Args:
         maps: What a layer made.
@@ -64,7 +65,8 @@ def flattened(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
         >>> flattened(torch.arange(8.0).reshape(1, 2, 2, 2))
         tensor([[0., 1., 2., 3., 4., 5., 6., 7.]])
     """
-    if maps.requires_grad and maps.is_contiguous(memory_format=torch.channels_last):
+    channels_last = maps.is_contiguous(memory_format=torch.channels_last)
+    if maps.requires_grad and channels_last and not torch.compiler.is_compiling():
         maps = _GradientsInChannelsLast.apply(maps)  # type: ignore[no-untyped-call] # torch's
     return maps.flatten(1)
 
