@@ -88,6 +88,7 @@ ALEXNET: Options = {
     "model.backbone.layout": "caffe",
     "data.crop.size": 131,
 }
+CAFFE: Options = {"model.backbone.weights": "caffe"}
 
 
 class Case(NamedTuple):
@@ -167,9 +168,6 @@ def further_arms(runs: Path) -> tuple[Arm, ...]:
         Arm("lite0 fine-tuned, all of it", options=net | TUNED | SLOWLY | SUITED),
         Arm("lite0 fine-tuned, all of it, random weights", options=LITE | TUNED | SLOWLY | SUITED),
     )
-
-
-CAFFE: Options = {"model.backbone.weights": "caffe"}
 
 
 def run_arms(case: Case, seed: int, options: argparse.Namespace) -> None:

@@ -35,7 +35,6 @@ Kernel = Callable[
 """What cuts: packed pixels, where each box's picture begins, its rows and columns, the boxes, and
 the crops' side."""
 
-
 _LEAST_A_THREAD = 1 << 18  # numbers of crops, for which a thread of its own pays
 
 
@@ -115,7 +114,7 @@ def sample_bilinear(
     """Cut crops from packed pixels, by the rule of the pyramid.
 
     On the CPU boxes that are hardly shrunk, which are the usual ones of crop size, are cut apart
-    from the others, in 0.4 of the time. Elsewhere nobody waits to learn which these are.
+    from the others, by a quarter of the reads. Elsewhere nobody waits to learn which these are.
 
     Args:
         pixels: The store's packed pixels.
@@ -202,15 +201,9 @@ def _made() -> Callable[..., None] | BadInput:
         library = native_library(Path(__file__).with_suffix(".cpp"))
     except BadInput as problem:
         return problem  # kept, or it would be tried again for every batch
-    address, real = ctypes.c_void_p, ctypes.c_float
-    function = library.cut
-    function.argtypes = [
-        *[address] * 5,
-        ctypes.c_int64,
-        *[ctypes.c_int32] * 2,
-        *[real] * 4,
-        address,
-    ]
+    function, pointers = library.cut, [ctypes.c_void_p] * 5
+    counts, rule_of = [ctypes.c_int64, ctypes.c_int32, ctypes.c_int32], [ctypes.c_float] * 4
+    function.argtypes = [*pointers, *counts, *rule_of, ctypes.c_void_p]
 
     def cut(
         pixels: Tensor,
