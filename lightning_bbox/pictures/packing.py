@@ -4,15 +4,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8, UInt32
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt32
 
-from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.pictures.decode import Decoded
-from lightning_bbox.pictures.pyramid import level_sides, level_starts, levels_for, num_pixels
+from lightning_bbox.pictures.pyramid import num_pixels
 
 _TILE = 128  # side of what is packed or left out where only some boxes are cut, on level 0
 _LEAST_TILE = 16  # the same on high levels
 _LARGEST_SOURCE = 2048  # and in the picture's own pixels, which are all decoded for it
+_AROUND = 4  # pixels of its level that a cut may read beyond its box
 _PAGE = 1024  # pixels of a page of memory, which is the least that is taken
 _RED_AND_BLUE, _ONES = np.uint32(0xFF00FF), np.uint32(0x010001)  # of one pixel's number
 
@@ -115,38 +115,50 @@ class Unpacked:
         self.picture, self.taken = picture, 0
         self._packed: dict[int, Bool[np.ndarray, "rows columns"]] = {}  # tiles of each level
 
-    def pack(self, flat: Float32[np.ndarray, " p"], boxes: Boxes, size: int) -> None:
+    def pack(
+        self,
+        flat: Float32[np.ndarray, " p"],
+        boxes: Float64[np.ndarray, "b 4"],
+        levels: Int64[np.ndarray, " b"],
+    ) -> None:
         """Pack what crops are cut from into the picture's stretch of a store.
 
         Args:
             flat: That stretch.
             boxes: Where they are cut; finite.
-            size: Their side.
+            levels: The level that each is cut from.
         """
-        height, width = (torch.tensor([side]) for side in self.picture.shape[:2])
-        levels = levels_for(boxes, size, height.expand(len(boxes)), width.expand(len(boxes)))
-        starts = level_starts(height, width)[0].tolist()
-        sides = torch.cat([level_sides(height), level_sides(width)]).T.tolist()
-        for level in sorted(set(levels.tolist())):
-            rows, columns = sides[level]
-            packed = flat[starts[level] : starts[level] + rows * columns].reshape(rows, columns)
-            for down, across in self._fresh(level, rows, columns, boxes[levels == level]):
+        start, (rows, columns) = 0, self.picture.shape[:2]
+        for level in range(int(levels.max(initial=-1)) + 1):
+            packed = flat[start : start + rows * columns].reshape(rows, columns)
+            reads = _reads(rows, columns, boxes[levels == level] / 2**level)
+            for down, across in self._fresh(level, rows, columns, reads):
                 source = [slice(each.start << level, each.stop << level) for each in (down, across)]
                 some = _numbers(self.picture[source[0], source[1]])
                 for _ in range(level):
                     some = _halved(some)
                 packed[down, across] = some
-                self.taken += len(some) * max(some.shape[1], _PAGE)
+                self.taken = min(len(flat), self.taken + len(some) * max(some.shape[1], _PAGE))
+            start += rows * columns
+            rows, columns = (rows + 1) // 2, (columns + 1) // 2
 
     def _fresh(
-        self, level: int, rows: int, columns: int, boxes: Boxes
+        self, level: int, rows: int, columns: int, reads: Int64[np.ndarray, "b 4"]
     ) -> Iterator[tuple[slice, slice]]:
-        """Yield the rows and columns of tiles that cuts at boxes read from and aren't packed yet.
+        """Yield the rows and columns of a level that cuts read from and aren't packed yet.
 
-        They are those of a level. Tiles side by side are one, as long as that isn't large.
+        Of a decoded picture itself they are those of each cut: to pack some twice takes less time
+        than to know them. What is halved, or has to be decoded, is packed once, by tiles. Tiles
+        side by side are one, as long as that isn't large.
         """
+        if level == 0 and isinstance(self.picture, np.ndarray):
+            for left, top, right, bottom in reads.tolist():
+                yield slice(top, bottom), slice(left, right)
+            return
         tile = min(max(_TILE >> level, _LEAST_TILE), max(1, _LARGEST_SOURCE >> level))
-        touched = _touched(-(-rows // tile), -(-columns // tile), boxes / (tile << level), tile)
+        touched = np.zeros((-(-rows // tile), -(-columns // tile)), dtype=bool)
+        for left, top, right, bottom in reads.tolist():
+            touched[top // tile : -(-bottom // tile), left // tile : -(-right // tile)] = True
         packed = self._packed.setdefault(level, np.zeros_like(touched))
         most = max(1, (_LARGEST_SOURCE**2 // (tile << level) ** 2))
         for row, across in enumerate(touched & ~packed):
@@ -158,23 +170,18 @@ class Unpacked:
         packed |= touched
 
 
-def _touched(rows: int, columns: int, boxes: Boxes, tile: int) -> Bool[np.ndarray, "rows columns"]:
-    """Tell which tiles cuts at boxes read from.
+def _reads(rows: int, columns: int, boxes: Float64[np.ndarray, "b 4"]) -> Int64[np.ndarray, "b 4"]:
+    """Return the first columns and rows that cuts at boxes read, and the ends of both.
 
     A cut reads the pixels around its samples, and those of the border for what lies outside.
 
     Args:
-        rows: How many tiles there are, down.
-        columns: The same, across.
-        boxes: The boxes, as multiples of a tile's side.
-        tile: That side, in pixels.
+        rows: How many rows there are.
+        columns: How many columns.
+        boxes: The boxes, in pixels.
     """
-    touched = np.zeros((rows, columns), dtype=bool)
-    corners, around = boxes.double().numpy(), 4 / tile
-    low = np.minimum(corners[:, :2], corners[:, 2:]) - around
-    high = np.maximum(corners[:, :2], corners[:, 2:]) + around
+    low = np.minimum(boxes[:, :2], boxes[:, 2:]) - _AROUND
+    high = np.maximum(boxes[:, :2], boxes[:, 2:]) + _AROUND
     last = np.array([columns, rows]) - 1
-    first_tiles, last_tiles = (np.clip(np.floor(each), 0, last).astype(int) for each in (low, high))
-    for (left, top), (right, bottom) in zip(first_tiles, last_tiles, strict=True):
-        touched[top : bottom + 1, left : right + 1] = True
-    return touched
+    first, end = (np.clip(np.floor(each), 0, last) for each in (low, high))
+    return np.concatenate([first, end + 1], axis=1).astype(np.int64)

@@ -27,7 +27,7 @@ from lightning_bbox.pictures.decode import (
     whole,
 )
 from lightning_bbox.pictures.packing import Unpacked, pack_levels
-from lightning_bbox.pictures.pyramid import num_pixels
+from lightning_bbox.pictures.pyramid import levels_for, num_pixels
 
 _PACKED_AT_ONCE = 1 << 18  # pixels, so that packing takes no memory to speak of
 _NO_RESERVE = 0x4000  # MAP_NORESERVE, which Python's mmap doesn't name: nothing is set aside
@@ -150,11 +150,14 @@ class ImageStore:
         """
         if not self._unpacked:
             return
-        finite = crop_boxes.isfinite().all(dim=1)
+        sides = self.heights[image_index], self.widths[image_index]
+        levels = levels_for(crop_boxes, size, *sides).numpy()
+        boxes, pictures = crop_boxes.double().numpy(), image_index.numpy()
+        finite = np.isfinite(boxes).all(axis=1)
         with self._lock:
-            for index in self._unpacked.keys() & set(image_index.tolist()):
-                boxes = crop_boxes[finite & (image_index == index)]
-                self._unpacked[index].pack(self.packed(index).numpy(), boxes, size)
+            for index in self._unpacked.keys() & set(pictures.tolist()):
+                rows = finite & (pictures == index)
+                self._unpacked[index].pack(self.packed(index).numpy(), boxes[rows], levels[rows])
 
     @property
     def has_large(self) -> bool:

@@ -281,7 +281,8 @@ class Refiner:
         usable = torch.tensor([at for at in range(len(rough)) if at not in unmoved]).long()
         crop_boxes = self.spec.geometry.crop_boxes(rough[usable])
         store = ImageStore.from_pictures(pictures, at_once=False)
-        store.expect(index[usable], crop_boxes, self.spec.geometry.size)
+        if self.model.device != store.device:  # what isn't packed doesn't go there
+            store.expect(index[usable], crop_boxes, self.spec.geometry.size)
         store.on_host |= self.model.second is not None  # where that is cut isn't known yet
         refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
         refined, stds, gains = self._weigh(refined, stds, rough[usable], index[usable])

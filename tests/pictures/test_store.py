@@ -153,3 +153,18 @@ def test_crops_of_what_was_packed_for_them_are_those_of_whole_pictures(shape, si
         few = ImageStore.from_pictures(pictures, at_once=False)
         few.expect(index[: count + 3], torch.cat([nowhere, boxes[:count]]), size)
         assert int((few.pixels > 0).sum()) <= count * (300 + 4 + 2 * 128) ** 2
+
+
+def test_of_a_decoded_picture_crops_that_are_not_shrunk_have_little_more_packed_than_they_read():
+    picture = np.full((1000, 1400, 3), 255, dtype=np.uint8)
+    store = ImageStore.from_pictures([picture, picture], at_once=False)
+    boxes = torch.tensor([[700.0, 500, 720, 520], [1390, 990, 1410, 1010], [50, 20, 30, 40]])
+    index = torch.tensor([0, 1, 1])
+    assert store.num_held == 0
+    for _ in range(9):  # what is packed again takes no more memory
+        cut_crops(store, index, boxes, 20)
+    assert 3 * 20**2 - 300 <= int((store.pixels > 0).sum()) <= 3 * 30**2
+    assert store.num_held <= 2 * len(store.packed(0))
+    few = ImageStore.from_pictures([picture], at_once=False)
+    few.expect(index[:1], boxes[:1], 20)
+    assert few.num_held <= 30 * 1024

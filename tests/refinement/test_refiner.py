@@ -79,7 +79,7 @@ def test_only_what_the_crops_need_is_packed_and_boxes_are_the_same_to_the_bit(mo
     image, boxes = picture(3000, 4000), np.vstack([BOXES, [[3950.0, 2900, 3999, 2999]]])
     refiner = Refiner(built_model(num_targets=4))
     found = refiner.refine_with_std(image, boxes[:1])
-    assert sum(packed) == 128**2
+    assert 45**2 < sum(packed) < 60**2  # the crop of a box of 30 px, and what its samples reach
     found, packed[:] = refiner.refine_with_std(image, boxes), []
     monkeypatch.setattr(ImageStore, "from_pictures", lambda pictures, **_: from_pictures(pictures))
     whole = refiner.refine_with_std(image, boxes)
