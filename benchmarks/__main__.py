@@ -48,7 +48,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="CUDA where there is any")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after")
     parser.add_argument("--data", type=Path, help="folder that holds bccd, for time_to_accuracy")
-    parser.add_argument("--config", help="preset or YAML file that time_to_accuracy trains")
+    configs = "presets or YAML files that time_to_accuracy trains, side by side"
+    parser.add_argument("--config", nargs="+", default=[], help=configs)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(args)
@@ -67,7 +68,7 @@ def main(args: list[str] | None = None) -> int:
         time.monotonic() + 60 * options.minutes,
         options.data,
         tuple(options.seeds),
-        options.config,
+        tuple(options.config),
     )
     names = options.questions or QUESTIONS
     with compile_cache(options.size), warnings.catch_warnings():

@@ -84,7 +84,7 @@ class Setting:
     deadline: float = float("inf")
     data: Path | None = None
     seeds: tuple[int, ...] = (0,)
-    config: str | None = None
+    configs: tuple[str, ...] = ()
     compile_peers: bool = True
 
     def pick(self, smallest: V, small: V, full: V) -> V:

@@ -5,12 +5,15 @@ Three figures: the whole time from the first preparation on, the time of the tra
 and by how much the first step exceeds the others, which is warm-up and compilation.
 
 The data is `bccd` where the setting has real data and the size is full; else built-in scenes.
+Several configs take turns, seed by seed, in reversed order for every other seed, and are then put
+side by side: how many times as long as the first the others take, seed by seed.
 """
 
 import json
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,10 @@ from lightning_bbox.core.memory import keep_freed_memory
 TARGETS = (1.0, 0.85)
 """Errors in px."""
 
+Point = dict[str, float]
+"""What is known at a validation: the error, the step, and seconds until then."""
+Curve = list[Point]
+
 
 class AccuracyClock(pl.Callback):
     """Write down when validation reached what, and stop once it reached the least of all.
@@ -38,7 +45,7 @@ class AccuracyClock(pl.Callback):
         self.file, self.targets = Path(file), targets
         self.began = self.step_began = time.perf_counter()
         self.steps: list[float] = []
-        self.curve: list[dict[str, float]] = []
+        self.curve: Curve = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the first step, whose batch is still to come."""
@@ -83,31 +90,56 @@ class AccuracyClock(pl.Callback):
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """Train each seed, and yield a row for each error."""
+    """Train each config by each seed, and yield a row for each error, then those side by side."""
     if setting.size != "smallest":  # as the command line's own process does, for good
         keep_freed_memory()
-    run, (name, options) = run_facts(setting, torch.get_num_threads()), job(setting)
-    curves = [train(seed, options, setting) for seed in setting.seeds]
+    run = run_facts(setting, torch.get_num_threads())
+    jobs = [job(setting, config) for config in setting.configs or ("bccd_fast",)]
+    curves: list[list[Curve]] = [[] for _ in jobs]
+    for turn, seed in enumerate(setting.seeds):
+        for at in range(len(jobs))[:: -1 if turn % 2 else 1]:
+            curves[at].append(train(seed, jobs[at][1], setting))
+    found = [(name, own) for (name, _), own in zip(jobs, curves, strict=True)]
+    row = partial(Row, question="time_to_accuracy", size=setting.size, run=run, unit="steps")
     for target in TARGETS:
-        reached = [point for curve in curves if (point := first_below(curve, target))]
-        arms = [
-            Timing(arm, spread([point[key] for point in reached]), excess(reached), None, note)
-            for arm, key, note in ARMS
-            if reached
-        ]
-        best = min(point["error"] for curve in curves for point in curve)
-        runs = f"{len(curves) - len(reached)} of {len(curves)} runs"
-        missed = {"not reached": f"in {runs}, best {best:.3f} px"}
-        yield Row(
-            question="time_to_accuracy",
-            case=f"{name} to {target:g} px",
-            size=setting.size,
-            run=run,
-            unit="steps",
-            items=round(spread([point["step"] for point in reached]).median) if reached else 0,
-            arms=arms,
-            skipped=missed if len(reached) < len(curves) else {},
-        )
+        for name, own in found:
+            yield row(**by_itself(name, own, target))
+        for other in found[1:]:
+            yield from (row(**each) for each in side_by_side(found[0], other, target))
+
+
+def by_itself(name: str, curves: list[Curve], target: float) -> dict[str, Any]:
+    """Return what a row says of one config."""
+    reached = [point for curve in curves if (point := first_below(curve, target))]
+    best = min(point["error"] for curve in curves for point in curve)
+    missed = f"in {len(curves) - len(reached)} of {len(curves)} runs, best {best:.3f} px"
+    return {
+        "case": f"{name} to {target:g} px",
+        "items": median_step(reached) if reached else 0,
+        "arms": [timing(arm, key, reached, note) for arm, key, note in ARMS if reached],
+        "skipped": {"not reached": missed} if len(reached) < len(curves) else {},
+    }
+
+
+def side_by_side(
+    one: tuple[str, list[Curve]], other: tuple[str, list[Curve]], target: float
+) -> Iterator[dict[str, Any]]:
+    """Yield what rows say of two configs, by the seeds that reached the error with both."""
+    both = [
+        [first_below(curve, target) for curve in pair]
+        for pair in zip(one[1], other[1], strict=True)
+    ]
+    whole = [(first, second) for first, second in both if first and second]
+    missed = f"in {len(both) - len(whole)} of {len(both)} seeds"
+    for arm, key, note in ARMS[::2] if whole else ():
+        times = zip((one[0], other[0]), zip(*whole, strict=True), strict=True)
+        yield {
+            "case": f"{other[0]} beside {one[0]} to {target:g} px, {arm}",
+            "items": median_step([first for first, _ in whole]),
+            "arms": [timing(name, key, list(reached), note) for name, reached in times],
+            "ratios": {other[0]: spread([second[key] / first[key] for first, second in whole])},
+            "skipped": {"not reached by both": missed} if len(whole) < len(both) else {},
+        }
 
 
 ARMS = (
@@ -117,20 +149,25 @@ ARMS = (
 )
 
 
-def excess(reached: list[dict[str, float]]) -> float:
-    """Return by how much the first step exceeded the median one."""
-    return spread([point["first step's excess"] for point in reached]).median
+def timing(name: str, key: str, reached: list[Point], note: str) -> Timing:
+    """Return how long it took, and by how much the first step exceeded the median one."""
+    late = spread([point["first step's excess"] for point in reached]).median
+    return Timing(name, spread([point[key] for point in reached]), late, None, note)
 
 
-def first_below(curve: list[dict[str, float]], target: float) -> dict[str, float] | None:
+def median_step(reached: list[Point]) -> int:
+    """Return after how many steps it was reached."""
+    return round(spread([point["step"] for point in reached]).median)
+
+
+def first_below(curve: Curve, target: float) -> Point | None:
     """Return where a curve first reached an error."""
     return next((point for point in curve if point["error"] <= target), None)
 
 
-def job(setting: Setting) -> tuple[str, list[str]]:
+def job(setting: Setting, name: str) -> tuple[str, list[str]]:
     """Return what is trained, and the command's options."""
     if setting.size == "full" and setting.data is not None:
-        name = setting.config or "bccd_fast"
         config = name if name.endswith(".yaml") else f"preset:{name}"
         return Path(name).stem, ["-c", config, f"--data.root={setting.data / 'bccd'}"]
     options = ["-c", "preset:quickstart", "--trainer.max_epochs=12", "--data.draws_per_epoch=1024"]
@@ -141,7 +178,7 @@ def job(setting: Setting) -> tuple[str, list[str]]:
     return "scenes, reduced", options
 
 
-def train(seed: int, options: list[str], setting: Setting) -> list[dict[str, float]]:
+def train(seed: int, options: list[str], setting: Setting) -> Curve:
     """Run `fit`, and return its curve."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "curve.json"
@@ -155,5 +192,5 @@ def train(seed: int, options: list[str], setting: Setting) -> list[dict[str, flo
         if code := lightning_bbox(command):
             msg = f"{' '.join(command)} ended with {code}"
             raise RuntimeError(msg)
-        curve: list[dict[str, float]] = json.loads(file.read_text())
+        curve: Curve = json.loads(file.read_text())
         return curve
