@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,10 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.studies.nodes import Node
 
 PATIENCE = 10.0
 """Seconds that the first process has to say why a run ends, and to end the others."""
@@ -120,6 +123,45 @@ def started_outside() -> Started | None:
         msg = f"SLURM started {tasks} tasks; give srun --ntasks-per-node, how many on a machine"
         raise BadInput(msg)
     return Started(int(here or tasks), tasks)
+
+
+_OF_LAUNCHERS = ("SLURM_", "TORCHELASTIC_")
+_OF_A_PROCESS = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT", _FIRST),
+)
+"""Variables, before how others begin, by which a process knows that it is one of several."""
+
+
+@contextmanager
+def one_of_nodes() -> Iterator[Node | None]:
+    """Be the one process of this machine that makes a study's runs; None is not to do anything.
+
+    The runs are processes of their own, which are to know nothing of torchrun or SLURM.
+    """
+    started = started_outside()
+    if started is None:
+        yield Node()
+        return
+    of_torchrun = TorchElasticEnvironment.detect()
+    environment = TorchElasticEnvironment() if of_torchrun else SLURMEnvironment()
+    if environment.local_rank():
+        yield None
+        return
+    node = Node(environment.node_rank(), started.in_all // started.here)
+    if node.in_all > 1:
+        os.environ["MASTER_ADDR"] = environment.main_address
+        os.environ["MASTER_PORT"] = str(environment.main_port)
+        # Runs take as long as they take: a machine that has made its own waits for the others.
+        distributed.init_process_group(
+            "gloo", rank=node.number, world_size=node.in_all, timeout=timedelta(days=100)
+        )
+    names = [each for each in os.environ if each.startswith(_OF_LAUNCHERS) or each in _OF_A_PROCESS]
+    known = {name: os.environ.pop(name) for name in names}
+    try:
+        yield node
+    finally:
+        os.environ.update(known)
 
 
 def default_devices() -> int | str:

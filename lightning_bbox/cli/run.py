@@ -21,7 +21,7 @@ from lightning_bbox.cli.arguments import (
 )
 from lightning_bbox.cli.commands import BoxCLI, Rehearsal, Unbuilt, Unmade
 from lightning_bbox.cli.moved_keys import told, with_new_options
-from lightning_bbox.cli.processes import default_devices, one_of_a_run, say_once
+from lightning_bbox.cli.processes import default_devices, one_of_a_run, one_of_nodes, say_once
 from lightning_bbox.cli.run_folders import Begun
 from lightning_bbox.cli.wrong_options import OneSentenceParser, cause, lacking_package
 from lightning_bbox.core.compiling import default_precision
@@ -134,7 +134,9 @@ def _carry_out(arguments: list[str], begun: Begun) -> int:
     elif arguments[0] == "audit":
         from lightning_bbox.insight.cross_fit import audit
 
-        audit(resolve(arguments)[1:], run, rehearse, prepare)
+        with one_of_nodes() as node:
+            if node is not None:
+                audit(resolve(arguments)[1:], run, rehearse, prepare, node)
     elif arguments[0] == "apply":
         from lightning_bbox.refinement.reviewing.apply import apply
 

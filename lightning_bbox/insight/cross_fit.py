@@ -27,6 +27,7 @@ from lightning_bbox.insight.audit_files import RECORD, Audited, refuse_foreign, 
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.refinement.reviewing.review_page import MOST_REVIEWED, refuse_most
 from lightning_bbox.reports.callbacks import Settings
+from lightning_bbox.studies.nodes import Node
 from lightning_bbox.studies.runs import Fit, Rehearse, default_jobs, found_results, run_study
 from lightning_bbox.studies.study import Arm, Options, Study
 
@@ -42,7 +43,9 @@ WIDE: Options = {
 _BESIDES: Options = {"data.num_targets": 4, "model.average_flips": True}
 
 
-def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) -> None:
+def audit(
+    arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare, node: Node = Node()
+) -> None:
     """Run the command `audit`: train a model a fold, judge every box, and write what was found.
 
     Args:
@@ -50,6 +53,7 @@ def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) 
         fit: The command line, for the folds.
         rehearse: What tells the settings that a fit would have, or why it would be refused.
         prepare: What makes the data module of a fit.
+        node: This machine; of several each trains its share of the folds, and the first judges.
 
     Raises:
         BadInput: The audit can't be run, or a fold's training was refused, failed or diverged.
@@ -79,6 +83,11 @@ def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) 
     study = study_of(own.folds, own.config, rehearse(asked))
     folder = Path(own.runs) / (own.name or f"audit-{data.root.resolve().name}")
     make_folder(folder)
+    jobs = own.jobs or default_jobs()
+    if node.number:
+        found = found_results(study, options, folder, rehearse)
+        run_study(study, options, folder, jobs, fit, found, node)
+        return
     with alone_in(folder):
         refuse_foreign(folder)
         data.setup("predict")
@@ -89,7 +98,7 @@ def audit(arguments: list[str], fit: Fit, rehearse: Rehearse, prepare: Prepare) 
         folds = folds_of(groups, own.folds, data.splits.seed)
         record = _record(folder, table, own.folds)
         found = found_results(study, options, folder, rehearse)
-        results = run_study(study, options, folder, own.jobs or default_jobs(), fit, found)
+        results = run_study(study, options, folder, jobs, fit, found, node)
         for result in results:
             if result.status != "done":
                 place = folder / result.run.name

@@ -23,6 +23,7 @@ from lightning_bbox.core.messages import say
 from lightning_bbox.core.options import CommandParser
 from lightning_bbox.models.divergence import OUTCOME
 from lightning_bbox.reports.callbacks import Settings
+from lightning_bbox.studies.nodes import Node
 from lightning_bbox.studies.page import refuse_foreign, write_comparison
 from lightning_bbox.studies.results import read_result, refuse_other_settings
 from lightning_bbox.studies.study import Result, Run, Study
@@ -141,12 +142,19 @@ def found_results(
 
 
 def run_study(
-    study: Study, options: list[str], folder: Path, jobs: int, fit: Fit, found: list[Result]
+    study: Study,
+    options: list[str],
+    folder: Path,
+    jobs: int,
+    fit: Fit,
+    found: list[Result],
+    node: Node = Node(),
 ) -> list[Result]:
     """Make all runs of a study that aren't there yet, and return what became of all.
 
-    What arrived or diverged is not run again; what was stopped goes on; what was refused or failed
-    is tried once more.
+    Of several machines each makes its share, and none returns before all are done. What arrived or
+    diverged is not run again; what was stopped goes on; what was refused or failed is tried once
+    more.
 
     Args:
         study: What is to be run.
@@ -155,14 +163,18 @@ def run_study(
         jobs: How many runs go side by side.
         fit: The command line.
         found: What is there of each run.
+        node: This machine.
 
     Raises:
-        BadInput: The base itself can't be run.
+        BadInput: The base itself can't be run, or another machine has ended.
     """
     pending = [result.run for result in found if result.status not in ("done", "diverged")]
-    with Workers(folder, jobs, fit) as workers, Progress(study, len(pending), jobs) as progress:
-        for result in workers.results((run, study.arguments(run, options)) for run in pending):
+    own = pending[node.number :: node.in_all]
+    node.meet()  # before one begins all have seen what was there
+    with Workers(folder, jobs, fit) as workers, Progress(study, pending, own, jobs) as progress:
+        for result in workers.results((run, study.arguments(run, options)) for run in own):
             progress.show(_accepted(study, result))
+    node.meet()
     return [read_result(run, folder / run.name) for run in study.runs()]
 
 
@@ -263,6 +275,7 @@ def _work(fit: Fit, arguments: list[str], log: Path, threads: int) -> None:
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(threads)
     keep_freed_memory()
+    sys.argv[1:] = arguments  # what Lightning launches a run's further processes with
     sys.exit(fit(arguments))
 
 
@@ -289,18 +302,20 @@ class Progress:
 
     Args:
         study: What runs.
-        pending: How many runs there are to make.
+        pending: The runs there are to make.
+        own: Those that this machine makes.
         jobs: How many go side by side.
     """
 
-    def __init__(self, study: Study, pending: int, jobs: int) -> None:
-        self._pending, self._ended, self._since = pending, 0, time.monotonic()
-        there = len(study.runs()) - pending
+    def __init__(self, study: Study, pending: list[Run], own: list[Run], jobs: int) -> None:
+        self._pending, self._ended, self._since = len(own), 0, time.monotonic()
+        there = len(study.runs()) - len(pending)
         say(
-            f"{study.name}: {len(study.arms)} arms, {pending} runs to make, {jobs} at once"
+            f"{study.name}: {len(study.arms)} arms, {len(pending)} runs to make, {jobs} at once"
+            + (f", {len(own)} of them on this machine" if len(own) < len(pending) else "")
             + (f"; {there} are there already" if there else "")
         )
-        self._bar = tqdm(total=pending, unit="run", disable=not sys.stderr.isatty())
+        self._bar = tqdm(total=self._pending, unit="run", disable=not sys.stderr.isatty())
 
     def __enter__(self) -> "Progress":
         return self
