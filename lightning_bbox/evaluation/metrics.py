@@ -5,11 +5,11 @@ pure functions, on the whole evaluation at once. Rows are summed over processes,
 written by one of them, so nothing is counted twice and nothing grows.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, distributed
 from torchmetrics import Metric
 
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, paired_iou
@@ -41,7 +41,7 @@ class RefinedBoxes(Metric):
     table: Tensor
 
     def __init__(self, num_rows: int, num_targets: int) -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=_summed)
         self._widths = [4, 1, num_targets, num_targets, 1]
         self.add_state("table", torch.zeros(num_rows, sum(self._widths)), dist_reduce_fx="sum")
 
@@ -69,6 +69,12 @@ class RefinedBoxes(Metric):
         columns = torch.split(self.compute().cpu(), self._widths, dim=1)
         boxes, losses, stds, nll, seen = columns
         return Refined(boxes, losses[:, 0], stds, nll, seen[:, 0] > 0)
+
+
+def _summed(table: Tensor, group: Any = None) -> list[Tensor]:  # noqa: ANN401 (torchmetrics')
+    """Return the sum of all processes' tables; gathered, all of them would lie in each."""
+    distributed.all_reduce(table, group=group)
+    return [table]
 
 
 class Refined(NamedTuple):

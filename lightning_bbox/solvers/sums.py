@@ -30,7 +30,7 @@ class Gathering(Metric):
 
     def state(self) -> dict[str, Tensor]:
         """Return what all processes gathered."""
-        with self.sync_context():
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             return {name: dim_zero_cat(getattr(self, name)).clone() for name in self._defaults}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -64,7 +64,7 @@ class RidgeSums(Gathering):
     norms: Tensor
 
     def __init__(self, num_features: int, num_targets: int) -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=self._reduced)
         shapes: dict[str, tuple[int, ...]] = {
             "count": (),
             "feature_sum": (num_features,),
@@ -115,6 +115,13 @@ class RidgeSums(Gathering):
             means = of_all[1:] / of_all[0].clamp(min=1)
             self._move(means[: len(totals)], means[len(totals) :])
         super().sync(*args, **kwargs)
+
+    def _reduced(self, value: Tensor, group: Any = None) -> list[Tensor]:  # noqa: ANN401 (as above)
+        """Return the sum, or the largest, of all processes; gathered, all would lie in each."""
+        alike = any(value is each for each in (self.shift, self.target_shift, self.rounding))
+        op = distributed.ReduceOp.MAX if alike else distributed.ReduceOp.SUM
+        distributed.all_reduce(value, op, group)
+        return [value]
 
     def _move(self, shift: Tensor, target_shift: Tensor) -> None:
         """Let the sums be of differences from another point."""

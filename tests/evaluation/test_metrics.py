@@ -219,3 +219,12 @@ def test_boxes_in_bf16_are_collected_in_fp32():
     refined = metric.refined()
     assert refined.boxes.dtype == refined.losses.dtype == torch.float32
     assert refined.boxes.unique().tolist() == boxes.float().unique().tolist()
+
+
+def test_tables_of_processes_are_added_in_place_and_each_keeps_its_own(monkeypatch):
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda table, **_: table.mul_(2))
+    metric, alone = fill(empty_table(), [3]), fill(empty_table(), [3])
+    metric.sync(metric.dist_sync_fn, distributed_available=lambda: True)
+    assert torch.equal(metric.table, 2 * alone.table)
+    metric.unsync()
+    assert torch.equal(metric.table, alone.table)

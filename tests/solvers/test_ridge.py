@@ -1,6 +1,7 @@
 """Ridge regression against scikit-learn and dense NumPy, whichever way the samples come in."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from lightning_bbox.solvers.least_squares import (
     score_lambdas,
 )
 from lightning_bbox.solvers.sums import RidgeRows, RidgeSums, gather, ridge
+from tests import runs
 from tests.reference import dense_gcv
 
 LAMBDAS = (1e-3, 1.0, 1e3)
@@ -308,3 +310,30 @@ def test_sums_of_version_0_1_go_on():
     sums.update(x[100:], y[100:])
     whole = ridge(x, y, 1.0, "standard")
     assert relative(sums.compute().solve(1.0, "standard").weight, whole.weight.numpy()) < 1e-9
+
+
+@pytest.mark.slow
+def test_sums_of_two_processes_are_those_of_one_and_none_is_gathered(tmp_path):
+    script = f"""
+import sys, torch
+from torch import distributed
+from lightning_bbox.solvers.sums import RidgeSums
+rank = int(sys.argv[1])
+generator = torch.Generator().manual_seed(0)
+x, y = (100 + torch.randn(40, size, generator=generator) for size in (3, 2))
+own, whole = RidgeSums(3, 2), RidgeSums(3, 2)
+own.update(x[rank::2], y[rank::2])
+whole.update(x, y)
+expected = whole.compute()
+distributed.init_process_group("gloo", "file://{tmp_path / "meet"}", rank=rank, world_size=2)
+distributed.all_gather = None
+state, found = own.state(), own.compute()
+for name, value in vars(expected).items():
+    torch.testing.assert_close(getattr(found, name), value, rtol=1e-9, atol=1e-9)
+assert state["count"] == 40 and own.count == 20
+"""
+    commands = [[sys.executable, "-c", script, str(rank)] for rank in range(2)]
+    for finished in [
+        runs.ended(process) for process in [runs.start(command) for command in commands]
+    ]:
+        assert finished.code == 0, finished.err[-2000:]
