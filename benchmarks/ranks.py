@@ -1,13 +1,17 @@
-"""Train with one process and with two: are they one model, and which is faster on two cores?
+"""Fit, predict and the exact ridge in 1, 2 and 4 processes: one model, how fast, what is exchanged.
 
     python -m benchmarks.ranks [--steps 60] [--rounds 3]
 
 First the default model without batch norm learns built-in scenes in 64-true for one epoch, with one
 process and with two: printed is the largest difference of their parameters, which must be rounding.
-Then one process with one thread, one with two threads and two with one thread each train the
-default model on the same global batches, in turns, the order reversed in every other round. The
-crops a second between two logs are the run's own; those before the first log are warm-up. All is
-written to `benchmarks/results/ranks.json`.
+Then one process with one thread, one with two threads, and two and four with one thread each do the
+same work, in turns, the order reversed in every other round: train the default model on the same
+global batches, solve a ridge on the default network's features, and refine the boxes of JPEGs. The
+crops a second of `fit` are the run's own, between two logs; those before the first log are warm-up.
+The ridge's are of the whole pass with its solution, those of `predict` of all from the first batch
+to the last file. Bytes are those that a process hands to a collective operation of
+torch.distributed, counted as it does, gradients by a hook of DDP's. All is written to
+`benchmarks/results/ranks.json`, and as a table to `ranks.md` beside it.
 """
 
 import argparse
@@ -17,11 +21,19 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
+import lightning.pytorch as pl
+import numpy as np
 import torch
+from PIL import Image
+from torch import distributed
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.protocol import read_curve
 from lightning_bbox.core.compiling import default_precision
@@ -30,6 +42,16 @@ from lightning_bbox.models.checkpoints import read_checkpoint
 RESULTS = Path(__file__).parent / "results"
 MOST = 1e-8
 """Largest difference that is rounding in 64-true."""
+FIT, RIDGE, PREDICT = "fit", "ridge", "predict"
+QUICKSTART = ["fit", "-c", "preset:quickstart", "--data.eval_draws=128", "--trainer.max_epochs=1"]
+COLLECTIVES = (
+    "all_reduce",
+    "all_gather",
+    "broadcast",
+    "reduce_scatter_tensor",
+    "gather",
+    "scatter",
+)
 
 
 class Arm(NamedTuple):
@@ -42,7 +64,66 @@ class Arm(NamedTuple):
         return f"{self.processes} x {self.threads}"
 
 
-ARMS = (Arm(1, 1), Arm(1, 2), Arm(2, 1))
+ARMS = (Arm(1, 1), Arm(1, 2), Arm(2, 1), Arm(4, 1))
+
+
+class Exchange(pl.Callback):
+    """Write down how long the work took, and what the first process handed to collectives.
+
+    Args:
+        file: Where to.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file, self.sent = Path(file), Counter[str]()
+        for name in COLLECTIVES:
+            counted = self._counted(name, getattr(distributed, name))
+            for module in (distributed, distributed.distributed_c10d):
+                setattr(module, name, counted)
+
+    def _counted(self, name: str, collective: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            tensors = [each for each in args if isinstance(each, torch.Tensor)]
+            self.sent[name] += tensors[-1].nbytes if tensors else 0
+            return collective(*args, **kwargs)
+
+        return call
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin, and count the gradients that DDP exchanges."""
+        self.sent.clear()
+        self.since = time.perf_counter()
+        model = trainer.strategy.model
+        if isinstance(model, DistributedDataParallel):
+            model.register_comm_hook(None, self._gradients)
+
+    def _gradients(
+        self,
+        state: None,
+        bucket: distributed.GradBucket,  # type: ignore[name-defined] # torch's stub lags
+    ) -> torch.futures.Future[torch.Tensor]:
+        self.sent["gradients"] += bucket.buffer().nbytes
+        self.sent["all_reduce"] -= bucket.buffer().nbytes  # which the next line counts too
+        return allreduce_hook(state, bucket)  # type: ignore[arg-type] # None is the default group
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it down, before the test."""
+        self._tell(trainer)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin."""
+        self.sent.clear()
+        self.since = time.perf_counter()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write it down, after the files."""
+        if stage == PREDICT:
+            self._tell(trainer)
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            told = {"seconds": time.perf_counter() - self.since, "bytes": dict(self.sent)}
+            self.file.write_text(json.dumps(told | {"steps": trainer.global_step}))
 
 
 def main(args: list[str] | None = None) -> int:
@@ -52,37 +133,114 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--window", type=int, default=12, help="steps between two logs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=128, help="over all processes")
+    parser.add_argument("--pictures", type=int, default=400, help="of 5 boxes, to predict")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more of fit's")
     options = parser.parse_args(args)
     results: dict[str, Any] = {"machine": machine(), "settings": {**vars(options)}}
     del results["settings"]["results"]
-    base = [f"--trainer.log_every_n_steps={options.window}", "--data.eval_draws=128"]
-    base += [f"--data.batch_size={options.batch_size}", "--trainer.max_epochs=1"]
+    base = [f"--trainer.log_every_n_steps={options.window}"]
+    base += [f"--data.batch_size={options.batch_size}", *options.options]
     base += [f"--data.draws_per_epoch={options.steps * options.batch_size}"]
     with tempfile.TemporaryDirectory() as folder:
         results["largest difference of parameters"] = difference(base, Path(folder))
         print(json.dumps(results, indent=2), flush=True)
         if results["largest difference of parameters"] > MOST:
             return 1
-        rates: dict[str, list[float]] = {str(arm): [] for arm in ARMS}
-        for turn in range(options.rounds):
-            for arm in ARMS if turn % 2 == 0 else reversed(ARMS):
-                found = train(arm, base, Path(folder) / f"{arm.processes}-{arm.threads}-{turn}")
-                rates[str(arm)] += read_curve(found, "perf/crops_per_s")[1][1:]
-                print(f"{arm} processes x threads: {rates[str(arm)][-1]:.0f} crops/s", flush=True)
-    results["crops a second, processes x threads"] = {
-        name: summary(values) for name, values in rates.items()
-    }
+        results["arms"] = measure(base, options, Path(folder))
     results["machine"]["load after"] = os.getloadavg()
     options.results.mkdir(exist_ok=True)
     (options.results / "ranks.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+    (options.results / "ranks.md").write_text(as_markdown(results) + "\n")
+    print(as_markdown(results))
     return 0
+
+
+def measure(base: list[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Let all arms do all work, in turns, and return what they took and exchanged."""
+    trained = train(Arm(1, 1), [*QUICKSTART, *base], folder / "trained")
+    make_pictures(folder / "pictures", options.pictures)
+    works = {
+        FIT: ([*QUICKSTART, *base], options.steps * options.batch_size),
+        RIDGE: (
+            [*QUICKSTART, *base, "--model=RidgeRegressor", "--model.lam=1"],
+            options.steps * options.batch_size,
+        ),
+        PREDICT: (
+            [PREDICT, f"--ckpt_path={trained}", "--data=BoxDataModule",
+             f"--data.root={folder / 'pictures'}", f"--data.batch_size={options.batch_size}"],
+            5 * options.pictures,
+        ),
+    }  # fmt: skip
+    rates: dict[str, dict[str, list[float]]] = {name: {str(a): [] for a in ARMS} for name in works}
+    sent: dict[str, dict[str, Any]] = {name: {} for name in works}
+    for turn in range(options.rounds):
+        for arm in ARMS if turn % 2 == 0 else reversed(ARMS):
+            for name, (words, crops) in works.items():
+                run = train(arm, words, folder / f"{name}-{arm.processes}-{arm.threads}-{turn}")
+                told = json.loads(exchange_of(run).read_text())
+                own = [crops / told["seconds"]]
+                if name == FIT:
+                    own = read_curve(run, "perf/crops_per_s")[1][1:]
+                rates[name][str(arm)] += own
+                sent[name][str(arm)] = {"steps": told["steps"], "bytes": told["bytes"]}
+                print(f"{name}, {arm} processes x threads: {own[-1]:.0f} crops/s", flush=True)
+    return {
+        name: {
+            arm: {"crops a second": summary(values), **sent[name][arm]}
+            for arm, values in own_rates.items()
+        }
+        for name, own_rates in rates.items()
+    }
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """Compose the table of speeds, beside one process and thread, and of what was exchanged."""
+    lines = [
+        "| work | processes x threads | crops/s (quartiles) | times one process | exchanged |",
+        "|---|---|---|---|---|",
+    ]
+    for name, arms in results["arms"].items():
+        one = arms[str(ARMS[0])]["crops a second"]["median"]
+        for arm, told in arms.items():
+            rate, steps = told["crops a second"], max(1, told["steps"])
+            low, high = rate["quartiles"]
+            sent, gradients = dict(told["bytes"]), told["bytes"].get("gradients", 0)
+            others = sum(sent.values()) - gradients
+            exchanged = f"{gradients / steps / 1e6:.2f} MB a step, " * bool(gradients)
+            exchanged += f"{others / 1e6:.2f} MB besides" * bool(others)
+            lines.append(
+                f"| {name} | {arm} | {rate['median']:.0f} ({low:.0f} to {high:.0f}) | "
+                f"{rate['median'] / one:.2f} | {exchanged or '-'} |"
+            )
+    where = results["machine"]
+    lines += ["", f"{where['processor']}, {where['cores']} cores, {where['precision']}, commit"]
+    lines[-1] += f" {where['commit']}, load {where['load before'][0]:.1f} to "
+    lines[-1] += f"{where['load after'][0]:.1f}. More processes than cores show what they cost."
+    return "\n".join(lines)
+
+
+def exchange_of(folder: Path) -> Path:
+    """Return where a run writes down what it exchanged."""
+    return folder.with_suffix(".json")
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    """Write JPEGs of 640 x 480 with five boxes each."""
+    folder.mkdir()
+    random, lines = np.random.default_rng(0), ["image,xmin,ymin,xmax,ymax"]
+    for number in range(count):
+        coarse = random.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number}.jpg", quality=90)
+        for x, y in random.uniform(0, (600, 440), (5, 2)).tolist():
+            lines.append(f"{number}.jpg,{x:.1f},{y:.1f},{x + 30:.1f},{y + 30:.1f}")
+    (folder / "boxes.csv").write_text("\n".join(lines))
 
 
 def difference(base: list[str], folder: Path) -> float:
     """Return the largest difference of any parameter between one process and two."""
-    exact = [*base, "--trainer.precision=64-true", "--model.backbone=ShallowConvNet"]
+    exact = [*QUICKSTART, *base, "--trainer.precision=64-true", "--model.backbone=ShallowConvNet"]
     exact.append("--model.backbone.batch_norm=false")
     one, two = (
         read_checkpoint(train(arm, exact, folder / str(arm)) / "checkpoints" / "last.ckpt")
@@ -94,9 +252,14 @@ def difference(base: list[str], folder: Path) -> float:
     )
 
 
-def train(arm: Arm, options: list[str], folder: Path) -> Path:
-    """Train scenes in processes of their own, and return the run's folder."""
-    command = [sys.executable, "-m", "lightning_bbox", "fit", "-c", "preset:quickstart", *options]
+def train(arm: Arm, words: list[str], folder: Path) -> Path:
+    """Run a command in processes of their own, and return the run's folder."""
+    clock = {
+        "class_path": "benchmarks.ranks.Exchange",
+        "init_args": {"file": str(exchange_of(folder))},
+    }
+    command = [sys.executable, "-m", "lightning_bbox", *words]
+    command += [f"--trainer.callbacks={json.dumps([clock])}"]
     command += [f"--runs={folder.parent}", f"--name={folder.name}", "--trainer.accelerator=cpu"]
     command += [f"--trainer.devices={arm.processes}"]
     command += ["--trainer.strategy=ddp"] if arm.processes > 1 else []

@@ -1,6 +1,6 @@
 """How the cut scales with the batch, and an epoch's plan and cut with the number of boxes.
 
-One process and two are compared by `python -m benchmarks.ranks`.
+One process, two and four are compared by `python -m benchmarks.ranks`.
 """
 
 from collections.abc import Iterator
