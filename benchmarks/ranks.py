@@ -10,8 +10,9 @@ global batches, solve a ridge on the default network's features, and refine the 
 crops a second of `fit` are the run's own, between two logs; those before the first log are warm-up.
 The ridge's are of the whole pass with its solution, those of `predict` of all from the first batch
 to the last file. Bytes are those that a process hands to a collective operation of
-torch.distributed, counted as it does, gradients by a hook of DDP's. All is written to
-`benchmarks/results/ranks.json`, and as a table to `ranks.md` beside it.
+torch.distributed, counted as it does, gradients by a hook of DDP's; the buffers that DDP hands on
+with each step are not among them. All is written to `benchmarks/results/ranks.json`, and as a table
+to `ranks.md` beside it.
 """
 
 import argparse
