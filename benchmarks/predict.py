@@ -4,7 +4,7 @@ Pictures in files are timed beside Pillow, which decodes them and nothing else: 
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,18 +29,25 @@ from benchmarks.runner import (
 )
 from benchmarks.train_step import fitted_model
 from lightning_bbox import BoxDataModule, BoxRegressor, Refiner
+from lightning_bbox.core.compiling import default_precision
 from lightning_bbox.core.messages import quietly
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.store import ImageStore
 
 Picture = UInt8[np.ndarray, "h w 3"]
 ONNX = "onnxruntime"
+FILES = {
+    "one": ((1, 60, 80, 20), (1, 3464, 4618, 4000), (1, 3464, 4618, 4000)),
+    "many": ((3, 60, 80, 5), (400, 480, 640, 5), (10_000, 480, 640, 5)),
+}
+"""Pictures, rows, columns, and boxes of each, by size of the question."""
+LARGE = 3000, 4000
+A_BOX = torch.tensor([[20.0, 10, 50, 40]])
 
 
 def cases(setting: Setting) -> Iterator[Case]:
     """Yield one picture with a few boxes and with many, a large one, and many in files."""
-    data = RandomPictures(10, 300, 300, 100, (28, 60), ONE_SAMPLE, 16, 32)
-    data.setup("fit")
+    data = some_boxes()
     model = fitted_model(data, setting.device)
     refiner, picture = Refiner(model, setting.device), noise(1, 480, 640)[0]
     for count in setting.pick((4,), (10, 200), (10, 200, 5000)):
@@ -55,22 +62,23 @@ def cases(setting: Setting) -> Iterator[Case]:
             ],
             skipped={} if optional(ONNX) else {ONNX: NOT_INSTALLED},
         )
-    one, large = (
-        torch.tensor([[20.0, 10, 50, 40]]),
-        setting.pick((60, 80), (3000, 4000), (3000, 4000)),
-    )
+    large = setting.pick((60, 80), *(LARGE,) * 2)
     yield Case(
         name=f"a box of a picture of {large[1]} x {large[0]}",
         unit="boxes",
         items=1,
-        arms=[Arm("Refiner", partial(refined, refiner, noise(1, *large)[0], one))],
+        arms=[Arm("Refiner", partial(refined, refiner, noise(1, *large)[0], A_BOX))],
     )
     with tempfile.TemporaryDirectory() as folder:
-        for name, arguments in {
-            "one": setting.pick((1, 60, 80, 20), (1, 3464, 4618, 4000), (1, 3464, 4618, 4000)),
-            "many": setting.pick((3, 60, 80, 5), (400, 480, 640, 5), (10_000, 480, 640, 5)),
-        }.items():
-            yield in_files(model, Path(folder) / name, setting, *arguments)
+        for name, sizes in FILES.items():
+            yield in_files(model, Path(folder) / name, setting, *setting.pick(*sizes))
+
+
+def some_boxes() -> RandomPictures:
+    """Return pictures and boxes that a model is built for."""
+    data = RandomPictures(10, 300, 300, 100, (28, 60), ONE_SAMPLE, 16, 32)
+    data.setup("fit")
+    return data
 
 
 def in_files(
@@ -83,6 +91,29 @@ def in_files(
     boxes: int,
 ) -> Case:
     """Refine the boxes of JPEG files, a number of them in each."""
+    write_jpegs(root, pictures, height, width, boxes)
+
+    def predict(_: int) -> Timed:
+        since = process_clock(setting.device)
+        predict_files(model, root, setting)
+        return Timed(process_clock(setting.device) - since, model.predictions.boxes)
+
+    def decode(_: int) -> Timed:
+        since = process_clock(setting.device)
+        decode_files(root)
+        return Timed(process_clock(setting.device) - since, None)
+
+    files = "a JPEG" if pictures == 1 else f"each of {pictures:,} JPEGs"
+    return Case(
+        name=f"{boxes:,} boxes of {files} of {width} x {height}",
+        unit="boxes",
+        items=pictures * boxes,
+        arms=[Arm("predict", predict), Arm("Pillow decodes", decode, None, "and does no more")],
+    )
+
+
+def write_jpegs(root: Path, pictures: int, height: int, width: int, boxes: int) -> None:
+    """Write JPEG files into a new folder, and a table of a number of small boxes in each."""
     root.mkdir()
     random = np.random.default_rng(0)
     lines = ["image,xmin,ymin,xmax,ymax"]
@@ -97,31 +128,28 @@ def in_files(
         lines += [f"{number}.jpg,{','.join(f'{edge:.1f}' for edge in row)}" for row in rows]
     (root / "boxes.csv").write_text("\n".join(lines))
 
-    def predict(_: int) -> Timed:
-        since = process_clock(setting.device)
-        data = BoxDataModule(str(root))
-        accelerator = "gpu" if setting.on_cuda else "cpu"
-        trainer = pl.Trainer(
-            accelerator=accelerator, devices=1, logger=False, enable_progress_bar=False
-        )
-        with quietly():
-            trainer.predict(model, data, return_predictions=False)
-        return Timed(process_clock(setting.device) - since, model.predictions.boxes)
 
-    def decode(_: int) -> Timed:
-        since = process_clock(setting.device)
-        for path in root.glob("*.jpg"):
-            with Image.open(path) as picture:
-                picture.load()
-        return Timed(process_clock(setting.device) - since, None)
-
-    files = "a JPEG" if pictures == 1 else f"each of {pictures:,} JPEGs"
-    return Case(
-        name=f"{boxes:,} boxes of {files} of {width} x {height}",
-        unit="boxes",
-        items=pictures * boxes,
-        arms=[Arm("predict", predict), Arm("Pillow decodes", decode, None, "and does no more")],
+def predict_files(
+    model: BoxRegressor, root: Path, setting: Setting, callbacks: Sequence[pl.Callback] = ()
+) -> None:
+    """Refine the boxes of a folder, in the precision that the command line takes."""
+    trainer = pl.Trainer(
+        accelerator="gpu" if setting.on_cuda else "cpu",
+        devices=1,
+        precision=as_any(default_precision()),
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[*callbacks],
     )
+    with quietly():
+        trainer.predict(model, BoxDataModule(str(root)), return_predictions=False)
+
+
+def decode_files(root: Path) -> None:
+    """Decode the JPEG files of a folder by Pillow, and do no more."""
+    for path in root.glob("*.jpg"):
+        with Image.open(path) as picture:
+            picture.load()
 
 
 def refined(refiner: Refiner, picture: Picture, boxes: Tensor, _: int) -> Tensor:

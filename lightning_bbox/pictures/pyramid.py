@@ -103,7 +103,10 @@ def num_pixels(sizes: Integer[Tensor, "n 2"]) -> Int64[Tensor, " n"]:
         >>> num_pixels(torch.tensor([[3, 5], [1, 1]]))
         tensor([24,  1])
     """
-    return level_starts(sizes[:, 0], sizes[:, 1])[:, -1]
+    heights, widths = sizes.unbind(dim=1)
+    areas = level_sides(heights).long() * level_sides(widths).long()
+    # Beyond the last level, a pixel, halves would go on with one each.
+    return areas.sum(dim=1) - (MOST_LEVELS - num_levels(heights, widths))
 
 
 def shrinks(boxes: Boxes, size: int) -> Float[Tensor, "b 2"]:

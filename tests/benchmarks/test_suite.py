@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import crops, inputs, memory
 from benchmarks.__main__ import QUESTIONS, main
+from benchmarks.profile_predict import REST, STAGES, TOTAL, as_markdown, measured
 from benchmarks.report import (
     BEGIN,
     END,
@@ -34,6 +35,7 @@ from benchmarks.runner import (
 )
 from benchmarks.targets import Target
 from benchmarks.time_to_accuracy import Curve, first_below, side_by_side
+from lightning_bbox.nn.network import OffsetNet
 
 CPU = torch.device("cpu")
 SMALLEST = Setting(CPU, "smallest")
@@ -308,3 +310,17 @@ def test_the_peers_bank_holds_the_stores_pictures() -> None:
 def test_a_module_that_is_not_there_is_none() -> None:
     assert optional("no_such_module_anywhere") is None
     assert optional("kornia") is not None
+
+
+@pytest.mark.compile
+def test_the_stages_of_predict_and_the_rest_are_all_of_its_time() -> None:
+    forward = OffsetNet.forward
+    found = measured(SMALLEST, runs=1)
+    assert OffsetNet.forward is forward
+    for seconds in found.values():
+        assert sum(seconds[stage] for stage in (*STAGES, REST)) == pytest.approx(seconds[TOTAL])
+    assert all(found["5 boxes in each of 3 JPEGs of 80 x 60"][stage] > 0 for stage in STAGES)
+    first, *_, last = as_markdown(found).splitlines()
+    assert first.endswith("| `Refiner`, a box of 80 x 60 |")
+    assert last.startswith("| Pillow alone, decoding | ")
+    assert last.endswith(" |  |")
