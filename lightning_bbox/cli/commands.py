@@ -295,9 +295,10 @@ class BoxCLI(LightningCLI):
     def validate(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Validate a trained model, and keep how it errs where its checkpoint doesn't say yet."""
         model.restore(self.config[self.subcommand].ckpt_path)
-        is_known = model.reliability is not None
+        known = model.reliability, model.range
         self.trainer.validate(model, datamodule=datamodule, verbose=False)
-        if model.reliability is not None and not is_known:
+        now = model.reliability, model.range
+        if any(was is None and found is not None for was, found in zip(known, now, strict=True)):
             path = self.run_folder / "checkpoints" / "best.ckpt"
             self.trainer.save_checkpoint(path, weights_only=True)
             say(f"how the model errs, and its own law of boxes, are kept with it in {path}")

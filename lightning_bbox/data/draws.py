@@ -15,14 +15,20 @@ from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.randomness import EpochPlan
 from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.data.samples import Items, Samples
-from lightning_bbox.geometry.boxes import box_centers, box_sizes, mirror_boxes
+from lightning_bbox.geometry.boxes import (
+    Boxes,
+    box_centers,
+    box_sizes,
+    boxes_around,
+    mirror_boxes,
+)
 from lightning_bbox.geometry.codecs import OffsetSpec, White, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, law_of_pairs
 from lightning_bbox.geometry.jitter import Jitter
 from lightning_bbox.pictures.augment import Augment, NoiseBank
 
-WIDTHS = (0.0, 0.1, 0.4, 1.0)
+WIDTHS = (0.0, 0.1, 0.4, 1.0, 2.0)
 """Shares of the jitter's way that boxes are off by, where they are drawn at several widths."""
 
 
@@ -93,15 +99,15 @@ def widths_of(num_draws: int, jitter: Jitter) -> Float[Tensor, " n"]:
 
     Args:
         num_draws: How many draws there are.
-        jitter: The law; one that draws whole px goes all of its way or none.
+        jitter: The law; one that draws whole px goes all of its way or none, as patches end there.
 
     Examples:
         >>> from lightning_bbox import UniformJitter
-        >>> widths_of(5, UniformJitter())
-        tensor([0.0000, 0.1000, 0.4000, 1.0000, 0.0000])
+        >>> widths_of(6, UniformJitter())
+        tensor([0.0000, 0.1000, 0.4000, 1.0000, 2.0000, 0.0000])
     """
     widths = torch.tensor(WIDTHS)[torch.arange(num_draws) % len(WIDTHS)]
-    return widths.round() if getattr(jitter, "integer", False) else widths
+    return widths.round().clamp(max=1) if getattr(jitter, "integer", False) else widths
 
 
 def draw_samples(
@@ -138,7 +144,7 @@ def draw_samples(
         jittered = jitter.propose(gt_boxes, uniforms, geometry, resize=resize)
         proposals, failed = jittered.proposals, int(jittered.failed.sum())
         if widths is not None:
-            proposals = torch.lerp(gt_boxes, proposals, widths[:, None])
+            proposals = _part_of_the_way(gt_boxes, proposals, widths[:, None])
     else:
         proposals = items.proposals[order]
     flips = augment.flips(plan) if augment else gt_boxes.new_zeros(len(order), 2)
@@ -155,6 +161,16 @@ def draw_samples(
         crop_boxes=proposals,
     )
     return samples.cut_at(geometry, proposals, flips), failed
+
+
+def _part_of_the_way(boxes: Boxes, proposals: Boxes, share: Float[Tensor, "n 1"]) -> Boxes:
+    """Return what lies between boxes and their proposals, or beyond these, with some size left."""
+    ratio = box_sizes(proposals) / box_sizes(boxes)
+    farther = boxes_around(
+        torch.lerp(box_centers(boxes), box_centers(proposals), share),
+        box_sizes(boxes) * ratio**share,
+    )
+    return torch.where(share > 1, farther, torch.lerp(boxes, proposals, share))
 
 
 def offset_spec(

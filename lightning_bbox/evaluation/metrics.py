@@ -30,7 +30,7 @@ BESIDE_THE_MEAN = {
 
 
 class RefinedBoxes(Metric):
-    """Collect refined boxes, losses, standard deviations and densities of a fixed set of rows.
+    """Collect refined boxes and what else a model says of a fixed set of rows.
 
     Args:
         num_rows: How many samples the evaluation has.
@@ -42,7 +42,7 @@ class RefinedBoxes(Metric):
 
     def __init__(self, num_rows: int, num_targets: int) -> None:
         super().__init__(dist_sync_fn=_summed)
-        self._widths = [4, 1, num_targets, num_targets, 1]
+        self._widths = [4, 1, num_targets, num_targets, 2, 1]
         self.add_state("table", torch.zeros(num_rows, sum(self._widths)), dist_reduce_fx="sum")
 
     def update(
@@ -53,9 +53,10 @@ class RefinedBoxes(Metric):
         losses: Float[Tensor, " b"],
         stds: Float[Tensor, "b t"],
         nll: Float[Tensor, "b t"],
+        traits: Float[Tensor, "b 2"],
     ) -> None:
         """Write rows; those that aren't valid are left alone."""
-        columns = boxes, losses[:, None], stds, nll, torch.ones_like(losses[:, None])
+        columns = boxes, losses[:, None], stds, nll, traits, torch.ones_like(losses[:, None])
         written = torch.cat([column.float() for column in columns], dim=1)
         self.table.index_add_(0, rows, torch.where(valid[:, None], written, 0.0))
 
@@ -67,8 +68,8 @@ class RefinedBoxes(Metric):
         """Return the table by its columns, on the CPU."""
         # Not from `compute`: torchmetrics squeezes what has one element, as columns of one row do.
         columns = torch.split(self.compute().cpu(), self._widths, dim=1)
-        boxes, losses, stds, nll, seen = columns
-        return Refined(boxes, losses[:, 0], stds, nll, seen[:, 0] > 0)
+        boxes, losses, stds, nll, traits, seen = columns
+        return Refined(boxes, losses[:, 0], stds, nll, traits, seen[:, 0] > 0)
 
 
 def _summed(table: Tensor, group: Any = None) -> list[Tensor]:  # noqa: ANN401 (torchmetrics')
@@ -81,13 +82,15 @@ class Refined(NamedTuple):
     """Refined boxes by row, their losses, and what the model deems its standard deviations.
 
     These are in px and log size, NaN where the head has none, and so is `nll`, the negative log
-    density per px and log size of the truth; `seen` is false for rows left out.
+    density per px and log size of the truth. By `traits` boxes beyond the trained range are known
+    (see `traits_of`); `seen` is false for rows left out.
     """
 
     boxes: Boxes
     losses: Float[Tensor, " n"]
     stds: Float[Tensor, "n t"]
     nll: Float[Tensor, "n t"]
+    traits: Float[Tensor, "n 2"]
     seen: Bool[Tensor, " n"]
 
 

@@ -5,6 +5,7 @@ On validation it tells how far what the model says can be relied on, on the test
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,10 +16,16 @@ from lightning_bbox.geometry.codecs import encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, usual_law
 from lightning_bbox.geometry.reliability import Reliability, fit_reliability
-from lightning_bbox.geometry.weighing import move_under, said_of
+from lightning_bbox.geometry.trained_range import TrainedRange, fit_range
+from lightning_bbox.geometry.weighing import in_px, move_under, said_of
 from lightning_bbox.nn.calibration import can_tell
 
-_WORDS = {0.0: "right", 0.1: "a little off", 0.4: "off by less than in training"}
+_WORDS = {
+    0.0: "right",
+    0.1: "a little off",
+    0.4: "off by less than in training",
+    2.0: "up to twice as far off as in training",
+}
 
 
 class AtWidths(NamedTuple):
@@ -33,6 +40,12 @@ class AtWidths(NamedTuple):
     samples: Samples
     refined: Refined
     widths: Float[Tensor, " n"]
+
+    def within(self) -> "AtWidths":
+        """Return those that are off by no more than in training."""
+        rows = self.widths <= 1
+        refined = Refined(*(column[rows] for column in self.refined))
+        return AtWidths(self.samples.take(rows), refined, self.widths[rows])
 
 
 class HarmRow(NamedTuple):
@@ -69,11 +82,35 @@ def measure_reliability(
     Returns:
         Both, or neither where the boxes are too few or the model tells no standard deviations.
     """
-    samples, refined, widths = drawn
+    samples, refined, widths = drawn.within()
     said = said_of(refined.boxes, refined.stds, samples.proposals, geometry)
     truth = encode_deltas(samples.gt_boxes, samples.proposals)[:, : said.offsets.shape[1]]
     reliability = fit_reliability(said.offsets, said.stds, truth)
     return reliability, None if reliability is None else usual_law(truth, widths)
+
+
+def measure_range(
+    drawn: AtWidths, usual: AtWidths, geometry: CropGeometry, bounds: tuple[float, ...]
+) -> TrainedRange | None:
+    """Find how boxes farther off than those of the training are told from these.
+
+    Args:
+        drawn: Boxes of the validation, some of them farther off.
+        usual: Others that are off as in training.
+        geometry: What a px is.
+        bounds: How far off they were in training at most, in px and log sizes.
+
+    Returns:
+        What was found; None where boxes are too few or the model tells no standard deviations.
+    """
+    (near, found, widths), (_, others, _) = drawn, usual
+    truth = in_px(near.gt_boxes, near.proposals, geometry, found.stds.shape[1])
+    inside = (truth.abs() <= truth.new_tensor(bounds)).all(dim=1)
+    traits = torch.cat([found.traits, others.traits])
+    as_usual = torch.ones(len(others.traits), dtype=torch.bool)
+    return fit_range(
+        traits, torch.cat([inside, as_usual]), torch.cat([inside & (widths == 1), as_usual])
+    )
 
 
 def harm_rows(

@@ -35,7 +35,12 @@ from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.data.samples import Batch, Samples
 from lightning_bbox.evaluation.evaluation import Evaluation, evaluate
 from lightning_bbox.evaluation.metrics import Refined, RefinedBoxes, coordinate_errors
-from lightning_bbox.evaluation.widths import AtWidths, harm_rows, measure_reliability
+from lightning_bbox.evaluation.widths import (
+    AtWidths,
+    harm_rows,
+    measure_range,
+    measure_reliability,
+)
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, mirror_boxes
 from lightning_bbox.geometry.codecs import (
     DeltaCodec,
@@ -47,6 +52,8 @@ from lightning_bbox.geometry.codecs import (
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.reliability import Reliability
+from lightning_bbox.geometry.trained_range import TrainedRange, traits_of
+from lightning_bbox.geometry.weighing import in_px
 from lightning_bbox.models.advice import range_advice, refuse_equal_passes, refuse_misfits
 from lightning_bbox.models.checkpoints import (
     CHECKPOINT_KEY,
@@ -121,6 +128,7 @@ class OffsetModel(pl.LightningModule):
         self._calibrated: dict[str, Tensor] | None = None  # by the last validation
         self.reliability: Reliability | None = None  # how it errs, as the last validation found
         self.law: DisplacementLaw | None = None  # of boxes too few to tell how they are off
+        self.range: TrainedRange | None = None  # which it was trained on
         self.second: OffsetModel | None = None  # looks again where this one says
         # Of a trainer at its end: epochs from validation to validation, and the least there are.
         self._rhythm: tuple[int | None, int | None] | None = None
@@ -275,9 +283,53 @@ class OffsetModel(pl.LightningModule):
         Raises:
             BadInput: The model looks twice, and nothing cuts the second crops.
         """
+        boxes, stds, _ = self._look(crops, proposals, labels, cut)
+        return boxes, stds
+
+    @torch.no_grad()
+    def refine_and_mark(
+        self,
+        crops: Float[Tensor, "b 3 s s"],
+        proposals: Boxes,
+        labels: Int64[Tensor, " b"] | None = None,
+        cut: Cut | None = None,
+    ) -> tuple[Boxes, Float[Tensor, "b n"], Bool[Tensor, " b"]]:
+        """Return what `refine` does, and who lies beyond the trained range, where it is known.
+
+        Args:
+            crops: As `forward` takes them, and so are the others.
+            proposals: The boxes to refine.
+            labels: Their classes.
+            cut: As `refine` takes it.
+        """
+        boxes, stds, traits = self._look(crops, proposals, labels, cut)
+        return boxes, stds, self.are_beyond(traits)
+
+    def are_beyond(self, traits: Float[Tensor, "b 2"]) -> Bool[Tensor, " b"]:
+        """Tell which boxes lie farther off than those of the training; none where that isn't known.
+
+        Args:
+            traits: By what they are known (see `traits_of`).
+        """
+        if self.range is None:
+            return torch.zeros_like(traits[:, 0], dtype=torch.bool)
+        return self.range.is_left(traits)
+
+    def _look(
+        self, crops: Tensor, proposals: Boxes, labels: Tensor | None, cut: Cut | None
+    ) -> tuple[Boxes, Tensor, Tensor]:
+        """Return refined boxes, their calibrated deviations, and the traits of the first look."""
         found = self._refined(self._outputs(crops, labels), crops, proposals, labels)
         boxes, stds = self._look_again(*found, proposals, labels, cut)
-        return boxes, self.net.calibration(stds)
+        return boxes, self.net.calibration(stds), self._traits(*found, proposals)
+
+    def _traits(
+        self, boxes: Boxes, stds: Float[Tensor, "b n"], proposals: Boxes
+    ) -> Float[Tensor, "b 2"]:
+        """Return by what boxes beyond the trained range are known."""
+        assert self.spec is not None
+        said = in_px(boxes, proposals, self.spec.geometry, stds.shape[1])
+        return traits_of(said, stds, self.spec.bounds)
 
     def _look_again(
         self,
@@ -432,10 +484,11 @@ class OffsetModel(pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Boxes:
         """Refine a batch of rough boxes, and return this process's own of them."""
         cut = self._cut_again("predict", batch)
-        boxes, stds = self.refine(batch.crops, batch.proposals, batch.labels, cut)
+        with torch.no_grad():
+            boxes, stds, traits = self._look(batch.crops, batch.proposals, batch.labels, cut)
         nothing = torch.zeros(len(boxes), device=boxes.device)
-        untold = torch.full_like(stds, torch.nan)
-        self._tables["predict"].update(batch.rows, batch.valid, boxes, nothing, stds, untold)
+        told = boxes, nothing, stds, torch.full_like(stds, torch.nan), traits
+        self._tables["predict"].update(batch.rows, batch.valid, *told)
         return boxes[batch.valid]
 
     def on_predict_epoch_end(self) -> None:
@@ -457,7 +510,8 @@ class OffsetModel(pl.LightningModule):
         nll = self.net.head.nll(outputs, self.codec.encode(batch.gt_boxes, batch.proposals))
         if self.second is not None:  # the density told is that of the first look
             nll = torch.full_like(nll, torch.nan)
-        self._tables[split].update(batch.rows, batch.valid, boxes, losses, stds, nll)
+        told = boxes, losses, stds, nll, self._traits(*found, batch.proposals)
+        self._tables[split].update(batch.rows, batch.valid, *told)
 
     def _cut_again(self, split: Split, batch: Batch) -> Cut:
         return partial(self.data.crops_again, Rows(split, 0, batch.rows, batch.valid))
@@ -510,8 +564,12 @@ class OffsetModel(pl.LightningModule):
 
     def _measure_reliability(self) -> None:
         """See how what the model says errs, on validation boxes off by little and by much."""
+        assert self.spec is not None
         drawn = self._at_widths("val_widths", self.trainer.num_val_batches)
-        self.reliability, self.law = measure_reliability(drawn, self.data.geometry)
+        usual = self._told("val", *self._seen("val"))
+        geometry, bounds = self.data.geometry, tuple(self.spec.bounds)
+        self.reliability, self.law = measure_reliability(drawn, geometry)
+        self.range = measure_range(drawn, usual, geometry, bounds)
 
     def _at_widths(
         self, split: Literal["val_widths", "test_widths"], batches: Sequence[int | float]
@@ -522,7 +580,12 @@ class OffsetModel(pl.LightningModule):
             split: Whose boxes.
             batches: How many batches the trainer's own loops had, of each loader, if they ran.
         """
-        samples, refined, seen = self._walk(split, batches[0] if batches else math.inf)
+        return self._told(split, *self._walk(split, batches[0] if batches else math.inf))
+
+    def _told(
+        self, split: Split, samples: Samples, refined: Refined, seen: Bool[Tensor, " n"]
+    ) -> AtWidths:
+        """Return what was found with the standard deviations that are told."""
         told = refined._replace(stds=self.net.calibration(refined.stds))
         return AtWidths(samples, told, self.data.widths(split)[seen])
 
@@ -597,6 +660,8 @@ class OffsetModel(pl.LightningModule):
         }
         if self.reliability is not None and self.law is not None:
             ours |= {"reliability": self.reliability.plain(), "law": self.law.plain()}
+        if self.range is not None:
+            ours["range"] = self.range.plain()
         if self.second is not None:
             assert self.second.spec is not None
             ours["second"] = {
@@ -735,7 +800,7 @@ class OffsetModel(pl.LightningModule):
     def _become(self, checkpoint: dict[str, Any], trust: Sequence[str] = ()) -> None:
         refuse_other_class(checkpoint, type(self))
         spec = read_spec(checkpoint)
-        self.reliability, self.law = read_measured(checkpoint)
+        self.reliability, self.law, self.range = read_measured(checkpoint)
         recipe, asked = recipe_in(checkpoint), self.asked
         refuse_other_parts(recipe, asked)
         if self.average_flips is None:

@@ -30,6 +30,7 @@ from lightning_bbox.geometry.codecs import FULL_SCALE, OffsetSpec
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.reliability import Reliability
+from lightning_bbox.geometry.trained_range import TrainedRange
 from lightning_bbox.models.stopping import RunStopped
 
 CHECKPOINT_KEY = "lightning_bbox"
@@ -183,18 +184,21 @@ def recipe_in(checkpoint: dict[str, Any]) -> dict[str, Plain]:
 
 def read_measured(
     checkpoint: dict[str, Any], path: str = "the checkpoint"
-) -> tuple[Reliability | None, DisplacementLaw | None]:
-    """Return how a checkpoint's model errs, and the law it has for few boxes; None in older ones.
+) -> tuple[Reliability | None, DisplacementLaw | None, TrainedRange | None]:
+    """Return how a checkpoint's model errs, its law for few boxes, and the range it was trained on.
+
+    Older ones have none of these, or not all.
 
     Raises:
         BadInput: What the checkpoint, which goes by its path in the error, says of them is neither.
     """
     ours = checkpoint[CHECKPOINT_KEY]
-    reliability, law = ours.get("reliability"), ours.get("law")
+    reliability, law, trained = (ours.get(name) for name in ("reliability", "law", "range"))
     try:
         return (
             None if reliability is None else Reliability.from_plain(reliability),
             None if law is None else DisplacementLaw.from_plain(law),
+            None if trained is None else TrainedRange.from_plain(trained),
         )
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{path}: doesn't say how its model errs; give a checkpoint as a run wrote it"

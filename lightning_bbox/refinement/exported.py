@@ -36,7 +36,8 @@ class GraphOutput(NamedTuple):
 
     Attributes:
         boxes: The boxes, `xyxy` in picture pixels, inside the picture.
-        stds: How far off each is deemed, x and y in px (and log sizes); NaN where that isn't told.
+        stds: How far off each is deemed, x and y in px (and log sizes); NaN where that isn't told,
+            as of boxes beyond the trained range.
         gain: Rise of the expected IoU with the truth; NaN without a law.
         reason: The `Reason` of each.
     """
@@ -59,6 +60,8 @@ class GraphFacts:
         max_shift: Largest shift of an edge that it believes, in px.
         version: That of this package.
         licence: Under which terms the model may be used.
+        marks_beyond: Whether it tells boxes that lie farther off than those of the training: they
+            move, and their deviations are NaN.
     """
 
     format: GraphFormat
@@ -68,6 +71,7 @@ class GraphFacts:
     max_shift: float | None
     version: str
     licence: str
+    marks_beyond: bool = False
 
     @property
     def inputs(self) -> list[str]:
@@ -102,6 +106,7 @@ class GraphFacts:
                 geometry=geometry, classes=classes, white_level=white, part=part, **spec
             ),
             law_shape=None if law is None else (int(law[0]), int(law[1])),
+            marks_beyond=bool(told.get("marks_beyond")),  # older ones don't
         )
 
 

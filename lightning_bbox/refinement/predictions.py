@@ -122,8 +122,10 @@ class PredictionFiles(pl.Callback):
         assert data.rough is not None
         rough, table = data.rough, data.rough.table
         make_folder(self.folder)
+        beyond = self._beyond(rough, pl_module)
         found, gains, sentence = self._weigh(rough, pl_module, data.geometry)
         boxes, stds, reasons = self._outcome(rough, found, data.geometry)
+        stds[beyond] = math.nan
         boxes = self._rounded(rough, boxes, reasons)
         unchanged = [sentence.removesuffix(LEFT_OUT) for sentence in table.not_read]
         unchanged += [f"{name}: {r}" for name, r in zip(table.ids, reasons, strict=True) if r]
@@ -145,10 +147,17 @@ class PredictionFiles(pl.Callback):
         order = likeliest_first(changed.nonzero().flatten().tolist(), wrong, gain, moved)
         to_review = Moved(boxes, order, wrong, gain, self.decimals)
         reviewed = write_review(self.folder, data, to_review, self.review)
-        rows = change_rows(rough, boxes, stds, data.geometry, reasons, weighed)
+        rows = change_rows(rough, boxes, stds, data.geometry, reasons, weighed, beyond)
         write_atomically(self.folder / "changes.csv", encoded(rows))
-        notes = "\n".join([*data.source.notes, sentence])
+        notes = "\n".join([*data.source.notes, sentence, *_far_off(int(beyond.sum()), len(boxes))])
         self._say(notes, moved, changed, len(unchanged), reviewed, data.geometry)
+
+    def _beyond(self, rough: RoughBoxes, model: OffsetModel) -> Bool[Tensor, " n"]:
+        """Tell which of the table's boxes lie farther off than those of the training."""
+        found = model.predictions
+        beyond = torch.zeros(len(rough.table.boxes), dtype=torch.bool)
+        beyond[rough.chosen] = model.are_beyond(found.traits) & found.seen
+        return beyond
 
     def _weigh(
         self, rough: RoughBoxes, model: OffsetModel, geometry: CropGeometry
@@ -269,6 +278,17 @@ class PredictionFiles(pl.Callback):
         )
 
 
+def _far_off(count: int, boxes: int) -> list[str]:
+    """Say how many boxes lie beyond the trained range, where any do."""
+    if not count:
+        return []
+    sentence = (
+        f"{count} of {boxes} boxes seem farther off than those of the training; how far off they "
+        f"are now isn't told (column beyond of changes.csv)"
+    )
+    return [sentence]
+
+
 def _law_at(path: Path) -> DisplacementLaw:
     if not path.exists():
         msg = f"law is {str(path)!r}, which is no file; choose auto, own, trained, or a law.json"
@@ -310,6 +330,7 @@ def change_rows(
     geometry: CropGeometry,
     reasons: list[str],
     weighed: Float[Tensor, "n 2"],
+    beyond: Bool[Tensor, " n"],
 ) -> str:
     r"""Compose the table of changes as CSV, a line for each box in the files' order.
 
@@ -320,12 +341,13 @@ def change_rows(
         geometry: What a px is.
         reasons: Why a box stays where it was, or nothing.
         weighed: Expected gain of IoU and probability that the box was wrong, NaN without a law.
+        beyond: Which boxes lie farther off than those of the training.
 
     Returns:
         Columns: id, picture, class; the old and the new corners; the centre's shift in px, in
         picture pixels and as a fraction of the old box; with four targets the change of log size;
         the standard deviations; expected gain of IoU and probability that the old box was wrong;
-        why a box stays.
+        `yes` where the box lies beyond the trained range; why a box stays.
     """
     table = rough.table
     sizes = stds.shape[1] == 4
@@ -334,7 +356,7 @@ def change_rows(
     columns += [f"shift_{axis}_{unit}" for unit in ("px", "pixels", "fraction") for axis in "xy"]
     columns += ["log_width", "log_height"] * sizes
     columns += ["std_x_px", "std_y_px"] + ["std_log_width", "std_log_height"] * sizes
-    columns += ["gain", "wrong", "unchanged"]
+    columns += ["gain", "wrong", "beyond", "unchanged"]
     shifts = shifts_px(boxes, table.boxes, geometry)
     pixels = shifts * geometry.px(table.boxes)
     numbers = [table.boxes, boxes, shifts, pixels, pixels / box_sizes(table.boxes)]
@@ -346,7 +368,8 @@ def change_rows(
     writer.writerow(columns)
     for at, row in enumerate(rows):
         image, label = table.images[table.image_index[at]], table.classes[table.labels[at]]
-        writer.writerow([table.ids[at], image, label, *map(short_number, row), reasons[at]])
+        mark = "yes" if beyond[at] else ""
+        writer.writerow([table.ids[at], image, label, *map(short_number, row), mark, reasons[at]])
     return stream.getvalue()
 
 

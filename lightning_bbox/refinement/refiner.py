@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from torch import Tensor
 
@@ -46,15 +46,18 @@ class Refinement(NamedTuple):
         boxes: The boxes, `xyxy` in picture pixels, inside the picture.
         stds: How far off the model deems them, x and y in px (and log sizes), by a factor that
             fits its errors in validation, and by the law where there is one; NaN where its head
-            can't tell.
+            can't tell, and for boxes beyond the trained range.
         unmoved: Why a box stays where it was, by its index.
         gains: Rise of the expected IoU with the truth, NaN where there is no law or no box.
+        beyond: Which boxes lie farther off than those of the training, as far as the model tells:
+            they may end anywhere between. Of boxes that don't, some 1 % are counted as such.
     """
 
     boxes: Boxes
     stds: Float[Tensor, "n t"]
     unmoved: dict[int, str]
     gains: Float[Tensor, " n"]
+    beyond: Bool[Tensor, " n"]
 
 
 class Refiner:
@@ -232,11 +235,7 @@ class Refiner:
         if self._graph is not None:
             msg = f"{self._graph.path}: has its law inside; learn one by the checkpoint's Refiner"
             raise BadInput(msg)
-        law, max_shift, self.law, self.max_shift = self.law, self.max_shift, None, None
-        try:
-            found = self.refine_batch(images, boxes, labels)
-        finally:
-            self.law, self.max_shift = law, max_shift
+        found = self._refine_batch(images, boxes, labels, None, None, marks=False)
         said, pictures = [], 0
         for one, given in zip(found, boxes, strict=True):
             kept = [at for at in range(len(given)) if at not in one.unmoved]
@@ -247,7 +246,6 @@ class Refiner:
         offsets, stds, tails = zip(*said, strict=True)
         return fit_law(torch.cat(offsets), torch.cat(stds), pictures, tails[0])
 
-    @torch.no_grad()
     def refine_batch(
         self,
         images: Sequence[Picture],
@@ -264,6 +262,19 @@ class Refiner:
         Raises:
             BadInput: A picture or boxes are not of a shape and type that can be meant.
         """
+        return self._refine_batch(images, boxes, labels, self.law, self.max_shift)
+
+    @torch.no_grad()
+    def _refine_batch(
+        self,
+        images: Sequence[Picture],
+        boxes: Sequence[np.ndarray | Tensor],
+        labels: Sequence[Sequence[str]] | None,
+        law: DisplacementLaw | None,
+        max_shift: float | None,
+        marks: bool = True,
+    ) -> list[Refinement]:
+        """Refine under a law; without marks all boxes keep their deviations."""
         if len(images) != len(boxes):
             msg = f"there are {len(images)} pictures and {len(boxes)} sets of boxes; give as many"
             raise BadInput(msg)
@@ -284,17 +295,22 @@ class Refiner:
         if self.model.device != store.device:  # what isn't packed doesn't go there
             store.expect(index[usable], crop_boxes, self.spec.geometry.size)
         store.on_host |= self.model.second is not None  # where that is cut isn't known yet
-        refined, stds = self._apply(store, index[usable], rough[usable], numbers[usable])
-        refined, stds, gains = self._weigh(refined, stds, rough[usable], index[usable])
+        refined, stds, beyond = self._apply(store, index[usable], rough[usable], numbers[usable])
+        refined, stds, gains = self._weigh(refined, stds, rough[usable], index[usable], law)
+        if marks:
+            stds[beyond] = torch.nan
         plausible, reasons = clip_or_restore(
-            refined, rough[usable], sizes[usable], self.spec.geometry, self.max_shift
+            refined, rough[usable], sizes[usable], self.spec.geometry, max_shift
         )
         unmoved |= {int(usable[at]): reason for at, reason in reasons.items()}
         all_boxes, all_stds = rough.clone(), rough.new_full((len(rough), stds.shape[1]), torch.nan)
         all_boxes[usable], all_stds[usable] = plausible, stds
         all_gains = torch.full((len(rough),), torch.nan)
         all_gains[usable] = gains
-        return _by_picture(all_boxes, all_stds, all_gains, unmoved, counts.tolist())
+        all_beyond = torch.zeros(len(rough), dtype=torch.bool)
+        all_beyond[usable] = beyond
+        columns = all_boxes, all_stds, all_gains, all_beyond
+        return _by_picture(*columns, unmoved, counts.tolist())
 
     def _by_graph(
         self,
@@ -321,7 +337,8 @@ class Refiner:
             at: words_of(Reason(int(reasons[at])), said)
             for at in reasons.nonzero().flatten().tolist()
         }
-        return _by_picture(all_boxes, all_stds, gains, told | unmoved, counts)
+        beyond = (reasons == Reason.MOVED) & all_stds.isnan().any(dim=1) & graph.facts.marks_beyond
+        return _by_picture(all_boxes, all_stds, gains, beyond, told | unmoved, counts)
 
     def _class_numbers(
         self, labels: Sequence[Sequence[str]] | None, counts: list[int]
@@ -350,17 +367,18 @@ class Refiner:
         stds: Float[Tensor, "n t"],
         rough: Boxes,
         index: Int64[Tensor, " n"],
+        law: DisplacementLaw | None,
     ) -> tuple[Boxes, Float[Tensor, "n t"], Float[Tensor, " n"]]:
-        """Weigh what the model says against the law; returns the gains too, NaN without one."""
+        """Weigh what the model says against a law; returns the gains too, NaN without one."""
         moved, spread, gains = boxes.clone(), stds.clone(), torch.full((len(boxes),), torch.nan)
-        if self.law is None:
+        if law is None:
             return moved, spread, gains
         # By picture, so that nothing is rounded otherwise than for that one alone.
         group = index if self.isolated else torch.zeros_like(index)
         for each in sorted(set(group.tolist())):
             rows = group == each
             told = boxes[rows], stds[rows], rough[rows], self.spec.geometry
-            under = move_under(self.law, *told, self.model.reliability)
+            under = move_under(law, *told, self.model.reliability)
             moved[rows], spread[rows], gains[rows] = under.boxes, under.stds, under.gain.float()
         return moved, spread, gains
 
@@ -370,11 +388,12 @@ class Refiner:
         index: Int64[Tensor, " n"],
         rough: Boxes,
         numbers: Int64[Tensor, " n"],
-    ) -> tuple[Boxes, Float[Tensor, "n t"]]:
-        """Cut and refine batch by batch, on the model's device."""
+    ) -> tuple[Boxes, Float[Tensor, "n t"], Bool[Tensor, " n"]]:
+        """Cut and refine batch by batch, on the model's device; returns who lies beyond too."""
         device, geometry = self.model.device, self.spec.geometry
         store = store.to(device)
-        boxes, stds = [rough[:0]], [rough.new_zeros(0, self.spec.num_targets)]
+        none = torch.zeros(0, dtype=torch.bool)
+        found = [(rough[:0], rough.new_zeros(0, self.spec.num_targets), none)]
         for start in range(0, len(rough), self.batch_size):
             rows = torch.arange(start, start + self.batch_size)
             count = min(self.batch_size, len(rough) - start)
@@ -382,10 +401,10 @@ class Refiner:
             proposals = rough[rows].to(device)
             cut = partial(_cut, store, index[rows].to(store.device))
             crops, labels = cut(geometry, proposals), numbers[rows].to(device)
-            found, spread = self.model.refine(crops, proposals, labels, cut)
-            boxes.append(found[:count].cpu())
-            stds.append(spread[:count].cpu())
-        return torch.cat(boxes), torch.cat(stds)
+            boxes, stds, beyond = self.model.refine_and_mark(crops, proposals, labels, cut)
+            found.append((boxes[:count].cpu(), stds[:count].cpu(), beyond[:count].cpu()))
+        boxes, stds, beyond = map(torch.cat, zip(*found, strict=True))
+        return boxes, stds, beyond
 
 
 def _refuse_settled(
@@ -417,6 +436,7 @@ def _by_picture(
     boxes: Boxes,
     stds: Float[Tensor, "n t"],
     gains: Float[Tensor, " n"],
+    beyond: Bool[Tensor, " n"],
     unmoved: dict[int, str],
     counts: Sequence[int],
 ) -> list[Refinement]:
@@ -426,7 +446,7 @@ def _by_picture(
         end = start + count
         own = {at - start: unmoved[at] for at in sorted(unmoved) if start <= at < end}
         rows = slice(start, end)
-        refinements.append(Refinement(boxes[rows], stds[rows], own, gains[rows]))
+        refinements.append(Refinement(boxes[rows], stds[rows], own, gains[rows], beyond[rows]))
         start = end
     return refinements
 

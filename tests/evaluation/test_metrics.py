@@ -39,7 +39,8 @@ def fill(metric, rows, *, valid=None):
     rows = torch.as_tensor(rows)
     valid = torch.ones(len(rows), dtype=torch.bool) if valid is None else torch.tensor(valid)
     coordinates = boxes[rows, :2]
-    metric.update(rows, valid, boxes[rows].float(), rows / 8, coordinates / 100, coordinates / 50)
+    told = rows / 8, coordinates / 100, coordinates / 50, coordinates / 25
+    metric.update(rows, valid, boxes[rows].float(), *told)
     return metric
 
 
@@ -182,7 +183,7 @@ def test_the_table_holds_what_was_written():
 def fill_with_nothing(metric, row, valid):
     """Write a row of NaN and infinity."""
     bad = torch.tensor([[math.nan, math.inf]])
-    columns = bad.repeat(1, 2), bad[:, 0], bad, bad
+    columns = bad.repeat(1, 2), bad[:, 0], bad, bad, bad
     metric.update(torch.tensor([row]), torch.tensor([valid]), *columns)
 
 
@@ -215,7 +216,7 @@ def test_two_ranks_equal_one():
 def test_boxes_in_bf16_are_collected_in_fp32():
     metric = empty_table(1)
     boxes, losses = torch.full((1, 4), 300.0).bfloat16(), torch.ones(1).bfloat16()
-    metric.update(torch.tensor([0]), torch.tensor([True]), boxes, losses, *[boxes[:, :2]] * 2)
+    metric.update(torch.tensor([0]), torch.tensor([True]), boxes, losses, *[boxes[:, :2]] * 3)
     refined = metric.refined()
     assert refined.boxes.dtype == refined.losses.dtype == torch.float32
     assert refined.boxes.unique().tolist() == boxes.float().unique().tolist()

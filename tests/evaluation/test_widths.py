@@ -24,7 +24,7 @@ def drawn():
     boxes = samples.gt_boxes + 1.5 * torch.randn(400, 4, generator=generator)
     px = data.geometry.px(samples.proposals)
     stds = torch.cat([1.06 / px, 0.07 * torch.ones(400, 2)], dim=1)
-    refined = Refined(boxes, boxes[:, 0], stds, stds, boxes[:, 0] == boxes[:, 0])
+    refined = Refined(boxes, boxes[:, 0], stds, stds, stds[:, :2], boxes[:, 0] == boxes[:, 0])
     return data, AtWidths(samples, refined, data.widths("test_widths"))
 
 
@@ -34,8 +34,8 @@ def test_harm_is_a_plain_count_by_width(drawn):
     told = refined.boxes, refined.stds, samples.proposals, data.geometry
     moved = move_under(LAW, *told, RELIABILITY).boxes
     rows = harm_rows(found, data.geometry, RELIABILITY, LAW)
-    assert [row.draws for row in rows] == [100] * 4
-    for row, width in zip(rows, (0.0, 0.1, 0.4, 1.0), strict=True):
+    assert [row.draws for row in rows] == [80] * 5
+    for row, width in zip(rows, (0.0, 0.1, 0.4, 1.0, 2.0), strict=True):
         own = np.flatnonzero(np.isclose(widths.numpy(), width))
         ious = [
             [

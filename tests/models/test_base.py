@@ -242,12 +242,12 @@ def test_a_run_whose_steps_ended_within_an_epoch_goes_on_to_more_exactly(tmp_pat
 
 
 def test_how_a_model_errs_is_measured_after_validation_and_travels_with_it(tmp_path: Path) -> None:
-    data, model = scenes(eval_draws=200, num_targets=4), BoxRegressor(ShallowConvNet(channels=(4,)))
+    data, model = scenes(eval_draws=400, num_targets=4), BoxRegressor(ShallowConvNet(channels=(4,)))
     trainer = trained_quietly(model, data, max_epochs=1, num_sanity_val_steps=0)
     samples, widths = data.samples("val_widths"), data.widths("val_widths")
     with torch.no_grad():
         boxes, stds = model.eval().refine(data.crops_of(samples), samples.proposals)
-    refined = Refined(boxes, stds[:, 0], stds, stds, stds[:, 0] > 0)
+    refined = Refined(boxes, stds[:, 0], stds, stds, stds[:, :2], stds[:, 0] > 0)
     found = AtWidths(samples, refined, widths)
     reliability, law = measure_reliability(found, data.geometry)
     assert (model.law, reliability.tails[0]) == (
@@ -260,13 +260,18 @@ def test_how_a_model_errs_is_measured_after_validation_and_travels_with_it(tmp_p
     trainer.save_checkpoint(path)
     again = BoxRegressor.load_from_checkpoint(path)
     assert (again.reliability, again.law) == (model.reliability, model.law)
+    assert again.range == model.range is not None
+    near = data.samples("val")
+    crops, proposals = data.crops_of(near), near.proposals
+    marked = again.refine_and_mark(crops, proposals)[-1]
+    assert 0 < float(marked.float().mean()) <= 0.01  # of the boxes that the limit was ranked among
     trainer.test(model, datamodule=data, verbose=False)
     rows = model.evaluations["test"].harm
-    assert [row.draws for row in rows] == [25] * 4
+    assert [row.draws for row in rows] == [40] * 5
     assert rows[0].harmed_law <= rows[0].harmed
 
     checkpoint = torch.load(path, weights_only=True)
-    for name in ("law", "reliability"):
+    for name in ("law", "reliability", "range"):
         broken = deepcopy(checkpoint)
         broken["lightning_bbox"][name] = {"right": 1}
         torch.save(broken, path)

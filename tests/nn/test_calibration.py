@@ -228,7 +228,7 @@ def test_an_evaluation_measures_by_the_law_it_is_told():
     data = SceneDataModule(num_scenes=20, eval_draws=30, compile=False)
     samples = data.samples("val")
     zeros, ones = torch.zeros(30), torch.ones(30, 2)
-    refined = Refined(samples.proposals, zeros, ones, ones, zeros == 0)
+    refined = Refined(samples.proposals, zeros, ones, ones, ones, zeros == 0)
     errors = coordinate_errors(
         samples.proposals, samples.gt_boxes, data.geometry.px(samples.proposals), 2
     )

@@ -5,16 +5,19 @@ import json
 import re
 import shutil
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lightning_bbox import DisplacementLaw, Refiner
+from lightning_bbox import BoxDataModule, BoxRegressor, DisplacementLaw, Refiner
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.files import OWN
 from lightning_bbox.geometry.reliability import Reliability
+from lightning_bbox.geometry.trained_range import TrainedRange
+from lightning_bbox.refinement.predictions import PredictionFiles
 from tests import annotation_files
 from tests.runs import CONFIGS, files_of, fit
 
@@ -174,6 +177,42 @@ def test_boxes_move_by_their_own_law(run, many, capfd):
         stays = all(row[f"new_{name}"] == row[name] for name in ("xmin", "ymin", "xmax", "ymax"))
         assert (float(row["gain"]) > 0) != stays
         assert (row["unchanged"] == "is best left where it is") == stays
+
+
+def test_boxes_beyond_the_trained_range_are_marked_and_their_deviations_left_out(
+    run, many, tmp_path, capfd
+):
+    near = predict(run, many, "near")
+    capfd.readouterr()
+    model = BoxRegressor.load_from_checkpoint(run)
+    pictures, boxes, _ = moved_by(Refiner(model), many)
+    model.range = None
+    found = Refiner(model, law="trained").refine_batch(pictures, boxes)
+    # The range is put to where half of these boxes lie beyond it, by what is told of them.
+    said = torch.cat([one.stds for one in found]) / model.net.calibration.temperature
+    largest = (said / torch.tensor(model.spec.bounds)).amax(dim=1).log()
+    model.range = TrainedRange((0.0, 1.0), float(largest.median()) + 1e-4)
+    beyond = largest > model.range.limit
+    assert 20 < int(beyond.sum()) < 40
+    files = PredictionFiles(tmp_path / "far")
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[files]
+    )
+    trainer.predict(model, BoxDataModule(str(many)), return_predictions=False)
+    rows = rows_of(tmp_path / "far")
+    assert [row["beyond"] for row in rows] == ["yes" if far else "" for far in beyond]
+    for row, before in zip(rows, rows_of(near), strict=True):
+        kept = {name: row[name] for name in row if not name.startswith(("std_", "beyond"))}
+        assert kept == {name: before[name] for name in kept}
+        stds = [row[name] for name in row if name.startswith("std_")]
+        assert (stds == [""] * 4) == (row["beyond"] == "yes")
+    told = f"{int(beyond.sum())} of {len(rows)} boxes seem farther off than those of the training"
+    assert told in capfd.readouterr().out
+
+    found = Refiner(model).refine_batch(pictures, boxes)
+    assert torch.equal(torch.cat([one.beyond for one in found]), beyond)
+    assert torch.equal(torch.cat([one.stds for one in found]).isnan().any(dim=1), beyond)
+    assert Refiner(model).fit_law(pictures, boxes) == Refiner(run).fit_law(pictures, boxes)
 
 
 def test_boxes_move_by_a_law_at_hand_or_by_that_of_the_training(run, many, capfd):

@@ -107,6 +107,7 @@ def assert_equal(answer, found):
     for name in ("boxes", "stds", "gains"):
         said = torch.tensor(answer[name], dtype=torch.float32)
         assert torch.equal(said.reshape(-1), getattr(found, name).reshape(-1))
+    assert answer["beyond"] == found.beyond.tolist()
     assert answer["unmoved"] == {str(at): reason for at, reason in found.unmoved.items()}
 
 
@@ -147,7 +148,7 @@ def test_what_is_invalid_stays_and_is_told_and_no_boxes_are_none(serving):
     assert answer["stds"][1] == [None] * 4
     assert serving.ask("/refine", request([])) == (
         200,
-        {"boxes": [], "stds": [], "gains": [], "unmoved": {}},
+        {"boxes": [], "stds": [], "gains": [], "beyond": [], "unmoved": {}},
     )
 
 

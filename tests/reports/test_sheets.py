@@ -14,7 +14,7 @@ def drawn(box):
     """Return what is drawn of a scene whose box is refined to this one."""
     data = SceneDataModule(num_scenes=10, eval_draws=1, compile=False)
     samples, nothing = data.samples("val"), torch.zeros(1)
-    found = Refined(torch.tensor([box]), nothing, *torch.zeros(2, 1, 2), nothing == 0)
+    found = Refined(torch.tensor([box]), nothing, *torch.zeros(3, 1, 2), nothing == 0)
     (panel,) = draw_rows(data, Evaluation(samples, found, {}, []), [0])
     return np.asarray(panel)[:PANEL]
 

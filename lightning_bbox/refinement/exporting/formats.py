@@ -38,6 +38,7 @@ def facts_of(graph: RefinementGraph, kind: GraphFormat, licence: str) -> GraphFa
         max_shift=graph.max_shift,
         version=version("lightning_bbox"),
         licence=licence,
+        marks_beyond=graph.model.range is not None,
     )
 
 

@@ -10,7 +10,11 @@ from lightning_bbox.annotations.validity import flaws_of
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.displacement import DisplacementLaw, law_draws, move_by
-from lightning_bbox.geometry.weighing import placed, refuse_other_coordinates, said_of
+from lightning_bbox.geometry.weighing import (
+    placed,
+    refuse_other_coordinates,
+    said_of,
+)
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.refinement.exporting.cutting import cut_in_graph
 from lightning_bbox.refinement.outcomes import Reason, clip
@@ -98,16 +102,18 @@ class RefinementGraph(nn.Module):
     ) -> tuple[Boxes, Tensor, Tensor]:
         cut = partial(cut_in_graph, picture)
         crops = cut(self.spec.geometry, rough)
-        boxes, stds = self.model.refine(crops, rough, numbers, cut)
-        if not self.has_law:
-            return boxes, stds, torch.full_like(boxes[:, 0], torch.nan)
-        table = self.law if law is None else torch.where(law.isnan(), self.law, law)
+        boxes, stds, beyond = self.model.refine_and_mark(crops, rough, numbers, cut)
+        beyond = beyond[:, None]
         geometry, reliability = self.spec.geometry, self.model.reliability
+        if not self.has_law:
+            gain = torch.full_like(boxes[:, 0], torch.nan)
+            return boxes, stds.masked_fill(beyond, torch.nan), gain
+        table = self.law if law is None else torch.where(law.isnan(), self.law, law)
         said = said_of(boxes, stds, rough, geometry, reliability)
         moved = move_by(table, *said, self.draws)
         to_stay = type(moved)(*(column.to(boxes.dtype) for column in moved))
         weighed = placed(to_stay, rough, geometry)
-        return weighed.boxes, weighed.stds, weighed.gain
+        return weighed.boxes, weighed.stds.masked_fill(beyond, torch.nan), weighed.gain
 
 
 def _reasons(boxes: Boxes, limits: Float[Tensor, "1 2"]) -> Int64[Tensor, " n"]:

@@ -217,6 +217,7 @@ def _answer(found: Refinement) -> dict[str, object]:
         "boxes": [[_known(each) for each in row] for row in found.boxes.tolist()],
         "stds": stds,
         "gains": [_known(each) for each in found.gains.tolist()],
+        "beyond": found.beyond.tolist(),
         "unmoved": {str(at): reason for at, reason in found.unmoved.items()},
     }
 
