@@ -337,7 +337,10 @@ class Refiner:
             at: words_of(Reason(int(reasons[at])), said)
             for at in reasons.nonzero().flatten().tolist()
         }
-        beyond = (reasons == Reason.MOVED) & all_stds.isnan().any(dim=1) & graph.facts.marks_beyond
+        looked_at = torch.isin(
+            reasons, torch.tensor([Reason.MOVED, Reason.TOO_FAR, Reason.NO_AREA])
+        )
+        beyond = looked_at & all_stds.isnan().any(dim=1) & graph.facts.marks_beyond
         return _by_picture(all_boxes, all_stds, gains, beyond, told | unmoved, counts)
 
     def _class_numbers(

@@ -21,6 +21,7 @@ from lightning_bbox import (
     SoftArgmaxHead,
 )
 from lightning_bbox.geometry.reliability import Reliability
+from lightning_bbox.geometry.trained_range import TrainedRange
 from lightning_bbox.refinement.exported import ExportedGraph
 from lightning_bbox.refinement.exporting import export as exporting_room
 from lightning_bbox.refinement.exporting.export import REPORT, export
@@ -31,6 +32,7 @@ from tests.refinement.test_refiner import built_model
 
 CLASSES = ("cell", "platelet")
 LAW = DisplacementLaw(0.1, (0.6, 0.3), ((0.05, 0, 0.1, 0), (0.0,) * 4), ((0.1,) * 4, (0.03,) * 4))
+LIMIT = 0.175  # of the range: some boxes of some cases lie beyond it
 OTHER = DisplacementLaw(0.5, (0.5,), ((-0.1, 0.1, 0, 0),), ((0.02,) * 4,))
 
 
@@ -60,6 +62,7 @@ def trained(num_targets=4, law=LAW, backbone=None, head=None, geometry=None, fli
         )
         parts = [(number,) * num_targets for number in (0.01, 0.9, 0.1)]
         model.law, model.reliability = law, Reliability(*parts, ((0.9, 1.0), (0.1, 4.0)))
+    model.range = TrainedRange((1.0, 1.0), LIMIT)
     return model.eval()
 
 
@@ -111,9 +114,9 @@ def assert_alike(refiner, exported, cases):
 class InGraph(Refiner):
     """A refiner that runs the graph untraced."""
 
-    def __init__(self, model):
-        super().__init__(model)
-        graph = RefinementGraph(model, self.law)
+    def __init__(self, model, max_shift=None):
+        super().__init__(model, max_shift=max_shift)
+        graph = RefinementGraph(model, self.law, max_shift)
         self._graph = ExportedGraph.__new__(ExportedGraph)
         self._graph.facts = exporting_room.facts_of(graph, "pt2", "")
 
@@ -131,6 +134,23 @@ def test_the_graph_of_every_kind_of_model_gives_what_a_refiner_gives(name):
     assert_alike(Refiner(model), InGraph(model), some_cases(largest=30))
 
 
+def assert_marks_alike(refiner, exported):
+    case = next(each for each in some_cases() if len(each.boxes) > 100)
+    ours, theirs = (each.refine_with_std(case.picture, case.boxes) for each in (refiner, exported))
+    assert torch.equal(ours.beyond, theirs.beyond)
+    assert 0 < float(ours.beyond.double().mean()) < 1
+    assert torch.equal(theirs.stds[ours.beyond].isnan().any(dim=1), ours.beyond[ours.beyond])
+
+
+def test_the_graph_marks_boxes_beyond_the_trained_range():
+    model = trained()
+    assert_marks_alike(Refiner(model), InGraph(model))
+    assert_marks_alike(Refiner(model, max_shift=0.01), InGraph(model, max_shift=0.01))
+    model.range = None
+    case = next(each for each in some_cases() if len(each.boxes) > 100)
+    assert not bool(InGraph(model).refine_with_std(case.picture, case.boxes).beyond.any())
+
+
 def test_most_boxes_of_these_tests_move():
     case = next(each for each in some_cases() if len(each.boxes) > 100)
     found = Refiner(trained()).refine(case.picture, case.boxes)
@@ -143,6 +163,7 @@ def test_onnx_gives_what_a_refiner_gives_on_any_picture_and_number_of_boxes(onnx
     assert report["parity"]["small"]["boxes"] > 200
     assert json.loads(path.with_name(path.name + REPORT).read_text())["px"] == report["px"]
     assert_alike(Refiner(model), Refiner(path), some_cases(largest=20))
+    assert_marks_alike(Refiner(model), Refiner(path))
 
 
 def test_onnx_takes_another_law(onnx_model):
