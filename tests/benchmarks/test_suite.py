@@ -287,12 +287,12 @@ def test_the_time_to_an_error_is_that_of_the_first_validation_below_it() -> None
 
 def test_two_configs_are_compared_by_the_seeds_that_both_reached_the_error_with() -> None:
     def curves(*seconds: float, errors: tuple[float, ...] = (0.8, 0.8, 0.8)) -> list[Curve]:
-        names = ("step", "steps", "all", "first step's excess")
+        names = ("step", "steps", "steady", "all", "processor", "first step's excess")
         ends = zip(errors, seconds, strict=True)
         return [[{"error": error} | dict.fromkeys(names, each)] for error, each in ends]
 
     slow, fast = curves(10.0, 20.0, 40.0), curves(5.0, 5.0, 1.0, errors=(0.8, 0.85, 0.9))
-    steps, everything = side_by_side(("slow", slow), ("fast", fast), 0.85)
+    steps, _, everything, _ = side_by_side(("slow", slow), ("fast", fast), 0.85)
     assert everything["case"] == "fast beside slow to 0.85 px, everything"
     assert steps["ratios"] == {"fast": Spread(0.375, 0.3125, 0.4375, 2)}
     assert [arm.seconds.median for arm in steps["arms"]] == [15.0, 5.0]
