@@ -2,14 +2,14 @@
 
     python -m benchmarks.ranks [--steps 60] [--rounds 3]
 
-First the default model without batch norm learns built-in scenes in 64-true for one epoch, with one
-process and with two: printed is the largest difference of their parameters, which must be rounding.
+First the default model without batch norm learns built-in scenes in 64-true for eight steps, with
+one process and with two: printed is the largest difference of their parameters, to be rounding.
 Then one process with one thread, one with two threads, and two and four with one thread each do the
 same work, in turns, the order reversed in every other round: train the default model on the same
-global batches, solve a ridge on the default network's features, and refine the boxes of JPEGs. The
-crops a second of `fit` are the run's own, between two logs; those before the first log are warm-up.
-The ridge's are of the whole pass with its solution, those of `predict` of all from the first batch
-to the last file. Bytes are those that a process hands to a collective operation of
+global batches, solve a ridge on the default network's features, and refine the boxes of JPEGs, all
+from the second batch on to the last validation, solution or file. Crops a second are by the clock
+on the wall; the processor's seconds, of all processes together, are hardly changed by what else
+runs. Bytes are those that a process hands to a collective operation of
 torch.distributed, counted as it does, gradients by a hook of DDP's; the buffers that DDP hands on
 with each step are not among them. All is written to `benchmarks/results/ranks.json`, and as a table
 to `ranks.md` beside it.
@@ -36,13 +36,13 @@ from torch import distributed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.protocol import read_curve
 from lightning_bbox.core.compiling import default_precision
 from lightning_bbox.models.checkpoints import read_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 MOST = 1e-8
 """Largest difference that is rounding in 64-true."""
+EXACT_STEPS = 8
 FIT, RIDGE, PREDICT = "fit", "ridge", "predict"
 QUICKSTART = ["fit", "-c", "preset:quickstart", "--data.eval_draws=128", "--trainer.max_epochs=1"]
 COLLECTIVES = (
@@ -91,9 +91,7 @@ class Exchange(pl.Callback):
         return call
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin, and count the gradients that DDP exchanges."""
-        self.sent.clear()
-        self.since = time.perf_counter()
+        """Count the gradients that DDP exchanges."""
         model = trainer.strategy.model
         if isinstance(model, DistributedDataParallel):
             model.register_comm_hook(None, self._gradients)
@@ -107,24 +105,50 @@ class Exchange(pl.Callback):
         self.sent["all_reduce"] -= bucket.buffer().nbytes  # which the next line counts too
         return allreduce_hook(state, bucket)  # type: ignore[arg-type] # None is the default group
 
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Begin after the first step, which warms up."""
+        if batch_idx == 0:
+            self._begin()
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it down, before the test."""
         self._tell(trainer)
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin."""
-        self.sent.clear()
-        self.since = time.perf_counter()
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Begin after the first batch, which warms up."""
+        if batch_idx == 0:
+            self._begin()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write it down, after the files."""
         if stage == PREDICT:
             self._tell(trainer)
 
+    def _begin(self) -> None:
+        self.sent.clear()
+        self.since, self.busy = time.perf_counter(), time.process_time()
+
     def _tell(self, trainer: pl.Trainer) -> None:
+        told = {"seconds": time.perf_counter() - self.since, "bytes": dict(self.sent)}
+        busy = torch.tensor(time.process_time() - self.busy)
+        told["busy"] = float(trainer.strategy.reduce(busy, reduce_op="sum"))
         if trainer.is_global_zero:
-            told = {"seconds": time.perf_counter() - self.since, "bytes": dict(self.sent)}
-            self.file.write_text(json.dumps(told | {"steps": trainer.global_step}))
+            self.file.write_text(json.dumps(told | {"steps": max(0, trainer.global_step - 1)}))
 
 
 def main(args: list[str] | None = None) -> int:
@@ -144,7 +168,8 @@ def main(args: list[str] | None = None) -> int:
     base += [f"--data.batch_size={options.batch_size}", *options.options]
     base += [f"--data.draws_per_epoch={options.steps * options.batch_size}"]
     with tempfile.TemporaryDirectory() as folder:
-        results["largest difference of parameters"] = difference(base, Path(folder))
+        few = [*base, f"--data.draws_per_epoch={EXACT_STEPS * options.batch_size}"]
+        results["largest difference of parameters"] = difference(few, Path(folder))
         print(json.dumps(results, indent=2), flush=True)
         if results["largest difference of parameters"] > MOST:
             return 1
@@ -161,63 +186,66 @@ def measure(base: list[str], options: argparse.Namespace, folder: Path) -> dict[
     """Let all arms do all work, in turns, and return what they took and exchanged."""
     trained = train(Arm(1, 1), [*QUICKSTART, *base], folder / "trained")
     make_pictures(folder / "pictures", options.pictures)
+    drawn = (options.steps - 1) * options.batch_size
     works = {
-        FIT: ([*QUICKSTART, *base], options.steps * options.batch_size),
-        RIDGE: (
-            [*QUICKSTART, *base, "--model=RidgeRegressor", "--model.lam=1"],
-            options.steps * options.batch_size,
-        ),
+        FIT: ([*QUICKSTART, *base], drawn),
+        RIDGE: ([*QUICKSTART, *base, "--model=RidgeRegressor", "--model.lam=1"], drawn),
         PREDICT: (
             [PREDICT, f"--ckpt_path={trained}", "--data=BoxDataModule",
              f"--data.root={folder / 'pictures'}", f"--data.batch_size={options.batch_size}"],
-            5 * options.pictures,
+            5 * options.pictures - options.batch_size,
         ),
     }  # fmt: skip
-    rates: dict[str, dict[str, list[float]]] = {name: {str(a): [] for a in ARMS} for name in works}
-    sent: dict[str, dict[str, Any]] = {name: {} for name in works}
+    found: dict[str, Any] = {name: {str(arm): [] for arm in ARMS} for name in works}
     for turn in range(options.rounds):
         for arm in ARMS if turn % 2 == 0 else reversed(ARMS):
             for name, (words, crops) in works.items():
                 run = train(arm, words, folder / f"{name}-{arm.processes}-{arm.threads}-{turn}")
                 told = json.loads(exchange_of(run).read_text())
-                own = [crops / told["seconds"]]
-                if name == FIT:
-                    own = read_curve(run, "perf/crops_per_s")[1][1:]
-                rates[name][str(arm)] += own
-                sent[name][str(arm)] = {"steps": told["steps"], "bytes": told["bytes"]}
-                print(f"{name}, {arm} processes x threads: {own[-1]:.0f} crops/s", flush=True)
+                told |= {"rate": crops / told["seconds"], "busy": 1e3 * told["busy"] / crops}
+                found[name][str(arm)].append(told)
+                print(f"{name}, {arm}: {told['rate']:.0f} crops/s", flush=True)
+    return {name: {arm: in_all(told) for arm, told in arms.items()} for name, arms in found.items()}
+
+
+def in_all(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what an arm took over all rounds, and what it exchanged, the same in each."""
     return {
-        name: {
-            arm: {"crops a second": summary(values), **sent[name][arm]}
-            for arm, values in own_rates.items()
-        }
-        for name, own_rates in rates.items()
+        "crops a second": summary([told["rate"] for told in rounds]),
+        "processor, s for 1,000 crops": summary([told["busy"] for told in rounds]),
+        "steps": rounds[-1]["steps"],
+        "bytes": rounds[-1]["bytes"],
     }
 
 
 def as_markdown(results: dict[str, Any]) -> str:
     """Compose the table of speeds, beside one process and thread, and of what was exchanged."""
-    lines = [
-        "| work | processes x threads | crops/s (quartiles) | times one process | exchanged |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| work | processes x threads | crops/s | processor, s for 1,000 crops (quartiles) |"]
+    lines[0] += " times one process | exchanged |"
+    lines.append("|---|---|---|---|---|---|")
     for name, arms in results["arms"].items():
-        one = arms[str(ARMS[0])]["crops a second"]["median"]
+        one = arms[str(ARMS[0])]["processor, s for 1,000 crops"]["median"]
         for arm, told in arms.items():
-            rate, steps = told["crops a second"], max(1, told["steps"])
-            low, high = rate["quartiles"]
-            sent, gradients = dict(told["bytes"]), told["bytes"].get("gradients", 0)
-            others = sum(sent.values()) - gradients
+            busy, steps = told["processor, s for 1,000 crops"], max(1, told["steps"])
+            low, high = busy["quartiles"]
+            gradients = told["bytes"].get("gradients", 0)
+            others = sum(told["bytes"].values()) - gradients
             exchanged = f"{gradients / steps / 1e6:.2f} MB a step, " * bool(gradients)
-            exchanged += f"{others / 1e6:.2f} MB besides" * bool(others)
+            exchanged += f"{others / 1e6:.3f} MB besides" * bool(others)
             lines.append(
-                f"| {name} | {arm} | {rate['median']:.0f} ({low:.0f} to {high:.0f}) | "
-                f"{rate['median'] / one:.2f} | {exchanged or '-'} |"
+                f"| {name} | {arm} | {told['crops a second']['median']:.0f} | "
+                f"{busy['median']:.2f} ({low:.2f} to {high:.2f}) | {busy['median'] / one:.2f} | "
+                f"{exchanged or '-'} |"
             )
     where = results["machine"]
     lines += ["", f"{where['processor']}, {where['cores']} cores, {where['precision']}, commit"]
     lines[-1] += f" {where['commit']}, load {where['load before'][0]:.1f} to "
-    lines[-1] += f"{where['load after'][0]:.1f}. More processes than cores show what they cost."
+    lines[-1] += (
+        f"{where['load after'][0]:.1f}. More processes than cores show what they cost, and a"
+    )
+    lines[-1] += (
+        " machine with other work gives more of itself to more of them: the processor's time tells."
+    )
     return "\n".join(lines)
 
 
@@ -241,7 +269,14 @@ def make_pictures(folder: Path, count: int) -> None:
 
 def difference(base: list[str], folder: Path) -> float:
     """Return the largest difference of any parameter between one process and two."""
-    exact = [*QUICKSTART, *base, "--trainer.precision=64-true", "--model.backbone=ShallowConvNet"]
+    few = int(base[1].partition("=")[2]) * EXACT_STEPS
+    exact = [
+        *QUICKSTART,
+        *base,
+        f"--data.draws_per_epoch={few}",
+        "--trainer.precision=64-true",
+        "--model.backbone=ShallowConvNet",
+    ]
     exact.append("--model.backbone.batch_norm=false")
     one, two = (
         read_checkpoint(train(arm, exact, folder / str(arm)) / "checkpoints" / "last.ckpt")
