@@ -254,7 +254,7 @@ def start(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def ended(process: subprocess.Popen[str], timeout: float = 200) -> Ended:
+def ended(process: subprocess.Popen[str], timeout: float = 900) -> Ended:
     """Wait until a command and all processes it began have ended: until then its pipes are open."""
     try:
         out, err = process.communicate(timeout=timeout)

@@ -195,7 +195,6 @@ def test_a_snippet_runs(text, there):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # it decodes the pictures for each recipe
 @pytest.mark.parametrize("name", ["question", "detector"])
 def test_a_notebook_runs(name, real_data, tmp_path, monkeypatch):
     """Its cells in their order, for a few steps."""

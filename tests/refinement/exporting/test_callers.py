@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
 CLOSE = {"rtol": 0, "atol": 1e-3}
 HEIGHT, WIDTH = 120, 160
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.slow
 
 
 def run(*command, **options):
