@@ -53,7 +53,7 @@ STAGES: Mapping[str, tuple[tuple[object, str], ...]] = {
     "pixels packed": ((store.ImageStore, "expect"),),
     "crops cut": ((module, "cut_crops"), (refiner, "cut_crops")),
     "the network": ((OffsetNet, "forward"),),
-    "its outputs made boxes": ((OffsetModel, "refine"),),
+    "its outputs made boxes": ((OffsetModel, "_look"),),
     "the law": ((PredictionFiles, "_weigh"), (refiner.Refiner, "_weigh")),
     "files written": ((PredictionFiles, "on_predict_end"),),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lightning_bbox.annotations.formats.yolo import YOLO
@@ -39,7 +39,11 @@ def test_only_the_numbers_of_moved_boxes_change(drafts, examples):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             write(root, draft.files())
-            table = read_annotations(root, **draft.options)
+            try:
+                table = read_annotations(root, **draft.options)
+            except BadInput as refusal:  # chance may draw what reads like another order of numbers
+                assume("all of them do as" not in str(refusal))
+                raise
             assert len(table.boxes) == sum(map(is_good, draft.boxes))
             assert len(table.skipped) == len(draft.boxes) - len(table.boxes)
             new = [moved.get(tuple(box), box) for box in table.boxes.tolist()]

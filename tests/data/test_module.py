@@ -309,17 +309,27 @@ def test_boxes_drawn_at_several_widths_go_that_part_of_the_jitters_way():
     for split, others in (("val_widths", "val"), ("test_widths", "test")):
         samples, widths = data.samples(split), data.widths(split)
         assert len(samples.items) == len(widths) == data.num_draws(split) == 40
-        assert widths.view(10, 4).tolist() == [pytest.approx([0.0, 0.1, 0.4, 1.0])] * 10
+        assert widths.view(8, 5).tolist() == [pytest.approx([0.0, 0.1, 0.4, 1.0, 2.0])] * 8
         assert set(samples.image_index.tolist()) <= set(data.samples(others).image_index.tolist())
         px = data.geometry.px(samples.proposals)
         shifts = (box_centers(samples.gt_boxes) - box_centers(samples.proposals)) / px
         sizes = (box_sizes(samples.gt_boxes) / box_sizes(samples.proposals)).log()
-        assert torch.equal(samples.proposals[::4], samples.gt_boxes[::4])
-        for at, width in enumerate((0.1, 0.4, 1.0), start=1):
-            # A px is of the box drawn, whose sides are up to 1.22 times the truth's.
-            assert 0.5 * width * 5 < shifts[at::4].abs().max() < 1.25 * width * 5
-            assert 0.5 * width * 0.2 < sizes[at::4].abs().max() < 1.15 * width * 0.2
+        assert torch.equal(samples.proposals[::5], samples.gt_boxes[::5])
+        for at, width in enumerate((0.1, 0.4, 1.0, 2.0), start=1):
+            # A px is of the box drawn, whose sides are up to 1.22 times the truth's, and 1.5 times
+            # where it goes twice the way.
+            most = 1.5 if width > 1 else 1.25
+            assert 0.5 * width * 5 < shifts[at::5].abs().max() < most * width * 5
+            assert 0.5 * width * 0.2 < sizes[at::5].abs().max() < 1.15 * width * 0.2
     assert data.widths("val").tolist() == [1.0] * 80
+
+
+def test_twice_the_way_has_the_same_ratios_twice_and_always_some_size():
+    data = scenes(num_targets=4, eval_draws=500, jitter=UniformJitter(5.0, 1.2))
+    far = data.samples("val_widths").take(data.widths("val_widths") == 2)
+    assert bool((box_sizes(far.proposals) > 0).all())
+    logs = (box_sizes(far.proposals) / box_sizes(far.gt_boxes)).log().abs()
+    assert 1.8 < float(logs.max()) <= 2.4 + 1e-4
 
 
 def test_whole_px_stay_whole_at_several_widths(patches):
