@@ -283,8 +283,8 @@ def _far_off(count: int, boxes: int) -> list[str]:
     if not count:
         return []
     sentence = (
-        f"{count} of {boxes} boxes seem farther off than those of the training; how far off they "
-        f"are now isn't told (column beyond of changes.csv)"
+        f"{count} of {boxes} boxes seem farther off than those of the training, or look unlike "
+        f"them; how far off they are now isn't told (column beyond of changes.csv)"
     )
     return [sentence]
 
