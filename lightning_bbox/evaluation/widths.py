@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_bbox.data.samples import Samples
-from lightning_bbox.evaluation.metrics import HARM, Refined
+from lightning_bbox.evaluation.metrics import HARM, Refined, coordinate_errors
 from lightning_bbox.geometry.boxes import Boxes, paired_iou
 from lightning_bbox.geometry.codecs import encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, usual_law
 from lightning_bbox.geometry.reliability import Reliability, fit_reliability
 from lightning_bbox.geometry.trained_range import TrainedRange, fit_range
-from lightning_bbox.geometry.weighing import in_px, move_under, said_of
+from lightning_bbox.geometry.weighing import move_under, said_of
 from lightning_bbox.nn.calibration import can_tell
 
 _WORDS = {
@@ -104,7 +104,8 @@ def measure_range(
         What was found; None where boxes are too few or the model tells no standard deviations.
     """
     (near, found, widths), (_, others, _) = drawn, usual
-    truth = in_px(near.gt_boxes, near.proposals, geometry, found.stds.shape[1])
+    px, num_targets = geometry.px(near.proposals), found.stds.shape[1]
+    truth = coordinate_errors(near.gt_boxes, near.proposals, px, num_targets)
     inside = (truth.abs() <= truth.new_tensor(bounds)).all(dim=1)
     traits = torch.cat([found.traits, others.traits])
     as_usual = torch.ones(len(others.traits), dtype=torch.bool)

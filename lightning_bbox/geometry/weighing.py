@@ -123,21 +123,6 @@ def refuse_other_coordinates(law: DisplacementLaw, num_targets: int) -> None:
         raise BadInput(msg)
 
 
-def in_px(
-    boxes: Boxes, rough: Boxes, geometry: CropGeometry, num_targets: int
-) -> Float[Tensor, "n t"]:
-    """Return how far boxes are from rough ones, in px of these and log sizes.
-
-    Args:
-        boxes: The boxes, `xyxy` in picture pixels.
-        rough: Those they started from.
-        geometry: What a px is.
-        num_targets: How many coordinates.
-    """
-    offsets = encode_deltas(boxes, rough)[:, :num_targets]
-    return offsets / _shares(offsets, rough, geometry)
-
-
 def _shares(
     stds: Float[Tensor, "n t"], rough: Boxes, geometry: CropGeometry
 ) -> Float[Tensor, "n t"]:

@@ -53,7 +53,6 @@ from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.geometry.trained_range import TrainedRange, traits_of
-from lightning_bbox.geometry.weighing import in_px
 from lightning_bbox.models.advice import range_advice, refuse_equal_passes, refuse_misfits
 from lightning_bbox.models.checkpoints import (
     CHECKPOINT_KEY,
@@ -328,7 +327,8 @@ class OffsetModel(pl.LightningModule):
     ) -> Float[Tensor, "b 2"]:
         """Return by what boxes beyond the trained range are known."""
         assert self.spec is not None
-        said = in_px(boxes, proposals, self.spec.geometry, stds.shape[1])
+        px = self.spec.geometry.px(proposals)
+        said = coordinate_errors(boxes, proposals, px, stds.shape[1])
         return traits_of(said, stds, self.spec.bounds)
 
     def _look_again(

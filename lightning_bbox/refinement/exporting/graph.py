@@ -10,11 +10,7 @@ from lightning_bbox.annotations.validity import flaws_of
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.displacement import DisplacementLaw, law_draws, move_by
-from lightning_bbox.geometry.weighing import (
-    placed,
-    refuse_other_coordinates,
-    said_of,
-)
+from lightning_bbox.geometry.weighing import placed, refuse_other_coordinates, said_of
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.refinement.exporting.cutting import cut_in_graph
 from lightning_bbox.refinement.outcomes import Reason, clip
