@@ -70,7 +70,7 @@ PARTS = {
     f"{OURS}reports.callbacks:Throughput.on_train_batch_end": LOGS,
     f"{LIGHTNING}trainer.connectors.logger_connector:_LoggerConnector.log_metrics": LOGS,
     f"{LIGHTNING}loops.evaluation_loop:_EvaluationLoop.run": VALIDATION,
-    f"{OURS}models.base:OffsetModel._measure_reliability": RELIABILITY,
+    f"{OURS}models.measuring:MeasuredModel._measure_reliability": RELIABILITY,
     f"{LIGHTNING}trainer.trainer:Trainer.save_checkpoint": CHECKPOINTS,
     f"{OURS}reports.callbacks:RunReport.on_fit_start": SHEETS,
     f"{OURS}reports.callbacks:RunReport.on_test_end": SHEETS,

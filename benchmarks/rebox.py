@@ -3,13 +3,15 @@
     python -m benchmarks.rebox --data FOLDER [--only bccd rbc scenes] [--seeds 0 1 2] [--sizes all]
 
 FOLDER holds `bccd` and `rbc`; scenes are drawn, with exact boxes, so that what isn't planted there
-is right. A model with four targets learns from 100 training pictures, or from
-all. The test pictures' boxes are made 0.6 to 1.4 times as large, or their sides are moved by up to
-5, 10 or 20 % of the box, or a share of them is far off and the others hardly. Then they are moved
-as `predict --law trained` does, and by the law that is learned from these very boxes, without any
-label. Of several `--log_scales` of the training jitter the best on the training's own validation
-pictures is taken, by the first seed. Trained runs are kept in `--runs`, so that the same command
-goes on. Results: `benchmarks/results/rebox.json` and, as tables, stdout and `rebox.md`.
+is right. A model with four targets learns from 100 training pictures, or from all. The test
+pictures' boxes are made 0.6 to 1.4 times as large, or their sides are moved by up to 5, 10 or 20 %
+of the box, or a share of them is far off and the others hardly. Then they are moved as `predict
+--law trained` does, and by the law that is learned from these very boxes, without any label. From
+how few boxes it can be learned is seen by laws of 50, 200 and 1,000 of them, and by the one that
+the checkpoint has for fewer. Of several `--log_scales` of the training jitter the best on the
+training's own validation pictures is taken, by the first seed. Trained runs are kept in `--runs`,
+so that the same command goes on. Results: `benchmarks/results/rebox.json` and, as tables, stdout
+and `rebox.md`.
 
 What differs from ReBox: its figures are for 54 validation pictures and 735 boxes of another split
 of BCCD, it learns from 100 samples, and it is told the noise; its cases of moved sides can't be
@@ -38,6 +40,8 @@ from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.evaluation.intervals import Mean, clustered_interval, crossed_interval
 from lightning_bbox.evaluation.metrics import HARM
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, boxes_around, paired_iou
+from lightning_bbox.geometry.displacement import fit_law
+from lightning_bbox.geometry.weighing import Said, placed
 from lightning_bbox.insight.audit import Audit, judge, said_inside
 from lightning_bbox.pictures.decode import decode_image
 
@@ -68,6 +72,7 @@ SIDES = (0.05, 0.1, 0.2)
 SHARES = (0.0, 0.02, 0.05, 0.2)
 NEARLY = 0.01
 FEW = 100  # training pictures
+FEWS = (0, 50, 200, 1000)  # boxes that a law is learned from
 COMMON = ["--data.num_targets=4", "--data.jitter=UniformJitter", "--data.jitter.shift=8"]
 BATCH = 24  # pictures at once
 NUM_TESTED = 500  # scenes, of one box each
@@ -228,6 +233,7 @@ class Judge:
 
     def __init__(self, run: Path, table: BoxTable) -> None:
         self.refiner, self.table = Refiner(run, law="trained"), table
+        self.refiner.model.range = None  # what it says of all boxes is wanted, marked or not
         self.images = [decode_image(table.root / image) for image in table.images]
         self.counts = table.image_index.bincount(minlength=len(table.images)).tolist()
 
@@ -239,13 +245,38 @@ class Judge:
             found += self.refiner.refine_batch(self.images[some], split[some])
         return torch.cat([one.boxes for one in found]), torch.cat([one.stds for one in found])
 
+    def said(self, boxes: Boxes, found: Boxes, stds: Float[Tensor, "n t"]) -> Said:
+        """Return what `trained` found as laws take it."""
+        sizes = self.table.sizes[self.table.image_index]
+        told = boxes, sizes, self.refiner.spec.geometry
+        return said_inside(found, stds, *told, self.refiner.model.reliability)
+
     def audit(self, boxes: Boxes, found: Boxes, stds: Float[Tensor, "n t"]) -> Audit:
         """Weigh what `trained` found against the law that is learned from these very boxes."""
-        table = self.table
-        sizes, model = table.sizes[table.image_index], self.refiner.model
-        told = boxes, sizes, self.refiner.spec.geometry
-        said = said_inside(found, stds, *told, model.reliability)
-        return judge(said, boxes, sizes, table.image_index)
+        index = self.table.image_index
+        return judge(self.said(boxes, found, stds), boxes, self.table.sizes[index], index)
+
+    def by_few(self, boxes: Boxes, said: Said, few: int, repetitions: int) -> np.ndarray:
+        """Return each box's IoU under laws of a few of them; 0 takes the checkpoint's own.
+
+        Args:
+            boxes: All of them.
+            said: What the model says of these.
+            few: How many a law is learned from.
+            repetitions: How often others are drawn; the mean is taken.
+        """
+        index, found = self.table.image_index, []
+        for repetition in range(repetitions if few else 1):
+            order = torch.randperm(len(boxes), generator=keyed_generator("few", few, repetition))
+            rows = order[:few].sort().values
+            part = said.offsets[rows], said.stds[rows], len(torch.unique(index[rows])), said.tails
+            law = fit_law(*part) if few else self.refiner.model.law
+            assert law is not None
+            moved = law.move(*said)
+            places = placed(moved, boxes, self.refiner.spec.geometry).boxes
+            found.append(paired_iou(inside(self.table, places), self.table.boxes))
+        mean: np.ndarray = torch.stack(found).mean(dim=0).numpy()
+        return mean
 
 
 def scaled(table: BoxTable, scales: tuple[float, ...] = tuple(PUBLISHED)) -> Iterator[Case]:
@@ -299,6 +330,11 @@ def measure(run: Path, table: BoxTable, repetitions: int) -> None:
         for when, boxes in (("before", case.boxes), ("trained", found), ("law", audit.boxes)):
             kept[f"{case.name}/{when}"] = paired_iou(boxes, table.boxes).numpy()
         told = [f"{when} {kept[f'{case.name}/{when}'].mean():.3f}" for when in WAYS]
+        if case.bad is None:
+            said = model.said(case.boxes, found, stds)
+            for few in (few for few in FEWS if few <= len(table.boxes)):
+                kept[f"{case.name}/{few}"] = model.by_few(case.boxes, said, few, repetitions)
+                told.append(f"by {few} boxes {kept[f'{case.name}/{few}'].mean():.3f}")
         print(run.name, case.name, *told, flush=True)
     (run / "rebox.json").write_text(json.dumps(shares, indent=1))
     np.savez(run / "rebox.npz", **kept)  # type: ignore[arg-type] # its stub is of other arguments
@@ -353,7 +389,12 @@ def figures(paths: list[Path]) -> dict[str, object]:
                 measured.values(name, "before"), measured.values(name, "law"), strict=True
             )
         ]
-        cases[name] = means | {"gain": gain, "harmed": sum(worse) / len(worse)}
+        by_few = {
+            str(few): measured.difference(name, str(few), "before")._asdict()
+            for few in FEWS
+            if f"{name}/{few}" in measured.runs[0]
+        }
+        cases[name] = means | {"gain": gain, "harmed": sum(worse) / len(worse), "by few": by_few}
     return {"runs": len(paths), "cases": cases, "mixtures": mixed(measured, names)}
 
 
@@ -400,8 +441,23 @@ def as_markdown(results: dict[str, dict[str, object]]) -> str:
                 scale = float(case[6:]) if case.startswith("all x") else 1.0
                 cells += [f"{iou:.3f}" for iou in PUBLISHED.get(scale, ())] or ["", ""]
             lines.append(f"| {' | '.join(cells)} |")
-        lines += ["", *mixtures_table(found["mixtures"]), ""]
+        lines += ["", *few_table(cases), *mixtures_table(found["mixtures"]), ""]
     return "\n".join(lines)
+
+
+def few_table(cases: dict[str, dict[str, dict[str, dict[str, float]]]]) -> list[str]:
+    """Return the lines of the table of gains under laws of few boxes, where they were measured."""
+    fews = list(next(iter(cases.values())).get("by few", ()))
+    if not fews:
+        return []
+    told = {"0": "the checkpoint's law"} | {few: f"a law of {few}" for few in fews if few != "0"}
+    lines = [f"| gain of IoU by | {' | '.join(told.values())} | a law of all |"]
+    lines.append("|" + "---|" * (len(fews) + 2))
+    for case, row in cases.items():
+        gains = [row["by few"][few] for few in told] + [row["gain"]]
+        cells = [f"{one['value']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f})" for one in gains]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def mixtures_table(found: object) -> list[str]:

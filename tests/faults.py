@@ -37,7 +37,7 @@ FLAT_NAMES = {
     "data/test_module": "test_data",
     "data/test_patches": "test_patch_data",
     "evaluation/test_intervals": "test_metrics",
-    "models/test_several_steps": "test_step_graph",
+    "models/training/test_several_steps": "test_step_graph",
     "nn/backbones/test_base": "test_alexnet",
     "nn/heads/bins/test_head": "test_bin_head",
     "nn/heads/bins/test_labels": "test_bins",
@@ -427,7 +427,7 @@ FAULTS = (
         "divergence: the last bad step is told for the first",
         "~torch.isfinite(loss) & (self._first < 0)",
         "~torch.isfinite(loss)",
-        ("models/test_several_steps", "cli/test_nothing_lost"),
+        ("models/training/test_several_steps", "cli/test_nothing_lost"),
     ),
     Fault(
         "divergence: weights that are spoilt already are kept for a replay",

@@ -36,7 +36,7 @@ from lightning_bbox.insight.report import save_readings
 from lightning_bbox.models.advice import refuse_equal_passes
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import AtomicCheckpointIO, RunCheckpoint
-from lightning_bbox.models.stopping import StopBetweenSteps
+from lightning_bbox.models.training.stopping import StopBetweenSteps
 from lightning_bbox.refinement.predictions import PredictionFiles
 from lightning_bbox.refinement.reviewing.review_page import MOST_REVIEWED
 from lightning_bbox.reports.callbacks import (

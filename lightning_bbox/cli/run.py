@@ -35,8 +35,8 @@ from lightning_bbox.insight.diagnosis.case import Made
 from lightning_bbox.insight.probe import ProbingTrainer
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import checkpoint_of, class_path_in, read_checkpoint
-from lightning_bbox.models.divergence import DivergedError
-from lightning_bbox.models.stopping import RunStopped, sigterm_raises
+from lightning_bbox.models.training.divergence import DivergedError
+from lightning_bbox.models.training.stopping import RunStopped, sigterm_raises
 from lightning_bbox.reports.callbacks import ReusableConfig, Settings
 
 _MAYBE_REFUSALS = (

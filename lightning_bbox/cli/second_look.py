@@ -30,7 +30,7 @@ from lightning_bbox.models.checkpoints import (
     AtomicCheckpointIO,
     read_checkpoint,
 )
-from lightning_bbox.models.stopping import RunStopped
+from lightning_bbox.models.training.stopping import RunStopped
 
 _FOLDER = "second"
 _LEVEL = 0.9  # share of the first look's errors that counts for how far the second one reaches

@@ -73,6 +73,25 @@ class TrainedRange:
         return cls((displacement, deviation), told["limit"])
 
 
+def of_another_kind(beyond: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Tell which of a set of boxes had better stay: those beyond the range, where most are.
+
+    A model that was trained on such pictures marks hardly any, and what it says of these few helps
+    in the mean. Where it marks most, pictures or boxes are of another kind than in training, and
+    what it says does harm.
+
+    Args:
+        beyond: Which boxes of the set lie beyond the trained range.
+
+    Examples:
+        >>> of_another_kind(torch.tensor([True, True, False])).tolist()
+        [True, True, False]
+        >>> of_another_kind(torch.tensor([True, False, False])).tolist()
+        [False, False, False]
+    """
+    return beyond & (2 * beyond.sum() > len(beyond))
+
+
 def traits_of(said: Offsets, stds: Offsets, bounds: Sequence[float]) -> Traits:
     """Return the traits by which boxes beyond the trained range are known.
 

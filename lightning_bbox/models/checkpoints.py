@@ -31,7 +31,7 @@ from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.geometry.trained_range import TrainedRange
-from lightning_bbox.models.stopping import RunStopped
+from lightning_bbox.models.training.stopping import RunStopped
 
 CHECKPOINT_KEY = "lightning_bbox"
 """Where a checkpoint keeps what its model must know of the data."""

@@ -41,7 +41,10 @@ from lightning_bbox.models.checkpoints import (
     refuse_other_parts,
     take_weights,
 )
-from lightning_bbox.models.divergence import (
+from lightning_bbox.models.feature_cache import compute_features, refuse_learning
+from lightning_bbox.models.fitting import fit_head
+from lightning_bbox.models.refining import Parts
+from lightning_bbox.models.training.divergence import (
     BAD_STEP_KEY,
     DivergedError,
     FirstBadStep,
@@ -49,10 +52,8 @@ from lightning_bbox.models.divergence import (
     divergence_message,
     kept_rows,
 )
-from lightning_bbox.models.feature_cache import compute_features, refuse_learning
-from lightning_bbox.models.fitting import fit_head
-from lightning_bbox.models.several_steps import SeveralSteps
-from lightning_bbox.models.stability import excess_message, largest_stable_rate
+from lightning_bbox.models.training.several_steps import SeveralSteps
+from lightning_bbox.models.training.stability import excess_message, largest_stable_rate
 from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.heads.base import Head
 from lightning_bbox.nn.heads.bins.head import BinHead
@@ -142,10 +143,7 @@ class BoxRegressor(OffsetModel):
         cuda_graph: bool = False,
     ) -> None:
         super().__init__(
-            backbone=backbone,
-            head=head,
-            codec=codec,
-            preprocess=preprocess,
+            Parts(preprocess, backbone, head, codec),
             average_flips=average_flips,
             compile=compile,
             cache=cache,

@@ -23,8 +23,9 @@ from lightning_bbox.geometry.codecs import DeltaCodec
 from lightning_bbox.models.advice import refuse_idle_dropout
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import CHECKPOINT_KEY
-from lightning_bbox.models.divergence import of_all_processes
 from lightning_bbox.models.fitting import invalid_features
+from lightning_bbox.models.refining import Parts
+from lightning_bbox.models.training.divergence import of_all_processes
 from lightning_bbox.nn.backbones.base import Backbone
 from lightning_bbox.nn.heads.linear import LinearHead
 from lightning_bbox.nn.losses import L2Loss
@@ -111,17 +112,15 @@ class RidgeRegressor(OffsetModel):
         if not 0 <= robust < 1:
             msg = f"RidgeRegressor robust is {robust}; expected 0 (keep all) to below 1"
             raise BadInput(msg)
+        head = LinearHead(L2Loss(), per_class=per_class)
         super().__init__(
-            backbone=backbone,
-            head=LinearHead(L2Loss(), per_class=per_class),
-            codec=codec,
-            preprocess=preprocess,
+            Parts(preprocess, backbone, head, codec),
             average_flips=average_flips,
             compile=compile,
             cache=cache,
         )
         if not per_class:  # then it isn't asked for, and a checkpoint's is taken
-            self._asked["head"] = None
+            self._asked = self._asked._replace(head=None)
         self.automatic_optimization = False
         self.lam, self.scaling, self.robust = lam, scaling, robust
         self._sums: Sums = []

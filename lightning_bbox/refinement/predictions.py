@@ -34,6 +34,7 @@ from lightning_bbox.evaluation.metrics import Refined
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
+from lightning_bbox.geometry.trained_range import of_another_kind
 from lightning_bbox.geometry.weighing import (
     Said,
     move_under,
@@ -123,8 +124,13 @@ class PredictionFiles(pl.Callback):
         rough, table = data.rough, data.rough.table
         make_folder(self.folder)
         beyond = self._beyond(rough, pl_module)
-        found, gains, sentence = self._weigh(rough, pl_module, data.geometry)
+        stay = torch.zeros_like(beyond)
+        if self.law == "auto":
+            stay[rough.chosen] = of_another_kind(beyond[rough.chosen])
+        found, gains, sentence = self._weigh(rough, pl_module, data.geometry, stay)
         boxes, stds, reasons = self._outcome(rough, found, data.geometry)
+        for at in stay.nonzero().flatten().tolist():
+            reasons[at] = "lies beyond the trained range, as most do (--law trained moves it)"
         stds[beyond] = math.nan
         boxes = self._rounded(rough, boxes, reasons)
         unchanged = [sentence.removesuffix(LEFT_OUT) for sentence in table.not_read]
@@ -149,7 +155,7 @@ class PredictionFiles(pl.Callback):
         reviewed = write_review(self.folder, data, to_review, self.review)
         rows = change_rows(rough, boxes, stds, data.geometry, reasons, weighed, beyond)
         write_atomically(self.folder / "changes.csv", encoded(rows))
-        notes = "\n".join([*data.source.notes, sentence, *_far_off(int(beyond.sum()), len(boxes))])
+        notes = "\n".join([*data.source.notes, sentence, *_far_off(beyond, bool(stay.any()))])
         self._say(notes, moved, changed, len(unchanged), reviewed, data.geometry)
 
     def _beyond(self, rough: RoughBoxes, model: OffsetModel) -> Bool[Tensor, " n"]:
@@ -160,9 +166,13 @@ class PredictionFiles(pl.Callback):
         return beyond
 
     def _weigh(
-        self, rough: RoughBoxes, model: OffsetModel, geometry: CropGeometry
+        self,
+        rough: RoughBoxes,
+        model: OffsetModel,
+        geometry: CropGeometry,
+        stay: Bool[Tensor, " n"],
     ) -> tuple[Refined, Float[Tensor, "n 2"], str]:
-        """Weigh what the model says against how the boxes are off.
+        """Weigh what the model says against how the boxes are off, but for those that stay.
 
         Returns the boxes, the expected gain of IoU and the probability that each was wrong (NaN
         without a law), and how they are off in words.
@@ -170,7 +180,9 @@ class PredictionFiles(pl.Callback):
         found = model.predictions
         gains = torch.full((len(found.boxes), 2), math.nan)
         old = rough.table.boxes[rough.chosen]
-        seen = found.seen & found.boxes.isfinite().all(dim=1)
+        stays = stay[rough.chosen]
+        found = found._replace(boxes=torch.where(stays[:, None], old, found.boxes))
+        seen = found.seen & found.boxes.isfinite().all(dim=1) & ~stays
         arguments = found.boxes[seen], found.stds[seen], old[seen], geometry, model.reliability
         pictures = len(set(rough.table.image_index[rough.chosen][seen].tolist()))
         law, sentence = self._law_of(said_of(*arguments), pictures, model.law)
@@ -278,13 +290,15 @@ class PredictionFiles(pl.Callback):
         )
 
 
-def _far_off(count: int, boxes: int) -> list[str]:
-    """Say how many boxes lie beyond the trained range, where any do."""
-    if not count:
+def _far_off(beyond: Bool[Tensor, " n"], stay: bool) -> list[str]:
+    """Say how many boxes lie beyond the trained range, where any do, and whether they stay."""
+    if not bool(beyond.any()):
         return []
+    so = "as these are most of them, they stay (--law trained moves them)"
     sentence = (
-        f"{count} of {boxes} boxes seem farther off than those of the training, or look unlike "
-        f"them; how far off they are now isn't told (column beyond of changes.csv)"
+        f"{int(beyond.sum())} of {len(beyond)} boxes seem farther off than those of the training, "
+        f"or look unlike them; {so if stay else 'how far off they are now is not told'} (column "
+        f"beyond of changes.csv)"
     )
     return [sentence]
 

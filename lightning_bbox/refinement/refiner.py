@@ -21,6 +21,7 @@ from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import White, as_white
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
+from lightning_bbox.geometry.trained_range import of_another_kind
 from lightning_bbox.geometry.weighing import move_under, said_of
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import CHECKPOINT_KEY, write_shared
@@ -223,6 +224,8 @@ class Refiner:
     ) -> DisplacementLaw:
         """Learn from a set of boxes how they are off, without any truth; for `law`.
 
+        Where most lie beyond the trained range, it is learned from the others.
+
         Args:
             images: The pictures; see `Picture`.
             boxes: Rough boxes (n, 4) of each, `xyxy` in its pixels, all of one origin.
@@ -236,9 +239,11 @@ class Refiner:
             msg = f"{self._graph.path}: has its law inside; learn one by the checkpoint's Refiner"
             raise BadInput(msg)
         found = self._refine_batch(images, boxes, labels, None, None, marks=False)
+        beyond = of_another_kind(torch.cat([one.beyond for one in found]))
+        strange = torch.split(beyond, [len(one.beyond) for one in found])
         said, pictures = [], 0
-        for one, given in zip(found, boxes, strict=True):
-            kept = [at for at in range(len(given)) if at not in one.unmoved]
+        for one, given, left in zip(found, boxes, strange, strict=True):
+            kept = [at for at in range(len(given)) if at not in one.unmoved and not left[at]]
             rough = _as_boxes(given)[kept]
             found_here = one.boxes[kept], one.stds[kept], rough
             said.append(said_of(*found_here, self.spec.geometry, self.model.reliability))

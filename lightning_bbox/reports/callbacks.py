@@ -24,7 +24,7 @@ from lightning_bbox.evaluation.evaluation import Evaluation
 from lightning_bbox.evaluation.metrics import error_px
 from lightning_bbox.geometry.boxes import box_sizes
 from lightning_bbox.models.base import OffsetModel
-from lightning_bbox.models.divergence import BAD_STEP, OUTCOME, DivergedError
+from lightning_bbox.models.training.divergence import BAD_STEP, OUTCOME, DivergedError
 from lightning_bbox.reports.sheets import (
     draw_data,
     draw_results,

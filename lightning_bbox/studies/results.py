@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import read_yaml
-from lightning_bbox.models.divergence import OUTCOME
+from lightning_bbox.models.training.divergence import OUTCOME
 from lightning_bbox.reports.callbacks import CONFIG, Settings, settings_of
 from lightning_bbox.studies.study import Result, Run, Status
 

@@ -21,7 +21,7 @@ from lightning_bbox.core.files import alone_in, make_folder, write_atomically
 from lightning_bbox.core.memory import free_host_memory, keep_freed_memory, usable_cores
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.options import CommandParser
-from lightning_bbox.models.divergence import OUTCOME
+from lightning_bbox.models.training.divergence import OUTCOME
 from lightning_bbox.reports.callbacks import Settings
 from lightning_bbox.studies.nodes import Node
 from lightning_bbox.studies.page import refuse_foreign, write_comparison

@@ -1,5 +1,6 @@
 """What the benchmarks of refined and of audited boxes start from, and how they count."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -60,6 +61,12 @@ def test_tables_tell_what_was_kept(table, tmp_path):
         def trained(self, boxes):
             return table.boxes, torch.ones(len(boxes), 4)
 
+        def said(self, boxes, found, stds):
+            return None
+
+        def by_few(self, boxes, said, few, repetitions):
+            return np.full(len(boxes), 0.9 if few else 0.8)
+
         def audit(self, boxes, found, stds):
             wrong = (paired_iou(boxes, found) < 0.9).float()
             share = audit_of_share(wrong)
@@ -77,3 +84,5 @@ def test_tables_tell_what_was_kept(table, tmp_path):
     text = rebox.as_markdown({"bccd, all pictures, log_scale 0.7": found})
     assert "| all x 0.8 | 0.640 | 1.000 | 1.000 | +0.360 (" in text
     assert text.count("0.895 | 0.708 |") == 1
+    few = "+0.160 (+0.160 to +0.160) | +0.260 (+0.260 to +0.260) | +0.360 (+0.360 to +0.360) |"
+    assert f"| all x 0.8 | {few}" in text

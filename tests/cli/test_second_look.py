@@ -15,7 +15,7 @@ from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.cli.main import main
 from lightning_bbox.cli.second_look import SecondLook, train_second
 from lightning_bbox.models.checkpoints import drop_second, read_checkpoint
-from lightning_bbox.models.stopping import RunStopped
+from lightning_bbox.models.training.stopping import RunStopped
 from lightning_bbox.pictures.cut import cut_crops
 from lightning_bbox.pictures.store import ImageStore
 from tests.conftest import write_rectangles

@@ -11,7 +11,7 @@ import torch
 from lightning_bbox import Augment, BoxRegressor, LinearHead, ShallowConvNet
 from lightning_bbox.cli.main import main
 from lightning_bbox.insight.diagnosis.replay import replay
-from lightning_bbox.models.divergence import (
+from lightning_bbox.models.training.divergence import (
     BAD_STEP,
     BAD_STEP_KEY,
     DivergedError,

@@ -24,7 +24,7 @@ from lightning_bbox import (
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.evaluation.metrics import coordinate_errors
 from lightning_bbox.models.checkpoints import read_checkpoint
-from lightning_bbox.models.divergence import DivergedError
+from lightning_bbox.models.training.divergence import DivergedError
 from lightning_bbox.nn.calibration import half_width
 from tests.runs import FrozenConvNet, Watch, frozen, scenes, trained_quietly
 

@@ -215,6 +215,30 @@ def test_boxes_beyond_the_trained_range_are_marked_and_their_deviations_left_out
     assert Refiner(model).fit_law(pictures, boxes) == Refiner(run).fit_law(pictures, boxes)
 
 
+def test_where_most_boxes_lie_beyond_the_trained_range_these_stay(run, many, tmp_path, capfd):
+    model = BoxRegressor.load_from_checkpoint(run)
+    model.range = TrainedRange((0.0, 1.0), -100.0)
+    pictures, boxes, _ = moved_by(Refiner(run), many)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[
+            PredictionFiles(tmp_path / "auto"),
+            PredictionFiles(tmp_path / "own", law="own"),
+        ],
+    )
+    trainer.predict(model, BoxDataModule(str(many)), return_predictions=False)
+    assert torch.equal(corners_of(tmp_path / "auto"), torch.cat(boxes).double())
+    reason = "lies beyond the trained range, as most do (--law trained moves it)"
+    assert {row["unchanged"] for row in rows_of(tmp_path / "auto")} == {reason}
+    assert f"{len(torch.cat(boxes))} of {len(torch.cat(boxes))} boxes" in capfd.readouterr().out
+    moved = [row["unchanged"] == "" for row in rows_of(tmp_path / "trained")]
+    assert any(moved)
+    with pytest.raises(BadInput, match="0 boxes are too few to tell how they are off"):
+        Refiner(model).fit_law(pictures, boxes)
+
+
 def test_boxes_move_by_a_law_at_hand_or_by_that_of_the_training(run, many, capfd):
     trained = predict(run, many, "trained", "--law=trained")
     assert not (trained / "law.json").exists()

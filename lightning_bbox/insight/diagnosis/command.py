@@ -13,7 +13,7 @@ from lightning_bbox.insight.diagnosis.diagnose import diagnose
 from lightning_bbox.insight.diagnosis.files import sentence, write_diagnosis
 from lightning_bbox.insight.diagnosis.replay import replay, write_replay
 from lightning_bbox.models.base import OffsetModel
-from lightning_bbox.models.divergence import BAD_STEP
+from lightning_bbox.models.training.divergence import BAD_STEP
 
 MakeOf = Callable[[Sequence[str]], Made]
 """Makes a training of the options that `fit` would have."""

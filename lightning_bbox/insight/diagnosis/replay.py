@@ -23,8 +23,8 @@ from lightning_bbox.data.samples import Batch
 from lightning_bbox.insight.diagnosis.case import TALKERS
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import read_checkpoint
-from lightning_bbox.models.divergence import BAD_STEP, BAD_STEP_KEY
 from lightning_bbox.models.regressor import BoxRegressor
+from lightning_bbox.models.training.divergence import BAD_STEP, BAD_STEP_KEY
 from lightning_bbox.nn.regularizers import Regularization
 from lightning_bbox.reports.tables import format_markdown
 

@@ -14,7 +14,7 @@ from lightning_bbox.core.messages import quietly
 from lightning_bbox.evaluation.intervals import Mean, clustered_interval
 from lightning_bbox.insight.diagnosis.case import TALKERS, Case, Make, trainer_for
 from lightning_bbox.insight.diagnosis.findings import Alter
-from lightning_bbox.models.divergence import DivergedError
+from lightning_bbox.models.training.divergence import DivergedError
 
 _EXACT_DRAWS = 4_000  # that a short exact training has
 _LOOKS = 12  # steps at which a recorder looks at weights

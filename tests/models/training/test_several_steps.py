@@ -20,8 +20,8 @@ from lightning_bbox.cuda.step_graph import WARM_STEPS, StepGraph
 from lightning_bbox.data import module
 from lightning_bbox.data.loader import HostCrops, PlanLoader
 from lightning_bbox.models.checkpoints import read_checkpoint
-from lightning_bbox.models.divergence import DivergedError
-from lightning_bbox.models.several_steps import SeveralSteps
+from lightning_bbox.models.training.divergence import DivergedError
+from lightning_bbox.models.training.several_steps import SeveralSteps
 from lightning_bbox.pictures.kernels import _sample_spread
 from tests.runs import (
     CONFIGS,

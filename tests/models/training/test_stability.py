@@ -17,7 +17,11 @@ from lightning_bbox import (
     SmoothL1Loss,
 )
 from lightning_bbox.geometry.codecs import TargetSpace
-from lightning_bbox.models.stability import excess_message, largest_eigenvalue, largest_stable_rate
+from lightning_bbox.models.training.stability import (
+    excess_message,
+    largest_eigenvalue,
+    largest_stable_rate,
+)
 from tests.parts import spec_with
 from tests.runs import FrozenConvNet, scenes, told
 
