@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_bbox import BoxDataModule, BoxRegressor, DisplacementLaw, Refiner
+from lightning_bbox import BadInput, BoxDataModule, BoxRegressor, DisplacementLaw, Refiner
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.files import OWN
