@@ -11,7 +11,8 @@ data set's training pictures, which none of these runs sees otherwise. On `test`
 test pictures are measured, by what was chosen.
 
 Runs that are there are not run again. Every arm of every study that is in `--runs` goes to
-`benchmarks/results/small.json` and, as tables, to stdout and `small.md`.
+`benchmarks/results/small.json` and, as tables, to stdout and `small.md`; other studies stay there
+as they were.
 """
 
 import argparse
@@ -123,14 +124,22 @@ def main(args: list[str] | None = None) -> int:
     for seed in options.seeds if options.arms != [] else ():
         run_arms(case, seed, options)
     found = {case: results_of(case, options.runs) for case in cases_in(options.runs)}
-    text = as_markdown(found)
-    RESULTS.mkdir(exist_ok=True)
-    kept = {case.title: figures_of(*whole) for case, whole in found.items()}
-    told = json.dumps({"machine": machine(), "studies": kept}, indent=1)
-    (RESULTS / "small.json").write_text(told + "\n")
-    (RESULTS / "small.md").write_text(text)
-    print(text)
+    write(found)
     return 0
+
+
+def write(found: dict[Case, tuple[Study, list[Result]]]) -> None:
+    """Write the figures and tables of studies beside those of others, and print the tables."""
+    RESULTS.mkdir(exist_ok=True)
+    file, tables = RESULTS / "small.json", RESULTS / "small.md"
+    figures = json.loads(file.read_text())["studies"] if file.is_file() else {}
+    figures |= {case.title: figures_of(*whole) for case, whole in found.items()}
+    file.write_text(json.dumps({"machine": machine(), "studies": figures}, indent=1) + "\n")
+    sections = sections_of(tables.read_text() if tables.is_file() else "")
+    sections |= {case.title: section(*whole) for case, whole in found.items()}
+    parts = [BESIDE, *(f"## {title}\n\n{text}" for title, text in sections.items())]
+    tables.write_text("\n\n".join(parts) + "\n")
+    print(tables.read_text())
 
 
 def study_of(case: Case, runs: Path) -> Study:
@@ -279,15 +288,23 @@ def results_of(case: Case, runs: Path) -> tuple[Study, list[Result]]:
     return study, [result for result in results if result.run.arm in arms]
 
 
-def as_markdown(found: dict[Case, tuple[Study, list[Result]]]) -> str:
-    """Return a table a study."""
-    parts = [BESIDE]
-    for case, (study, results) in found.items():
-        comparison = compare(study, results)
-        table = arms_table(comparison)
-        parts += [f"## {case.title}", format_markdown(table.texts(), table.words)]
-        parts.append("\n".join(notes(comparison)))
-    return "\n\n".join(parts) + "\n"
+def section(study: Study, results: list[Result]) -> str:
+    """Return a study's table, and what is to be known beside it."""
+    comparison = compare(study, results)
+    table = arms_table(comparison)
+    return "\n\n".join([format_markdown(table.texts(), table.words), "\n".join(notes(comparison))])
+
+
+def sections_of(text: str) -> dict[str, str]:
+    """Return the sections of what `write` wrote, by their titles.
+
+    Examples:
+        >>> sections_of("Above.\\n\\n## One\\n\\n| a |\\n\\n## Two\\n\\n| b |\\n")
+        {'One': '| a |', 'Two': '| b |'}
+    """
+    _, *parts = text.split("\n## ")
+    titled = [part.partition("\n\n") for part in parts]
+    return {title: section.strip() for title, _, section in titled}
 
 
 def figures_of(study: Study, results: list[Result]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_of_copies_of_a_picture_one_trains(real_data):
     assert len(names) == len(set(names))
 
 
-def test_tables_tell_the_arms_of_which_there_are_runs(tmp_path):
+def test_tables_tell_the_arms_of_which_there_are_runs_beside_other_studies(tmp_path, monkeypatch):
     folder = tmp_path / "bccd-200-development"
     errors = {"base-seed0": 1.0, "base-seed1": 2.0, "all-of-it-seed0": 0.5}
     for name, error in errors.items():
@@ -65,6 +65,16 @@ def test_tables_tell_the_arms_of_which_there_are_runs(tmp_path):
     assert figures["all of it"]["difference"]["value"] == -0.5
     assert figures["base"]["errors"] == {0: 1.0, 1: 2.0}
     assert json.loads(json.dumps(figures))
-    text = small.as_markdown({case: (study, results)})
-    assert "## bccd, 200 training boxes, on development pictures" in text
-    assert "all of it | 1 of 2" in " ".join(text.split())
+    monkeypatch.setattr(small, "RESULTS", tmp_path / "results")
+    other = small.Case("rbc", "50", "test")
+    small.write({other: (study, results)})
+    small.write({case: (study, results)})
+    told = json.loads((tmp_path / "results" / "small.json").read_text())
+    assert set(told["studies"]) == {case.title, other.title}
+    text = (tmp_path / "results" / "small.md").read_text()
+    sections = small.sections_of(text)
+    assert list(sections) == [other.title, case.title]
+    assert text.count("## bccd, 200 training boxes, on development pictures\n") == 1
+    assert "all of it | 1 of 2" in " ".join(sections[case.title].split())
+    small.write({})
+    assert (tmp_path / "results" / "small.md").read_text() == text
