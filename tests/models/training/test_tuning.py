@@ -9,8 +9,8 @@ import torch
 from lightning_bbox import BoxRegressor, RidgeRegressor, ShallowConvNet
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.errors import BadInput
-from lightning_bbox.models.training import tuning
 from lightning_bbox.models.checkpoints import read_checkpoint
+from lightning_bbox.models.training import tuning
 from lightning_bbox.models.training.tuning import Knee, batch_sizes, find_batch_size, find_knee
 from lightning_bbox.pictures.places import Room
 from tests.runs import (
