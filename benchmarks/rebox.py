@@ -40,8 +40,7 @@ from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.evaluation.intervals import Mean, clustered_interval, crossed_interval
 from lightning_bbox.evaluation.metrics import HARM
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, boxes_around, paired_iou
-from lightning_bbox.geometry.displacement import fit_law
-from lightning_bbox.geometry.weighing import Said, placed
+from lightning_bbox.geometry.weighing import Said, learn_law, places_of
 from lightning_bbox.insight.audit import Audit, judge, said_inside
 from lightning_bbox.pictures.decode import decode_image
 
@@ -266,14 +265,16 @@ class Judge:
             repetitions: How often others are drawn; the mean is taken.
         """
         index, found = self.table.image_index, []
+        limits = self.table.sizes[index].flip(-1).to(boxes.dtype)
         for repetition in range(repetitions if few else 1):
             order = torch.randperm(len(boxes), generator=keyed_generator("few", few, repetition))
             rows = order[:few].sort().values
-            part = said.offsets[rows], said.stds[rows], len(torch.unique(index[rows])), said.tails
-            law = fit_law(*part) if few else self.refiner.model.law
+            part = Said(said.offsets[rows], said.stds[rows], said.tails)
+            told = part, boxes[rows], limits[rows], index[rows]
+            law = learn_law(*told) if few else self.refiner.model.law
             assert law is not None
             moved = law.move(*said)
-            places = placed(moved, boxes, self.refiner.spec.geometry).boxes
+            places = places_of(moved, said, boxes, limits)
             found.append(paired_iou(inside(self.table, places), self.table.boxes))
         mean: np.ndarray = torch.stack(found).mean(dim=0).numpy()
         return mean

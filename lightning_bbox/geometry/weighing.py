@@ -3,15 +3,21 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.codecs import decode_deltas, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.displacement import DisplacementLaw, Moved
+from lightning_bbox.geometry.displacement import FEWEST_BOXES, DisplacementLaw, Moved, fit_law
 from lightning_bbox.geometry.reliability import NORMAL, Reliability, Tails
+
+_AT_BORDER = 0.5  # pixels of the picture
+_SURE = 3.0  # standard deviations
+
+Limits = Float[Tensor, "#n 2"]
+"""Width and height of each box's picture."""
 
 
 class Weighed(NamedTuple):
@@ -68,6 +74,44 @@ def said_of(
     return Said(*reliability.corrected(said, spread), reliability.tails)
 
 
+def at_border(boxes: Boxes, limits: Limits) -> Bool[Tensor, "n 4"]:
+    """Tell which sides of boxes lie at their picture's border.
+
+    Such a side was cut there: it isn't off as others are.
+
+    Args:
+        boxes: The boxes, `xyxy` in picture pixels.
+        limits: Width and height of each one's picture.
+
+    Examples:
+        >>> at_border(torch.tensor([[0.0, 3.0, 8.0, 9.0]]), torch.tensor([[8.0, 10.0]]))
+        tensor([[ True, False,  True, False]])
+    """
+    near = boxes[:, :2].abs() <= _AT_BORDER
+    return torch.cat([near, (boxes[:, 2:] - limits).abs() <= _AT_BORDER], dim=1)
+
+
+def learn_law(
+    said: Said, rough: Boxes, limits: Limits, clusters: Int64[Tensor, " n"]
+) -> DisplacementLaw:
+    """Learn how boxes are off, of those that no border cuts where these are enough.
+
+    Args:
+        said: What a model says of each.
+        rough: The boxes.
+        limits: Width and height of each one's picture.
+        clusters: Its picture or group.
+
+    Raises:
+        BadInput: There are too few, or the model tells no standard deviations.
+    """
+    rows = ~at_border(rough, limits).any(dim=1)
+    if int(rows.sum()) < FEWEST_BOXES:
+        rows = torch.ones_like(rows)
+    pictures = len(torch.unique(clusters[rows]))
+    return fit_law(said.offsets[rows], said.stds[rows], pictures, said.tails)
+
+
 def move_under(
     law: DisplacementLaw,
     boxes: Boxes,
@@ -75,6 +119,7 @@ def move_under(
     rough: Boxes,
     geometry: CropGeometry,
     reliability: Reliability | None = None,
+    limits: Limits | None = None,
 ) -> Weighed:
     """Move rough boxes by what the pictures say and by what is known of how they are off.
 
@@ -85,6 +130,7 @@ def move_under(
         rough: The boxes it started from.
         geometry: What a px is.
         reliability: How the model errs, where that is known.
+        limits: Width and height of each one's picture, where boxes are cut at its border.
 
     Raises:
         BadInput: The law is of other coordinates than the model's, or the model tells no standard
@@ -94,22 +140,49 @@ def move_under(
     if bool(stds.isnan().any()):
         msg = "the model tells no standard deviations to weigh a law against; do without the law"
         raise BadInput(msg)
-    moved = law.move(*said_of(boxes, stds, rough, geometry, reliability))
-    return placed(moved, rough, geometry)
+    said = said_of(boxes, stds, rough, geometry, reliability)
+    return placed(law.move(*said), said, rough, geometry, limits)
 
 
-def placed(moved: Moved, rough: Boxes, geometry: CropGeometry) -> Weighed:
+def placed(
+    moved: Moved,
+    said: Said,
+    rough: Boxes,
+    geometry: CropGeometry,
+    limits: Limits | None = None,
+) -> Weighed:
     """Put rough boxes where they go under a law.
 
     Args:
         moved: How far they go, in shares of their sides and log sizes.
+        said: What the model says of them.
         rough: The boxes, `xyxy` in picture pixels.
         geometry: What a px is.
+        limits: Width and height of each one's picture, where boxes are cut at its border.
+    """
+    px = moved.stds / _shares(moved.stds, rough, geometry)
+    return Weighed(places_of(moved, said, rough, limits), px, moved.gain, moved.wrong)
+
+
+def places_of(moved: Moved, said: Said, rough: Boxes, limits: Limits | None = None) -> Boxes:
+    """Return where rough boxes go under a law, but for sides that their picture's border cut.
+
+    Such a side stays, as the law says nothing of it, unless the picture alone says that it lies
+    more than three standard deviations away. A model of two targets moves boxes whole.
+
+    Args:
+        moved: How far they go, in shares of their sides and log sizes.
+        said: What the model says of them.
+        rough: The boxes, `xyxy` in picture pixels.
+        limits: Width and height of each one's picture, where boxes are cut at its border.
     """
     stays = (moved.offsets == 0).all(dim=1, keepdim=True)
-    places = torch.where(stays, rough, decode_deltas(moved.offsets, rough))
-    px = moved.stds / _shares(moved.stds, rough, geometry)
-    return Weighed(places, px, moved.gain, moved.wrong)
+    if limits is not None and moved.offsets.shape[1] == 4:
+        sides = (decode_deltas(said.offsets, rough) - rough).abs() / box_sizes(rough).repeat(1, 2)
+        # Centre and log size say where a side is: of its share, half the log size.
+        spread = (said.stds[:, :2].square() + said.stds[:, 2:].square() / 4).sqrt().repeat(1, 2)
+        stays = stays | (at_border(rough, limits) & (sides <= _SURE * spread))
+    return torch.where(stays, rough, decode_deltas(moved.offsets, rough))
 
 
 def refuse_other_coordinates(law: DisplacementLaw, num_targets: int) -> None:

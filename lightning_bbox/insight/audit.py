@@ -12,9 +12,9 @@ from lightning_bbox.evaluation.intervals import Mean, clustered_interval
 from lightning_bbox.geometry.boxes import Boxes, box_sizes, paired_iou
 from lightning_bbox.geometry.codecs import decode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
+from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.reliability import Reliability
-from lightning_bbox.geometry.weighing import Said, said_of
+from lightning_bbox.geometry.weighing import Said, learn_law, places_of, said_of
 from lightning_bbox.refinement.outcomes import clip_or_restore
 
 OVERLAP = 0.9
@@ -125,11 +125,10 @@ def judge(
     Raises:
         BadInput: The boxes are too few, or the models tell no standard deviations.
     """
-    law = fit_law(said.offsets, said.stds, len(torch.unique(clusters)), said.tails)
+    limits = sizes.flip(-1).to(annotated.dtype)
+    law = learn_law(said, annotated, limits, clusters)
     moved = law.move(*said)
-    stays = (moved.offsets == 0).all(dim=1, keepdim=True)
-    places = torch.where(stays, annotated, decode_deltas(moved.offsets, annotated))
-    boxes = _clipped(places, sizes)
+    boxes = _clipped(places_of(moved, said, annotated, limits), sizes)
     apart = 1 - paired_iou(annotated, _clipped(decode_deltas(said.offsets, annotated), sizes))
     wrong = law.short_of(overlap, *said).float()
     share = share_of_wrong(wrong, clusters)

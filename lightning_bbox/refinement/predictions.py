@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -33,10 +35,10 @@ from lightning_bbox.data.boxes import BoxDataModule, RoughBoxes
 from lightning_bbox.evaluation.metrics import Refined
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
+from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.trained_range import of_another_kind
 from lightning_bbox.geometry.weighing import (
-    Said,
+    learn_law,
     move_under,
     refuse_other_coordinates,
     said_of,
@@ -184,11 +186,13 @@ class PredictionFiles(pl.Callback):
         found = found._replace(boxes=torch.where(stays[:, None], old, found.boxes))
         seen = found.seen & found.boxes.isfinite().all(dim=1) & ~stays
         arguments = found.boxes[seen], found.stds[seen], old[seen], geometry, model.reliability
-        pictures = len(set(rough.table.image_index[rough.chosen][seen].tolist()))
-        law, sentence = self._law_of(said_of(*arguments), pictures, model.law)
+        index = rough.table.image_index[rough.chosen][seen]
+        limits = rough.table.sizes[index].flip(-1).to(old.dtype)
+        learn = partial(learn_law, said_of(*arguments), old[seen], limits, index)
+        law, sentence = self._law_of(learn, model.law)
         if law is None:
             return found, gains, sentence
-        weighed = move_under(law, *arguments)
+        weighed = move_under(law, *arguments, limits)
         law.save(self.folder / "law.json")
         boxes, stds = found.boxes.clone(), found.stds.clone()
         boxes[seen], stds[seen] = weighed.boxes, weighed.stds
@@ -196,7 +200,7 @@ class PredictionFiles(pl.Callback):
         return found._replace(boxes=boxes, stds=stds), gains, f"{sentence} (law.json)"
 
     def _law_of(
-        self, said: Said, pictures: int, own: DisplacementLaw | None
+        self, learn: Callable[[], DisplacementLaw], own: DisplacementLaw | None
     ) -> tuple[DisplacementLaw | None, str]:
         """Return the law that boxes move under, None for that of the training, and say which."""
         if self._given is not None:
@@ -206,7 +210,7 @@ class PredictionFiles(pl.Callback):
         problem = ""
         if self.law == "auto":
             try:
-                law = fit_law(said.offsets, said.stds, pictures, said.tails)
+                law = learn()
             except BadInput as refusal:
                 problem = f"{refusal}; so "
             else:

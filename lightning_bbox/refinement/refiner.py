@@ -10,33 +10,27 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from PIL import Image
 from torch import Tensor
 
 from lightning_bbox.annotations.validity import box_faults
 from lightning_bbox.core.errors import BadInput, listed
 from lightning_bbox.core.files import expanded
-from lightning_bbox.core.tiff import TiffPart
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.codecs import White, as_white
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.displacement import DisplacementLaw, fit_law
+from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.trained_range import of_another_kind
-from lightning_bbox.geometry.weighing import move_under, said_of
+from lightning_bbox.geometry.weighing import learn_law, move_under, said_of
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.models.checkpoints import CHECKPOINT_KEY, write_shared
 from lightning_bbox.pictures.cut import cut_crops, kernel_for
-from lightning_bbox.pictures.decode import Decoded, open_image, to_rgb, upright, whole
+from lightning_bbox.pictures.decode import whole
 from lightning_bbox.pictures.store import ImageStore
+from lightning_bbox.refinement.asked import Asked, Picture, as_boxes, as_rgb
 from lightning_bbox.refinement.exported import ExportedGraph, GraphOutput, is_exported
 from lightning_bbox.refinement.outcomes import Reason, clip_or_restore, refuse_max_shift, words_of
 from lightning_bbox.refinement.sharing.hub import folder_of
 
-Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
-"""A file; a Pillow image; an array (h, w, 3), (h, w, 1) or (h, w); a tensor (3, h, w) or (1, h, w).
-
-Arrays and tensors are RGB or grey, and uint8.
-"""
 BoxArray = TypeVar("BoxArray", np.ndarray, Tensor)
 
 
@@ -238,18 +232,12 @@ class Refiner:
         if self._graph is not None:
             msg = f"{self._graph.path}: has its law inside; learn one by the checkpoint's Refiner"
             raise BadInput(msg)
-        found = self._refine_batch(images, boxes, labels, None, None, marks=False)
-        beyond = of_another_kind(torch.cat([one.beyond for one in found]))
-        strange = torch.split(beyond, [len(one.beyond) for one in found])
-        said, pictures = [], 0
-        for one, given, left in zip(found, boxes, strange, strict=True):
-            kept = [at for at in range(len(given)) if at not in one.unmoved and not left[at]]
-            rough = _as_boxes(given)[kept]
-            found_here = one.boxes[kept], one.stds[kept], rough
-            said.append(said_of(*found_here, self.spec.geometry, self.model.reliability))
-            pictures += bool(kept)
-        offsets, stds, tails = zip(*said, strict=True)
-        return fit_law(torch.cat(offsets), torch.cat(stds), pictures, tails[0])
+        asked = self._asked(images, boxes, labels)
+        refined, stds, beyond = self._look_at(asked)
+        rows = refined.isfinite().all(dim=1) & ~of_another_kind(beyond)
+        rough, index = asked.rough[asked.usable][rows], asked.index[asked.usable][rows]
+        told = refined[rows], stds[rows], rough, self.spec.geometry, self.model.reliability
+        return learn_law(said_of(*told), rough, asked.limits[asked.usable][rows], index)
 
     def refine_batch(
         self,
@@ -267,68 +255,63 @@ class Refiner:
         Raises:
             BadInput: A picture or boxes are not of a shape and type that can be meant.
         """
-        return self._refine_batch(images, boxes, labels, self.law, self.max_shift)
+        asked = self._asked(images, boxes, labels)
+        if self._graph is not None:
+            return self._by_graph(self._graph, asked)
+        refined, stds, beyond = self._look_at(asked)
+        usable = asked.usable
+        rough = asked.rough[usable]
+        refined, stds, gains = self._weigh(refined, stds, asked)
+        stds[beyond] = torch.nan
+        plausible, reasons = clip_or_restore(
+            refined, rough, asked.sizes[usable], self.spec.geometry, self.max_shift
+        )
+        unmoved = asked.unmoved | {int(usable[at]): reason for at, reason in reasons.items()}
+        count = len(asked.rough)
+        all_boxes, all_stds = asked.rough.clone(), rough.new_full((count, stds.shape[1]), torch.nan)
+        all_boxes[usable], all_stds[usable] = plausible, stds
+        all_gains = torch.full((count,), torch.nan)
+        all_gains[usable] = gains
+        all_beyond = torch.zeros(count, dtype=torch.bool)
+        all_beyond[usable] = beyond
+        return _by_picture(all_boxes, all_stds, all_gains, all_beyond, unmoved, asked.counts)
 
-    @torch.no_grad()
-    def _refine_batch(
+    def _asked(
         self,
         images: Sequence[Picture],
         boxes: Sequence[np.ndarray | Tensor],
         labels: Sequence[Sequence[str]] | None,
-        law: DisplacementLaw | None,
-        max_shift: float | None,
-        marks: bool = True,
-    ) -> list[Refinement]:
-        """Refine under a law; without marks all boxes keep their deviations."""
+    ) -> Asked:
+        """Read pictures and boxes, and tell which can't be refined."""
         if len(images) != len(boxes):
             msg = f"there are {len(images)} pictures and {len(boxes)} sets of boxes; give as many"
             raise BadInput(msg)
         pictures = [as_rgb(image, self.white_level, self.spec.part) for image in images]
-        each = [_as_boxes(one) for one in boxes]
-        counts = torch.tensor([len(one) for one in each], dtype=torch.int64)
+        each = [as_boxes(one) for one in boxes]
+        counts = [len(one) for one in each]
         rough = torch.cat([torch.zeros(0, 4), *each])
-        index = torch.arange(len(each)).repeat_interleave(counts)
+        index = torch.arange(len(each)).repeat_interleave(torch.tensor(counts).long())
         sizes = torch.tensor([picture.shape[:2] for picture in pictures]).long().reshape(-1, 2)
-        sizes = sizes[index]
-        numbers, unmoved = self._class_numbers(labels, [len(one) for one in each])
-        unmoved |= box_faults(rough, sizes, partly_outside=True)
-        if self._graph is not None:
-            return self._by_graph(self._graph, pictures, each, numbers, unmoved)
-        usable = torch.tensor([at for at in range(len(rough)) if at not in unmoved]).long()
-        crop_boxes = self.spec.geometry.crop_boxes(rough[usable])
-        store = ImageStore.from_pictures(pictures, at_once=False)
-        if self.model.device != store.device:  # what isn't packed doesn't go there
-            store.expect(index[usable], crop_boxes, self.spec.geometry.size)
-        store.on_host |= self.model.second is not None  # where that is cut isn't known yet
-        refined, stds, beyond = self._apply(store, index[usable], rough[usable], numbers[usable])
-        refined, stds, gains = self._weigh(refined, stds, rough[usable], index[usable], law)
-        if marks:
-            stds[beyond] = torch.nan
-        plausible, reasons = clip_or_restore(
-            refined, rough[usable], sizes[usable], self.spec.geometry, max_shift
-        )
-        unmoved |= {int(usable[at]): reason for at, reason in reasons.items()}
-        all_boxes, all_stds = rough.clone(), rough.new_full((len(rough), stds.shape[1]), torch.nan)
-        all_boxes[usable], all_stds[usable] = plausible, stds
-        all_gains = torch.full((len(rough),), torch.nan)
-        all_gains[usable] = gains
-        all_beyond = torch.zeros(len(rough), dtype=torch.bool)
-        all_beyond[usable] = beyond
-        columns = all_boxes, all_stds, all_gains, all_beyond
-        return _by_picture(*columns, unmoved, counts.tolist())
+        numbers, unmoved = self._class_numbers(labels, counts)
+        unmoved |= box_faults(rough, sizes[index], partly_outside=True)
+        return Asked(pictures, rough, index, sizes[index], numbers, unmoved, counts)
 
-    def _by_graph(
-        self,
-        graph: ExportedGraph,
-        pictures: Sequence[Decoded],
-        boxes: Sequence[Boxes],
-        numbers: Int64[Tensor, " n"],
-        unmoved: dict[int, str],
-    ) -> list[Refinement]:
+    @torch.no_grad()
+    def _look_at(self, asked: Asked) -> tuple[Boxes, Float[Tensor, "n t"], Bool[Tensor, " n"]]:
+        """Return what the model says of the boxes that it can refine, and who lies beyond."""
+        index, rough = asked.index[asked.usable], asked.rough[asked.usable]
+        store = ImageStore.from_pictures(asked.pictures, at_once=False)
+        if self.model.device != store.device:  # what isn't packed doesn't go there
+            crop_boxes = self.spec.geometry.crop_boxes(rough)
+            store.expect(index, crop_boxes, self.spec.geometry.size)
+        store.on_host |= self.model.second is not None  # where that is cut isn't known yet
+        return self._apply(store, index, rough, asked.numbers[asked.usable])
+
+    def _by_graph(self, graph: ExportedGraph, asked: Asked) -> list[Refinement]:
         """Have an exported graph refine the boxes, picture by picture."""
-        counts = [len(one) for one in boxes]
         law = None if self.law is None else self.law.table()
-        given = zip(map(whole, pictures), boxes, torch.split(numbers, counts), strict=True)
+        boxes, numbers = (torch.split(each, asked.counts) for each in (asked.rough, asked.numbers))
+        given = zip(map(whole, asked.pictures), boxes, numbers, strict=True)
         found = [graph(*each, law) for each in given]
         said = graph.facts.max_shift
         none = GraphOutput(
@@ -346,7 +329,8 @@ class Refiner:
             reasons, torch.tensor([Reason.MOVED, Reason.TOO_FAR, Reason.NO_AREA])
         )
         beyond = looked_at & all_stds.isnan().any(dim=1) & graph.facts.marks_beyond
-        return _by_picture(all_boxes, all_stds, gains, beyond, told | unmoved, counts)
+        told |= asked.unmoved
+        return _by_picture(all_boxes, all_stds, gains, beyond, told, asked.counts)
 
     def _class_numbers(
         self, labels: Sequence[Sequence[str]] | None, counts: list[int]
@@ -370,23 +354,21 @@ class Refiner:
         return torch.tensor(numbers, dtype=torch.int64), unknown
 
     def _weigh(
-        self,
-        boxes: Boxes,
-        stds: Float[Tensor, "n t"],
-        rough: Boxes,
-        index: Int64[Tensor, " n"],
-        law: DisplacementLaw | None,
+        self, boxes: Boxes, stds: Float[Tensor, "n t"], asked: Asked
     ) -> tuple[Boxes, Float[Tensor, "n t"], Float[Tensor, " n"]]:
-        """Weigh what the model says against a law; returns the gains too, NaN without one."""
+        """Weigh what the model says against the law; returns the gains too, NaN without one."""
         moved, spread, gains = boxes.clone(), stds.clone(), torch.full((len(boxes),), torch.nan)
-        if law is None:
+        if self.law is None:
             return moved, spread, gains
+        rough, limits, index = (
+            column[asked.usable] for column in (asked.rough, asked.limits, asked.index)
+        )
         # By picture, so that nothing is rounded otherwise than for that one alone.
         group = index if self.isolated else torch.zeros_like(index)
         for each in sorted(set(group.tolist())):
             rows = group == each
             told = boxes[rows], stds[rows], rough[rows], self.spec.geometry
-            under = move_under(law, *told, self.model.reliability)
+            under = move_under(self.law, *told, self.model.reliability, limits[rows])
             moved[rows], spread[rows], gains[rows] = under.boxes, under.stds, under.gain.float()
         return moved, spread, gains
 
@@ -488,43 +470,3 @@ def refine(
         lightning_bbox.BadInput: nowhere.ckpt: no such checkpoint; check its path
     """
     return Refiner(checkpoint, device).refine(image, boxes)
-
-
-def as_rgb(
-    image: Picture, white_level: White | None = None, part: TiffPart = TiffPart()
-) -> Decoded:
-    """Return a picture's pixels as uint8 (h, w, 3), or a large file open.
-
-    Args:
-        image: The picture.
-        white_level: What is white, or black and white, in a file or Pillow image beyond 8 bits.
-        part: Which page and bands of a file that is a TIFF.
-
-    Raises:
-        BadInput: It is of another type or shape, or can't be decoded.
-    """
-    if isinstance(image, str | PathLike):
-        return open_image(image, white_level, part)
-    if isinstance(image, Image.Image):
-        return to_rgb(upright(image), white_level)
-    array = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    if isinstance(image, Tensor) and array.ndim == 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.dtype != np.uint8:
-        msg = f"the image is {array.dtype}; give uint8, such as (255 * image).round() of 0..1"
-        raise BadInput(msg)
-    if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
-        kinds = "(h, w, 3) or (h, w) as an array, (3, h, w) as a tensor"
-        msg = f"the image has the shape {tuple(image.shape)}; expected RGB or grey, {kinds}"
-        raise BadInput(msg)
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
-
-
-def _as_boxes(boxes: np.ndarray | Tensor) -> Boxes:
-    rough = torch.as_tensor(boxes).detach().float().cpu()
-    if rough.ndim != 2 or rough.shape[1] != 4:
-        msg = f"boxes have the shape {tuple(rough.shape)}; expected (n, 4), xyxy in pixels"
-        raise BadInput(msg)
-    return rough

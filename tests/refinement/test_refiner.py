@@ -27,8 +27,8 @@ from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.geometry.weighing import move_under
 from lightning_bbox.pictures import packing
 from lightning_bbox.pictures.store import ImageStore
+from lightning_bbox.refinement.asked import as_rgb
 from lightning_bbox.refinement.outcomes import clip_or_restore
-from lightning_bbox.refinement.refiner import as_rgb
 
 
 def built_model(num_targets=2, head=None, average_flips=False, seed=0, kind=BoxRegressor, **parts):

@@ -86,7 +86,7 @@ class RefinementGraph(nn.Module):
             numbers = torch.where(known, numbers, 0)
         usable = reasons == Reason.MOVED
         safe = torch.where(usable[:, None], rough, rough[-1:])
-        refined, stds, gain = self._refined(picture, safe, numbers, law)
+        refined, stds, gain = self._refined(picture, safe, limits, numbers, law)
         clipped, ends, _ = clip(refined, safe, limits, self.spec.geometry.px(safe), self.max_shift)
         found = torch.where(usable[:, None], clipped, rough)
         stds = torch.where(usable[:, None], stds, torch.nan)
@@ -94,7 +94,12 @@ class RefinementGraph(nn.Module):
         return found[:-1], stds[:-1], gain[:-1], torch.where(usable, ends, reasons)[:-1]
 
     def _refined(
-        self, picture: Tensor, rough: Boxes, numbers: Tensor | None, law: Tensor | None
+        self,
+        picture: Tensor,
+        rough: Boxes,
+        limits: Tensor,
+        numbers: Tensor | None,
+        law: Tensor | None,
     ) -> tuple[Boxes, Tensor, Tensor]:
         cut = partial(cut_in_graph, picture)
         crops = cut(self.spec.geometry, rough)
@@ -108,7 +113,7 @@ class RefinementGraph(nn.Module):
         said = said_of(boxes, stds, rough, geometry, reliability)
         moved = move_by(table, *said, self.draws)
         to_stay = type(moved)(*(column.to(boxes.dtype) for column in moved))
-        weighed = placed(to_stay, rough, geometry)
+        weighed = placed(to_stay, said, rough, geometry, limits)
         return weighed.boxes, weighed.stds.masked_fill(beyond, torch.nan), weighed.gain
 
 
