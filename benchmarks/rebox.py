@@ -252,8 +252,9 @@ class Judge:
 
     def audit(self, boxes: Boxes, found: Boxes, stds: Float[Tensor, "n t"]) -> Audit:
         """Weigh what `trained` found against the law that is learned from these very boxes."""
-        index = self.table.image_index
-        return judge(self.said(boxes, found, stds), boxes, self.table.sizes[index], index)
+        table, index = self.table, self.table.image_index
+        names = [table.classes[label] for label in table.labels.tolist()]
+        return judge(self.said(boxes, found, stds), boxes, table.sizes[index], index, names)
 
     def by_few(self, boxes: Boxes, said: Said, few: int, repetitions: int) -> np.ndarray:
         """Return each box's IoU under laws of a few of them; 0 takes the checkpoint's own.

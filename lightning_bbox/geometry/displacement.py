@@ -8,7 +8,7 @@ label, and says how far each box should follow the picture.
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -170,6 +170,54 @@ class DisplacementLaw:
             overlaps = paired_iou(_unit_boxes(torch.zeros_like(given[0])), truths)
             short.append((chances * (overlaps < overlap).double().mean(dim=2)).sum(dim=(0, 1)))
         return torch.cat(short)
+
+    def with_shares_of(self, said: Offsets, stds: Offsets, tails: Tails = NORMAL) -> Self:
+        """Return the law with the shares that its parts have among other boxes.
+
+        Args:
+            said: How a model says that each of these is off.
+            stds: Its standard deviations, in the same units.
+            tails: How its errors are spread about these.
+
+        Examples:
+            >>> law = DisplacementLaw(0.5, (0.5,), ((1.0, 0.0),), ((0.1, 0.1),))
+            >>> said = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+            >>> round(law.with_shares_of(said, torch.full((4, 2), 0.1)).right, 4)
+            0.75
+        """
+        count, table = self.num_targets, self.table()
+        shares, means, spreads = table[:, 0], table[:, 1 : 1 + count], table[:, 1 + count :]
+        spreads[0] = 0
+        told = said.double(), stds.double(), tails
+        for _ in range(_MOST_STEPS):
+            before = shares
+            chances = _posterior(before, means, spreads.square(), *told)[0]
+            shares = chances.sum(dim=(1, 2)) / len(said)
+            if float((shares - before).abs().max()) < _SETTLED:
+                break
+        right, *others = shares.tolist()
+        return replace(self, right=right, shares=tuple(others))
+
+    def log_likelihoods(
+        self, said: Offsets, stds: Offsets, tails: Tails = NORMAL
+    ) -> Float64[Tensor, " n"]:
+        """Return the logarithm of the density of what a model says of each box, in nats.
+
+        Args:
+            said: How it says that each box is off.
+            stds: Its standard deviations, in the same units.
+            tails: How its errors are spread about these.
+
+        Examples:
+            >>> law = DisplacementLaw(1.0, (0.0,), ((0.0, 0.0),), ((1.0, 1.0),))
+            >>> law.log_likelihoods(torch.zeros(1, 2), torch.ones(1, 2))  # -ln 2 pi
+            tensor([-1.8379], dtype=torch.float64)
+        """
+        count, table = self.num_targets, self.table()
+        shares, means, spreads = table[:, 0], table[:, 1 : 1 + count], table[:, 1 + count :]
+        spreads[0] = 0
+        told = said.double(), stds.double(), tails
+        return _posterior(shares, means, spreads.square(), *told)[-1]
 
     def table(self) -> Float64[Tensor, "k m"]:
         """Return the law as numbers, a row for each of its parts: share, means, and deviations.
@@ -373,7 +421,7 @@ def fit_law(
     told = stds.square().mean(dim=0).sqrt()
     near = bool((extents < _NEAR * told).all())
     alone = best.shares[:1] * 0 + 1, still[None], still[None]
-    right = float(_posterior(*alone, said, stds, tails)[-1])
+    right = float(_posterior(*alone, said, stds, tails)[-1].mean())
     ratio = (independent if near else len(said)) * (best.log_likelihood - right)
     numbers = (len(best.shares) - 1) * (1 + 2 * said.shape[1])
     chance = torch.special.gammaincc(*torch.tensor([numbers / 2, max(ratio, 0.0)]).double())
@@ -451,7 +499,7 @@ def _maximise(
     variances[1:] = variances[1:].clamp(min=least)
     for _ in range(_MOST_STEPS):
         chances, where, spread, told = _posterior(shares, means, variances, said, stds, tails)
-        evidence = float(told)
+        evidence = float(told.mean())
         if evidence - likelihood < _SETTLED:
             break
         likelihood = evidence
@@ -473,11 +521,14 @@ def _posterior(
     stds: Float64[Tensor, "n t"],
     tails: Tails,
 ) -> tuple[
-    Float64[Tensor, "k j n"], Float64[Tensor, "k j n t"], Float64[Tensor, "k j n t"], Tensor
+    Float64[Tensor, "k j n"],
+    Float64[Tensor, "k j n t"],
+    Float64[Tensor, "k j n t"],
+    Float64[Tensor, " n"],
 ]:
     """Return each part's probability for each box, where the truth is under it, and its variance.
 
-    Parts are those of the law, by those of the model's errors. Last comes the mean log likelihood.
+    Parts are those of the law, by those of the model's errors. Last are the log likelihoods.
     """
     chance, factor = said.new_tensor(tails).T
     told = (factor[:, None, None] * stds).square()
@@ -487,7 +538,7 @@ def _posterior(
     joint = shares.log()[:, None, None] + chance.log()[:, None] + densities
     evidence = joint.logsumexp(dim=(0, 1))
     where = (variances * said + told * means) / total
-    return (joint - evidence).exp(), where, variances * told / total, evidence.mean()
+    return (joint - evidence).exp(), where, variances * told / total, evidence
 
 
 def _expected_iou(

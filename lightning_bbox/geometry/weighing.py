@@ -96,6 +96,8 @@ def learn_law(
 ) -> DisplacementLaw:
     """Learn how boxes are off, of those that no border cuts where these are enough.
 
+    How large a part of the boxes is right, and off in either way, is learned of all.
+
     Args:
         said: What a model says of each.
         rough: The boxes.
@@ -105,11 +107,12 @@ def learn_law(
     Raises:
         BadInput: There are too few, or the model tells no standard deviations.
     """
-    rows = ~at_border(rough, limits).any(dim=1)
-    if int(rows.sum()) < FEWEST_BOXES:
-        rows = torch.ones_like(rows)
-    pictures = len(torch.unique(clusters[rows]))
-    return fit_law(said.offsets[rows], said.stds[rows], pictures, said.tails)
+    whole = ~at_border(rough, limits).any(dim=1)
+    if int(whole.sum()) < FEWEST_BOXES:
+        whole = torch.ones_like(whole)
+    pictures = len(torch.unique(clusters[whole]))
+    law = fit_law(said.offsets[whole], said.stds[whole], pictures, said.tails)
+    return law if bool(whole.all()) else law.with_shares_of(*said)
 
 
 def move_under(

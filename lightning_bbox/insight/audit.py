@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lightning_bbox.evaluation.intervals import Mean, clustered_interval
 from lightning_bbox.geometry.boxes import Boxes, box_sizes, paired_iou
+from lightning_bbox.geometry.class_laws import ClassLaws, learn_laws
 from lightning_bbox.geometry.codecs import decode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.reliability import Reliability
-from lightning_bbox.geometry.weighing import Said, learn_law, places_of, said_of
+from lightning_bbox.geometry.weighing import Said, places_of, said_of
 from lightning_bbox.refinement.outcomes import clip_or_restore
 
 OVERLAP = 0.9
@@ -37,7 +37,7 @@ class Audit(NamedTuple):
     """What is thought of annotated boxes.
 
     Attributes:
-        law: How they are off, learned from all of them.
+        law: How they are off, learned from all of them, by class where classes differ.
         boxes: Where each should be, `xyxy` in picture pixels, inside the picture.
         wrong: Probability that its IoU with the truth is below `overlap`.
         apart: What it lacks of an IoU of 1 with where the picture alone would put it.
@@ -46,7 +46,7 @@ class Audit(NamedTuple):
         overlap: The IoU below which a box counts as wrong.
     """
 
-    law: DisplacementLaw
+    law: ClassLaws
     boxes: Boxes
     wrong: Float[Tensor, " n"]
     apart: Float[Tensor, " n"]
@@ -111,6 +111,7 @@ def judge(
     annotated: Boxes,
     sizes: Int64[Tensor, "n 2"],
     clusters: Int64[Tensor, " n"],
+    names: Sequence[str] = (),
     overlap: float = OVERLAP,
 ) -> Audit:
     """Weigh what models say of annotated boxes against how all of these are off.
@@ -120,17 +121,19 @@ def judge(
         annotated: The boxes as they are, `xyxy` in picture pixels.
         sizes: Height and width of each box's picture.
         clusters: The group of each box: errors within one go together.
+        names: Its class, where classes may be off in different ways.
         overlap: The IoU with the truth below which a box counts as wrong.
 
     Raises:
         BadInput: The boxes are too few, or the models tell no standard deviations.
     """
     limits = sizes.flip(-1).to(annotated.dtype)
-    law = learn_law(said, annotated, limits, clusters)
-    moved = law.move(*said)
+    names = names or [""] * len(annotated)
+    law = learn_laws(said, annotated, limits, clusters, names)
+    moved = law.move(said, names)
     boxes = _clipped(places_of(moved, said, annotated, limits), sizes)
     apart = 1 - paired_iou(annotated, _clipped(decode_deltas(said.offsets, annotated), sizes))
-    wrong = law.short_of(overlap, *said).float()
+    wrong = law.short_of(overlap, said, names).float()
     share = share_of_wrong(wrong, clusters)
     return Audit(law, boxes, wrong, apart, moved.gain, share, overlap)
 

@@ -111,9 +111,10 @@ def audit(
         clusters = torch.tensor([numbers[name] for name in groups])[table.image_index]
         chosen = data.rough.chosen
         sizes = table.sizes[table.image_index[chosen]]
+        classes = [table.classes[label] for label in table.labels[chosen].tolist()]
         audited = Audited(
             data.rough,
-            judge(said, table.boxes[chosen], sizes, clusters[chosen], own.overlap),
+            judge(said, table.boxes[chosen], sizes, clusters[chosen], classes, own.overlap),
             fold_of_box.tolist(),
             "pictures" if len(numbers) == len(table.images) else "groups",
         )

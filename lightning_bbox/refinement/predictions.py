@@ -34,11 +34,11 @@ from lightning_bbox.core.messages import say
 from lightning_bbox.data.boxes import BoxDataModule, RoughBoxes
 from lightning_bbox.evaluation.metrics import Refined
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
+from lightning_bbox.geometry.class_laws import ClassLaws, learn_laws
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.trained_range import of_another_kind
 from lightning_bbox.geometry.weighing import (
-    learn_law,
     move_under,
     refuse_other_coordinates,
     said_of,
@@ -114,7 +114,7 @@ class PredictionFiles(pl.Callback):
             )
             raise BadInput(msg)
         if self._given is not None:
-            refuse_other_coordinates(self._given, pl_module.data.num_targets)
+            refuse_other_coordinates(self._given.every, pl_module.data.num_targets)
 
     @rank_zero_only
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -188,21 +188,26 @@ class PredictionFiles(pl.Callback):
         arguments = found.boxes[seen], found.stds[seen], old[seen], geometry, model.reliability
         index = rough.table.image_index[rough.chosen][seen]
         limits = rough.table.sizes[index].flip(-1).to(old.dtype)
-        learn = partial(learn_law, said_of(*arguments), old[seen], limits, index)
-        law, sentence = self._law_of(learn, model.law)
-        if law is None:
+        labels = rough.table.labels[rough.chosen][seen].tolist()
+        names = [rough.table.classes[label] for label in labels]
+        learn = partial(learn_laws, said_of(*arguments), old[seen], limits, index, names)
+        laws, sentence = self._laws_of(learn, model.law)
+        if laws is None:
             return found, gains, sentence
-        weighed = move_under(law, *arguments, limits)
-        law.save(self.folder / "law.json")
-        boxes, stds = found.boxes.clone(), found.stds.clone()
-        boxes[seen], stds[seen] = weighed.boxes, weighed.stds
-        gains[seen] = torch.stack([weighed.gain, weighed.wrong], dim=1)
+        laws.save(self.folder / "law.json")
+        boxes, stds, rows = found.boxes.clone(), found.stds.clone(), seen.nonzero().flatten()
+        for law, own in laws.groups(names):
+            at = rows[own]
+            told = found.boxes[at], found.stds[at], old[at], geometry, model.reliability
+            weighed = move_under(law, *told, limits[own])
+            boxes[at], stds[at] = weighed.boxes, weighed.stds
+            gains[at] = torch.stack([weighed.gain, weighed.wrong], dim=1)
         return found._replace(boxes=boxes, stds=stds), gains, f"{sentence} (law.json)"
 
-    def _law_of(
-        self, learn: Callable[[], DisplacementLaw], own: DisplacementLaw | None
-    ) -> tuple[DisplacementLaw | None, str]:
-        """Return the law that boxes move under, None for that of the training, and say which."""
+    def _laws_of(
+        self, learn: Callable[[], ClassLaws], own: DisplacementLaw | None
+    ) -> tuple[ClassLaws | None, str]:
+        """Return the laws that boxes move under, None for that of the training, and say which."""
         if self._given is not None:
             return self._given, self._given.words()
         if self.law == "trained":
@@ -210,14 +215,15 @@ class PredictionFiles(pl.Callback):
         problem = ""
         if self.law == "auto":
             try:
-                law = learn()
+                laws = learn()
             except BadInput as refusal:
                 problem = f"{refusal}; so "
             else:
-                return law, law.words()
+                return laws, laws.words()
         if own is None:
             return None, f"{problem}they move as if off as in training"
-        return own, f"{problem}boxes move by the model's own law, as if half of them were right"
+        told = "boxes move by the model's own law, as if half of them were right"
+        return ClassLaws(own), problem + told
 
     def _outcome(
         self, rough: RoughBoxes, found: Refined, geometry: CropGeometry
@@ -307,11 +313,11 @@ def _far_off(beyond: Bool[Tensor, " n"], stay: bool) -> list[str]:
     return [sentence]
 
 
-def _law_at(path: Path) -> DisplacementLaw:
+def _law_at(path: Path) -> ClassLaws:
     if not path.exists():
         msg = f"law is {str(path)!r}, which is no file; choose auto, own, trained, or a law.json"
         raise BadInput(msg)
-    return DisplacementLaw.load(path)
+    return ClassLaws.load(path)
 
 
 def put_originals_back(folder: Path) -> None:
