@@ -5,13 +5,13 @@
 FOLDER holds `bccd` and `rbc`; scenes are drawn, with exact boxes, so that what isn't planted there
 is right. A model with four targets learns from 100 training pictures, or from all. The test
 pictures' boxes are made 0.6 to 1.4 times as large, or their sides are moved by up to 5, 10 or 20 %
-of the box, or a share of them is far off and the others hardly. Then they are moved as `predict
---law trained` does, and by the law that is learned from these very boxes, without any label. From
-how few boxes it can be learned is seen by laws of 50, 200 and 1,000 of them, and by the one that
-the checkpoint has for fewer. Of several `--log_scales` of the training jitter the best on the
-training's own validation pictures is taken, by the first seed. Trained runs are kept in `--runs`,
-so that the same command goes on. Results: `benchmarks/results/rebox.json` and, as tables, stdout
-and `rebox.md`.
+of the box, or half of them are too small, or a share of them is far off and the others hardly.
+Then they are moved as `predict --law trained` does, and by the law that is learned from these very
+boxes, without any label. From how few boxes it can be learned is seen by laws of 50, 200 and 1,000
+of them, and by the one that the checkpoint has for fewer. Of several `--log_scales` of the training
+jitter the best on the training's own validation pictures is taken, by the first seed. Trained runs
+are kept in `--runs`, so that the same command goes on. Results: `benchmarks/results/rebox.json`
+and, as tables, stdout and `rebox.md`.
 
 What differs from ReBox: its figures are for 54 validation pictures and 735 boxes of another split
 of BCCD, it learns from 100 samples, and it is told the noise; its cases of moved sides can't be
@@ -104,11 +104,19 @@ SETS = {
 
 
 class Case(NamedTuple):
-    """One way in which boxes are off, and which of them are far off where some are."""
+    """One way in which boxes are off.
+
+    Attributes:
+        name: What it is called.
+        boxes: The boxes.
+        bad: Which of them are far off, where some are.
+        kinds: What class each counts as, where that isn't its own.
+    """
 
     name: str
     boxes: Boxes
     bad: Tensor | None = None
+    kinds: list[str] | None = None
 
 
 def main(args: list[str] | None = None) -> int:
@@ -202,7 +210,7 @@ def chosen_scale(name: str, size: str, options: argparse.Namespace) -> float:
             table = validation_of(run, name, options)
             model, found = Judge(run, table), []
             for case in scaled(table):
-                moved = model.audit(case.boxes, *model.trained(case.boxes)).boxes
+                moved = model.audit(case, *model.trained(case.boxes)).boxes
                 found.append(float(paired_iou(moved, table.boxes).mean()))
             path.write_text(json.dumps({"mean IoU": sum(found) / len(found)}))
         means[scale] = json.loads(path.read_text())["mean IoU"]
@@ -250,11 +258,12 @@ class Judge:
         told = boxes, sizes, self.refiner.spec.geometry
         return said_inside(found, stds, *told, self.refiner.model.reliability)
 
-    def audit(self, boxes: Boxes, found: Boxes, stds: Float[Tensor, "n t"]) -> Audit:
+    def audit(self, case: Case, found: Boxes, stds: Float[Tensor, "n t"]) -> Audit:
         """Weigh what `trained` found against the law that is learned from these very boxes."""
         table, index = self.table, self.table.image_index
-        names = [table.classes[label] for label in table.labels.tolist()]
-        return judge(self.said(boxes, found, stds), boxes, table.sizes[index], index, names)
+        names = case.kinds or [table.classes[label] for label in table.labels.tolist()]
+        said = self.said(case.boxes, found, stds)
+        return judge(said, case.boxes, table.sizes[index], index, names)
 
     def by_few(self, boxes: Boxes, said: Said, few: int, repetitions: int) -> np.ndarray:
         """Return each box's IoU under laws of a few of them; 0 takes the checkpoint's own.
@@ -298,6 +307,16 @@ def moved_sides(table: BoxTable) -> Iterator[Case]:
         yield Case(f"sides off by up to {100 * most:g} %", inside(table, table.boxes + step))
 
 
+def two_kinds(table: BoxTable) -> Iterator[Case]:
+    """Yield boxes half of which are too small, named as two classes and as one."""
+    (small,) = scaled(table, (0.9,))
+    half = torch.rand(len(table.boxes), generator=keyed_generator("kinds")) < 0.5
+    boxes = torch.where(half[:, None], small.boxes, table.boxes)
+    kinds = ["small" if is_small else "exact" for is_small in half.tolist()]
+    yield Case("half x 0.9, half exact, as two classes", boxes, kinds=kinds)
+    yield Case("the same as one class", boxes, kinds=["any"] * len(kinds))
+
+
 def mixtures(table: BoxTable, repetitions: int) -> Iterator[Case]:
     """Yield boxes of which a share is far off, and the others hardly or not at all."""
     limits = table.sizes[table.image_index].flip(-1)
@@ -323,16 +342,17 @@ def measure(run: Path, table: BoxTable, repetitions: int) -> None:
     """Move the boxes of all cases, and keep each one's IoU before and after in `rebox.npz`."""
     model, shares = Judge(run, table), {}
     kept: dict[str, np.ndarray] = {"pictures": table.image_index.numpy()}
-    for case in [*scaled(table, SCALES), *moved_sides(table), *mixtures(table, repetitions)]:
+    cases = [*scaled(table, SCALES), *moved_sides(table), *two_kinds(table)]
+    for case in [*cases, *mixtures(table, repetitions)]:
         found, stds = model.trained(case.boxes)
-        audit = model.audit(case.boxes, found, stds)
+        audit = model.audit(case, found, stds)
         if case.bad is not None:
             shares[case.name] = audit.share._asdict()
             kept[f"{case.name}/bad"] = case.bad.numpy()
         for when, boxes in (("before", case.boxes), ("trained", found), ("law", audit.boxes)):
             kept[f"{case.name}/{when}"] = paired_iou(boxes, table.boxes).numpy()
         told = [f"{when} {kept[f'{case.name}/{when}'].mean():.3f}" for when in WAYS]
-        if case.bad is None:
+        if case.bad is None and case.kinds is None:
             said = model.said(case.boxes, found, stds)
             for few in (few for few in FEWS if few <= len(table.boxes)):
                 kept[f"{case.name}/{few}"] = model.by_few(case.boxes, said, few, repetitions)
@@ -456,6 +476,8 @@ def few_table(cases: dict[str, dict[str, dict[str, dict[str, float]]]]) -> list[
     lines = [f"| gain of IoU by | {' | '.join(told.values())} | a law of all |"]
     lines.append("|" + "---|" * (len(fews) + 2))
     for case, row in cases.items():
+        if not row["by few"]:
+            continue
         gains = [row["by few"][few] for few in told] + [row["gain"]]
         cells = [f"{one['value']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f})" for one in gains]
         lines.append(f"| {case} | {' | '.join(cells)} |")

@@ -50,6 +50,17 @@ def test_a_mixture_is_off_in_its_share_alone(table):
         )
 
 
+def test_half_of_the_boxes_are_too_small_as_two_classes_and_as_one(table):
+    two, one = rebox.two_kinds(table)
+    assert torch.equal(two.boxes, one.boxes)
+    small = torch.tensor([kind == "small" for kind in two.kinds])
+    assert 20 < int(small.sum()) < 60
+    assert torch.equal(two.boxes[~small], table.boxes[~small])
+    found = paired_iou(two.boxes, table.boxes)[small]
+    torch.testing.assert_close(found, torch.full_like(found, 0.81))
+    assert set(one.kinds) == {"any"}
+
+
 def test_tables_tell_what_was_kept(table, tmp_path):
     run = tmp_path / "bccd-all-0.7-0"
     run.mkdir()
@@ -67,8 +78,8 @@ def test_tables_tell_what_was_kept(table, tmp_path):
         def by_few(self, boxes, said, few, repetitions):
             return np.full(len(boxes), 0.9 if few else 0.8)
 
-        def audit(self, boxes, found, stds):
-            wrong = (paired_iou(boxes, found) < 0.9).float()
+        def audit(self, case, found, stds):
+            wrong = (paired_iou(case.boxes, found) < 0.9).float()
             share = audit_of_share(wrong)
             return rebox.Audit(None, found, wrong, wrong, wrong, share)
 
