@@ -15,7 +15,14 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import write_atomically
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.displacement import FEWEST_BOXES, DisplacementLaw, Moved
-from lightning_bbox.geometry.weighing import Limits, Said, at_border, learn_law
+from lightning_bbox.geometry.weighing import (
+    MOST_LEARNED_FROM,
+    Limits,
+    Said,
+    a_sample,
+    at_border,
+    learn_law,
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,11 @@ class ClassLaws:
         Args:
             names: The class of each box.
         """
-        own = [name if name in self.by_class else None for name in names]
-        for name in dict.fromkeys(own):
-            rows = [at for at, its in enumerate(own) if its == name]
-            yield self.every if name is None else self.by_class[name], torch.tensor(rows)
+        rows: dict[str | None, list[int]] = {}
+        for at, name in enumerate(names):
+            rows.setdefault(name if name in self.by_class else None, []).append(at)
+        for its, own in rows.items():
+            yield self.every if its is None else self.by_class[its], torch.tensor(own)
 
     def move(self, said: Said, names: Sequence[str]) -> Moved:
         """Weigh what the picture says of each box against its law, as `DisplacementLaw.move` does.
@@ -140,6 +148,10 @@ def learn_laws(
         Schwarz, Estimating the dimension of a model (1978), with the design effect of Kish, Survey
         sampling (1965), as boxes come by pictures.
     """
+    if len(names) > MOST_LEARNED_FROM:
+        some = a_sample(len(names))
+        told = _rows(said, some), rough[some], limits[some], clusters[some]
+        return learn_laws(*told, [names[at] for at in some.tolist()])
 
     def learned(rows: Int64[Tensor, " k"]) -> DisplacementLaw:
         return learn_law(_rows(said, rows), rough[rows], limits[rows], clusters[rows])

@@ -7,11 +7,15 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from lightning_bbox.core.errors import BadInput
+from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.codecs import decode_deltas, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import FEWEST_BOXES, DisplacementLaw, Moved, fit_law
 from lightning_bbox.geometry.reliability import NORMAL, Reliability, Tails
+
+MOST_LEARNED_FROM = 50_000
+"""Boxes that a law is learned from: of more it is a sample, always the same."""
 
 _AT_BORDER = 0.5  # pixels of the picture
 _SURE = 3.0  # standard deviations
@@ -91,6 +95,17 @@ def at_border(boxes: Boxes, limits: Limits) -> Bool[Tensor, "n 4"]:
     return torch.cat([near, (boxes[:, 2:] - limits).abs() <= _AT_BORDER], dim=1)
 
 
+def a_sample(count: int) -> Int64[Tensor, " k"]:
+    """Return the places of those of so many boxes that a law is learned from, in order.
+
+    Examples:
+        >>> len(a_sample(60_000)), len(a_sample(10))
+        (50000, 10)
+    """
+    order = torch.randperm(count, generator=keyed_generator("learned from"))
+    return order[:MOST_LEARNED_FROM].sort().values
+
+
 def learn_law(
     said: Said, rough: Boxes, limits: Limits, clusters: Int64[Tensor, " n"]
 ) -> DisplacementLaw:
@@ -107,6 +122,10 @@ def learn_law(
     Raises:
         BadInput: There are too few, or the model tells no standard deviations.
     """
+    if len(rough) > MOST_LEARNED_FROM:
+        some = a_sample(len(rough))
+        part = Said(said.offsets[some], said.stds[some], said.tails)
+        return learn_law(part, rough[some], limits[some], clusters[some])
     whole = ~at_border(rough, limits).any(dim=1)
     if int(whole.sum()) < FEWEST_BOXES:
         whole = torch.ones_like(whole)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from lightning_bbox import BadInput, DisplacementLaw
+from lightning_bbox.geometry import class_laws, weighing
 from lightning_bbox.geometry.class_laws import ClassLaws, learn_laws
+from lightning_bbox.geometry.displacement import fit_law
 from lightning_bbox.geometry.weighing import Said
 
 NOISE = 0.05
@@ -107,3 +109,16 @@ def test_laws_are_kept_and_the_law_of_all_can_be_read_alone(tmp_path):
         path.write_text(json.dumps(told | {"by_class": by_class}))
         with pytest.raises(BadInput, match=problem):
             ClassLaws.load(path)
+
+
+def test_of_more_boxes_than_needed_a_sample_tells_the_laws(monkeypatch):
+    means = {"cell": (0, 0, 0.1, 0.1), "dust": (0, 0, 0, 0)}
+    names, clusters, said = said_of_classes(means, 3)
+    monkeypatch.setattr(weighing, "MOST_LEARNED_FROM", 300)
+    monkeypatch.setattr(class_laws, "MOST_LEARNED_FROM", 300)
+    some = weighing.a_sample(600)
+    assert len(set(some.tolist())) == 300
+    laws = learned(names, clusters, said)
+    assert set(laws.by_class) == set(means)
+    part = Said(said.offsets[some], said.stds[some], said.tails)
+    assert laws.every == fit_law(part.offsets, part.stds, len(set(clusters[some].tolist())))
