@@ -15,6 +15,7 @@ from lightning_bbox import BadInput, BoxDataModule, BoxRegressor, DisplacementLa
 from lightning_bbox.annotations.read import read_annotations
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.files import OWN
+from lightning_bbox.geometry.class_laws import ClassLaws
 from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.geometry.trained_range import TrainedRange
 from lightning_bbox.refinement.predictions import PredictionFiles
@@ -257,6 +258,24 @@ def test_boxes_move_by_a_law_at_hand_or_by_that_of_the_training(run, many, capfd
     DisplacementLaw(1.0, (0.0,), ((0.0,) * 2,), ((0.1,) * 2,)).save(many.parent / "two.json")
     assert main(command(run, many, "two", f"--law={many.parent / 'two.json'}")) == 2
     assert "the law has 2 coordinates, the model 4" in capfd.readouterr().err
+
+
+def test_boxes_move_by_the_law_of_their_class(run, many, capfd):
+    lines = (many / "boxes.csv").read_text().splitlines(keepends=True)
+    lines[1::2] = [line.replace("cell", "plate") for line in lines[1::2]]
+    (many / "boxes.csv").write_text("".join(lines))
+    right = DisplacementLaw(1.0, (0.0,), ((0.0,) * 4,), ((0.1,) * 4,))
+    aside = DisplacementLaw(0.0, (1.0,), ((0.2, 0.0, 0.0, 0.0),), ((1e-3,) * 4,))
+    laws = ClassLaws(right, {"plate": aside})
+    laws.save(many.parent / "laws.json")
+    folder = predict(run, many, "by-class", f"--law={many.parent / 'laws.json'}")
+    assert "plate: 100 % of the boxes are 20 % too far left" in capfd.readouterr().out
+    assert ClassLaws.load(folder / "law.json") == laws
+    rows = rows_of(folder)
+    assert {row["label"] for row in rows} == {"plate", "cell"}
+    for row in rows:
+        shift = float(row["new_xmin"]) - float(row["xmin"])
+        assert shift == pytest.approx(6.0 if row["label"] == "plate" else 0.0, abs=0.2)
 
 
 def test_few_boxes_move_as_in_training_and_that_is_said(run, write_set, capfd):
