@@ -30,7 +30,8 @@ class Weighed(NamedTuple):
     Attributes:
         boxes: The boxes, `xyxy` in picture pixels; one that is right is the given one to the bit.
         stds: How far off they are deemed, x and y in px (and log sizes).
-        gain: Rise of the expected IoU with the truth.
+        gain: Rise of the expected IoU with the truth; where sides stay at a border, that of the
+            whole move.
         wrong: Probability that the given box wasn't right.
     """
 

@@ -1,6 +1,7 @@
 """What is to be refined, as Python has it: pictures of several kinds, and boxes."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 
 import numpy as np
@@ -44,7 +45,7 @@ class Asked:
     unmoved: dict[int, str]
     counts: list[int]
 
-    @property
+    @cached_property
     def usable(self) -> Int64[Tensor, " k"]:
         """Which boxes can be refined."""
         return torch.tensor([at for at in range(len(self.rough)) if at not in self.unmoved]).long()
