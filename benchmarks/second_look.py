@@ -177,6 +177,7 @@ def marks(
     boxes, _, beyond = (torch.cat(column) for column in zip(*told, strict=True))
     px = data.geometry.px(samples.proposals)
     start = coordinate_errors(samples.proposals, samples.gt_boxes, px, 2).abs().amax(dim=1)
+    clear = overlaps_its_own_most(samples, data.source.splits["test"])
     before, after = (paired_iou(each, samples.gt_boxes) for each in (samples.proposals, boxes))
     found = {}
     for low, high in bands:
@@ -186,6 +187,8 @@ def marks(
             "marked": float(beyond[rows].double().mean()),
             "before": float(before[rows & beyond].mean()),
             "after": float(after[rows & beyond].mean()),
+            "own": int((rows & clear).sum()),
+            "own marked": float(beyond[rows & clear].double().mean()),
         }
     return found
 
@@ -219,19 +222,18 @@ def as_markdown(found: dict[str, Any]) -> str:
                 cells[-1] = f"{result['own']['ratio']:.2f} ({share:.0f} % of all)"
             lines.append(f"| {name} | {look} | {result['error']:.3f} | {' | '.join(cells)} |")
     names = [f"{low:g} to {high:g} px" for low, high in (*FIRST, *BEYOND)]
-    lines += [
-        "",
-        f"| marked as beyond {REACH} px, and their IoU before and after | {' | '.join(names)} |",
-    ]
+    lines += ["", f"| marked as beyond {REACH} px: IoU before, after | {' | '.join(names)} |"]
     lines.append(f"|---|{'---|' * len(names)}")
     for name, results in found.items():
-        for key, title in (
-            ("marked", name),
-            *((f"on {other}", f"{name} on {other}") for other in found),
-        ):
+        told = {name: "marked"} | {f"{name} on {other}": f"on {other}" for other in PRESETS}
+        for title, key in told.items():
             if key in results:
                 cells = [_marked(results[key][band]) for band in names]
                 lines.append(f"| {title} | {' | '.join(cells)} |")
+        bands_of = [results["marked"][band] for band in names]
+        if all("own" in band for band in bands_of):
+            cells = [f"{100 * band['own marked']:.1f} % of {band['own']}" for band in bands_of]
+            lines.append(f"| {name}, those that overlap no other box more | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
