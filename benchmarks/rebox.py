@@ -11,7 +11,7 @@ boxes, without any label. From how few boxes it can be learned is seen by laws o
 of them, and by the one that the checkpoint has for fewer. Of several `--log_scales` of the training
 jitter the best on the training's own validation pictures is taken, by the first seed. Trained runs
 are kept in `--runs`, so that the same command goes on. Results: `benchmarks/results/rebox.json`
-and, as tables, stdout and `rebox.md`.
+and, as tables, stdout and `rebox.md`; of sets without runs there they stay as they were.
 
 What differs from ReBox: its figures are for 54 validation pictures and 735 boxes of another split
 of BCCD, it learns from 100 samples, and it is told the noise; its cases of moved sides can't be
@@ -138,11 +138,11 @@ def main(args: list[str] | None = None) -> int:
                 run = trained(name, size, scale, seed, options)
                 if not (run / "rebox.npz").is_file():
                     measure(run, of_role(name, options, "test"), options.repetitions)
-    results = collect(options.runs)
-    (RESULTS / "rebox.json").write_text(
-        json.dumps({"machine": machine(), "epochs": options.epochs, "sets": results}, indent=1)
-        + "\n"
-    )
+    file = RESULTS / "rebox.json"
+    results = json.loads(file.read_text())["sets"] if file.is_file() else {}
+    results |= collect(options.runs)
+    told = {"machine": machine(), "epochs": options.epochs, "sets": results}
+    file.write_text(json.dumps(told, indent=1) + "\n")
     text = as_markdown(results)
     (RESULTS / "rebox.md").write_text(text)
     print(text)
