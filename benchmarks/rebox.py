@@ -71,7 +71,7 @@ SIDES = (0.05, 0.1, 0.2)
 SHARES = (0.0, 0.02, 0.05, 0.2)
 NEARLY = 0.01
 FEW = 100  # training pictures
-FEWS = (0, 50, 200, 1000)  # boxes that a law is learned from
+LEARNED_FROM = (0, 50, 200, 1000)  # boxes that a law is learned from
 COMMON = ["--data.num_targets=4", "--data.jitter=UniformJitter", "--data.jitter.shift=8"]
 BATCH = 24  # pictures at once
 NUM_TESTED = 500  # scenes, of one box each
@@ -140,9 +140,9 @@ def main(args: list[str] | None = None) -> int:
                     measure(run, of_role(name, options, "test"), options.repetitions)
     file = RESULTS / "rebox.json"
     results = json.loads(file.read_text())["sets"] if file.is_file() else {}
-    results |= collect(options.runs)
-    told = {"machine": machine(), "epochs": options.epochs, "sets": results}
-    file.write_text(json.dumps(told, indent=1) + "\n")
+    ours = {"machine": machine(), "epochs": options.epochs}
+    results |= {name: ours | found for name, found in collect(options.runs).items()}
+    file.write_text(json.dumps({"sets": results}, indent=1) + "\n")
     text = as_markdown(results)
     (RESULTS / "rebox.md").write_text(text)
     print(text)
@@ -279,8 +279,7 @@ class Judge:
         for repetition in range(repetitions if few else 1):
             order = torch.randperm(len(boxes), generator=keyed_generator("few", few, repetition))
             rows = order[:few].sort().values
-            part = Said(said.offsets[rows], said.stds[rows], said.tails)
-            told = part, boxes[rows], limits[rows], index[rows]
+            told = said.take(rows), boxes[rows], limits[rows], index[rows]
             law = learn_law(*told) if few else self.refiner.model.law
             assert law is not None
             moved = law.move(*said)
@@ -354,7 +353,7 @@ def measure(run: Path, table: BoxTable, repetitions: int) -> None:
         told = [f"{when} {kept[f'{case.name}/{when}'].mean():.3f}" for when in WAYS]
         if case.bad is None and case.kinds is None:
             said = model.said(case.boxes, found, stds)
-            for few in (few for few in FEWS if few <= len(table.boxes)):
+            for few in (few for few in LEARNED_FROM if few <= len(table.boxes)):
                 kept[f"{case.name}/{few}"] = model.by_few(case.boxes, said, few, repetitions)
                 told.append(f"by {few} boxes {kept[f'{case.name}/{few}'].mean():.3f}")
         print(run.name, case.name, *told, flush=True)
@@ -413,7 +412,7 @@ def figures(paths: list[Path]) -> dict[str, object]:
         ]
         by_few = {
             str(few): measured.difference(name, str(few), "before")._asdict()
-            for few in FEWS
+            for few in LEARNED_FROM
             if f"{name}/{few}" in measured.runs[0]
         }
         cases[name] = means | {"gain": gain, "harmed": sum(worse) / len(worse), "by few": by_few}

@@ -132,9 +132,10 @@ def write(found: dict[Case, tuple[Study, list[Result]]]) -> None:
     """Write the figures and tables of studies beside those of others, and print the tables."""
     RESULTS.mkdir(exist_ok=True)
     file, tables = RESULTS / "small.json", RESULTS / "small.md"
-    figures = json.loads(file.read_text())["studies"] if file.is_file() else {}
-    figures |= {case.title: figures_of(*whole) for case, whole in found.items()}
-    file.write_text(json.dumps({"machine": machine(), "studies": figures}, indent=1) + "\n")
+    studies = json.loads(file.read_text())["studies"] if file.is_file() else {}
+    ours = {"machine": machine()}
+    studies |= {case.title: ours | {"arms": figures_of(*whole)} for case, whole in found.items()}
+    file.write_text(json.dumps({"studies": studies}, indent=1) + "\n")
     sections = sections_of(tables.read_text() if tables.is_file() else "")
     sections |= {case.title: section(*whole) for case, whole in found.items()}
     parts = [BESIDE, *(f"## {title}\n\n{text}" for title, text in sections.items())]

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from lightning_bbox.geometry.codecs import WhitenedCodec as WhitenedCodec
     from lightning_bbox.geometry.crop_geometry import CropGeometry as CropGeometry
     from lightning_bbox.geometry.displacement import DisplacementLaw as DisplacementLaw
-    from lightning_bbox.geometry.displacement import fit_law as fit_law
-    from lightning_bbox.geometry.displacement import law_of_pairs as law_of_pairs
     from lightning_bbox.geometry.jitter import FittedJitter as FittedJitter
     from lightning_bbox.geometry.jitter import Jitter as Jitter
     from lightning_bbox.geometry.jitter import LaplaceJitter as LaplaceJitter
     from lightning_bbox.geometry.jitter import OverlapJitter as OverlapJitter
     from lightning_bbox.geometry.jitter import UniformJitter as UniformJitter
+    from lightning_bbox.geometry.law_fitting import fit_law as fit_law
+    from lightning_bbox.geometry.law_fitting import law_of_pairs as law_of_pairs
     from lightning_bbox.models.base import OffsetModel as OffsetModel
     from lightning_bbox.models.regressor import BoxRegressor as BoxRegressor
     from lightning_bbox.models.ridge import RidgeRegressor as RidgeRegressor
@@ -138,7 +138,8 @@ _HOMES = {
     "geometry.codecs": "DeltaCodec FixedStdCodec MaxShiftCodec MeanStdCodec "
     "OffsetSpec PixelCodec WhitenedCodec",
     "geometry.crop_geometry": "CropGeometry",
-    "geometry.displacement": "DisplacementLaw fit_law law_of_pairs",
+    "geometry.displacement": "DisplacementLaw",
+    "geometry.law_fitting": "fit_law law_of_pairs",
     "geometry.jitter": "FittedJitter Jitter LaplaceJitter OverlapJitter UniformJitter",
     "models.base": "OffsetModel",
     "models.regressor": "BoxRegressor",

@@ -24,8 +24,9 @@ from lightning_bbox.geometry.boxes import (
 )
 from lightning_bbox.geometry.codecs import OffsetSpec, White, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.displacement import DisplacementLaw, law_of_pairs
+from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.jitter import Jitter
+from lightning_bbox.geometry.law_fitting import law_of_pairs
 from lightning_bbox.pictures.augment import Augment, NoiseBank
 
 WIDTHS = (0.0, 0.1, 0.4, 1.0, 2.0)

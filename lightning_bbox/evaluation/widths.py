@@ -14,7 +14,8 @@ from lightning_bbox.evaluation.metrics import HARM, Refined, coordinate_errors
 from lightning_bbox.geometry.boxes import Boxes, paired_iou
 from lightning_bbox.geometry.codecs import encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.displacement import DisplacementLaw, usual_law
+from lightning_bbox.geometry.displacement import DisplacementLaw
+from lightning_bbox.geometry.law_fitting import usual_law
 from lightning_bbox.geometry.reliability import Reliability, fit_reliability
 from lightning_bbox.geometry.trained_range import TrainedRange, fit_range
 from lightning_bbox.geometry.weighing import move_under, said_of

@@ -14,7 +14,8 @@ from torch import Tensor
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import write_atomically
 from lightning_bbox.geometry.boxes import Boxes
-from lightning_bbox.geometry.displacement import FEWEST_BOXES, DisplacementLaw, Moved
+from lightning_bbox.geometry.displacement import DisplacementLaw, Moved
+from lightning_bbox.geometry.law_fitting import FEWEST_BOXES
 from lightning_bbox.geometry.weighing import (
     MOST_LEARNED_FROM,
     Limits,
@@ -67,8 +68,7 @@ class ClassLaws:
             torch.empty_like(said.offsets), torch.empty_like(said.stds), empty, empty.clone()
         )
         for law, rows in self.groups(names):
-            moved = law.move(said.offsets[rows], said.stds[rows], said.tails)
-            for column, part in zip(found, moved, strict=True):
+            for column, part in zip(found, law.move(*said.take(rows)), strict=True):
                 column[rows] = part
         return found
 
@@ -82,8 +82,7 @@ class ClassLaws:
         """
         found = torch.empty(len(names), dtype=torch.float64)
         for law, rows in self.groups(names):
-            part = said.offsets[rows], said.stds[rows], said.tails
-            found[rows] = law.short_of(overlap, *part)
+            found[rows] = law.short_of(overlap, *said.take(rows))
         return found
 
     def words(self) -> str:
@@ -150,11 +149,11 @@ def learn_laws(
     """
     if len(names) > MOST_LEARNED_FROM:
         some = a_sample(len(names))
-        told = _rows(said, some), rough[some], limits[some], clusters[some]
+        told = said.take(some), rough[some], limits[some], clusters[some]
         return learn_laws(*told, [names[at] for at in some.tolist()])
 
     def learned(rows: Int64[Tensor, " k"]) -> DisplacementLaw:
-        return learn_law(_rows(said, rows), rough[rows], limits[rows], clusters[rows])
+        return learn_law(said.take(rows), rough[rows], limits[rows], clusters[rows])
 
     every, by_class = learn_law(said, rough, limits, clusters), {}
     whole = ~at_border(rough, limits).any(dim=1)
@@ -162,7 +161,7 @@ def learn_laws(
     for name, all_rows in rows_of.items() if len(rows_of) > 1 else ():
         rows = all_rows[whole[all_rows]]
         if len(rows) >= FEWEST_BOXES:
-            own, part = learned(all_rows), _rows(said, rows)
+            own, part = learned(all_rows), said.take(rows)
             gained = own.log_likelihoods(*part) - every.log_likelihoods(*part)
             if _is_worth(gained, clusters[rows], len(own.shares) * (1 + 2 * own.num_targets)):
                 by_class[name] = own
@@ -189,7 +188,3 @@ def _is_worth(gained: Float64[Tensor, " n"], clusters: Int64[Tensor, " n"], numb
 
 def _where(names: Sequence[str], chosen: set[str]) -> Int64[Tensor, " k"]:
     return torch.tensor([at for at, name in enumerate(names) if name in chosen], dtype=torch.int64)
-
-
-def _rows(said: Said, rows: Int64[Tensor, " k"]) -> Said:
-    return Said(said.offsets[rows], said.stds[rows], said.tails)

@@ -8,7 +8,7 @@ label, and says how far each box should follow the picture.
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,21 +19,10 @@ from torch import Tensor
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import write_atomically
 from lightning_bbox.core.randomness import keyed_generator
-from lightning_bbox.geometry.boxes import Boxes, paired_iou
-from lightning_bbox.geometry.codecs import decode_deltas, encode_deltas
+from lightning_bbox.geometry.boxes import paired_iou
+from lightning_bbox.geometry.codecs import decode_deltas
 from lightning_bbox.geometry.reliability import NORMAL, Tails
 
-FEWEST_BOXES = 50
-"""Boxes from which on their law can be told from the model's errors."""
-
-_TELLABLE = 0.5
-"""Share of a model's standard deviation: what is smaller may be the bias of the model itself."""
-_NEAR = 1.5  # below this share of it, errors of a picture, which go together, look like a law
-_LEVEL = 0.05  # chance of a law that is none, of the likelihood ratio test
-_MOST_FITTED = 20_000  # boxes: more don't change a law of at most 27 numbers
-_MOST_STEPS = 500
-_SETTLED = 1e-6  # gain of the mean log likelihood by a step, in nats a box
-_LEAST_STD = 1e-4  # of a component, in shares of a box: far below any annotation's noise
 _DRAWS = 48  # and as many mirrored ones, for the expected IoU
 _CHUNK = 64  # boxes whose expected IoUs are in memory at once
 
@@ -158,45 +147,15 @@ class DisplacementLaw:
             >>> law.short_of(0.9, said, off_by).round(decimals=2)
             tensor([0., 1.], dtype=torch.float64)
         """
-        count, table = self.num_targets, self.table()
-        shares, means, spreads = table[:, 0], table[:, 1 : 1 + count], table[:, 1 + count :]
-        spreads[0] = 0
-        draws, short = law_draws(count), []
+        law, draws, short = self.parts(), law_draws(self.num_targets), []
         for start in range(0, len(said), _CHUNK):
             rows = slice(start, start + _CHUNK)
             given = said[rows].double(), stds[rows].double()
-            chances, where, off, _ = _posterior(shares, means, spreads.square(), *given, tails)
+            chances, where, off, _ = posterior(*law, *given, tails)
             truths = _unit_boxes(where[:, :, None] + off.sqrt()[:, :, None] * draws)
             overlaps = paired_iou(_unit_boxes(torch.zeros_like(given[0])), truths)
             short.append((chances * (overlaps < overlap).double().mean(dim=2)).sum(dim=(0, 1)))
         return torch.cat(short)
-
-    def with_shares_of(self, said: Offsets, stds: Offsets, tails: Tails = NORMAL) -> Self:
-        """Return the law with the shares that its parts have among other boxes.
-
-        Args:
-            said: How a model says that each of these is off.
-            stds: Its standard deviations, in the same units.
-            tails: How its errors are spread about these.
-
-        Examples:
-            >>> law = DisplacementLaw(0.5, (0.5,), ((1.0, 0.0),), ((0.1, 0.1),))
-            >>> said = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
-            >>> round(law.with_shares_of(said, torch.full((4, 2), 0.1)).right, 4)
-            0.75
-        """
-        count, table = self.num_targets, self.table()
-        shares, means, spreads = table[:, 0], table[:, 1 : 1 + count], table[:, 1 + count :]
-        spreads[0] = 0
-        told = said.double(), stds.double(), tails
-        for _ in range(_MOST_STEPS):
-            before = shares
-            chances = _posterior(before, means, spreads.square(), *told)[0]
-            shares = chances.sum(dim=(1, 2)) / len(said)
-            if float((shares - before).abs().max()) < _SETTLED:
-                break
-        right, *others = shares.tolist()
-        return replace(self, right=right, shares=tuple(others))
 
     def log_likelihoods(
         self, said: Offsets, stds: Offsets, tails: Tails = NORMAL
@@ -213,11 +172,23 @@ class DisplacementLaw:
             >>> law.log_likelihoods(torch.zeros(1, 2), torch.ones(1, 2))  # -ln 2 pi
             tensor([-1.8379], dtype=torch.float64)
         """
-        count, table = self.num_targets, self.table()
-        shares, means, spreads = table[:, 0], table[:, 1 : 1 + count], table[:, 1 + count :]
-        spreads[0] = 0
-        told = said.double(), stds.double(), tails
-        return _posterior(shares, means, spreads.square(), *told)[-1]
+        return posterior(*self.parts(), said.double(), stds.double(), tails)[-1]
+
+    def parts(
+        self,
+    ) -> tuple[Float64[Tensor, " k"], Float64[Tensor, "k t"], Float64[Tensor, "k t"]]:
+        """Return share, mean and variance of each part as `posterior` takes them.
+
+        The first is that of the boxes that are right: at zero, and of no width.
+
+        Examples:
+            >>> law = DisplacementLaw(0.5, (0.5,), ((1.0, 0.0),), ((2.0, 2.0),))
+            >>> [part.tolist() for part in law.parts()]
+            [[0.5, 0.5], [[0.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [4.0, 4.0]]]
+        """
+        widths = [1, self.num_targets, self.num_targets]
+        shares, means, spreads = torch.split(self.table(), widths, dim=1)
+        return shares[:, 0], means, torch.cat([0 * spreads[:1], spreads[1:].square()])
 
     def table(self) -> Float64[Tensor, "k m"]:
         """Return the law as numbers, a row for each of its parts: share, means, and deviations.
@@ -340,7 +311,7 @@ def move_by(
     shares, means, spreads = table[:, 0], table[:, 1 : 1 + count], table[:, 1 + count :].square()
     variances = torch.cat([torch.zeros_like(spreads[:1]), spreads[1:]])
     told = said.double(), stds.double(), tails
-    chances, means, variances, _ = _posterior(shares, means, variances, *told)
+    chances, means, variances, _ = posterior(shares, means, variances, *told)
     # Exported graphs may hold the bound in fp32, where a smaller one would be 0.
     each = chances.sum(dim=1, keepdim=True).clamp(min=1e-30)
     own = ((chances / each)[..., None] * means).sum(dim=1)
@@ -359,161 +330,7 @@ def move_by(
     return Moved(chosen, off.sqrt(), gain, 1 - right)
 
 
-def fit_law(
-    said: Offsets, stds: Offsets, num_pictures: int | None = None, tails: Tails = NORMAL
-) -> DisplacementLaw:
-    """Find how boxes are off from what a model says of them, by expectation and maximisation.
-
-    Beside the boxes that are right there is one normal law, or there are two where the Bayesian
-    information criterion wants them. All count as right where that is as likely, by a test of the
-    likelihood ratio: of pictures where the law is narrower than one and a half of the model's
-    standard deviations, as errors of a picture, which go together, look like one, and of boxes
-    where it is wider. Those whose
-    law is within half of these count as right too: it can't be told from a bias of the model.
-
-    Args:
-        said: How a model says that each box is off, as shares of its sides and changes of log size.
-        stds: Its standard deviations, in the same units.
-        num_pictures: How many pictures the boxes lie in: what counts as independent, since errors
-            within a picture go together; by default each box does.
-        tails: How the model's errors are spread about these (see `Reliability`).
-
-    Raises:
-        BadInput: There are fewer than 50 boxes, or the model tells no standard deviations.
-
-    References:
-        Dempster, Laird and Rubin, Maximum likelihood from incomplete data via the EM algorithm
-        (1977). Schwarz, Estimating the dimension of a model (1978). Wilks, The large-sample
-        distribution of the likelihood ratio for testing composite hypotheses (1938); with a share
-        at its bound, the test is on the safe side.
-
-    Examples:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> off = 0.1 + 0.02 * torch.randn(500, 2, generator=generator)
-        >>> law = fit_law(off + 0.03 * torch.randn(500, 2, generator=generator), off * 0 + 0.03)
-        >>> max(law.shares) > 0.9
-        True
-    """
-    if len(said) < FEWEST_BOXES:
-        msg = f"{len(said)} boxes are too few to tell how they are off; {FEWEST_BOXES} do"
-
-        raise BadInput(msg)
-    if not bool((stds > 0).all() & said.isfinite().all()):
-        msg = "the model tells no standard deviations, so how boxes are off can't be told from them"
-        raise BadInput(msg)
-    if len(said) > _MOST_FITTED:
-        kept = torch.randperm(len(said), generator=keyed_generator("law"))[:_MOST_FITTED]
-        said, stds = said[kept], stds[kept]
-    said, stds = said.double(), stds.double()
-    independent = min(num_pictures or len(said), len(said))
-    middle, spread = said.mean(dim=0), said.var(dim=0)
-    still = torch.zeros_like(middle)
-    one = [(0.5, still, still), (0.5, middle, spread)]
-    two = [(0.4, still, still), (0.3, middle, spread / 9), (0.3, middle, 4 * spread)]
-    fits = [_maximise(begun, said, stds, tails) for begun in (one, two)]
-    scores = [
-        fit.log_likelihood * independent
-        - 0.5 * math.log(independent) * (len(fit.shares) - 1) * (1 + 2 * said.shape[1])
-        for fit in fits
-    ]
-    best = fits[0] if scores[0] >= scores[1] else fits[1]
-    extents = (best.means.square() + best.variances).sqrt()
-    told = stds.square().mean(dim=0).sqrt()
-    near = bool((extents < _NEAR * told).all())
-    alone = best.shares[:1] * 0 + 1, still[None], still[None]
-    right = float(_posterior(*alone, said, stds, tails)[-1].mean())
-    ratio = (independent if near else len(said)) * (best.log_likelihood - right)
-    numbers = (len(best.shares) - 1) * (1 + 2 * said.shape[1])
-    chance = torch.special.gammaincc(*torch.tensor([numbers / 2, max(ratio, 0.0)]).double())
-    tellable = (extents >= _TELLABLE * told).any(dim=1) & (chance < _LEVEL)
-    shares = best.shares * tellable
-    untold = ((best.shares - shares)[1:, None] * extents[1:].square()).sum(dim=0)
-    part = 1 - float(shares[1:].sum())
-    within = (untold / max(part, 1e-12)).sqrt().tolist()
-    means, deviations = best.means[1:].tolist(), best.variances[1:].sqrt().tolist()
-    rows = tuple(map(tuple, means)), tuple(map(tuple, deviations))
-    return DisplacementLaw(max(part, 0.0), tuple(shares[1:].tolist()), *rows, tuple(within))
-
-
-def law_of_pairs(
-    boxes: Boxes, proposals: Boxes, num_pictures: int | None = None
-) -> DisplacementLaw:
-    """Find how proposals are off whose true boxes are known, such as a detector's.
-
-    Args:
-        boxes: The true box of each pair.
-        proposals: Its proposal.
-        num_pictures: How many pictures they lie in.
-
-    Raises:
-        BadInput: There are fewer than 50 pairs.
-
-    Examples:
-        >>> boxes = torch.rand(500, 4, generator=torch.Generator().manual_seed(0))
-        >>> boxes = boxes * 0.1 + torch.tensor([0.0, 0.0, 1.0, 1.0])
-        >>> law_of_pairs(boxes, boxes + torch.tensor([0.0, 0.1, 0.0, 0.1])).words()
-        '100 % of the boxes are 10 % too far down on average, and off by 0 % at random'
-    """
-    offsets = encode_deltas(boxes, proposals)
-    return fit_law(offsets, torch.full_like(offsets, _LEAST_STD), num_pictures)
-
-
-def usual_law(truth: Offsets, widths: Float[Tensor, " n"]) -> DisplacementLaw:
-    """Return the law of boxes of which nothing is known: half are right, others off by any width.
-
-    It is for boxes too few to tell how they are off: those that are right mostly stay under it, and
-    those that are far off go nearly as far as the model says.
-
-    Args:
-        truth: How boxes are off that were drawn at several widths.
-        widths: How wide each one's law was; where it is 0, the box is right.
-
-    Examples:
-        >>> truth = torch.tensor([[0.0, 0.0], [0.1, 0.2], [-0.1, -0.2]])
-        >>> usual_law(truth, torch.tensor([0.0, 1.0, 1.0])).shares
-        (0.5,)
-    """
-    groups = [truth[widths == width].double() for width in sorted(set(widths.tolist())) if width]
-    means = tuple(tuple(group.mean(dim=0).tolist()) for group in groups)
-    stds = tuple(tuple(group.std(dim=0, correction=0).tolist()) for group in groups)
-    return DisplacementLaw(0.5, (0.5 / len(groups),) * len(groups), means, stds)
-
-
-class _Fit(NamedTuple):
-    shares: Float64[Tensor, " k"]
-    means: Float64[Tensor, "k t"]
-    variances: Float64[Tensor, "k t"]
-    log_likelihood: float  # a box
-
-
-def _maximise(
-    begun: list[tuple[float, Tensor, Tensor]],
-    said: Float64[Tensor, "n t"],
-    stds: Float64[Tensor, "n t"],
-    tails: Tails,
-) -> _Fit:
-    """Raise the likelihood from a beginning until it settles; the first part stays at zero."""
-    shares = torch.tensor([share for share, _, _ in begun], dtype=torch.float64)
-    means, variances = (torch.stack(column) for column in list(zip(*begun, strict=True))[1:])
-    least, likelihood = _LEAST_STD**2, -math.inf
-    variances[1:] = variances[1:].clamp(min=least)
-    for _ in range(_MOST_STEPS):
-        chances, where, spread, told = _posterior(shares, means, variances, said, stds, tails)
-        evidence = float(told.mean())
-        if evidence - likelihood < _SETTLED:
-            break
-        likelihood = evidence
-        total = chances.sum(dim=(1, 2))
-        weights = (chances / total.clamp(min=1e-12)[:, None, None])[..., None]
-        means = (weights * where).sum(dim=(1, 2))
-        off = spread + (where - means[:, None, None]).square()
-        variances = (weights * off).sum(dim=(1, 2)).clamp(min=least)
-        means[0], variances[0] = 0, 0
-        shares = total / len(said)
-    return _Fit(shares, means, variances, likelihood)
-
-
-def _posterior(
+def posterior(
     shares: Float64[Tensor, " k"],
     means: Float64[Tensor, "k t"],
     variances: Float64[Tensor, "k t"],
@@ -529,6 +346,14 @@ def _posterior(
     """Return each part's probability for each box, where the truth is under it, and its variance.
 
     Parts are those of the law, by those of the model's errors. Last are the log likelihoods.
+
+    Args:
+        shares: How large each of the law's parts is.
+        means: Its mean.
+        variances: Its variances.
+        said: How a model says that each box is off.
+        stds: Its standard deviations, in the same units.
+        tails: How its errors are spread about these.
     """
     chance, factor = said.new_tensor(tails).T
     told = (factor[:, None, None] * stds).square()

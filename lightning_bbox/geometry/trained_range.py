@@ -76,9 +76,9 @@ class TrainedRange:
 def of_another_kind(beyond: Bool[Tensor, " n"]) -> Bool[Tensor, " n"]:
     """Tell which of a set of boxes had better stay: those beyond the range, where most are.
 
-    A model that was trained on such pictures marks hardly any, and what it says of these few helps
-    in the mean. Where it marks most, pictures or boxes are of another kind than in training, and
-    what it says does harm.
+    Where few are marked, what the model says of these helps in the mean. Where most are, boxes are
+    farther off than in training, and end somewhere on the way, or pictures are of another kind,
+    and moving does harm: which of the two can't be told.
 
     Args:
         beyond: Which boxes of the set lie beyond the trained range.

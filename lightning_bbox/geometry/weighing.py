@@ -11,7 +11,8 @@ from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.geometry.boxes import Boxes, box_sizes
 from lightning_bbox.geometry.codecs import decode_deltas, encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
-from lightning_bbox.geometry.displacement import FEWEST_BOXES, DisplacementLaw, Moved, fit_law
+from lightning_bbox.geometry.displacement import DisplacementLaw, Moved
+from lightning_bbox.geometry.law_fitting import FEWEST_BOXES, fit_law, with_shares_of
 from lightning_bbox.geometry.reliability import NORMAL, Reliability, Tails
 
 MOST_LEARNED_FROM = 50_000
@@ -53,6 +54,14 @@ class Said(NamedTuple):
     offsets: Float[Tensor, "n t"]
     stds: Float[Tensor, "n t"]
     tails: Tails
+
+    def take(self, rows: Tensor) -> "Said":
+        """Return what is said of some of the boxes.
+
+        Args:
+            rows: Their places, or which they are.
+        """
+        return Said(self.offsets[rows], self.stds[rows], self.tails)
 
 
 def said_of(
@@ -125,14 +134,13 @@ def learn_law(
     """
     if len(rough) > MOST_LEARNED_FROM:
         some = a_sample(len(rough))
-        part = Said(said.offsets[some], said.stds[some], said.tails)
-        return learn_law(part, rough[some], limits[some], clusters[some])
+        return learn_law(said.take(some), rough[some], limits[some], clusters[some])
     whole = ~at_border(rough, limits).any(dim=1)
     if int(whole.sum()) < FEWEST_BOXES:
         whole = torch.ones_like(whole)
-    pictures = len(torch.unique(clusters[whole]))
-    law = fit_law(said.offsets[whole], said.stds[whole], pictures, said.tails)
-    return law if bool(whole.all()) else law.with_shares_of(*said)
+    part, pictures = said.take(whole), len(torch.unique(clusters[whole]))
+    law = fit_law(part.offsets, part.stds, pictures, part.tails)
+    return law if bool(whole.all()) else with_shares_of(law, *said)
 
 
 def move_under(
@@ -160,9 +168,7 @@ def move_under(
             deviations.
     """
     refuse_other_coordinates(law, stds.shape[1])
-    if bool(stds.isnan().any()):
-        msg = "the model tells no standard deviations to weigh a law against; do without the law"
-        raise BadInput(msg)
+    refuse_untold(stds)
     said = said_of(boxes, stds, rough, geometry, reliability)
     return placed(law.move(*said), said, rough, geometry, limits)
 
@@ -216,6 +222,17 @@ def refuse_other_coordinates(law: DisplacementLaw, num_targets: int) -> None:
     """
     if law.num_targets != num_targets:
         msg = f"the law has {law.num_targets} coordinates, the model {num_targets}; give its own"
+        raise BadInput(msg)
+
+
+def refuse_untold(stds: Float[Tensor, "n t"]) -> None:
+    """Refuse to weigh what is told without standard deviations.
+
+    Raises:
+        BadInput: There are none.
+    """
+    if bool(stds.isnan().any()):
+        msg = "the model tells no standard deviations to weigh a law against; do without the law"
         raise BadInput(msg)
 
 

@@ -145,7 +145,7 @@ class RefiningModel(pl.LightningModule):
         Raises:
             BadInput: The model looks twice, and nothing cuts the second crops.
         """
-        boxes, stds, _ = self._look(crops, proposals, labels, cut)
+        boxes, stds, _ = self.refine_and_mark(crops, proposals, labels, cut)
         return boxes, stds
 
     @torch.no_grad()

@@ -39,8 +39,9 @@ from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.trained_range import of_another_kind
 from lightning_bbox.geometry.weighing import (
-    move_under,
+    placed,
     refuse_other_coordinates,
+    refuse_untold,
     said_of,
 )
 from lightning_bbox.models.base import OffsetModel
@@ -185,23 +186,22 @@ class PredictionFiles(pl.Callback):
         stays = stay[rough.chosen]
         found = found._replace(boxes=torch.where(stays[:, None], old, found.boxes))
         seen = found.seen & found.boxes.isfinite().all(dim=1) & ~stays
-        arguments = found.boxes[seen], found.stds[seen], old[seen], geometry, model.reliability
+        told = found.boxes[seen], found.stds[seen], old[seen], geometry, model.reliability
+        said = said_of(*told)
         index = rough.table.image_index[rough.chosen][seen]
         limits = rough.table.sizes[index].flip(-1).to(old.dtype)
         labels = rough.table.labels[rough.chosen][seen].tolist()
         names = [rough.table.classes[label] for label in labels]
-        learn = partial(learn_laws, said_of(*arguments), old[seen], limits, index, names)
+        learn = partial(learn_laws, said, old[seen], limits, index, names)
         laws, sentence = self._laws_of(learn, model.law)
         if laws is None:
             return found, gains, sentence
         laws.save(self.folder / "law.json")
-        boxes, stds, rows = found.boxes.clone(), found.stds.clone(), seen.nonzero().flatten()
-        for law, own in laws.groups(names):
-            at = rows[own]
-            told = found.boxes[at], found.stds[at], old[at], geometry, model.reliability
-            weighed = move_under(law, *told, limits[own])
-            boxes[at], stds[at] = weighed.boxes, weighed.stds
-            gains[at] = torch.stack([weighed.gain, weighed.wrong], dim=1)
+        refuse_untold(found.stds[seen])
+        weighed = placed(laws.move(said, names), said, old[seen], geometry, limits)
+        boxes, stds = found.boxes.clone(), found.stds.clone()
+        boxes[seen], stds[seen] = weighed.boxes, weighed.stds
+        gains[seen] = torch.stack([weighed.gain, weighed.wrong], dim=1)
         return found._replace(boxes=boxes, stds=stds), gains, f"{sentence} (law.json)"
 
     def _laws_of(

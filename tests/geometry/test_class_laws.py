@@ -9,7 +9,7 @@ import torch
 from lightning_bbox import BadInput, DisplacementLaw
 from lightning_bbox.geometry import class_laws, weighing
 from lightning_bbox.geometry.class_laws import ClassLaws, learn_laws
-from lightning_bbox.geometry.displacement import fit_law
+from lightning_bbox.geometry.law_fitting import fit_law
 from lightning_bbox.geometry.weighing import Said
 
 NOISE = 0.05
@@ -120,5 +120,5 @@ def test_of_more_boxes_than_needed_a_sample_tells_the_laws(monkeypatch):
     assert len(set(some.tolist())) == 300
     laws = learned(names, clusters, said)
     assert set(laws.by_class) == set(means)
-    part = Said(said.offsets[some], said.stds[some], said.tails)
+    part = said.take(some)
     assert laws.every == fit_law(part.offsets, part.stds, len(set(clusters[some].tolist())))

@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 from lightning_bbox import BadInput, DisplacementLaw, fit_law, law_of_pairs
 from lightning_bbox.geometry.boxes import paired_iou
 from lightning_bbox.geometry.codecs import decode_deltas
-from lightning_bbox.geometry.displacement import usual_law
+from lightning_bbox.geometry.law_fitting import usual_law
 
 STD = 0.05  # of what the model says
 BOX = torch.tensor([0.0, 0.0, 1.0, 1.0])

@@ -7,7 +7,8 @@ import torch
 from lightning_bbox import BadInput
 from lightning_bbox.geometry.boxes import paired_iou
 from lightning_bbox.geometry.codecs import encode_deltas
-from lightning_bbox.geometry.displacement import Moved, fit_law
+from lightning_bbox.geometry.displacement import Moved
+from lightning_bbox.geometry.law_fitting import fit_law
 from lightning_bbox.geometry.weighing import Said, at_border, learn_law, places_of
 
 WIDTH, HEIGHT = 200.0, 150.0
