@@ -27,6 +27,8 @@ _WORDS = {
     0.4: "off by less than in training",
     2.0: "up to twice as far off as in training",
 }
+_RIGHT = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # shares of right boxes that a model's own law may take
+_HARMLESS = 0.003  # of IoU, on average
 
 
 class AtWidths(NamedTuple):
@@ -76,6 +78,9 @@ def measure_reliability(
 ) -> tuple[Reliability | None, DisplacementLaw | None]:
     """Measure how what a model says errs, and the law it has for boxes too few to tell theirs.
 
+    That law takes as few of them to be right as harms none: boxes of no width may lose more than
+    0.003 of IoU by it on average.
+
     Args:
         drawn: Boxes of the validation.
         geometry: What a px is.
@@ -83,11 +88,24 @@ def measure_reliability(
     Returns:
         Both, or neither where the boxes are too few or the model tells no standard deviations.
     """
-    samples, refined, widths = drawn.within()
+    within = drawn.within()
+    samples, refined, widths = within
     said = said_of(refined.boxes, refined.stds, samples.proposals, geometry)
     truth = encode_deltas(samples.gt_boxes, samples.proposals)[:, : said.offsets.shape[1]]
     reliability = fit_reliability(said.offsets, said.stds, truth)
-    return reliability, None if reliability is None else usual_law(truth, widths)
+    if reliability is None:
+        return None, None
+    laws = (usual_law(truth, widths, right) for right in _RIGHT)
+    harmless = (law for law in laws if _most_lost(within, geometry, reliability, law) <= _HARMLESS)
+    return reliability, next(harmless, usual_law(truth, widths, _RIGHT[-1]))
+
+
+def _most_lost(
+    drawn: AtWidths, geometry: CropGeometry, reliability: Reliability, law: DisplacementLaw
+) -> float:
+    """Return how much IoU the boxes of the width that suffers most lose by a law on average."""
+    rows = harm_rows(drawn, geometry, reliability, law)
+    return max(row.iou_before - row.iou_law for row in rows if row.iou_law is not None)
 
 
 def measure_range(

@@ -155,8 +155,8 @@ def law_of_pairs(
     return fit_law(offsets, torch.full_like(offsets, _LEAST_STD), num_pictures)
 
 
-def usual_law(truth: Offsets, widths: Float[Tensor, " n"]) -> DisplacementLaw:
-    """Return the law of boxes of which nothing is known: half are right, others off by any width.
+def usual_law(truth: Offsets, widths: Float[Tensor, " n"], right: float = 0.5) -> DisplacementLaw:
+    """Return the law of boxes of which nothing is known: some are right, others off by any width.
 
     It is for boxes too few to tell how they are off: those that are right mostly stay under it, and
     those that are far off go nearly as far as the model says.
@@ -164,6 +164,7 @@ def usual_law(truth: Offsets, widths: Float[Tensor, " n"]) -> DisplacementLaw:
     Args:
         truth: How boxes are off that were drawn at several widths.
         widths: How wide each one's law was; where it is 0, the box is right.
+        right: Share of the boxes that is taken to be right.
 
     Examples:
         >>> truth = torch.tensor([[0.0, 0.0], [0.1, 0.2], [-0.1, -0.2]])
@@ -173,7 +174,7 @@ def usual_law(truth: Offsets, widths: Float[Tensor, " n"]) -> DisplacementLaw:
     groups = [truth[widths == width].double() for width in sorted(set(widths.tolist())) if width]
     means = tuple(tuple(group.mean(dim=0).tolist()) for group in groups)
     stds = tuple(tuple(group.std(dim=0, correction=0).tolist()) for group in groups)
-    return DisplacementLaw(0.5, (0.5 / len(groups),) * len(groups), means, stds)
+    return DisplacementLaw(right, ((1 - right) / len(groups),) * len(groups), means, stds)
 
 
 class _Fit(NamedTuple):

@@ -222,7 +222,8 @@ class PredictionFiles(pl.Callback):
                 return laws, laws.words()
         if own is None:
             return None, f"{problem}they move as if off as in training"
-        told = "boxes move by the model's own law, as if half of them were right"
+        right = f"{100 * own.right:.0f} %"
+        told = f"boxes move by the model's own law, as if {right} of them were right"
         return ClassLaws(own), problem + told
 
     def _outcome(

@@ -302,7 +302,7 @@ def measured(run, tmp_path):
 def test_few_boxes_move_by_the_models_own_law_and_that_is_said(measured, write_set, capfd, options):
     root = write_set("csv")
     folder = predict(measured, root, "few", *options)
-    said = "boxes move by the model's own law, as if half of them were right (law.json)"
+    said = "boxes move by the model's own law, as if 50 % of them were right (law.json)"
     out = capfd.readouterr().out
     assert said in out
     assert ("4 boxes are too few to tell how they are off" in out) == (not options)
