@@ -81,6 +81,12 @@ SUITED: Options = {
     "trainer.callbacks+": "EMAWeightAveraging",
     "trainer.callbacks.decay": 0.98,
 }
+TWO_SCALES: Options = {
+    "model.backbone": "ShallowConvNet",
+    "model.backbone.two_scales": True,
+    "data.crop.size": 88,
+    "data.crop.context": 3.0,
+}
 RIDGE: Options = {"model": "RidgeRegressor", "trainer.max_steps": -1, "trainer.max_epochs": 1}
 FEW_DRAWS: Options = {"data.draws_per_epoch": 6400, "data.batch_size": 256}
 ALEXNET: Options = {
@@ -159,6 +165,7 @@ def further_arms(runs: Path) -> tuple[Arm, ...]:
     arms = [
         Arm("preset:small", options={"config": "preset:small"}),
         Arm("base, its own 22 epochs", options={"trainer.max_steps": -1, "trainer.max_epochs": 22}),
+        Arm("two scales", options=TWO_SCALES),
         Arm("half, begun on scenes", options=HALF | {"model.weights": str(runs / "scenes")}),
         Arm("AlexNet pool5, ridge", options=RIDGE | FEW_DRAWS | ALEXNET | CAFFE),
         Arm("AlexNet pool5, ridge, random weights", options=RIDGE | FEW_DRAWS | ALEXNET),

@@ -95,23 +95,6 @@ class FractionalPool2d(nn.Module):
         return functional.fractional_max_pool2d(maps, 2, size, _random_samples=starts)
 
 
-class Coordinates(nn.Module):
-    """Append the pixels' x and y as two channels, from -1 to 1 between the outer pixels' centres.
-
-    References:
-        Liu et al., An intriguing failing of convolutional neural networks and the CoordConv
-        solution (2018).
-    """
-
-    def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c+2 h w"]:
-        """Return the maps with two channels more."""
-        samples, _, height, width = maps.shape
-        like = {"dtype": maps.dtype, "device": maps.device}
-        x = torch.linspace(-1, 1, width, **like).expand(samples, 1, height, width)  # type: ignore[call-overload] # two options
-        y = torch.linspace(-1, 1, height, **like)[:, None].expand(samples, 1, height, width)  # type: ignore[call-overload] # likewise
-        return torch.cat([maps, x, y], dim=1).contiguous(memory_format=torch.channels_last)
-
-
 def stochastic_layers(net: nn.Module) -> list[nn.Module]:
     """Return the layers of a network that draw at random in training."""
     return [

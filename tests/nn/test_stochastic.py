@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from lightning_bbox.nn.backbones.convnet import ShallowConvNet
 from lightning_bbox.nn.stochastic import (
-    Coordinates,
     DropConnect,
     FractionalPool2d,
     StochasticPool2d,
@@ -132,15 +131,6 @@ def test_dropconnect_drops_weights_in_training_and_uses_their_mean_after():
     mean = torch.stack([layer(inputs) for _ in range(4000)]).mean(dim=0)
     torch.testing.assert_close(mean, layer.eval()(inputs), atol=0.05, rtol=0)
     torch.testing.assert_close(layer(inputs), inputs @ layer.weight.T + layer.bias)
-
-
-def test_coordinates_run_from_minus_one_to_one():
-    maps = maps_of(2, 3, 5, 9).contiguous(memory_format=torch.channels_last)
-    x, y = Coordinates()(maps)[1, 3:]
-    np.testing.assert_allclose(x.numpy(), np.tile(np.linspace(-1, 1, 9), (5, 1)), atol=1e-6)
-    np.testing.assert_allclose(y.numpy(), np.tile(np.linspace(-1, 1, 5), (9, 1)).T, atol=1e-6)
-    assert torch.equal(Coordinates()(maps)[:, :3], maps)
-    assert Coordinates()(maps).is_contiguous(memory_format=torch.channels_last)
 
 
 def built(**arguments):

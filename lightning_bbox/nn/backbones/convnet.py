@@ -10,13 +10,9 @@ from torch import Tensor, nn
 
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.nn.backbones.base import Backbone, flattened
+from lightning_bbox.nn.backbones.inputs import Coordinates, TwoScales
 from lightning_bbox.nn.inits import HeInit, Init
-from lightning_bbox.nn.stochastic import (
-    Coordinates,
-    DropConnect,
-    FractionalPool2d,
-    StochasticPool2d,
-)
+from lightning_bbox.nn.stochastic import DropConnect, FractionalPool2d, StochasticPool2d
 
 Downsample = Literal["stride", "max", "avg", "none", "stochastic", "fractional"]
 
@@ -52,14 +48,18 @@ class ShallowConvNet(Backbone):
         coordinates: Append the pixels' x and y to the crop, as channels from -1 to 1 (CoordConv).
         input_dropout: Probability of dropping a value of the crop.
         dropconnect: Probability of dropping a weight of the fully connected layers.
+        two_scales: See the crop's middle and the whole crop on each other, at half its side both;
+            by a crop of twice the side and twice the context the net sees as much of the object as
+            before, and twice as far.
 
     Raises:
-        BadInput: An argument is out of range or has nothing to act on, or there are more scales
-            than the crop can be halved.
+        BadInput: An argument is out of range or has nothing to act on, there are more scales than
+            the crop can be halved, or it has no middle for `two_scales`.
 
     References:
         Ioffe and Szegedy, Batch normalization (2015). Srivastava et al., Dropout (2014). For the
-        pools, DropConnect and CoordConv see `lightning_bbox.nn.stochastic`.
+        pools and DropConnect see `lightning_bbox.nn.stochastic`; for CoordConv and two scales
+        `lightning_bbox.nn.backbones.inputs`.
 
     Examples:
         >>> net = ShallowConvNet(channels=(8, 16), fc=(32,)).build(45)
@@ -83,6 +83,7 @@ class ShallowConvNet(Backbone):
         coordinates: bool = False,
         input_dropout: float = 0.0,
         dropconnect: float = 0.0,
+        two_scales: bool = False,
     ) -> None:
         super().__init__()
         scales = len(channels)
@@ -119,22 +120,23 @@ class ShallowConvNet(Backbone):
         self.channels, self.kernel, self.convs_per_scale = tuple(channels), kernel, tuple(convs)
         self.downsample, self.fc, self.batch_norm = halving, tuple(fc), batch_norm
         self.shares, self.global_pool, self.coordinates = shares, global_pool, coordinates
-        self.init = init or HeInit()
+        self.init, self.two_scales = init or HeInit(), two_scales
 
     def build(self, crop_size: int) -> "ShallowConvNet":
         """Make and initialise the layers."""
         times = sum(way != "none" for way in self.downsample)
-        if crop_size < 2**times:
+        self.inputs = nn.Sequential(*self._input_layers(crop_size))
+        side = crop_size // 2 if self.two_scales else crop_size
+        if side < 2**times:
             msg = f"crops of {crop_size} px can't be halved {times} times; use fewer channels"
             raise BadInput(msg)
-        self.inputs = nn.Sequential(*self._input_layers())
         self.convs = nn.Sequential(*self._conv_layers()).eval()
         with torch.no_grad():
-            crops = torch.zeros(1, self._input_channels, crop_size, crop_size)
-            channels, height, width = self.convs(crops)[0].shape
+            maps = self.convs(torch.zeros(1, self._input_channels, side, side))
+        channels, height, width = maps[0].shape
         self.convs.train()
         self.pool = nn.AdaptiveAvgPool2d(1) if self.global_pool else nn.Identity()
-        if not (self.fc or self.global_pool):
+        if not (self.fc or self.global_pool or self.two_scales):
             self.map_shape = (channels, height, width)
         flat = channels if self.global_pool else channels * height * width
         widths = [flat, *self.fc]
@@ -145,10 +147,11 @@ class ShallowConvNet(Backbone):
 
     @property
     def _input_channels(self) -> int:
-        return 5 if self.coordinates else 3
+        return (6 if self.two_scales else 3) + (2 if self.coordinates else 0)
 
-    def _input_layers(self) -> list[nn.Module]:
+    def _input_layers(self, crop_size: int) -> list[nn.Module]:
         layers = _dropout(self.shares["input_dropout"])
+        layers += [TwoScales(crop_size)] if self.two_scales else []
         return [*layers, Coordinates()] if self.coordinates else layers
 
     def _conv_layers(self) -> list[nn.Module]:

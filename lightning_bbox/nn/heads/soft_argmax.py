@@ -80,7 +80,7 @@ class SoftArgmaxHead(PointHead):
         if map_shape is None:
             msg = (
                 "SoftArgmaxHead needs a backbone whose features are a map; give ShallowConvNet "
-                "fc: [] without global_pool, or have a layer read that makes one"
+                "fc: [] without global_pool or two_scales, or have a layer read that makes one"
             )
             raise BadInput(msg)
         super().build(in_features, spec)

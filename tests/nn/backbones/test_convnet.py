@@ -182,3 +182,21 @@ def test_each_scale_may_have_its_own_way_down():
     assert again.downsample == net.downsample == ("max", "stride", "none")
     with pytest.raises(BadInput, match="expected one or 3 of stride, max"):
         ShallowConvNet((4, 6, 8), downsample=("max", "stride"))
+
+
+@pytest.mark.parametrize("coordinates", [False, True])
+def test_two_scales_are_channels_of_one_net_at_half_the_crops_side(coordinates):
+    net = build(88, two_scales=True, coordinates=coordinates, fc=())
+    assert net.convs[0].in_channels == 6 + 2 * coordinates
+    assert net.out_features == build(44, fc=()).out_features
+    assert net.map_shape is None  # its places are two
+    crops = draw_crops(size=88).contiguous(memory_format=torch.channels_last)
+    far = crops.clone()
+    far[:, :, :20] = 0.0  # beyond the middle
+    assert not torch.equal(net.eval()(crops), net(far))
+    from_plain(net.recipe()).build(88).load_state_dict(net.state_dict())
+
+
+def test_two_scales_of_crops_without_a_middle_are_refused():
+    with pytest.raises(BadInput, match=r"set data.crop.size to a multiple of 4, such as 44"):
+        build(45, two_scales=True)
