@@ -155,7 +155,7 @@ def law_of_pairs(
     return fit_law(offsets, torch.full_like(offsets, _LEAST_STD), num_pictures)
 
 
-def usual_law(truth: Offsets, widths: Float[Tensor, " n"], right: float = 0.5) -> DisplacementLaw:
+def usual_law(truth: Offsets, widths: Float[Tensor, " n"], right: float) -> DisplacementLaw:
     """Return the law of boxes of which nothing is known: some are right, others off by any width.
 
     It is for boxes too few to tell how they are off: those that are right mostly stay under it, and
@@ -168,7 +168,7 @@ def usual_law(truth: Offsets, widths: Float[Tensor, " n"], right: float = 0.5) -
 
     Examples:
         >>> truth = torch.tensor([[0.0, 0.0], [0.1, 0.2], [-0.1, -0.2]])
-        >>> usual_law(truth, torch.tensor([0.0, 1.0, 1.0])).shares
+        >>> usual_law(truth, torch.tensor([0.0, 1.0, 1.0]), 0.5).shares
         (0.5,)
     """
     groups = [truth[widths == width].double() for width in sorted(set(widths.tolist())) if width]

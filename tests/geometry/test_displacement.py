@@ -235,7 +235,7 @@ def test_under_errors_of_two_widths_bayes_rule_holds_on_a_fine_grid():
 def test_under_the_usual_law_boxes_that_are_right_stay_and_far_ones_move():
     widths = torch.tensor([0.0, 0.1, 0.4, 1.0]).repeat(500)
     truth = 0.5 * widths[:, None] * (2 * torch.rand(2000, 4, generator=torch.manual_seed(4)) - 1)
-    law = usual_law(truth, widths)
+    law = usual_law(truth, widths, 0.5)
     assert law.right == 0.5 == pytest.approx(sum(law.shares))
     for std, width in zip(law.stds, (0.1, 0.4, 1.0), strict=True):
         assert std == pytest.approx([0.5 * width / math.sqrt(3)] * 4, rel=0.1)

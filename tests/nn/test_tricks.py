@@ -34,6 +34,7 @@ model:
         convs_per_scale: 1
         fc: [16]
         coordinates: true
+        two_scales: true
         input_dropout: 0.1
         dropout: 0.2
         dropconnect: 0.3
@@ -48,7 +49,7 @@ model:
 poolings = pytest.mark.parametrize(
     "pooling", ["stochastic", pytest.param("fractional", marks=pytest.mark.slow)]
 )
-SHORT = ["--trainer.max_epochs=1", "--data.num_scenes=20", "--data.draws_per_epoch=32"]
+SHORT = ["--data.crop.size=44", "--trainer.max_epochs=1", "--data.num_scenes=20", "--data.draws_per_epoch=32"]
 
 
 @poolings
@@ -62,7 +63,7 @@ def test_a_line_of_yaml_switches_each_trick(pooling: str, tmp_path: Path) -> Non
     kinds = [type(layer).__name__ for layer in stochastic_layers(model.net)]
     pool = {"stochastic": "StochasticPool2d", "fractional": "FractionalPool2d"}[pooling]
     assert kinds == ["Dropout", pool, pool, "Dropout", "DropConnect"]
-    assert model.net.backbone.convs[0].in_channels == 5  # type: ignore[index] # a Sequential
+    assert model.net.backbone.convs[0].in_channels == 8  # type: ignore[index] # a Sequential
     rows = [weight.flatten(1).norm(dim=1) for weight in L2Penalty().weights_of(model.net)]
     assert max(lengths.detach().max() for lengths in rows) < 0.5 + 1e-5
     assert model.passes == 2
