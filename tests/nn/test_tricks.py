@@ -49,7 +49,12 @@ model:
 poolings = pytest.mark.parametrize(
     "pooling", ["stochastic", pytest.param("fractional", marks=pytest.mark.slow)]
 )
-SHORT = ["--data.crop.size=44", "--trainer.max_epochs=1", "--data.num_scenes=20", "--data.draws_per_epoch=32"]
+SHORT = [
+    "--data.crop.size=44",
+    "--trainer.max_epochs=1",
+    "--data.num_scenes=20",
+    "--data.draws_per_epoch=32",
+]
 
 
 @poolings
