@@ -147,12 +147,12 @@ def test_proposals_config_runs_where_the_files_are_given(csv_folder, tmp_path):
     )
 
 
-TWICE = {"two_looks"}
-"""What `test_second_look` runs."""
+ELSEWHERE = {"two_looks", "small_pretrained"}
+"""What `test_second_look` and `test_factories` run."""
 
 
 def test_every_config_is_run_by_these_tests():
-    tested = {"quickstart", "patches", "voc", "coco", "yolo", "csv", "proposals"} | TWICE
+    tested = {"quickstart", "patches", "voc", "coco", "yolo", "csv", "proposals"} | ELSEWHERE
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | {
         "bccd", "bccd_fast", "rbc", "deeppcb", "naive", "small",
         "alexnet_fc6_ridge", "alexnet_fc6_sgd", "rcnn_pool5",

@@ -15,9 +15,29 @@ from torch import nn
 from lightning_bbox import BadInput, BinHead, BoxRegressor, FeatureExtractor, Neck, Refiner
 from lightning_bbox.cli.main import main
 from lightning_bbox.core.recipes import _CALLS_BY_PERSONS, from_plain
-from tests.runs import SCENES, fit, scenes, trained_quietly
+from tests.runs import SCENES, TINY, fit, scenes, trained_quietly
 
 CALLS = []
+
+
+class EfficientNet(nn.Module):
+    """The names of efficientnet_lite_pytorch's, small."""
+
+    def __init__(self):
+        super().__init__()
+        self._conv_stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self._blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6))
+
+    def forward(self, crops):
+        maps = self._conv_stem(crops)
+        for block in self._blocks:
+            maps = block(maps).relu()
+        return maps
+
+    @classmethod
+    def from_name(cls, model_name, override_params=None):  # noqa: ARG003 (theirs)
+        CALLS.append(model_name)
+        return cls()
 
 
 class ResNet(nn.Module):
@@ -88,6 +108,7 @@ def packages(monkeypatch):
         "torchvision": {},
         "torchvision.models": {"resnet18": resnet18},
         "transformers": {"ViTModel": ViT},
+        "efficientnet_lite_pytorch": {"EfficientNet": EfficientNet},
     }.items():
         module = ModuleType(name)
         module.__dict__.update(content)
@@ -325,3 +346,22 @@ def test_a_neck_learns_on_a_net_that_stays():
         assert now.equal(value) == name.startswith("net."), name
     assert not model.net.backbone.net.training
     assert not any(weight.requires_grad for weight in model.net.backbone.net.parameters())
+
+
+def test_the_preset_for_few_boxes_begins_with_weights_of_other_pictures(
+    csv_folder, tmp_path, capsys
+):
+    command = ["-c", "preset:csv", "-c", "preset:small_pretrained", f"--data.root={csv_folder}"]
+    assert main(["fit", *command, f"--runs={tmp_path}", "--name=without"]) == 2
+    assert "efficientnet-lite0-57934424.pth" in capsys.readouterr().err
+    path = tmp_path / "net.pth"
+    torch.save(pretrained(EfficientNet(), "").state_dict(), path)
+    base = ["fit", *command, f"--model.backbone.weights={path}", *TINY[:7]]
+    folder = fit(tmp_path, "run", "--model.optimizer.lr=1e-9", base=base)
+    assert CALLS[-1] == "efficientnet-lite0"
+    model = BoxRegressor.load_from_checkpoint(
+        folder / "checkpoints" / "last.ckpt", trust=[__name__]
+    )
+    learned = [model.net.backbone.net._blocks[at].weight for at in range(6)]
+    assert [weight.requires_grad for weight in learned] == [True] * 5 + [False]  # not read
+    torch.testing.assert_close(learned[4], torch.full_like(learned[4], 0.25), atol=1e-4, rtol=0)
