@@ -110,6 +110,8 @@ def world(tmp_path_factory):
     ):
         text = (ROOT / page).read_text().partition(f"# {file}\n")[2]
         (folder / file).write_text(text.partition("```")[0])
+    stand_in = "from tests.nn.backbones.test_factories import EfficientNet"
+    (folder / "efficientnet_lite_pytorch.py").write_text(stand_in)
     return folder
 
 

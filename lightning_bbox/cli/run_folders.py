@@ -120,7 +120,10 @@ def _find_checkpoint(command: str, folder: Path, asked: str | None) -> str | Non
     if asked is None:
         if command in ("fit", "probe"):
             return None
-        msg = f"{command} needs a trained model; add --ckpt_path and a checkpoint"
+        msg = (
+            f"{command} needs a trained model; add --ckpt_path and a checkpoint, behind -c where "
+            f"there is one: a run's configuration names none, and what comes last holds"
+        )
         raise BadInput(msg)
     if command != "fit" or not (asked == "last" or Path(asked).is_dir()):
         named = folder / "checkpoints" / f"{asked}.ckpt"

@@ -37,8 +37,8 @@ def fit_law(
     information criterion wants them. All count as right where that is as likely, by a test of the
     likelihood ratio: of pictures where the law is narrower than one and a half of the model's
     standard deviations, as errors of a picture, which go together, look like one, and of boxes
-    where it is wider. Those whose
-    law is within half of these count as right too: it can't be told from a bias of the model.
+    where it is wider. Those whose law is within half of these count as right too: it can't be told
+    from a bias of the model.
 
     Args:
         said: How a model says that each box is off, as shares of its sides and changes of log size.
@@ -65,7 +65,6 @@ def fit_law(
     """
     if len(said) < FEWEST_BOXES:
         msg = f"{len(said)} boxes are too few to tell how they are off; {FEWEST_BOXES} do"
-
         raise BadInput(msg)
     if not bool((stds > 0).all() & said.isfinite().all()):
         msg = "the model tells no standard deviations, so how boxes are off can't be told from them"
