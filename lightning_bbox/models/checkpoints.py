@@ -43,7 +43,7 @@ _OF_A_RUN = ("run", "training_set", "sums")
 """What a checkpoint says of its run alone."""
 _PARTS = ("preprocess", "backbone", "head", "codec")
 _RECIPE = {"class_path", "init_args"}
-_UNSAID = {"head.per_class": False}
+_UNSAID = {"head.per_class": False, "backbone.two_scales": False}
 """What parts were made with whose checkpoint doesn't say, as it is older than the option."""
 _STATE = (
     *("loops", "callbacks", "optimizer_states", "lr_schedulers"),
