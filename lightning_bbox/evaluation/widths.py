@@ -3,6 +3,7 @@
 On validation it tells how far what the model says can be relied on, on the test whom it harms.
 """
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 import torch
@@ -95,9 +96,14 @@ def measure_reliability(
     reliability = fit_reliability(said.offsets, said.stds, truth)
     if reliability is None:
         return None, None
-    laws = (usual_law(truth, widths, right) for right in _RIGHT)
-    harmless = (law for law in laws if _most_lost(within, geometry, reliability, law) <= _HARMLESS)
-    return reliability, next(harmless, usual_law(truth, widths, _RIGHT[-1]))
+    laws = [usual_law(truth, widths, right) for right in _RIGHT]
+    # The more of them are right, the less is lost; where even the last one harms, it is taken.
+    fewest = bisect_left(
+        laws[:-1],
+        True,
+        key=lambda law: _most_lost(within, geometry, reliability, law) <= _HARMLESS,
+    )
+    return reliability, laws[fewest]
 
 
 def _most_lost(

@@ -54,7 +54,7 @@ class TwoScales(nn.Module):
             msg = (
                 f"two_scales halves crops about their middle, and those of {crop_size} px have no "
                 f"half on whole pixels; set data.crop.size to a multiple of 4, such as {near} or, "
-                f"for the middle to be as sharp as those are, {8 * round(crop_size / 4)}"
+                f"for the middle to be as sharp as those are, {2 * near}"
             )
             raise BadInput(msg)
         self.crop_size = crop_size
