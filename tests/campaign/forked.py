@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lightning.pytorch as pl
+import torch
 
 import lightning_bbox.cli.run  # noqa: F401 (`main` imports it late: each fork would again)
 from lightning_bbox.cli.main import main
@@ -93,6 +94,9 @@ def _be_the_command(arguments: list[str], log: Path) -> None:
     file = os.open(log, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    # The first call to torch after a fork replaces its pool of threads: two that come at once may
+    # meet where there is none ("Invalid thread pool!"), and decoders are several threads.
+    torch.set_num_threads(torch.get_num_threads())
     code = 1
     try:
         code = main(arguments)
