@@ -7,7 +7,8 @@ share of the boxes gets sides that are off by 15 to 30 % of the box's own, outwa
 chance. Then `audit` runs as anybody would run it. Precision at k is the share of planted boxes
 among the first k of its table, where k is how many were planted: real errors of the annotations
 count as false alarms. Folds that are there already are not trained again. The figures go to
-`benchmarks/results/audit.json` and, as a table, to stdout and `audit.md`.
+`benchmarks/results/audit.json` and, as a table, to stdout and `audit.md`; those of other data sets,
+seeds and shares stay there as they were.
 """
 
 import argparse
@@ -60,18 +61,26 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/audit"))
     options = parser.parse_args(args)
+    ours = {"share": options.share, "folds": options.folds, "epochs": options.epochs}
     found = []
     for name in options.only:
         for seed in options.seeds:
-            found.append(measure(name, seed, options))
+            found.append(measure(name, seed, options) | {"settings": ours, "machine": machine()})
             print(json.dumps(found[-1]), flush=True)
-    settings = {"share": options.share, "folds": options.folds, "epochs": options.epochs}
-    results = {"machine": machine(), "settings": settings, "audits": found}
-    (RESULTS / "audit.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = as_markdown(found)
+    file = RESULTS / "audit.json"
+    known = json.loads(file.read_text())["audits"] if file.is_file() else []
+    merged = {key_of(one): one for one in (*known, *found)}
+    results = [merged[key] for key in sorted(merged)]
+    file.write_text(json.dumps({"audits": results}, indent=1) + "\n")
+    text = as_markdown(results)
     (RESULTS / "audit.md").write_text(text)
     print(text)
     return 0
+
+
+def key_of(audit: dict[str, Any]) -> tuple[int, int, float]:
+    """Return what of an audit makes it another one than the rest, in the order of the table."""
+    return list(SETS).index(audit["data"]), audit["seed"], audit["settings"]["share"]
 
 
 def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -97,3 +97,20 @@ def test_tables_tell_what_was_kept(table, tmp_path):
     assert text.count("0.895 | 0.708 |") == 1
     few = "+0.160 (+0.160 to +0.160) | +0.260 (+0.260 to +0.260) | +0.360 (+0.360 to +0.360) |"
     assert f"| all x 0.8 | {few}" in text
+
+
+def test_an_audit_of_one_set_leaves_the_figures_of_the_others(tmp_path, monkeypatch, capsys):
+    def measured(name, seed, options):
+        share = {"value": options.share, "low": 0.0, "high": 1.0}
+        found = {"boxes": 100, "planted": 5, "precision at k": 0.8, "share": share}
+        ious = {f"iou of the others {when}": 1.0 for when in ("before", "after")}
+        return found | ious | {"data": name, "seed": seed}
+
+    monkeypatch.setattr(audit, "measure", measured)
+    monkeypatch.setattr(audit, "RESULTS", tmp_path)
+    for command in (["--only", "rbc", "bccd"], ["--only", "bccd", "--share=0.1"], ["--only=bccd"]):
+        audit.main(["--data=.", *command])
+    rows = (tmp_path / "audit.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| bccd", "| bccd", "| rbc"]
+    assert ["0.050 (" in row for row in rows] == [True, False, True]
+    assert capsys.readouterr().out.endswith("\n".join([*rows, "", ""]))
