@@ -177,6 +177,10 @@ def further_arms(runs: Path) -> tuple[Arm, ...]:
     net = LITE | {"model.backbone.weights": str(file)}
     return (
         *arms,
+        Arm(
+            "preset:small_pretrained",
+            options={"config": "preset:small_pretrained", "model.backbone.weights": str(file)},
+        ),
         Arm("lite0 frozen", options=net),
         Arm("lite0 frozen, ridge", options=RIDGE | FEW_DRAWS | net),
         Arm("lite0 frozen, all of it", options=net | SUITED),
