@@ -38,9 +38,9 @@ from lightning_bbox.annotations.table import BoxTable
 from lightning_bbox.cli.main import main as lightning_bbox
 from lightning_bbox.core.randomness import keyed_generator
 from lightning_bbox.evaluation.intervals import Mean, clustered_interval, crossed_interval
-from lightning_bbox.evaluation.metrics import HARM
+from lightning_bbox.evaluation.metrics import HARM, coordinate_errors
 from lightning_bbox.geometry.boxes import Boxes, box_centers, box_sizes, boxes_around, paired_iou
-from lightning_bbox.geometry.weighing import Said, learn_law, places_of
+from lightning_bbox.geometry.weighing import Said, learn_law, placed, places_of
 from lightning_bbox.insight.audit import Audit, judge, said_inside
 from lightning_bbox.pictures.decode import decode_image
 
@@ -75,6 +75,7 @@ LEARNED_FROM = (0, 50, 200, 1000)  # boxes that a law is learned from
 COMMON = ["--data.num_targets=4", "--data.jitter=UniformJitter", "--data.jitter.shift=8"]
 BATCH = 24  # pictures at once
 NUM_TESTED = 500  # scenes, of one box each
+_NINETY = 1.645  # standard deviations
 
 
 class Set(NamedTuple):
@@ -265,6 +266,18 @@ class Judge:
         said = self.said(case.boxes, found, stds)
         return judge(said, case.boxes, table.sizes[index], index, names)
 
+    def held(self, case: Case, audit: Audit, said: Said) -> np.ndarray:
+        """Return in what part of each box's coordinates the told 90 % interval holds the truth."""
+        geometry, reliability = self.refiner.spec.geometry, self.refiner.model.reliability
+        names = [self.table.classes[label] for label in self.table.labels.tolist()]
+        limits = self.table.sizes[self.table.image_index].flip(-1).to(case.boxes.dtype)
+        moved = audit.law.move(said, names)
+        found = placed(moved, said, case.boxes, geometry, reliability, limits)
+        px, count = geometry.px(case.boxes), found.stds.shape[1]
+        errors = coordinate_errors(found.boxes, self.table.boxes, px, count)
+        held: np.ndarray = (errors.abs() <= _NINETY * found.stds).double().mean(dim=1).numpy()
+        return held
+
     def by_few(self, boxes: Boxes, said: Said, few: int, repetitions: int) -> np.ndarray:
         """Return each box's IoU under laws of a few of them; 0 takes the checkpoint's own.
 
@@ -353,6 +366,8 @@ def measure(run: Path, table: BoxTable, repetitions: int) -> None:
         told = [f"{when} {kept[f'{case.name}/{when}'].mean():.3f}" for when in WAYS]
         if case.bad is None and case.kinds is None:
             said = model.said(case.boxes, found, stds)
+            kept[f"{case.name}/held"] = model.held(case, audit, said)
+            told.append(f"intervals hold {kept[f'{case.name}/held'].mean():.2f}")
             for few in (few for few in LEARNED_FROM if few <= len(table.boxes)):
                 kept[f"{case.name}/{few}"] = model.by_few(case.boxes, said, few, repetitions)
                 told.append(f"by {few} boxes {kept[f'{case.name}/{few}'].mean():.3f}")
@@ -416,6 +431,8 @@ def figures(paths: list[Path]) -> dict[str, object]:
             if f"{name}/{few}" in measured.runs[0]
         }
         cases[name] = means | {"gain": gain, "harmed": sum(worse) / len(worse), "by few": by_few}
+        if f"{name}/held" in measured.runs[0]:
+            cases[name]["held"] = float(torch.cat(measured.values(name, "held")).mean())
     return {"runs": len(paths), "cases": cases, "mixtures": mixed(measured, names)}
 
 
@@ -449,7 +466,8 @@ def as_markdown(results: dict[str, dict[str, object]]) -> str:
         on_bccd = name.startswith("bccd")
         lines += [f"## {name}, {found['runs']} seeds", ""]
         head = ["the boxes given", "before", "law of the training", "their own law"]
-        head += ["gain (95 %)", "harmed", *(["ReBox", "SAM"] if on_bccd else [])]
+        head += ["gain (95 %)", "harmed", "90 % intervals hold"]
+        head += ["ReBox", "SAM"] if on_bccd else []
         lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         cases = found["cases"]
         assert isinstance(cases, dict)
@@ -458,6 +476,7 @@ def as_markdown(results: dict[str, dict[str, object]]) -> str:
             cells = [case, *(f"{row[way]:.3f}" for way in WAYS)]
             cells += [f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"]
             cells += [f"{100 * row['harmed']:.0f} %"]
+            cells += [f"{100 * row['held']:.0f} %" if "held" in row else ""]
             if on_bccd:
                 scale = float(case[6:]) if case.startswith("all x") else 1.0
                 cells += [f"{iou:.3f}" for iou in PUBLISHED.get(scale, ())] or ["", ""]

@@ -295,10 +295,9 @@ class BoxCLI(LightningCLI):
     def validate(self, model: OffsetModel, datamodule: CropDataModule) -> None:
         """Validate a trained model, and keep how it errs where its checkpoint doesn't say yet."""
         model.restore(self.config[self.subcommand].ckpt_path)
-        known = model.reliability, model.range
+        known = _measured(model)
         self.trainer.validate(model, datamodule=datamodule, verbose=False)
-        now = model.reliability, model.range
-        if any(was is None and found is not None for was, found in zip(known, now, strict=True)):
+        if any(now and not was for was, now in zip(known, _measured(model), strict=True)):
             path = self.run_folder / "checkpoints" / "best.ckpt"
             self.trainer.save_checkpoint(path, weights_only=True)
             say(f"how the model errs, and its own law of boxes, are kept with it in {path}")
@@ -384,6 +383,12 @@ class Unmade(Unbuilt):
 
     def instantiate_classes(self) -> None:
         """Do nothing."""
+
+
+def _measured(model: OffsetModel) -> tuple[object, object, object]:
+    """Return what a validation measures of how a model errs: what older checkpoints lack."""
+    reliability = model.reliability
+    return reliability, model.range, reliability.common if reliability else None
 
 
 def _as_list(value: object) -> list[object]:

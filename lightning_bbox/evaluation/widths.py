@@ -4,6 +4,7 @@ On validation it tells how far what the model says can be relied on, on the test
 """
 
 from bisect import bisect_left
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,9 +18,9 @@ from lightning_bbox.geometry.codecs import encode_deltas
 from lightning_bbox.geometry.crop_geometry import CropGeometry
 from lightning_bbox.geometry.displacement import DisplacementLaw
 from lightning_bbox.geometry.law_fitting import usual_law
-from lightning_bbox.geometry.reliability import Reliability, fit_reliability
+from lightning_bbox.geometry.reliability import Reliability, common_errors, fit_reliability
 from lightning_bbox.geometry.trained_range import TrainedRange, fit_range
-from lightning_bbox.geometry.weighing import move_under, said_of
+from lightning_bbox.geometry.weighing import Said, move_under, said_of
 from lightning_bbox.nn.calibration import can_tell
 
 _WORDS = {
@@ -44,6 +45,20 @@ class AtWidths(NamedTuple):
     samples: Samples
     refined: Refined
     widths: Float[Tensor, " n"]
+
+    def said(
+        self, geometry: CropGeometry, reliability: Reliability | None = None
+    ) -> tuple[Said, Float[Tensor, "n t"]]:
+        """Return what the model says of the boxes, and how they are off.
+
+        Args:
+            geometry: What a px is.
+            reliability: How the model errs, where that is known.
+        """
+        samples, refined, _ = self
+        said = said_of(refined.boxes, refined.stds, samples.proposals, geometry, reliability)
+        truth = encode_deltas(samples.gt_boxes, samples.proposals)
+        return said, truth[:, : said.offsets.shape[1]]
 
     def within(self) -> "AtWidths":
         """Return those that are off by no more than in training."""
@@ -75,7 +90,7 @@ class HarmRow(NamedTuple):
 
 
 def measure_reliability(
-    drawn: AtWidths, geometry: CropGeometry
+    drawn: AtWidths, usual: AtWidths, geometry: CropGeometry
 ) -> tuple[Reliability | None, DisplacementLaw | None]:
     """Measure how what a model says errs, and the law it has for boxes too few to tell theirs.
 
@@ -83,20 +98,22 @@ def measure_reliability(
     0.003 of IoU by it on average.
 
     Args:
-        drawn: Boxes of the validation.
+        drawn: Boxes of the validation, off by little and by much.
+        usual: Others that are off as in training.
         geometry: What a px is.
 
     Returns:
         Both, or neither where the boxes are too few or the model tells no standard deviations.
     """
     within = drawn.within()
-    samples, refined, widths = within
-    said = said_of(refined.boxes, refined.stds, samples.proposals, geometry)
-    truth = encode_deltas(samples.gt_boxes, samples.proposals)[:, : said.offsets.shape[1]]
+    said, truth = within.said(geometry)
     reliability = fit_reliability(said.offsets, said.stds, truth)
     if reliability is None:
         return None, None
-    laws = [usual_law(truth, widths, right) for right in _RIGHT]
+    others, truths = usual.said(geometry, reliability)
+    common = common_errors(others.offsets, others.stds, truths)
+    reliability = replace(reliability, common=common)
+    laws = [usual_law(truth, within.widths, right) for right in _RIGHT]
     # The more of them are right, the less is lost; where even the last one harms, it is taken.
     fewest = bisect_left(
         laws[:-1],

@@ -22,6 +22,8 @@ _STEPS = 60
 _FARTHEST = 10.0
 _LEAST_SLOPE = 0.1  # below it what is said hardly depends on the truth
 _LEAST_FACTOR = 1e-3
+_GROSS = 5.0  # usual errors: the model took another object for the box's own
+_LEAST_SPREAD = 1e-6  # of truths, in shares of a box
 _BEGUN_SHARES, _BEGUN_WIDTHS = (0.9, 0.1), (1.0, 3.0)
 _MEDIAN = 0.6745  # of a standard normal error's size
 
@@ -44,6 +46,8 @@ class Reliability:
         slope: How much of a displacement it says.
         factors: The usual error over the standard deviation told.
         tails: Shares of boxes whose errors, in all coordinates, are by a factor the usual ones.
+        common: How large a part of the usual error boxes that are off alike have in common, as
+            standard deviations; () where that isn't known.
 
     Raises:
         BadInput: The numbers can't be those of a model.
@@ -53,6 +57,7 @@ class Reliability:
     slope: tuple[float, ...]
     factors: tuple[float, ...]
     tails: Tails = NORMAL
+    common: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -60,8 +65,10 @@ class Reliability:
         shares = [share for share, _ in self.tails]
         lengths = {len(self.bias), len(self.slope), len(self.factors)}
         are_usable = (
-            all(math.isfinite(number) for number in (*self.bias, *positive, *shares))
+            all(math.isfinite(number) for number in (*self.bias, *positive, *shares, *self.common))
             and lengths in ({2}, {4})
+            and len(self.common) in (0, len(self.bias))
+            and min(self.common, default=0) >= 0
             and min(positive) > 0 <= min(shares)
             and abs(sum(shares) - 1) < 1e-3
         )
@@ -87,9 +94,29 @@ class Reliability:
         bias, slope, factors = map(said.new_tensor, (self.bias, self.slope, self.factors))
         return (said - bias) / slope, stds * factors / slope
 
+    def under_a_law(self, stds: Offsets, usual: Offsets) -> Offsets:
+        """Return how far off boxes are that moved under a law, which knows no common error.
+
+        A law learns from many boxes how they are off, and so has little left of each one's own
+        error. What they have in common, as they are off alike, it takes for a way of being off.
+
+        Args:
+            stds: How far off they are deemed under the law.
+            usual: The usual errors, as `corrected` returns them.
+
+        Examples:
+            >>> model = Reliability((0.0,) * 2, (1.0,) * 2, (1.0,) * 2, common=(0.0, 0.5))
+            >>> model.under_a_law(torch.tensor([[0.0, 0.0]]), torch.full((1, 2), 0.1))
+            tensor([[0.0000, 0.0500]])
+        """
+        if not self.common:
+            return stds
+        taken_off = (usual.square() - stds.square()).clamp(min=0)
+        return (stds.square() + usual.new_tensor(self.common).square() * taken_off).sqrt()
+
     def plain(self) -> dict[str, Any]:
         """Return it as lists of numbers, for a checkpoint."""
-        told = {name: list(getattr(self, name)) for name in ("bias", "slope", "factors")}
+        told = {name: list(getattr(self, name)) for name in ("bias", "slope", "factors", "common")}
         return told | {"tails": [list(pair) for pair in self.tails]}
 
     @classmethod
@@ -100,7 +127,8 @@ class Reliability:
             ValueError, TypeError, KeyError: It isn't that.
         """
         rows = {name: tuple(told[name]) for name in ("bias", "slope", "factors")}
-        return cls(**rows, tails=tuple((share, factor) for share, factor in told["tails"]))
+        tails = tuple((share, factor) for share, factor in told["tails"])
+        return cls(**rows, tails=tails, common=tuple(told.get("common", ())))  # older ones: none
 
 
 def fit_reliability(said: Offsets, stds: Offsets, truth: Offsets) -> Reliability | None:
@@ -151,6 +179,47 @@ def fit_reliability(said: Offsets, stds: Offsets, truth: Offsets) -> Reliability
         factors = (weights * ratios).mean(dim=0).sqrt().clamp(min=_LEAST_FACTOR)
     tails = tuple(zip(shares.tolist(), widths.tolist(), strict=True))
     return Reliability(tuple(bias.tolist()), tuple(slope.tolist()), tuple(factors.tolist()), tails)
+
+
+def common_errors(said: Offsets, stds: Offsets, truth: Offsets) -> tuple[float, ...]:
+    """Measure how large a part of the usual error boxes that are off alike have in common.
+
+    That is what a cubic of how they are off explains of their errors, by their standard deviations.
+
+    Args:
+        said: How the model says that each box is off, corrected.
+        stds: Its usual errors.
+        truth: How they are off, in many ways.
+
+    Returns:
+        A standard deviation for each coordinate, as a share of the usual error; () where there are
+        fewer than 50 draws. Gross errors, of more than five usual ones, are left out.
+
+    References:
+        Theil, Economic forecasts and policy (1961), for what is explained beyond chance: the
+        residuals' mean square is over the number of draws less that of terms.
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> truth, noise = (torch.randn(4000, 2, generator=generator) for _ in range(2))
+        >>> said = truth + 0.3 * truth[:, [1, 0]] + noise
+        >>> [round(part, 1) for part in common_errors(said, torch.ones_like(said), truth)]
+        [0.3, 0.3]
+    """
+    errors, truth = ((said - truth) / stds).double().cpu(), truth.cpu()
+    usable = ((errors.abs() < _GROSS) & (truth.abs() < _FARTHEST)).all(dim=1)
+    if int(usable.sum()) < FEWEST_DRAWS:
+        return ()
+    errors, off = errors[usable], truth[usable].double()
+    # As shares of their spread: powers of numbers far below 1 tell nothing apart.
+    off = off / off.square().mean(dim=0).sqrt().clamp(min=_LEAST_SPREAD)
+    count = off.shape[1]
+    pairs = [off[:, [at]] * off[:, at:] for at in range(count)]
+    terms = torch.cat([torch.ones_like(off[:, :1]), off, *pairs, off**3], dim=1)
+    left = errors - terms @ torch.linalg.lstsq(terms, errors, driver="gelsd").solution
+    beyond = left.square().sum(dim=0) / (len(errors) - terms.shape[1])
+    explained = (errors.square().mean(dim=0) - beyond).clamp(min=0)
+    return tuple(explained.sqrt().tolist())
 
 
 def _lines(

@@ -170,7 +170,7 @@ def move_under(
     refuse_other_coordinates(law, stds.shape[1])
     refuse_untold(stds)
     said = said_of(boxes, stds, rough, geometry, reliability)
-    return placed(law.move(*said), said, rough, geometry, limits)
+    return placed(law.move(*said), said, rough, geometry, reliability, limits)
 
 
 def placed(
@@ -178,6 +178,7 @@ def placed(
     said: Said,
     rough: Boxes,
     geometry: CropGeometry,
+    reliability: Reliability | None = None,
     limits: Limits | None = None,
 ) -> Weighed:
     """Put rough boxes where they go under a law.
@@ -187,9 +188,11 @@ def placed(
         said: What the model says of them.
         rough: The boxes, `xyxy` in picture pixels.
         geometry: What a px is.
+        reliability: How the model errs, where that is known.
         limits: Width and height of each one's picture, where boxes are cut at its border.
     """
-    px = moved.stds / _shares(moved.stds, rough, geometry)
+    stds = moved.stds if reliability is None else reliability.under_a_law(moved.stds, said.stds)
+    px = stds / _shares(stds, rough, geometry)
     return Weighed(places_of(moved, said, rough, limits), px, moved.gain, moved.wrong)
 
 

@@ -181,7 +181,7 @@ class MeasuredModel(RefiningModel):
         drawn = self._at_widths("val_widths", self.trainer.num_val_batches)
         usual = self._told("val", *self._seen("val"))
         geometry, bounds = self.data.geometry, tuple(self.spec.bounds)
-        self.reliability, self.law = measure_reliability(drawn, geometry)
+        self.reliability, self.law = measure_reliability(drawn, usual, geometry)
         self.range = measure_range(drawn, usual, geometry, bounds)
 
     def _at_widths(

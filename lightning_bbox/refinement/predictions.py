@@ -186,8 +186,8 @@ class PredictionFiles(pl.Callback):
         stays = stay[rough.chosen]
         found = found._replace(boxes=torch.where(stays[:, None], old, found.boxes))
         seen = found.seen & found.boxes.isfinite().all(dim=1) & ~stays
-        told = found.boxes[seen], found.stds[seen], old[seen], geometry, model.reliability
-        said = said_of(*told)
+        told = old[seen], geometry, model.reliability
+        said = said_of(found.boxes[seen], found.stds[seen], *told)
         index = rough.table.image_index[rough.chosen][seen]
         limits = rough.table.sizes[index].flip(-1).to(old.dtype)
         labels = rough.table.labels[rough.chosen][seen].tolist()
@@ -198,7 +198,7 @@ class PredictionFiles(pl.Callback):
             return found, gains, sentence
         laws.save(self.folder / "law.json")
         refuse_untold(found.stds[seen])
-        weighed = placed(laws.move(said, names), said, old[seen], geometry, limits)
+        weighed = placed(laws.move(said, names), said, *told, limits)
         boxes, stds = found.boxes.clone(), found.stds.clone()
         boxes[seen], stds[seen] = weighed.boxes, weighed.stds
         gains[seen] = torch.stack([weighed.gain, weighed.wrong], dim=1)

@@ -75,6 +75,9 @@ def test_tables_tell_what_was_kept(table, tmp_path):
         def said(self, boxes, found, stds):
             return None
 
+        def held(self, case, audit, said):
+            return np.full(len(case.boxes), 0.75)
+
         def by_few(self, boxes, said, few, repetitions):
             return np.full(len(boxes), 0.9 if few else 0.8)
 
@@ -94,7 +97,7 @@ def test_tables_tell_what_was_kept(table, tmp_path):
     assert found["mixtures"]["20 %"]["bad law"] == pytest.approx(1.0)
     text = rebox.as_markdown({"bccd, all pictures, log_scale 0.7": found})
     assert "| all x 0.8 | 0.640 | 1.000 | 1.000 | +0.360 (" in text
-    assert text.count("0.895 | 0.708 |") == 1
+    assert text.count("| 0 % | 75 % | 0.895 | 0.708 |") == 1
     few = "+0.160 (+0.160 to +0.160) | +0.260 (+0.260 to +0.260) | +0.360 (+0.360 to +0.360) |"
     assert f"| all x 0.8 | {few}" in text
 

@@ -598,6 +598,12 @@ def test_validation_keeps_how_a_model_errs_where_its_checkpoint_does_not_say(
     again = [f"--ckpt_path={kept}", *options[1:], "--name=again"]
     assert main(["validate", *again]) == 0
     assert not (tmp_path / "again" / "checkpoints").exists()
+    del found["lightning_bbox"]["reliability"]["common"]  # as checkpoints were before that
+    torch.save(found, tmp_path / "older.ckpt")
+    older = [f"--ckpt_path={tmp_path / 'older.ckpt'}", *options[1:], "--name=renewed"]
+    assert main(["validate", *older]) == 0
+    renewed = torch.load(tmp_path / "renewed" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert len(renewed["lightning_bbox"]["reliability"]["common"]) == 2
 
 
 def test_what_a_checkpoint_does_not_know_is_asked_for(moved, refused):

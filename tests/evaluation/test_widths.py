@@ -63,20 +63,22 @@ def test_a_model_without_a_law_is_told_without_one(drawn):
         assert row.iou_law is row.harmed_law is None
     untold = found._replace(refined=found.refined._replace(stds=float("nan") * found.refined.stds))
     assert harm_rows(untold, data.geometry, RELIABILITY, LAW)[0].iou_law is None
-    assert measure_reliability(untold, data.geometry) == (None, None)
+    assert measure_reliability(untold, untold, data.geometry) == (None, None)
 
 
 def test_a_model_that_errs_as_it_tells_is_found_reliable(drawn):
     data, found = drawn
-    reliability, law = measure_reliability(found, data.geometry)
+    reliability, law = measure_reliability(found, found, data.geometry)
     assert reliability.bias == pytest.approx([0.0] * 4, abs=0.01)
     assert reliability.slope == pytest.approx([1.0] * 4, abs=0.1)
+    assert len(reliability.common) == 4
+    assert max(reliability.common) < 0.3  # each errs by itself; there are 400
     assert len(law.shares) == 3
 
 
 def test_a_models_own_law_takes_as_few_boxes_to_be_right_as_harms_none(drawn):
     data, found = drawn
-    reliability, law = measure_reliability(found, data.geometry)
+    reliability, law = measure_reliability(found, found, data.geometry)
 
     def lost(right):
         other = replace(law, right=right, shares=((1 - right) / 3,) * 3)

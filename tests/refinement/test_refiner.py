@@ -285,7 +285,8 @@ def test_several_pictures_of_several_sizes_give_what_each_gives_alone():
 def with_law(num_targets=4):
     """Make a model that knows how it errs, and has a law for few boxes."""
     model = built_model(num_targets=num_targets)
-    model.reliability = Reliability((0.01,) * 4, (0.9,) * 4, (1.2,) * 4, ((0.9, 1.0), (0.1, 2.0)))
+    parts = (0.01,) * 4, (0.9,) * 4, (1.2,) * 4, ((0.9, 1.0), (0.1, 2.0)), (0.3,) * 4
+    model.reliability = Reliability(*parts)
     model.law = DisplacementLaw(0.5, (0.5,), ((0.0,) * 4,), ((0.5,) * 4,))
     return model
 

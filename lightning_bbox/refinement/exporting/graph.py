@@ -113,7 +113,7 @@ class RefinementGraph(nn.Module):
         said = said_of(boxes, stds, rough, geometry, reliability)
         moved = move_by(table, *said, self.draws)
         to_stay = type(moved)(*(column.to(boxes.dtype) for column in moved))
-        weighed = placed(to_stay, said, rough, geometry, limits)
+        weighed = placed(to_stay, said, rough, geometry, reliability, limits)
         return weighed.boxes, weighed.stds.masked_fill(beyond, torch.nan), weighed.gain
 
 

@@ -61,7 +61,8 @@ def trained(num_targets=4, law=LAW, backbone=None, head=None, geometry=None, fli
             stds=tuple(row[:num_targets] for row in law.stds),
         )
         parts = [(number,) * num_targets for number in (0.01, 0.9, 0.1)]
-        model.law, model.reliability = law, Reliability(*parts, ((0.9, 1.0), (0.1, 4.0)))
+        tails, common = ((0.9, 1.0), (0.1, 4.0)), (0.3,) * num_targets
+        model.law, model.reliability = law, Reliability(*parts, tails, common)
     model.range = TrainedRange((1.0, 1.0), LIMIT)
     return model.eval()
 
