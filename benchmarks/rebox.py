@@ -244,6 +244,8 @@ class Judge:
         self.refiner.model.range = None  # what it says of all boxes is wanted, marked or not
         self.images = [decode_image(table.root / image) for image in table.images]
         self.counts = table.image_index.bincount(minlength=len(table.images)).tolist()
+        self.names = [table.classes[label] for label in table.labels.tolist()]
+        self.limits = table.sizes[table.image_index].flip(-1).float()
 
     def trained(self, boxes: Boxes) -> tuple[Boxes, Float[Tensor, "n t"]]:
         """Move boxes as if they were off as those of the training were; say how sure that is."""
@@ -262,17 +264,15 @@ class Judge:
     def audit(self, case: Case, found: Boxes, stds: Float[Tensor, "n t"]) -> Audit:
         """Weigh what `trained` found against the law that is learned from these very boxes."""
         table, index = self.table, self.table.image_index
-        names = case.kinds or [table.classes[label] for label in table.labels.tolist()]
+        names = case.kinds or self.names
         said = self.said(case.boxes, found, stds)
         return judge(said, case.boxes, table.sizes[index], index, names)
 
     def held(self, case: Case, audit: Audit, said: Said) -> np.ndarray:
         """Return in what part of each box's coordinates the told 90 % interval holds the truth."""
         geometry, reliability = self.refiner.spec.geometry, self.refiner.model.reliability
-        names = [self.table.classes[label] for label in self.table.labels.tolist()]
-        limits = self.table.sizes[self.table.image_index].flip(-1).to(case.boxes.dtype)
-        moved = audit.law.move(said, names)
-        found = placed(moved, said, case.boxes, geometry, reliability, limits)
+        moved = audit.law.move(said, self.names)
+        found = placed(moved, said, case.boxes, geometry, reliability, self.limits)
         px, count = geometry.px(case.boxes), found.stds.shape[1]
         errors = coordinate_errors(found.boxes, self.table.boxes, px, count)
         held: np.ndarray = (errors.abs() <= _NINETY * found.stds).double().mean(dim=1).numpy()

@@ -244,16 +244,21 @@ def test_a_run_whose_steps_ended_within_an_epoch_goes_on_to_more_exactly(tmp_pat
 def test_how_a_model_errs_is_measured_after_validation_and_travels_with_it(tmp_path: Path) -> None:
     data, model = scenes(eval_draws=400, num_targets=4), BoxRegressor(ShallowConvNet(channels=(4,)))
     trainer = trained_quietly(model, data, max_epochs=1, num_sanity_val_steps=0)
-    samples, widths = data.samples("val_widths"), data.widths("val_widths")
-    with torch.no_grad():
-        boxes, stds = model.eval().refine(data.crops_of(samples), samples.proposals)
-    refined = Refined(boxes, stds[:, 0], stds, stds, stds[:, :2], stds[:, 0] > 0)
-    found = AtWidths(samples, refined, widths)
-    reliability, law = measure_reliability(found, data.geometry)
+    model.eval()
+
+    def refined(split: str) -> AtWidths:
+        samples, widths = data.samples(split), data.widths(split)
+        with torch.no_grad():
+            boxes, stds = model.refine(data.crops_of(samples), samples.proposals)
+        columns = boxes, stds[:, 0], stds, stds, stds[:, :2], stds[:, 0] > 0
+        return AtWidths(samples, Refined(*columns), widths)
+
+    reliability, law = measure_reliability(refined("val_widths"), refined("val"), data.geometry)
     assert (model.law, reliability.tails[0]) == (
         law,
         pytest.approx(model.reliability.tails[0], abs=0.02),
     )
+    assert model.reliability.common == pytest.approx(reliability.common, abs=0.02)
     assert model.reliability.factors == pytest.approx(reliability.factors, rel=0.02)
     assert model.law.means == law.means
     path = tmp_path / "model.ckpt"
