@@ -273,7 +273,8 @@ def _work(fit: Fit, arguments: list[str], log: Path, threads: int) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    torch.set_num_threads(threads)
+    # OMP_NUM_THREADS may ask for fewer: threads that share a core wait for each other busily.
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
     keep_freed_memory()
     sys.argv[1:] = arguments  # what Lightning launches a run's further processes with
     sys.exit(fit(arguments))

@@ -1,6 +1,8 @@
 """The processes of a study: as many as memory is free for, and none outlives it."""
 
+import os
 import signal
+import subprocess
 import sys
 import time
 from unittest.mock import patch
@@ -11,6 +13,7 @@ import torch
 from lightning_bbox.studies import runs
 from lightning_bbox.studies.runs import Workers
 from lightning_bbox.studies.study import Arm, Run
+from tests.conftest import ROOT
 
 RUN = Run(Arm("hung"), 0)
 
@@ -69,6 +72,26 @@ def test_a_run_lies_in_its_studys_folder_whatever_its_configuration_says(tmp_pat
     told = (tmp_path / RUN.name / "log.txt").read_text().splitlines()
     config = told.index("--config=runs/old/config.yaml")
     assert {f"--runs={tmp_path}", f"--name={RUN.name}"} <= {*told[config:]}
+
+
+def count_threads(_):
+    """Be a run that says how many threads it has."""
+    sys.stderr.write(f"{torch.get_num_threads()}")
+    return 0
+
+
+def test_a_run_has_no_more_threads_than_the_environment_says(tmp_path):
+    lines = [
+        "import pathlib, sys",
+        "from tests.studies.test_workers import RUN, count_threads",
+        "from lightning_bbox.studies.runs import Workers",
+        "with Workers(pathlib.Path(sys.argv[1]), 1, count_threads) as workers:",
+        "    list(workers.results([(RUN, [])]))",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "\n".join(lines), str(tmp_path)]
+    subprocess.run(command, env=environment, check=True)
+    assert (tmp_path / RUN.name / "log.txt").read_text() == "1"
 
 
 def test_no_more_runs_go_side_by_side_than_memory_is_free_for(monkeypatch):
