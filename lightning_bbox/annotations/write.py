@@ -88,7 +88,9 @@ def as_written(table: BoxTable, boxes: Boxes, decimals: Decimals = "auto") -> Bo
         BadInput: If so many decimals can't be written.
     """
     places = decimals_of(table, decimals)
-    new, old = (_rounded(found.double(), places) for found in (boxes, table.boxes))
+    new, old = (
+        _rounded(table, found.double(), table.image_index, places) for found in (boxes, table.boxes)
+    )
     least = 1.0 if table.format.convention.inclusive else 0.0
     stays = (new == old).all(dim=1) | (box_sizes(new) <= least).any(dim=1)
     stays |= (boxes == table.boxes).all(dim=1)
@@ -119,10 +121,28 @@ def refuse_decimals(decimals: Decimals) -> None:
         raise BadInput(msg)
 
 
-def _rounded(edges: Float64[Tensor, "n 4"], places: Int64[Tensor, " n"]) -> Float64[Tensor, "n 4"]:
-    """Round edges, so that a size and the corner it ends at agree; -0.0 becomes 0."""
+def _rounded(
+    table: BoxTable,
+    edges: Float64[Tensor, "n 4"],
+    images: Int64[Tensor, " n"],
+    places: Int64[Tensor, " n"],
+) -> Float64[Tensor, "n 4"]:
+    """Return where boxes are once their numbers are rounded; -0.0 becomes 0.
+
+    Edges are rounded, so that a size and the corner it ends at agree; of centres, which may lie
+    between two such edges, the file's own numbers are.
+    """
     scale = 10.0 ** places[:, None].double()
+    if _has_centers(table):
+        return table.edges((table.numbers(edges, images) * scale).round() / scale, images) + 0.0
     return (edges * scale).round() / scale + 0.0
+
+
+def _has_centers(table: BoxTable) -> bool:
+    """Tell whether files hold centres in pixels: a box of side one then has halves."""
+    convention = table.format.convention
+    halves = convention.from_xyxy(torch.tensor([[0.0, 0, 1, 1]], dtype=torch.float64)) % 1
+    return not convention.fractions and bool(halves.any())
 
 
 class _Changes(NamedTuple):
@@ -151,7 +171,7 @@ class _Changes(NamedTuple):
         """Return those of a table, by its new boxes and how many decimals of a pixel they have."""
         convention, images = table.format.convention, table.image_index[indices]
         numbers = [
-            table.numbers(_rounded(found[indices].double(), places), images)
+            table.numbers(_rounded(table, found[indices].double(), images, places), images)
             for found in (table.boxes, boxes)
         ]
         corners = torch.stack([convention.to_xyxy(each) for each in numbers], dim=1)

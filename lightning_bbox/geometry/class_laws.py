@@ -15,7 +15,7 @@ from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import write_atomically
 from lightning_bbox.geometry.boxes import Boxes
 from lightning_bbox.geometry.displacement import DisplacementLaw, Moved
-from lightning_bbox.geometry.law_fitting import FEWEST_BOXES
+from lightning_bbox.geometry.law_fitting import FEWEST_BOXES, with_shares_of
 from lightning_bbox.geometry.weighing import (
     MOST_LEARNED_FROM,
     Limits,
@@ -131,7 +131,8 @@ def learn_laws(
 
     A class of fifty boxes or more has a law of its own where that makes what the model says of its
     boxes likelier than the law of all does, by more than its numbers cost: the more the boxes of
-    a picture go together, the more. The other classes then have one law together.
+    a picture go together, the more. The other classes then have one law together; of fewer boxes it
+    is the shares of its parts that may be a class's own.
 
     Args:
         said: What a model says of each box.
@@ -166,11 +167,26 @@ def learn_laws(
             if _is_worth(gained, clusters[rows], len(own.shares) * (1 + 2 * own.num_targets)):
                 by_class[name] = own
     others = [name for name in rows_of if name not in by_class]
-    if by_class and others:
-        rows = _where(names, set(others))
-        rest = learned(rows) if len(rows) >= FEWEST_BOXES else every
-        by_class |= dict.fromkeys(others, rest)
+    rows = _where(names, set(others))
+    rest = learned(rows) if by_class and len(rows) >= FEWEST_BOXES else every
+    for name in others if len(rows_of) > 1 else ():
+        few = rows_of[name][whole[rows_of[name]]]
+        if (adapted := _with_own_shares(rest, said.take(few), clusters[few])) is not None:
+            by_class[name] = adapted
+    if by_class:
+        by_class |= {name: rest for name in others if name not in by_class}
     return ClassLaws(every, by_class)
+
+
+def _with_own_shares(
+    law: DisplacementLaw, said: Said, clusters: Int64[Tensor, " k"]
+) -> DisplacementLaw | None:
+    """Return a law with the shares that its parts have in a small class, where that is worth it."""
+    if not 0 < len(clusters) < FEWEST_BOXES:
+        return None
+    own = with_shares_of(law, *said)
+    gained = own.log_likelihoods(*said) - law.log_likelihoods(*said)
+    return own if _is_worth(gained, clusters, len(own.shares)) else None
 
 
 def _is_worth(gained: Float64[Tensor, " n"], clusters: Int64[Tensor, " n"], numbers: int) -> bool:
@@ -182,7 +198,7 @@ def _is_worth(gained: Float64[Tensor, " n"], clusters: Int64[Tensor, " n"], numb
     apart = gained - gained.mean()
     together = torch.zeros(int(own.max()) + 1, dtype=apart.dtype).index_add_(0, own, apart)
     effect = float(together.square().sum() / apart.square().sum().clamp(min=1e-12))
-    cost = 0.5 * math.log(len(gained)) * numbers
+    cost = 0.5 * math.log(max(len(gained), FEWEST_BOXES)) * numbers
     return float(gained.sum()) > cost * max(effect, 1.0)
 
 

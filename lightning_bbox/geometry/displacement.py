@@ -45,6 +45,9 @@ class Moved(NamedTuple):
     wrong: Float[Tensor, " n"]
 
 
+_MOST = 100.0  # sides that a box may be off, or by which its size may differ in log
+
+
 @dataclass(frozen=True)
 class DisplacementLaw:
     """A mixture of boxes that are right and of normal laws of how the others are off.
@@ -88,7 +91,7 @@ class DisplacementLaw:
         numbers = [self.right, *self.shares, *(number for row in rows for number in row)]
         numbers += self.within
         is_law = (
-            all(math.isfinite(number) for number in numbers)
+            all(abs(number) <= _MOST for number in numbers)
             and len(self.shares) == len(self.means) == len(self.stds) > 0
             and {len(row) for row in rows} in ({2}, {4})
             and min(self.right, *self.shares, *(min(row) for row in self.stds)) >= 0
@@ -247,7 +250,7 @@ class DisplacementLaw:
             return cls.from_plain(json.loads(Path(path).read_bytes()))
         except OSError as error:
             raise BadInput.unreadable(str(path), error) from error
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             remedy = "give the law.json of a prediction"
             raise BadInput.at(str(path), "holds no displacement law", remedy) from error
 

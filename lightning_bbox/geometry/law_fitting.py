@@ -21,6 +21,7 @@ FEWEST_BOXES = 50
 _TELLABLE = 0.5
 """Share of a model's standard deviation: what is smaller may be the bias of the model itself."""
 _NEAR = 1.5  # below this share of it, errors of a picture, which go together, look like a law
+_FACTORS = (1.0, 1.05, 1.1)  # by which a model may err more than it tells where boxes are right
 _LEVEL = 0.05  # chance of a law that is none, of the likelihood ratio test
 _MOST_FITTED = 20_000  # boxes: more don't change a law of at most 27 numbers
 _MOST_STEPS = 500
@@ -37,8 +38,9 @@ def fit_law(
     information criterion wants them. All count as right where that is as likely, by a test of the
     likelihood ratio: of pictures where the law is narrower than one and a half of the model's
     standard deviations, as errors of a picture, which go together, look like one, and of boxes
-    where it is wider. Those whose law is within half of these count as right too: it can't be told
-    from a bias of the model.
+    where it is wider. A model may err by up to a tenth more than it tells there, which looks like a
+    narrow law too. Those whose law is within half of its standard deviations count as right as
+    well: it can't be told from a bias of the model.
 
     Args:
         said: How a model says that each box is off, as shares of its sides and changes of log size.
@@ -89,7 +91,9 @@ def fit_law(
     told = stds.square().mean(dim=0).sqrt()
     near = bool((extents < _NEAR * told).all())
     alone = best.shares[:1] * 0 + 1, still[None], still[None]
-    right = float(posterior(*alone, said, stds, tails)[-1].mean())
+    right = max(
+        float(posterior(*alone, said, factor * stds, tails)[-1].mean()) for factor in _FACTORS
+    )
     ratio = (independent if near else len(said)) * (best.log_likelihood - right)
     numbers = (len(best.shares) - 1) * (1 + 2 * said.shape[1])
     chance = torch.special.gammaincc(*torch.tensor([numbers / 2, max(ratio, 0.0)]).double())

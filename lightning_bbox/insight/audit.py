@@ -131,7 +131,9 @@ def judge(
     names = names or [""] * len(annotated)
     law = learn_laws(said, annotated, limits, clusters, names)
     moved = law.move(said, names)
-    boxes = _clipped(places_of(moved, said, annotated, limits), sizes)
+    places = places_of(moved, said, annotated, limits)
+    stays = (places == annotated).all(dim=1, keepdim=True)
+    boxes = torch.where(stays, annotated, _clipped(places, sizes))
     apart = 1 - paired_iou(annotated, _clipped(decode_deltas(said.offsets, annotated), sizes))
     wrong = law.short_of(overlap, said, names).float()
     share = share_of_wrong(wrong, clusters)
@@ -147,13 +149,15 @@ def share_of_wrong(wrong: Float[Tensor, " n"], clusters: Int64[Tensor, " n"]) ->
 
     Each box's part in the share is its probability's distance from it, over how much of what is
     to be known of the boxes these probabilities tell: the less sure they are, the wider the
-    interval.
+    interval. Where none is wrong, three boxes still might be; probabilities that are all alike
+    tell nothing.
 
     Args:
         wrong: Probability that each box is wrong, by a law that was fitted to all of them.
         clusters: The group of each box.
 
     References:
+        Hanley and Lippman-Hand, If nothing goes wrong, is everything all right? (1983), for none.
         Louis, Finding the observed information matrix when using the EM algorithm (1982), for one
         parameter, the share; that of the law's other numbers is left out, and clusters are ours.
 
@@ -161,13 +165,17 @@ def share_of_wrong(wrong: Float[Tensor, " n"], clusters: Int64[Tensor, " n"]) ->
         >>> share_of_wrong(torch.tensor([0.0, 1.0]).repeat(50), torch.arange(100)).value
         0.5
     """
-    share = float(wrong.double().mean())
-    told = float((wrong.double() - share).square().mean()) / max(share * (1 - share), 1e-12)
-    if not 1e-6 < share < 1 - 1e-6 or told < 1e-6:
-        return Mean(share, share, share, len(torch.unique(clusters)))
+    share, count = float(wrong.double().mean()), len(torch.unique(clusters))
+    least = min(3 / len(wrong), 1.0)
+    if not 1e-6 < share < 1 - 1e-6:
+        return Mean(share, *((0.0, least) if share < 0.5 else (1 - least, 1.0)), count)
+    told = float((wrong.double() - share).square().mean()) / (share * (1 - share))
+    if told < 1e-6:
+        return Mean(share, 0.0, 1.0, count)
     values = share + (wrong.double() - share) / told
     mean = clustered_interval(values, clusters, positive=True)
-    return mean._replace(low=max(mean.low, 0.0), high=min(mean.high, 1.0))
+    high = min(max(mean.high, least), 1.0) if math.isfinite(mean.high) else mean.high
+    return mean._replace(low=max(mean.low, 0.0), high=high)
 
 
 def edge_errors(annotated: Boxes, boxes: Boxes) -> Float[Tensor, "n 4"]:

@@ -91,7 +91,7 @@ def write_audit(
         data: A data module that has read the boxes.
         folder: Where to.
         record: What `audit.json` holds beside the figures.
-        apply: Whether to write refined files.
+        apply: Whether to write refined files; where there are some, they are written anew.
         review: How many boxes `review.html` may have; 0 writes none.
 
     Raises:
@@ -120,12 +120,12 @@ def write_audit(
     told = f"{text}\n\neach box, the worst first   {folder / 'audit.csv'}\n"
     told += f"the worst                   {folder / 'audit.png'}\n"
     told += f"to decide on each           {_write_page(found, data, folder, boxes, review)}"
-    if apply:
+    if apply or (folder / "refined").exists():  # what an audit before has written is to agree
         moves = torch.zeros(len(boxes), dtype=torch.bool)
         moves[found.rough.chosen] = audit.wrong >= LIKELY
         moved = torch.where(moves[:, None], boxes, table.boxes)
         write_boxes(table, moved, folder / "refined")
-        count = int((moved != table.boxes).any(dim=1).sum())
+        count = int((as_written(table, moved) != table.boxes).any(dim=1).sum())
         told += f"\nannotations, {count} moved       {folder / 'refined'} (yours are untouched)"
     numbers = {"share": audit.share._asdict(), "boxes": len(order), "invalid": len(table.skipped)}
     numbers |= {"overlap": audit.overlap, "likely_wrong": int((audit.wrong >= LIKELY).sum())}

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from lightning_bbox.core.files import alone_in, encoded, make_folder, write_atom
 from lightning_bbox.core.messages import say
 from lightning_bbox.core.options import CommandParser
 from lightning_bbox.data.boxes import BoxDataModule
+from lightning_bbox.data.loader import Rows
 from lightning_bbox.data.module import CropDataModule
 from lightning_bbox.geometry.reliability import NORMAL, Reliability
 from lightning_bbox.geometry.weighing import Said
@@ -214,29 +216,45 @@ def _groups(table: BoxTable, pattern: str | None) -> tuple[str, ...]:
 
 
 def _record(folder: Path, table: BoxTable, folds: int) -> dict[str, object]:
-    """Note which annotations a folder's audit is of; refuse to go on with others.
+    """Note which annotations and pictures a folder's audit is of; refuse to go on with others.
 
     Raises:
         BadInput: Its folds were trained on others, or the note can't be read.
     """
-    hashed = hashlib.sha256()
-    for file in table.files:
-        hashed.update(encoded(file) + b"\0" + (table.root / file).read_bytes())
-    record: dict[str, object] = {"annotations": hashed.hexdigest(), "folds": folds}
+    record: dict[str, object] = {
+        "annotations": _hash_of(table.files, table.root),
+        "pictures": _hash_of(table.images, table.root),
+        "folds": folds,
+    }
     path = folder / RECORD
     if path.is_file():
         try:
             then = json.loads(path.read_bytes())
+            then = {"pictures": record["pictures"]} | then  # older ones don't say which
             same = {name: then[name] for name in record} == record
         except (ValueError, TypeError, KeyError) as error:
             problem, remedy = "isn't what an audit writes", "remove it, or choose another --name"
             raise BadInput.at(str(path), problem, remedy) from error
         if not same:
-            problem = "is of other annotations or folds than those at hand"
+            problem = "is of other annotations, pictures or folds than those at hand"
             raise BadInput.at(str(folder), problem, "choose another --name, or remove the folder")
+    elif any(folder.glob("fold*-seed*")):
+        problem = f"has models of an audit, but no {RECORD} that says of which annotations"
+        raise BadInput.at(str(folder), problem, "choose another --name, or remove the folder")
     else:
         write_atomically(path, json.dumps(record, indent=2).encode())
     return record
+
+
+def _hash_of(files: Sequence[str], root: Path) -> str:
+    """Return what tells files below a folder, by names and contents, from any others."""
+    hashed = hashlib.sha256()
+    for file in files:
+        hashed.update(encoded(file) + b"\0")
+        if (root / file).is_file():  # pictures may be missing
+            with (root / file).open("rb") as stream:
+                hashed.update(hashlib.file_digest(stream, "sha256").digest())
+    return hashed.hexdigest()
 
 
 @torch.no_grad()
@@ -267,7 +285,9 @@ def _said_by(model: OffsetModel, rows: Int64[Tensor, " n"], data: BoxDataModule)
     samples, found = data.samples("predict"), []
     for some in torch.split(rows, data.batch_size):
         batch = samples.take(some).to(model.device)
-        moved = model.refine(data.crops_of(batch), batch.proposals, batch.labels)
+        these = Rows("predict", 0, some.to(model.device), torch.ones_like(some, dtype=torch.bool))
+        cut = partial(data.crops_again, these)
+        moved = model.refine(data.crops_of(batch), batch.proposals, batch.labels, cut)
         found.append([part.cpu() for part in moved])
     boxes, stds = (torch.cat(column) for column in zip(*found, strict=True))
     at = data.rough.chosen[rows]

@@ -240,7 +240,9 @@ class PredictionFiles(pl.Callback):
             self.max_shift,
             least_side=1.0 if table.format.convention.inclusive else 0.0,
         )
-        for at in (found.boxes == old).all(dim=1).nonzero().flatten().tolist():
+        stays = (found.boxes == old).all(dim=1)
+        new = torch.where(stays[:, None], old, new)  # as it is, even where it overhangs its picture
+        for at in stays.nonzero().flatten().tolist():
             unmoved.setdefault(at, "is best left where it is")
         for at in (~found.seen).nonzero().flatten().tolist():
             unmoved[at] = "was left out by trainer.limit_predict_batches"

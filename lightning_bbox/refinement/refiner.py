@@ -106,7 +106,7 @@ class Refiner:
         isolated: bool = False,
     ) -> None:
         refuse_max_shift(max_shift)
-        if isinstance(law, str) and law not in ("own", "trained"):
+        if law not in ("own", "trained") and not isinstance(law, DisplacementLaw):
             msg = f"law is {law!r}; give own, trained, or a DisplacementLaw, such as one loaded"
             raise BadInput(msg)
         own: DisplacementLaw | None = None

@@ -360,3 +360,20 @@ def test_a_table_that_was_pickled_is_written_as_the_one_that_was_read(write_set,
     ):
         assert first.read_bytes() == second.read_bytes()
     assert len(table.boxes) > 1
+
+
+def test_whole_numbers_of_centres_are_rounded_as_the_file_has_them(tmp_path):
+    """A box of odd width about a whole centre ends between two pixels."""
+    lines = "image,x_center,y_center,width,height,label\n"
+    rows = ["a.png,30,20,15,15,cell", "a.png,31,20,15,17,cell"]
+    write(tmp_path, ONE | {"boxes.csv": lines + "\n".join(rows) + "\n"})
+    table = read_annotations(tmp_path)
+    assert torch.equal(as_written(table, table.boxes + 0.1), table.boxes)
+    (path,) = write_boxes(table, table.boxes + 0.1, tmp_path / "out")
+    assert path.read_bytes() == (tmp_path / "boxes.csv").read_bytes()
+    moved = table.boxes + torch.tensor([0.8, 0.0, 1.6, 0.0])
+    (path,) = write_boxes(table, moved, tmp_path / "out")
+    again = lines + "a.png,31,20,16,15,cell\na.png,32,20,16,17,cell\n"
+    assert path.read_text() == again
+    write(tmp_path / "again", ONE | {"boxes.csv": again})
+    assert torch.equal(as_written(table, moved), read_annotations(tmp_path / "again").boxes)

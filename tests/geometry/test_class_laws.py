@@ -122,3 +122,20 @@ def test_of_more_boxes_than_needed_a_sample_tells_the_laws(monkeypatch):
     assert set(laws.by_class) == set(means)
     part = said.take(some)
     assert laws.every == fit_law(part.offsets, part.stds, len(set(clusters[some].tolist())))
+
+
+@pytest.mark.parametrize("few", [8, 20, 49])
+def test_a_few_right_boxes_of_a_class_stay_beside_many_that_are_off(few):
+    random = np.random.default_rng(few)
+    off = torch.zeros(600, 4)
+    off[few:, 0] = 0.1
+    noise = torch.from_numpy(random.normal(scale=NOISE, size=(600, 4))).float()
+    said = Said(off + noise, torch.full((600, 4), NOISE), ((1.0, 1.0),))
+    names = ["dust"] * few + ["cell"] * (600 - few)
+    laws = learned(names, torch.arange(600) // 5, said)
+    moved = laws.move(said, names).offsets
+    assert float((moved[:few] == 0).all(dim=1).double().mean()) > 0.9
+    assert moved[few:, 0].mean() == pytest.approx(0.1, abs=0.01)
+    assert set(laws.by_class) == {"dust", "cell"}
+    alike = said._replace(offsets=torch.tensor([0.1, 0, 0, 0]) + noise)
+    assert learned(names, torch.arange(600) // 5, alike).by_class == {}

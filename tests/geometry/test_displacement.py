@@ -249,7 +249,7 @@ def test_under_the_usual_law_boxes_that_are_right_stay_and_far_ones_move():
 
 
 def test_errors_that_go_together_in_a_picture_are_no_law_of_the_boxes():
-    shared = normal(60, [0.0] * 4, 0.4 * STD).repeat_interleave(10, dim=0)
+    shared = normal(60, [0.0] * 4, 0.7 * STD).repeat_interleave(10, dim=0)
     said, stds = said_of(shared)  # of boxes that are all right
     law = fit_law(said, stds, num_pictures=60)
     assert law.right == 1.0 > fit_law(said, stds).right
@@ -299,3 +299,19 @@ def test_the_probability_of_a_small_overlap_is_that_of_simulated_truths(num_targ
         shares = [float(each[these].double().mean()) for each in (short, chance)]
         assert these.sum() > 200
         assert shares[0] == pytest.approx(shares[1], abs=0.04), low
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1, 1.2])
+def test_right_boxes_stay_where_a_model_errs_more_than_it_tells(factor):
+    """Errors that are larger than told look like a narrow law of the boxes."""
+    said, stds = said_of(torch.zeros(1000, 4))
+    law = fit_law(factor * said, stds, num_pictures=200)
+    assert law.right == 1.0
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "1e200", "-101"])
+def test_a_law_of_absurd_numbers_is_refused(tmp_path, number):
+    path = tmp_path / "law.json"
+    path.write_text(f'{{"right": 0, "shares": [1], "means": [[{number}, 0]], "stds": [[1, 1]]}}')
+    with pytest.raises(BadInput):
+        DisplacementLaw.load(path)

@@ -55,7 +55,14 @@ def test_the_interval_of_probabilities_that_are_sure_is_that_of_a_share():
 
 
 def test_boxes_that_are_all_right_have_a_share_of_none():
-    assert share_of_wrong(torch.zeros(50), torch.arange(50))[:3] == (0.0, 0.0, 0.0)
+    """Of as many where three in a hundred are wrong, none is seen one time in twenty."""
+    assert share_of_wrong(torch.zeros(100), torch.arange(100))[:3] == (0.0, 0.0, 0.03)
+    assert share_of_wrong(torch.ones(100), torch.arange(100))[:3] == (1.0, 0.97, 1.0)
+
+
+def test_probabilities_that_are_all_alike_tell_no_share():
+    mean = share_of_wrong(torch.full((100,), 0.4), torch.arange(100))
+    assert mean[:3] == (pytest.approx(0.4), 0.0, 1.0)
 
 
 def boxes_and_truth():

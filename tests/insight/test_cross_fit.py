@@ -127,8 +127,38 @@ def test_folds_that_are_there_are_kept_and_others_do_not_mix_with_them(root, aud
     path = changed / "boxes.csv"
     path.write_text(path.read_text().replace("10,5,34,30", "11,5,34,30"))
     assert main(command(changed)) == 2
-    assert "is of other annotations or folds than those at hand" in capsys.readouterr().err
+    other = "is of other annotations, pictures or folds than those at hand"
+    assert other in capsys.readouterr().err
+    path.write_bytes((root / "boxes.csv").read_bytes())
+    with Image.open(changed / "p3.png") as picture:
+        picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(changed / "p3.png")
+    assert main(command(changed)) == 2
+    assert other in capsys.readouterr().err
     assert files_of(audited) == before
+
+
+@pytest.mark.slow
+def test_what_an_audit_left_before_agrees_with_the_one_that_follows(root, audited):
+    folder = root.parent / "again"
+    shutil.copytree(audited, folder)
+    refined, page = folder / "refined" / "boxes.csv", folder / "review.html"
+    refined.write_text("of an audit before")
+    assert main(command(root, "--overlap=0.8", "--review=0", name="again")) == 0
+    assert refined.read_bytes() == (audited / "refined" / "boxes.csv").read_bytes()
+    assert not page.exists()
+    (folder / "audit.json").unlink()
+    for name in ("audit.csv", "audit.md", "audit.png", "law.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "refined")
+    assert main(command(root, name="again")) == 2
+
+
+@pytest.mark.slow
+def test_folds_that_look_twice_judge_by_both_looks(root):
+    twice = ["--data.crop.context=2", "--second.context=1.2"]
+    assert main(command(root, *twice, name="twice")) == 0
+    judged = [row for row in rows_of(root.parent / "twice") if row["fold"]]
+    assert len(judged) == PICTURES * EACH
 
 
 def test_far_errors_of_a_model_are_those_of_the_annotations_it_was_measured_on():

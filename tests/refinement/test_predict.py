@@ -253,6 +253,11 @@ def test_boxes_move_by_a_law_at_hand_or_by_that_of_the_training(run, many, capfd
     refined = (still / "refined" / "boxes.csv").read_bytes()
     assert refined == (many / "boxes.csv").read_bytes()
 
+    path = many / "boxes.csv"
+    path.write_text(path.read_text() + "p0.png,-6,10,30,40,cell\n")  # partly outside
+    overhung = predict(run, many, "overhung", f"--law={many.parent / 'right.json'}")
+    assert (overhung / "refined" / "boxes.csv").read_bytes() == path.read_bytes()
+
     assert main(command(run, many, "wrong", f"--law={many / 'boxes.csv'}")) == 2
     assert "boxes.csv: holds no displacement law" in capfd.readouterr().err
     DisplacementLaw(1.0, (0.0,), ((0.0,) * 2,), ((0.1,) * 2,)).save(many.parent / "two.json")

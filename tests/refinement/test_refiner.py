@@ -23,6 +23,7 @@ from lightning_bbox import (
     refine,
 )
 from lightning_bbox.geometry.boxes import box_centers, mirror_boxes
+from lightning_bbox.geometry.class_laws import ClassLaws
 from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.geometry.weighing import move_under
 from lightning_bbox.pictures import packing
@@ -308,6 +309,8 @@ def test_boxes_move_by_the_models_own_law_unless_another_is_asked_for():
     assert torch.equal(named.boxes, own.boxes)
     with pytest.raises(BadInput, match="law is 'auto'; give own, trained"):
         Refiner(model, law="auto")
+    with pytest.raises(BadInput, match="give own, trained"):
+        Refiner(model, law=ClassLaws(model.law))
 
 
 def test_a_box_does_not_depend_on_its_neighbours():

@@ -105,6 +105,7 @@ def write_review(folder: Path, data: BoxDataModule, moved: Moved, most: int = MO
     """
     assert data.rough is not None
     if not most:
+        (folder / PAGE).unlink(missing_ok=True)  # one of before says something else
         return "no page, as --review 0 asks for none"
     table = data.rough.table
     shown = moved.order[:most]
