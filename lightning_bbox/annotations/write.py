@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from lightning_bbox.annotations.formats.format import CORNERS, Along, Span, Spots
@@ -87,14 +87,27 @@ def as_written(table: BoxTable, boxes: Boxes, decimals: Decimals = "auto") -> Bo
     Raises:
         BadInput: If so many decimals can't be written.
     """
+    return written_or_flat(table, boxes, decimals)[0]
+
+
+def written_or_flat(
+    table: BoxTable, boxes: Boxes, decimals: Decimals = "auto"
+) -> tuple[Boxes, Bool[Tensor, " n"]]:
+    """Return what `as_written` does, and which boxes stay as they would round to nothing.
+
+    Args:
+        table: What was read.
+        boxes: The new box of each of the table's boxes, `xyxy` in pixels.
+        decimals: How many decimals of a pixel to write.
+    """
     places = decimals_of(table, decimals)
     new, old = (
         _rounded(table, found.double(), table.image_index, places) for found in (boxes, table.boxes)
     )
     least = 1.0 if table.format.convention.inclusive else 0.0
-    stays = (new == old).all(dim=1) | (box_sizes(new) <= least).any(dim=1)
-    stays |= (boxes == table.boxes).all(dim=1)
-    return torch.where(stays[:, None], table.boxes, new.float())
+    flat = (box_sizes(new) <= least).any(dim=1)
+    stays = (new == old).all(dim=1) | flat | (boxes == table.boxes).all(dim=1)
+    return torch.where(stays[:, None], table.boxes, new.float()), flat
 
 
 def decimals_of(table: BoxTable, decimals: Decimals) -> Int64[Tensor, "boxes"]:

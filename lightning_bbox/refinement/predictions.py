@@ -18,9 +18,9 @@ from lightning_bbox.annotations.validity import LEFT_OUT
 from lightning_bbox.annotations.write import (
     DECIMALS,
     Decimals,
-    as_written,
     refuse_decimals,
     write_boxes,
+    written_or_flat,
 )
 from lightning_bbox.core.errors import BadInput
 from lightning_bbox.core.files import (
@@ -255,11 +255,12 @@ class PredictionFiles(pl.Callback):
 
     def _rounded(self, rough: RoughBoxes, boxes: Boxes, reasons: list[str]) -> Boxes:
         """Return the boxes as they will be written, and give those a reason that so stay."""
-        written = as_written(rough.table, boxes, self.decimals)
+        written, flat = written_or_flat(rough.table, boxes, self.decimals)
         stay = (boxes != rough.table.boxes) & (written == rough.table.boxes).all(dim=1)[:, None]
         for at in stay.any(dim=1).nonzero().flatten().tolist():
             whole = " to whole pixels" if rough.table.entries[at][0] in rough.table.whole else ""
-            reasons[at] = f"is where it was once rounded{whole} (--decimals)"
+            so = "would have no area" if flat[at] else "is where it was"
+            reasons[at] = f"{so} once rounded{whole} (--decimals)"
         return written
 
     def _overwrite(self, rough: RoughBoxes, refined: list[Path]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_bbox.annotations.formats.yolo import YOLO
 from lightning_bbox.annotations.read import read_annotations
-from lightning_bbox.annotations.write import as_written, write_boxes
+from lightning_bbox.annotations.write import as_written, write_boxes, written_or_flat
 from lightning_bbox.core.errors import BadInput
 from tests.annotation_drafts import DRAFTS, good_boxes, is_good
 from tests.annotation_files import (
@@ -148,6 +148,10 @@ def test_files_of_whole_numbers_get_whole_numbers(tmp_path):
         "a.png,4.4, 4.7,9.2,9.1",
         "a.png,7.4,7,7.6,9",
     ]
+    nothing = torch.tensor([[0.0, 0, 0, 0], [0, 0, -4.7, 0], [0, 0, 0, 0]])
+    written, flat = written_or_flat(table, table.boxes + nothing)
+    assert torch.equal(written, table.boxes)
+    assert flat.tolist() == [False, True, False]
     with pytest.raises(BadInput, match="decimals is 9; expected auto, or 0 to 6"):
         write_boxes(table, moved, tmp_path / "out", decimals=9)
 
