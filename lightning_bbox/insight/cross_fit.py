@@ -253,7 +253,8 @@ def _hash_of(files: Sequence[str], root: Path) -> str:
         hashed.update(encoded(file) + b"\0")
         if (root / file).is_file():  # pictures may be missing
             with (root / file).open("rb") as stream:
-                hashed.update(hashlib.file_digest(stream, "sha256").digest())
+                for part in iter(partial(stream.read, 1 << 20), b""):
+                    hashed.update(part)
     return hashed.hexdigest()
 
 
