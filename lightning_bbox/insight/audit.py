@@ -55,9 +55,13 @@ class Audit(NamedTuple):
     overlap: float = OVERLAP
 
     def worst_first(self) -> list[int]:
-        """Return the boxes in the order of how probably they are wrong times how far apart."""
-        worst = (self.wrong * self.apart).argsort(descending=True, stable=True)
-        order: list[int] = worst.tolist()
+        """Return the boxes in the order of how probably they are wrong times how far apart.
+
+        Where none of some is likelier wrong than others, the farthest apart come first.
+        """
+        apart = self.apart.argsort(descending=True, stable=True)
+        worst = (self.wrong * self.apart)[apart].argsort(descending=True, stable=True)
+        order: list[int] = apart[worst].tolist()
         return order
 
 

@@ -27,6 +27,7 @@ RECORD = "audit.json"
 """What says that a folder holds an audit, and of which annotations; it is written first."""
 
 _WRITTEN = ("audit.csv", "audit.md", "audit.png", "law.json", "refined", "review.html")
+_STAYS = "best left where it is"
 _MOST_DRAWN = 48
 _MOST_TOLD = 20
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -126,7 +127,10 @@ def write_audit(
         moved = torch.where(moves[:, None], boxes, table.boxes)
         write_boxes(table, moved, folder / "refined")
         count = int((as_written(table, moved) != table.boxes).any(dim=1).sum())
-        told += f"\nannotations, {count} moved       {folder / 'refined'} (yours are untouched)"
+        kept = int(moves.sum()) - count
+        left = f"; {kept} of those likelier wrong are best left where they are" if kept else ""
+        label = f"annotations, {count} moved"
+        told += f"\n{label:<27} {folder / 'refined'} (yours are untouched{left})"
     numbers = {"share": audit.share._asdict(), "boxes": len(order), "invalid": len(table.skipped)}
     numbers |= {"overlap": audit.overlap, "likely_wrong": int((audit.wrong >= LIKELY).sum())}
     write_atomically(folder / RECORD, json.dumps(record | numbers, indent=2).encode())
@@ -170,7 +174,7 @@ def audit_rows(found: Audited) -> list[list[str]]:
     for at in audit.worst_first():
         figures = [float(each[at]) for each in (audit.wrong, audit.apart, audit.gain, off)]
         cells = [*map(short_number, [*audit.boxes[at].tolist(), *figures]), str(found.folds[at])]
-        rows.append([*of_table(chosen[at]), *cells, reasons[at]])
+        rows.append([*of_table(chosen[at]), *cells, reasons[at] or _STAYS])
     for at, reason in enumerate(found.rough.reasons):
         if reason:
             rows.append([*of_table(at), *blank, *blank, "", f"not judged: {reason}"])

@@ -146,8 +146,11 @@ class PredictionFiles(pl.Callback):
         if self.overwrite:
             self._overwrite(rough, refined)
         moved = shifts_px(boxes, table.boxes, data.geometry)
-        largest = moved.norm(dim=1).argsort(descending=True, stable=True)
-        drawn = [at for at in largest[:_MOST_DRAWN].tolist() if bool(moved[at].any())]
+        edges = ((boxes - table.boxes).abs() / data.geometry.px(table.boxes).repeat(1, 2)).amax(
+            dim=1
+        )
+        largest = edges.argsort(descending=True, stable=True)
+        drawn = [at for at in largest[:_MOST_DRAWN].tolist() if edges[at] > 0]
         save_picture(self.folder / "changes.png", draw_changes(data, boxes, drawn))
         weighed = torch.full((len(boxes), 2), math.nan)
         weighed[rough.chosen] = gains
@@ -158,7 +161,10 @@ class PredictionFiles(pl.Callback):
         reviewed = write_review(self.folder, data, to_review, self.review)
         rows = change_rows(rough, boxes, stds, data.geometry, reasons, weighed, beyond)
         write_atomically(self.folder / "changes.csv", encoded(rows))
-        notes = "\n".join([*data.source.notes, sentence, *_far_off(beyond, bool(stay.any()))])
+        told = [sentence, *_far_off(beyond, bool(stay.any()))]
+        if data.num_targets == 2:
+            told.append("this model moves centres: sizes stay as they are (data.num_targets 4)")
+        notes = "\n".join([*data.source.notes, *told])
         self._say(notes, moved, changed, len(unchanged), reviewed, data.geometry)
 
     def _beyond(self, rough: RoughBoxes, model: OffsetModel) -> Bool[Tensor, " n"]:

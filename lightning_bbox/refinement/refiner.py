@@ -42,7 +42,7 @@ class Refinement(NamedTuple):
         stds: How far off the model deems them, x and y in px (and log sizes), by a factor that
             fits its errors in validation, and by the law where there is one; NaN where its head
             can't tell, and for boxes beyond the trained range.
-        unmoved: Why a box stays where it was, by its index.
+        unmoved: Why a box can't be refined, by its index; others may stay as that is best.
         gains: Rise of the expected IoU with the truth, NaN where there is no law or no box.
         beyond: Which boxes lie farther off than those of the training, as far as the model tells:
             they may end anywhere between. Of boxes that don't, some 1 % are counted as such.

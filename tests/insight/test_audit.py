@@ -7,6 +7,7 @@ from lightning_bbox import BadInput, CropGeometry, fit_law
 from lightning_bbox.geometry.boxes import box_sizes, paired_iou
 from lightning_bbox.geometry.reliability import Reliability
 from lightning_bbox.insight.audit import (
+    Audit,
     judge,
     pooled,
     reasons_of,
@@ -163,3 +164,10 @@ def test_how_a_model_errs_is_taken_off_before_boxes_are_judged():
     assert audit.share.low < 1 / 12 < audit.share.high
     first = audit.worst_first()[: int(wrong.sum())]
     assert wrong[order][first].double().mean() > 0.9
+
+
+def test_where_no_box_is_wrong_the_farthest_apart_come_first():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]]).repeat(4, 1)
+    apart, wrong = torch.tensor([0.1, 0.3, 0.2, 0.05]), torch.tensor([0.0, 0.0, 0.0, 0.5])
+    found = Audit(None, boxes, wrong, apart, wrong, share_of_wrong(wrong, torch.arange(4)))
+    assert found.worst_first() == [3, 1, 2, 0]

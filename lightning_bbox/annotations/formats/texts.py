@@ -5,6 +5,7 @@ A file is named relative to the root of its data set.
 
 import re
 import reprlib
+import shlex
 from pathlib import Path
 
 from lightning_bbox.core.errors import BadInput
@@ -32,11 +33,15 @@ def argument(name: str, value: object = None) -> str:
         >>> argument("images"), argument("allow_outside", True)
         ('images= (--data.reading.images)',
          'allow_outside=True (--data.reading.allow_outside=true)')
+        >>> print(argument("group_pattern", "^(a b)"))
+        group_pattern='^(a b)' (--data.splits.group_pattern='^(a b)')
     """
     option = _OPTIONS.get(name, f"--data.reading.{name}")
     if value is None:
         return f"{name}= ({option})"
     plain = "true" if value is True else re.sub("[' ]", "", str(value))
+    if isinstance(value, str):
+        plain = shlex.quote(value)  # to paste into a shell
     return f"{name}={value!r} ({option}={plain})"
 
 
