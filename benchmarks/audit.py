@@ -5,8 +5,8 @@
 
 FOLDER holds `bccd` and `rbc`; scenes are drawn, with exact boxes. In a copy of the annotations a
 share of the boxes gets sides that are off by 15 to 30 % of the box's own, outwards or inwards by
-chance. Then `audit` runs: as quickly as it makes sense, or, by the second command, as it does
-where nobody says otherwise, twenty times as long. Precision at k is the share of planted boxes
+chance. Then `audit` runs: as quickly as it makes sense, or, by the second command, as it does by
+itself, with more folds, a larger net and more epochs. Precision at k is the share of planted boxes
 among the first k of its table, where k is how many were planted: real errors of the annotations
 count as false alarms. Folds that are there already are not trained again. The figures go to
 `benchmarks/results/audit.json` and, as a table, to stdout and `audit.md`; those of other data sets,

@@ -62,7 +62,7 @@ def clip(
         The boxes, the `Reason` of each, and how far its farthest edge would have moved, in px.
     """
     clipped = torch.minimum(boxes.clamp(min=0), limits.repeat(1, 2))
-    far = ((boxes - rough).abs() / px.repeat(1, 2)).amax(dim=1)
+    far = farthest_px(boxes, rough, px)
     finite, flat = boxes.isfinite().all(dim=1), (box_sizes(clipped) <= least_side).any(dim=1)
     reasons = torch.where(flat, Reason.NO_AREA, Reason.MOVED)
     if max_shift is not None:
@@ -128,6 +128,22 @@ _WORDS = {
     Reason.MODEL_NOT_FINITE: "the model's box is not finite",
     Reason.NO_AREA: "would have no area inside the picture",
 }
+
+
+def farthest_px(boxes: Boxes, rough: Boxes, px: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+    """Return how far the edge of each box moved that moved farthest, in px.
+
+    Args:
+        boxes: Where the boxes are, `xyxy` in picture pixels.
+        rough: Where they were.
+        px: The size of a px of each.
+
+    Examples:
+        >>> rough = torch.tensor([[0.0, 0.0, 30.0, 30.0]])
+        >>> farthest_px(torch.tensor([[0.0, 3.0, 28.0, 30.0]]), rough, torch.tensor([[1.0, 2.0]]))
+        tensor([2.])
+    """
+    return ((boxes - rough).abs() / px.repeat(1, 2)).amax(dim=1)
 
 
 def shifts_px(boxes: Boxes, rough: Boxes, geometry: CropGeometry) -> Float[Tensor, "n 2"]:

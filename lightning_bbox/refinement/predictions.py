@@ -47,6 +47,7 @@ from lightning_bbox.geometry.weighing import (
 from lightning_bbox.models.base import OffsetModel
 from lightning_bbox.refinement.outcomes import (
     clip_or_restore,
+    farthest_px,
     refuse_max_shift,
     shifts_px,
 )
@@ -146,9 +147,7 @@ class PredictionFiles(pl.Callback):
         if self.overwrite:
             self._overwrite(rough, refined)
         moved = shifts_px(boxes, table.boxes, data.geometry)
-        edges = ((boxes - table.boxes).abs() / data.geometry.px(table.boxes).repeat(1, 2)).amax(
-            dim=1
-        )
+        edges = farthest_px(boxes, table.boxes, data.geometry.px(table.boxes))
         largest = edges.argsort(descending=True, stable=True)
         drawn = [at for at in largest[:_MOST_DRAWN].tolist() if edges[at] > 0]
         save_picture(self.folder / "changes.png", draw_changes(data, boxes, drawn))
